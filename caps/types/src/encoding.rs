@@ -1,0 +1,86 @@
+//! Reading and writing fixed little-endian fields. A reader never goes past its input, and what
+//! it accepts has one encoding only.
+
+use distos_abi::{Authority, ByteRange, Caveats, Fault, Rights};
+
+/// Takes fields off the front of a byte string.
+pub(crate) struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Reader { rest: bytes }
+    }
+
+    /// The next `len` bytes; `what` names the field in the fault.
+    pub(crate) fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8], Fault> {
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or_else(|| Fault::malformed(format!("the chain ends within {what}")))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Fault> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, what)?);
+        Ok(array)
+    }
+
+    pub(crate) fn u8(&mut self, what: &str) -> Result<u8, Fault> {
+        self.array(what).map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self, what: &str) -> Result<u16, Fault> {
+        self.array(what).map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self, what: &str) -> Result<u32, Fault> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self, what: &str) -> Result<u64, Fault> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    /// Rights and caveats, 48 bytes. A byte range that ends before it starts is refused.
+    pub(crate) fn authority(&mut self) -> Result<Authority, Fault> {
+        let what = "an authority";
+        let rights = Rights(self.u64(what)?);
+        let expires_ms = self.u64(what)?;
+        let range = ByteRange { start: self.u64(what)?, end: self.u64(what)? };
+        if range.end < range.start {
+            return Err(Fault::malformed("a byte range ends before it starts"));
+        }
+        let caveats = Caveats {
+            expires_ms,
+            range,
+            quota_bytes: self.u64(what)?,
+            quota_tasks: self.u32(what)?,
+            rate_per_s: self.u32(what)?,
+        };
+        Ok(Authority { rights, caveats })
+    }
+
+    /// Refuses anything left over.
+    pub(crate) fn end(self) -> Result<(), Fault> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(Fault::malformed(format!("{} bytes follow the end of the chain", self.rest.len())))
+    }
+}
+
+/// Appends what [`Reader::authority`] reads.
+pub(crate) fn put_authority(out: &mut Vec<u8>, authority: Authority) {
+    let Authority { rights, caveats } = authority;
+    out.extend(rights.0.to_le_bytes());
+    out.extend(caveats.expires_ms.to_le_bytes());
+    out.extend(caveats.range.start.to_le_bytes());
+    out.extend(caveats.range.end.to_le_bytes());
+    out.extend(caveats.quota_bytes.to_le_bytes());
+    out.extend(caveats.quota_tasks.to_le_bytes());
+    out.extend(caveats.rate_per_s.to_le_bytes());
+}

@@ -1,0 +1,48 @@
+//! The kinds of object that DistOS serves. The kernel treats a kind as an opaque number; this is
+//! the list that services, images and clients share.
+
+use distos_abi::Kind;
+
+/// A tenant's place to make regions (root object of the memory service).
+pub const REGIONS: Kind = Kind(1);
+/// One region.
+pub const REGION: Kind = Kind(2);
+/// A tenant's place to run programs (root object of the scheduler).
+pub const QUEUE: Kind = Kind(3);
+/// One job.
+pub const JOB: Kind = Kind(4);
+/// A tenant's executor (root object of an executor).
+pub const EXECUTOR: Kind = Kind(5);
+/// Evidence about the node (root object of the attestation service).
+pub const ATTESTATION: Kind = Kind(6);
+/// The audit log (root object of the audit service).
+pub const LOG: Kind = Kind(7);
+/// The node's GPUs (root object of the GPU service).
+pub const GPUS: Kind = Kind(8);
+/// A lease on one GPU.
+pub const LEASE: Kind = Kind(9);
+/// The node itself (root object of the node service).
+pub const NODE: Kind = Kind(10);
+
+const NAMES: [(Kind, &str); 10] = [
+    (REGIONS, "regions"),
+    (REGION, "region"),
+    (QUEUE, "queue"),
+    (JOB, "job"),
+    (EXECUTOR, "executor"),
+    (ATTESTATION, "attestation"),
+    (LOG, "log"),
+    (GPUS, "gpus"),
+    (LEASE, "lease"),
+    (NODE, "node"),
+];
+
+/// The kind's name in images, capability files and `describe`; `unknown` if it has none.
+pub fn name(kind: Kind) -> &'static str {
+    NAMES.iter().find(|(k, _)| *k == kind).map_or("unknown", |(_, name)| name)
+}
+
+/// The kind that has this name.
+pub fn parse(name: &str) -> Option<Kind> {
+    NAMES.iter().find(|(_, n)| *n == name).map(|(kind, _)| *kind)
+}

@@ -1,0 +1,21 @@
+//! Capabilities at rest: keys, certificate chains, capability files.
+//!
+//! A sturdy capability is a chain of certificates. The first is signed by a node's kernel, each
+//! further one by the holder of the one before, so that attenuating and delegating need no
+//! network. A chain proves who granted what to whom; to use it, its last holder also proves
+//! possession of its key (C4), by signing [`restore_message`].
+//!
+//! There is no I/O here, no clock and no source of randomness: bytes and time come in as arguments.
+//! Whether a link was revoked is not known here either, but to the kernel that redeems it.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod capfile;
+mod chain;
+mod encoding;
+mod key;
+pub mod kind;
+
+pub use capfile::{CapEntry, CapFile};
+pub use chain::{Chain, LinkFacts, Root};
+pub use key::{HolderSecret, key_file_text, parse_key_file, restore_message, verify_signature};
