@@ -1,0 +1,137 @@
+//! Shared memory: the only `unsafe` code of this crate. It maps a memfd and hands out its words
+//! as atomics, bounds-checked; what the words mean is decided elsewhere.
+//!
+//! Another process may write the same memory at any moment, so no plain reference into a mapping
+//! ever exists: each access is an atomic one of a whole aligned word.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Bytes in the unit of access.
+pub(crate) const WORD: usize = size_of::<u64>();
+
+/// One mapping, unmapped when dropped.
+struct Mapping {
+    base: NonNull<u64>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread, and it is only ever reached through
+// atomic accesses, so it may be moved to another thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above: each access through a shared reference is atomic.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Mapping> {
+        // SAFETY: the address is chosen by the operating system, so no memory in use is replaced.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
+        let base = NonNull::new(base.cast::<u64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Mapping { base, len })
+    }
+
+    /// The word at `offset` bytes, which is a multiple of [`WORD`] within the mapping.
+    fn word(&self, offset: usize) -> NonNull<u64> {
+        assert!(
+            offset.is_multiple_of(WORD) && offset < self.len && self.len - offset >= WORD,
+            "word {offset} is not in a mapping of {} bytes",
+            self.len
+        );
+        // SAFETY: the assertion keeps the word within the mapping, which is one allocation that
+        // lives as long as `self`.
+        unsafe { self.base.add(offset / WORD) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are what mmap returned and got, and every reference into the
+        // mapping borrows from `self`, which ends here. Failure would leave it mapped: harmless.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
+    }
+}
+
+/// Memory that this process may only read, and that others may be writing.
+pub(crate) struct ReadMapping(Mapping);
+
+impl ReadMapping {
+    /// Maps the first `len` bytes of a file that is sealed against shrinking.
+    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<ReadMapping> {
+        Mapping::new(fd, len, ProtFlags::READ).map(ReadMapping)
+    }
+
+    /// The word at `offset` bytes, without ordering. Panics if it is outside the mapping.
+    pub(crate) fn load_relaxed(&self, offset: usize) -> u64 {
+        // SAFETY: the word is mapped, aligned and only ever accessed atomically. A relaxed load of
+        // at most 8 bytes is what std::sync::atomic documents as sound on read-only memory.
+        unsafe { AtomicU64::from_ptr(self.0.word(offset).as_ptr()) }.load(Ordering::Relaxed)
+    }
+
+    /// The word at `offset` bytes; what was written before a release store of it is seen by
+    /// whatever follows. A fence does the ordering because only relaxed loads are sound on
+    /// read-only memory. Panics if the word is outside the mapping.
+    pub(crate) fn load_acquire(&self, offset: usize) -> u64 {
+        let word = self.load_relaxed(offset);
+        fence(Ordering::Acquire);
+        word
+    }
+}
+
+/// Memory that this process may read and write, and that others may be reading or writing.
+pub(crate) struct WriteMapping(Mapping);
+
+impl WriteMapping {
+    /// Maps the first `len` bytes of a file.
+    pub(crate) fn new(fd: BorrowedFd<'_>, len: usize) -> io::Result<WriteMapping> {
+        Mapping::new(fd, len, ProtFlags::READ | ProtFlags::WRITE).map(WriteMapping)
+    }
+
+    /// The word at `offset` bytes. Panics if it is outside the mapping.
+    pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: the word is mapped for writing, aligned, only ever accessed atomically, and
+        // stays mapped as long as the returned reference borrows `self`.
+        unsafe { AtomicU64::from_ptr(self.0.word(offset).as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::io::Errno;
+    use rustix::mm::MprotectFlags;
+
+    use super::*;
+    use crate::Table;
+
+    #[test]
+    fn a_vat_cannot_turn_its_reading_mapping_into_a_writing_one() {
+        let (_table, fd) = Table::create(8).unwrap();
+        let mapping = ReadMapping::new(fd.as_fd(), 4096).unwrap();
+        // SAFETY: changes the protection of a mapping that is only accessed atomically; more
+        // access than the mapping's type uses does no harm.
+        let changed = unsafe {
+            let base = mapping.0.base.as_ptr().cast::<c_void>();
+            rustix::mm::mprotect(base, 4096, MprotectFlags::READ | MprotectFlags::WRITE)
+        };
+        assert_eq!(changed, Err(Errno::ACCESS));
+    }
+
+    #[test]
+    fn a_word_outside_the_mapping_is_never_accessed() {
+        let (_table, fd) = Table::create(8).unwrap();
+        let mapping = ReadMapping::new(fd.as_fd(), 4096).unwrap();
+        assert_eq!(mapping.load_acquire(4088), 0);
+        for offset in [4089, 4096, 3, usize::MAX - 7] {
+            let load = std::panic::AssertUnwindSafe(|| mapping.load_relaxed(offset));
+            assert!(std::panic::catch_unwind(load).is_err(), "{offset}");
+        }
+    }
+}
