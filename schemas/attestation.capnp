@@ -1,0 +1,26 @@
+@0xd5c1a7e0b3f24606;
+# Evidence about this node, served by the attestation service.
+
+using Cap = import "capability.capnp";
+
+struct Verdict {
+  freshUntilMs @0 :UInt64;   # Unix milliseconds; 0 if there is no good evidence.
+  good         @1 :Bool;     # Integrity: the last evidence matched. Told apart from freshness (A2).
+  reason       @2 :Text;     # Why not good, or empty.
+  tpm          @3 :Text;     # "hardware TPM /dev/tpmrm0" or "software TPM (swtpm): proves the protocol, not the machine".
+  hardware     @4 :Bool;
+  takenMs      @5 :UInt64;   # When the last good quote was taken.
+  pcrDigest    @6 :Data;     # SHA-256 over the selected PCRs.
+  pcrs         @7 :List(UInt8);
+  resetCount   @8 :UInt32;
+  restartCount @9 :UInt32;
+  quoteMicros  @10 :UInt64;  # How long the TPM took.
+  akName       @11 :Data;    # The enrolled attestation key's TPM name.
+}
+
+interface Attestation extends(Cap.Capability) {
+  status @0 () -> (verdict :Verdict);
+  # Needs "read".
+  attest @1 () -> (verdict :Verdict);
+  # Needs "attest". Takes and appraises a new quote now. Fails: "unavailable" (no TPM answers).
+}

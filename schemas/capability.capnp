@@ -1,0 +1,90 @@
+@0xd5c1a7e0b3f24601;
+# The base of every interface that DistOS serves, and the door of every vat.
+#
+# Authority: a reference to a Capability is itself the authority; nothing else is checked against
+# the caller. Revocation: every method of every interface that extends Capability fails with the
+# fault "revoked" from the moment at which `revoke` of the capability or of any ancestor returned.
+# Failure: exceptions whose reason is a fault line, `distos:NAME;key=value: text`
+# (docs/faults.md lists the names, their fields and exit codes).
+
+struct Caveats {
+  # Conditions. The all-ones default of each means "no condition".
+  expiresMs  @0 :UInt64 = 0xffffffffffffffff;  # Unix milliseconds at which the capability ends.
+  rangeStart @1 :UInt64 = 0;                   # First byte of the object that it reaches.
+  rangeEnd   @2 :UInt64 = 0xffffffffffffffff;  # One past the last byte.
+  quotaBytes @3 :UInt64 = 0xffffffffffffffff;  # Bytes held through it and its descendants together.
+  quotaTasks @4 :UInt32 = 0xffffffff;          # Tasks queued or running, likewise together.
+  ratePerS   @5 :UInt32 = 0xffffffff;          # Calls a second, likewise together.
+}
+
+struct Slot {
+  # Where a capability lives in the node's table while the kernel runs.
+  index      @0 :UInt32;
+  generation @1 :UInt64;
+}
+
+struct Info {
+  # What a holder may know about its own capability.
+  kind    @0 :Text;     # Such as "region".
+  object  @1 :UInt64;   # The object's number within its home vat.
+  vat     @2 :Text;     # Its home.
+  rights  @3 :UInt64;   # Bit set; docs/faults.md lists the bits.
+  caveats @4 :Caveats;
+  tenant  @5 :UInt32;
+  depth   @6 :UInt8;    # 0 for a root.
+  capId   @7 :UInt64;   # Lasting identity, as in audit records.
+}
+
+interface Capability {
+  describe @0 () -> (info :Info);
+  # Needs no right.
+
+  attenuate @1 (rights :UInt64, caveats :Caveats) -> (cap :Capability);
+  # A weaker capability to the same object, of the same interface. It belongs to this session and
+  # dies with the connection. Fails: "denied" naming the rights that this one lacks; "too-deep";
+  # "over-quota" (slots).
+
+  revoke @2 () -> (micros :UInt64, descendants :UInt64);
+  # Ends this capability and all that was derived from it, by anyone. When it returns, no use of
+  # any of them takes effect. `micros` is the time from the command to quiescence; `descendants`
+  # counts what ended with it. Needs no right: whoever holds authority may give it up.
+
+  revokeLink @3 (link :Data, expiresMs :UInt64) -> (micros :UInt64, descendants :UInt64);
+  # Ends the delegation whose certificate has this BLAKE3 hash and which was made from this
+  # capability or a descendant of it. If nobody has redeemed it yet, it is remembered as revoked
+  # until `expiresMs` and can never be redeemed. Fails: "not-found" if it exists but does not
+  # descend from this capability.
+
+  gift @4 (receiver :Text, rights :UInt64, caveats :Caveats) -> (ticket :Data);
+  # Deposits, here at the object's home, a one-shot capability for the vat `receiver` of this node
+  # and returns the ticket with which that vat, and no other, can withdraw it within 30 seconds.
+  # What it withdraws is a child of this capability: revoking this one ends it.
+
+  persist @5 (rights :UInt64, caveats :Caveats) -> (chain :Data);
+  # A sturdy capability (a certificate chain of one link, signed by this node's kernel) to this
+  # object for this capability's own holder. Durable before it returns. Fails: "denied" if the
+  # holder has no key (a vat's edge).
+}
+
+interface Door {
+  # What a connection to a vat's socket starts with. It carries no authority.
+
+  challenge @0 () -> (nonce :Data, vat :Text, node :Data);
+  # 32 random bytes, good for one `restore` on this connection.
+
+  restore @1 (chain :Data, signature :Data) -> (cap :Capability);
+  # Turns a sturdy capability into a live one. `signature` is the holder's Ed25519 signature over
+  # "distos-restore-v1" ‖ nonce ‖ node ‖ vat ‖ BLAKE3(chain). Fails: "unauthenticated" (signature, or no
+  # challenge), "malformed", "expired", "revoked", "not-found" (another vat or node).
+}
+
+interface Edge {
+  # What a vat finds at the other end of an edge that the image gave it.
+
+  root @0 () -> (cap :Capability);
+  # The capability that the image grants over this edge.
+
+  withdraw @1 (ticket :Data) -> (cap :Capability);
+  # Takes a gift that was left for the vat at this end. Works once. Fails: "not-found" for a
+  # ticket that is unknown, used, late or meant for somebody else.
+}

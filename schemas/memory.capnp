@@ -1,0 +1,54 @@
+@0xd5c1a7e0b3f24603;
+# Regions of memory in pages of 64 KiB, served by the memory service.
+
+using Cap = import "capability.capnp";
+
+const pageBytes :UInt32 = 65536;
+const maxCallBytes :UInt32 = 1048576;   # The most that one read or write moves.
+
+struct RegionInfo {
+  name     @0 :Text;
+  bytes    @1 :UInt64;   # Length as created: reads and writes beyond it are "malformed".
+  durable  @2 :Bool;
+  object   @3 :UInt64;
+  root     @4 :Data;     # BLAKE3 over the pages' hashes, in order; all-zero pages that were never written count as such.
+  writtenPages @5 :UInt64;
+}
+
+interface Regions extends(Cap.Capability) {
+  # A tenant's place to make regions. Its quota counts the bytes of every region made through it
+  # or through anything derived from it. Objects made here end when it is revoked.
+
+  create @0 (name :Text, bytes :UInt64, volatile :Bool) -> (region :Region, chain :Data);
+  # Needs "create". The region is all zeros, charged in full to the quota of this capability and
+  # of every ancestor. Durable unless `volatile`: an acknowledged write survives any crash (M3).
+  # `chain` is the sturdy capability to it for the caller's key. Fails: "over-quota", "exists",
+  # "malformed" (name is 1 to 64 of a-z A-Z 0-9 . _ -; bytes is 1 to 2^40), "unavailable" (disk full).
+
+  open @1 (name :Text) -> (region :Region);
+  # Needs "list". A region of the caller's tenant by its name; "not-found" for anybody else's.
+
+  list @2 () -> (regions :List(RegionInfo));
+  # Needs "list". The caller's tenant's regions, without their `root`.
+
+  usage @3 () -> (usedBytes :UInt64, quotaBytes :UInt64);
+}
+
+interface Region extends(Cap.Capability) {
+  # One region, or a byte range of it.
+
+  read @0 (offset :UInt64, len :UInt32) -> (data :Data);
+  # Needs "read" over exactly these bytes. Each page is checked against its BLAKE3 hash before any
+  # byte leaves (M2); "corrupt" names the page if it does not match, or if a volatile region's
+  # content was lost in a restart. At most `maxCallBytes`.
+
+  write @1 (offset :UInt64, data :Data) -> ();
+  # Needs "write" over exactly these bytes. Returns when durable (M3); a crash before leaves each
+  # page either old or new, never mixed. At most `maxCallBytes`.
+
+  info @2 () -> (info :RegionInfo);
+  # Needs "read".
+
+  drop @3 () -> ();
+  # Needs "drop". Revokes every capability to the region, destroys its key and frees its bytes.
+}
