@@ -1,0 +1,76 @@
+//! What an application links: connect to a vat, restore a sturdy capability, call, drop.
+//!
+//! A [`Connection`] belongs to one thread's `tokio::task::LocalSet`. Dropping the last clone of a
+//! capability gives it up; dropping the connection ends everything that was derived on it.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use capnp::capability::FromClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use distos_abi::{Fault, NodeId, VatName};
+use distos_rpc::transport::{self, Bounds};
+pub use distos_rpc::{authority_of, caveats_of, fault_of, write_caveats};
+use distos_schemas::capability_capnp::door;
+use distos_types::{Chain, HolderSecret, restore_message};
+use tokio::net::UnixStream;
+
+/// A connection to the door of one vat.
+pub struct Connection {
+    door: door::Client,
+    task: tokio::task::JoinHandle<Result<(), capnp::Error>>,
+}
+
+impl Connection {
+    /// Connects to a vat's socket. [`Fault::Unavailable`] if nobody listens there.
+    pub async fn open(socket: &Path) -> Result<Connection, Fault> {
+        let stream = UnixStream::connect(socket).await.map_err(|e| {
+            Fault::unavailable(1000, format!("nobody answers at {}: {e}", socket.display()))
+        })?;
+        let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
+        let door = system.bootstrap(Side::Server);
+        Ok(Connection { door, task: tokio::task::spawn_local(system) })
+    }
+
+    /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the
+    /// holder's key (C4).
+    pub async fn restore<T: FromClientHook>(
+        &self,
+        chain: &Chain,
+        holder: &HolderSecret,
+    ) -> Result<T, Fault> {
+        let response =
+            self.door.challenge_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let bytes = chain.encode();
+        let message = {
+            let read = || -> Result<Vec<u8>, capnp::Error> {
+                let challenge = response.get()?;
+                let malformed = |what| capnp::Error::failed(Fault::malformed(what).to_wire());
+                let nonce = challenge.get_nonce()?.try_into().map_err(|_| malformed("nonce"))?;
+                let node = NodeId::try_from(challenge.get_node()?).map_err(distos_rpc::fail)?;
+                let vat = VatName::new(challenge.get_vat()?.to_str()?).map_err(distos_rpc::fail)?;
+                // Signed only for the node and vat that the chain names: a stranger at the socket
+                // gets no signature that it could use elsewhere.
+                if node != chain.root().node || vat != chain.root().vat {
+                    return Err(malformed(
+                        "this socket belongs to another vat or node than the capability",
+                    ));
+                }
+                Ok(restore_message(nonce, node, &vat, &bytes))
+            };
+            read().map_err(|e| fault_of(&e))?
+        };
+        let mut request = self.door.restore_request();
+        request.get().set_chain(&bytes);
+        request.get().set_signature(&holder.sign(&message));
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
+        Ok(cap.cast_to())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

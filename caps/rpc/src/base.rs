@@ -1,0 +1,184 @@
+//! The methods that every capability has, implemented once for every server object.
+
+use capnp::private::capability::ClientHook;
+use distos_abi::{Authority, ByteRange, Fault, LinkHash, Rights};
+use distos_schemas::capability_capnp::capability;
+
+use crate::facet::Facet;
+use crate::faults::{authority_of, fail};
+
+/// A server object: an object behind a facet.
+pub trait Faceted: 'static {
+    /// The facet that this object is handed out through.
+    fn facet(&self) -> &Facet;
+
+    /// The same object behind another, weaker facet.
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook>;
+}
+
+/// The implementation of [`capability`]'s methods for any [`Faceted`] object, which
+/// [`serve_capability!`](crate::serve_capability) forwards to.
+pub struct Base;
+
+/// Longest receiver name or link hash that is looked at.
+const MAX_NAME_BYTES: usize = 64;
+
+impl Base {
+    /// Answers `describe`.
+    pub fn describe(
+        facet: &Facet,
+        results: &mut capability::DescribeResults,
+    ) -> Result<(), capnp::Error> {
+        // No right is needed, but a dead capability says that it is dead.
+        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        facet.describe(facet.reply(results).init_info());
+        Ok(())
+    }
+
+    /// Answers `attenuate`.
+    pub async fn attenuate<S: Faceted>(
+        server: &S,
+        params: capability::AttenuateParams,
+        mut results: capability::AttenuateResults,
+    ) -> Result<(), capnp::Error> {
+        let facet = server.facet();
+        let wanted = {
+            let params = params.get()?;
+            authority_of(params.get_rights(), params.get_caveats()?)
+        };
+        let narrowed = facet.attenuate(wanted).await.map_err(fail)?;
+        let hook = server.with_facet(narrowed);
+        facet.reply(&mut results).set_cap(capnp::capability::FromClientHook::new(hook));
+        Ok(())
+    }
+
+    /// Answers `revoke`.
+    pub async fn revoke(
+        facet: &Facet,
+        mut results: capability::RevokeResults,
+    ) -> Result<(), capnp::Error> {
+        let done = facet.revoke().await.map_err(fail)?;
+        // The capability is dead now, so this reply is not made in its name.
+        let mut reply = results.get();
+        reply.set_micros(done.micros);
+        reply.set_descendants(done.descendants);
+        Ok(())
+    }
+
+    /// Answers `revokeLink`.
+    pub async fn revoke_link(
+        facet: &Facet,
+        params: capability::RevokeLinkParams,
+        mut results: capability::RevokeLinkResults,
+    ) -> Result<(), capnp::Error> {
+        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        let (link, expires_ms) = {
+            let params = params.get()?;
+            let link = LinkHash::try_from(params.get_link()?).map_err(fail)?;
+            (link, params.get_expires_ms())
+        };
+        let done = facet.revoke_link(&link.0, expires_ms).await.map_err(fail)?;
+        let mut reply = facet.reply(&mut results);
+        reply.set_micros(done.micros);
+        reply.set_descendants(done.descendants);
+        Ok(())
+    }
+
+    /// Answers `gift`.
+    pub async fn gift(
+        facet: &Facet,
+        params: capability::GiftParams,
+        mut results: capability::GiftResults,
+    ) -> Result<(), capnp::Error> {
+        let (receiver, wanted) = {
+            let params = params.get()?;
+            let receiver = params.get_receiver()?.to_str().map_err(|_| malformed("receiver"))?;
+            if receiver.len() > MAX_NAME_BYTES {
+                return Err(malformed("receiver"));
+            }
+            (receiver.to_owned(), authority_of(params.get_rights(), params.get_caveats()?))
+        };
+        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        let ticket = facet.gift(&receiver, wanted).await.map_err(fail)?;
+        facet.reply(&mut results).set_ticket(&ticket);
+        Ok(())
+    }
+
+    /// Answers `persist`.
+    pub async fn persist(
+        facet: &Facet,
+        params: capability::PersistParams,
+        mut results: capability::PersistResults,
+    ) -> Result<(), capnp::Error> {
+        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        let wanted: Authority = {
+            let params = params.get()?;
+            authority_of(params.get_rights(), params.get_caveats()?)
+        };
+        let chain = facet.persist(wanted).await.map_err(fail)?;
+        facet.reply(&mut results).set_chain(&chain);
+        Ok(())
+    }
+}
+
+const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
+
+fn malformed(what: &str) -> capnp::Error {
+    fail(Fault::malformed(what))
+}
+
+/// Implements the base interface `Capability` for a server type that is [`Faceted`].
+#[macro_export]
+macro_rules! serve_capability {
+    ($server:ty) => {
+        impl $crate::private::capability_capnp::capability::Server for $server {
+            async fn describe(
+                self: ::std::rc::Rc<Self>,
+                _: $crate::private::capability_capnp::capability::DescribeParams,
+                mut results: $crate::private::capability_capnp::capability::DescribeResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::describe($crate::Faceted::facet(&*self), &mut results)
+            }
+
+            async fn attenuate(
+                self: ::std::rc::Rc<Self>,
+                params: $crate::private::capability_capnp::capability::AttenuateParams,
+                results: $crate::private::capability_capnp::capability::AttenuateResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::attenuate(&*self, params, results).await
+            }
+
+            async fn revoke(
+                self: ::std::rc::Rc<Self>,
+                _: $crate::private::capability_capnp::capability::RevokeParams,
+                results: $crate::private::capability_capnp::capability::RevokeResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::revoke($crate::Faceted::facet(&*self), results).await
+            }
+
+            async fn revoke_link(
+                self: ::std::rc::Rc<Self>,
+                params: $crate::private::capability_capnp::capability::RevokeLinkParams,
+                results: $crate::private::capability_capnp::capability::RevokeLinkResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::revoke_link($crate::Faceted::facet(&*self), params, results).await
+            }
+
+            async fn gift(
+                self: ::std::rc::Rc<Self>,
+                params: $crate::private::capability_capnp::capability::GiftParams,
+                results: $crate::private::capability_capnp::capability::GiftResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::gift($crate::Faceted::facet(&*self), params, results).await
+            }
+
+            async fn persist(
+                self: ::std::rc::Rc<Self>,
+                params: $crate::private::capability_capnp::capability::PersistParams,
+                results: $crate::private::capability_capnp::capability::PersistResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::persist($crate::Faceted::facet(&*self), params, results).await
+            }
+        }
+    };
+}

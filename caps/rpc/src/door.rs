@@ -1,0 +1,145 @@
+//! The two ways into a vat: its door, at which holders turn sturdy capabilities into live ones,
+//! and the edges that the image gave to other vats.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use capnp::capability::FromClientHook;
+use distos_abi::{CapId, Fault, SessionId, TenantId};
+use distos_schemas::capability_capnp::{door, edge};
+use distos_types::{Chain, restore_message, verify_signature};
+
+use crate::facet::Facet;
+use crate::faults::{fail, fault_of};
+use crate::vat::Vat;
+
+/// How many sturdy capabilities one connection may restore.
+const MAX_RESTORES: u32 = 1024;
+/// Longest encoded chain; `distos_types` refuses longer ones too.
+const MAX_CHAIN_BYTES: usize = 4096;
+
+/// What a connection from a holder starts with.
+pub(crate) struct Door {
+    pub(crate) vat: Vat,
+    pub(crate) session: SessionId,
+    pub(crate) nonce: Cell<Option<[u8; 32]>>,
+    pub(crate) restores: Cell<u32>,
+}
+
+impl door::Server for Door {
+    async fn challenge(
+        self: Rc<Self>,
+        _: door::ChallengeParams,
+        mut results: door::ChallengeResults,
+    ) -> Result<(), capnp::Error> {
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).map_err(|e| fail(Fault::internal(e)))?;
+        self.nonce.set(Some(nonce));
+        let mut reply = results.get();
+        reply.set_nonce(&nonce);
+        reply.set_vat(self.vat.name().as_str());
+        reply.set_node(&self.vat.node().0);
+        Ok(())
+    }
+
+    async fn restore(
+        self: Rc<Self>,
+        params: door::RestoreParams,
+        mut results: door::RestoreResults,
+    ) -> Result<(), capnp::Error> {
+        let (chain, signature) = {
+            let params = params.get()?;
+            let chain = params.get_chain()?;
+            if chain.len() > MAX_CHAIN_BYTES {
+                return Err(fail(Fault::malformed("a certificate chain has at most 4096 bytes")));
+            }
+            (chain.to_vec(), params.get_signature()?.to_vec())
+        };
+        let facet = match self.redeem(&chain, &signature).await {
+            Ok(facet) => facet,
+            Err(fault) => {
+                self.vat.report(
+                    "denial",
+                    TenantId::OPERATOR,
+                    CapId(0),
+                    format!("restore: {fault}"),
+                );
+                return Err(fail(fault));
+            }
+        };
+        let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
+        facet.reply(&mut results).set_cap(FromClientHook::new(hook));
+        Ok(())
+    }
+}
+
+impl Door {
+    /// Authenticates the holder (C4), then has the kernel decide about the chain.
+    async fn redeem(&self, bytes: &[u8], signature: &[u8]) -> Result<Facet, Fault> {
+        let nonce = self.nonce.take().ok_or_else(|| {
+            Fault::Unauthenticated("ask for a challenge before each restore".into())
+        })?;
+        let restores = self.restores.get();
+        if restores >= MAX_RESTORES {
+            return Err(Fault::unavailable(0, "this connection restored enough: open another"));
+        }
+        self.restores.set(restores + 1);
+        let chain = Chain::decode(bytes)?;
+        if chain.root().node != self.vat.node() || chain.root().vat != *self.vat.name() {
+            return Err(Fault::not_found(format!(
+                "this capability belongs to vat '{}' of node {}",
+                chain.root().vat,
+                chain.root().node
+            )));
+        }
+        let message = restore_message(&nonce, self.vat.node(), self.vat.name(), bytes);
+        verify_signature(chain.holder(), &message, signature)?;
+        let mut request = self.vat.kernel()?.redeem_request();
+        request.get().set_chain(bytes);
+        request.get().set_session(self.session.0);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
+        Facet::new(&self.vat, self.session, grant, true)
+    }
+}
+
+/// What another vat of this node finds at its end of an edge.
+pub(crate) struct EdgeHome {
+    pub(crate) vat: Vat,
+    pub(crate) session: SessionId,
+    pub(crate) peer: String,
+    pub(crate) facet: Facet,
+}
+
+impl edge::Server for EdgeHome {
+    async fn root(
+        self: Rc<Self>,
+        _: edge::RootParams,
+        mut results: edge::RootResults,
+    ) -> Result<(), capnp::Error> {
+        let hook = self.vat.service().and_then(|s| s.open(self.facet.clone())).map_err(fail)?;
+        self.facet.reply(&mut results).set_cap(FromClientHook::new(hook));
+        Ok(())
+    }
+
+    async fn withdraw(
+        self: Rc<Self>,
+        params: edge::WithdrawParams,
+        mut results: edge::WithdrawResults,
+    ) -> Result<(), capnp::Error> {
+        let mut request = self.vat.kernel().map_err(fail)?.withdraw_request();
+        {
+            let ticket = params.get()?;
+            let mut withdraw = request.get();
+            withdraw.set_ticket(ticket.get_ticket()?);
+            withdraw.set_receiver(&self.peer);
+            withdraw.set_session(self.session.0);
+        }
+        let response = request.send().promise.await.map_err(|e| fail(fault_of(&e)))?;
+        let grant = response.get()?.get_grant()?;
+        let facet = Facet::new(&self.vat, self.session, grant, true).map_err(fail)?;
+        let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
+        facet.reply(&mut results).set_cap(FromClientHook::new(hook));
+        Ok(())
+    }
+}

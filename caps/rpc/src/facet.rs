@@ -1,0 +1,361 @@
+//! Facets: what one capability allows, at the home of its object.
+//!
+//! Every object that a vat hands out is wrapped in exactly one facet. A derived capability is a
+//! new facet with narrower authority, not a facet around a facet; quotas and rates are meters
+//! that a facet charges in its own name and in every ancestor's.
+
+use std::rc::Rc;
+
+use capnp::capability::Results;
+use capnp::traits::Owned;
+use distos_abi::{
+    Authority, ByteRange, CapId, Fault, Generation, HolderKey, Kind, Meter, ObjectId, Rights,
+    SessionId, SlotRef, TenantId,
+};
+use distos_schemas::{capability_capnp, kernel_capnp};
+
+use crate::faults::{authority_of, fault_of, write_caveats};
+use crate::meters::Limits;
+use crate::vat::Vat;
+
+/// What a revocation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// From the command to quiescence, in microseconds.
+    pub micros: u64,
+    /// How many live capabilities ended with it.
+    pub descendants: u64,
+}
+
+/// One capability as its home vat sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Facet {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    vat: Vat,
+    session: SessionId,
+    slot: SlotRef,
+    cap: CapId,
+    kind: Kind,
+    object: ObjectId,
+    authority: Authority,
+    tenant: TenantId,
+    holder: Option<HolderKey>,
+    lineage: Vec<Limits>,
+    /// Bound to its session and held by this facet alone: its slot goes when the facet does.
+    owned: bool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.owned {
+            self.vat.release(self.slot);
+        }
+    }
+}
+
+impl Facet {
+    pub(crate) fn new(
+        vat: &Vat,
+        session: SessionId,
+        grant: kernel_capnp::grant::Reader<'_>,
+        owned: bool,
+    ) -> Result<Facet, Fault> {
+        let read = |grant: kernel_capnp::grant::Reader<'_>| -> capnp::Result<Facet> {
+            let slot = grant.get_slot()?;
+            let lineage = grant.get_lineage()?.iter().map(|a| Limits {
+                cap: CapId(a.get_cap_id()),
+                quota_bytes: a.get_quota_bytes(),
+                quota_tasks: a.get_quota_tasks(),
+                rate_per_s: a.get_rate_per_s(),
+            });
+            Ok(Facet {
+                inner: Rc::new(Inner {
+                    vat: vat.clone(),
+                    session,
+                    slot: SlotRef {
+                        index: slot.get_index(),
+                        generation: Generation(slot.get_generation()),
+                    },
+                    cap: CapId(grant.get_cap_id()),
+                    kind: Kind(grant.get_kind()),
+                    object: ObjectId(grant.get_object()),
+                    authority: authority_of(grant.get_rights(), grant.get_caveats()?),
+                    tenant: TenantId(grant.get_tenant()),
+                    holder: HolderKey::try_from(grant.get_holder()?).ok(),
+                    lineage: lineage.collect(),
+                    owned,
+                }),
+            })
+        };
+        read(grant).map_err(|e| fault_of(&e))
+    }
+
+    pub(crate) fn of_edge(vat: &Vat, session: SessionId, grant: &crate::boot::EdgeGrant) -> Facet {
+        let cap = CapId(grant.cap_id);
+        Facet {
+            inner: Rc::new(Inner {
+                vat: vat.clone(),
+                session,
+                slot: SlotRef {
+                    index: grant.slot_index,
+                    generation: Generation(grant.slot_generation),
+                },
+                cap,
+                kind: Kind(grant.kind),
+                object: ObjectId::ROOT,
+                authority: Authority { rights: Rights(grant.rights), ..Authority::FULL },
+                tenant: TenantId(grant.tenant),
+                holder: None,
+                lineage: vec![Limits {
+                    cap,
+                    quota_bytes: u64::MAX,
+                    quota_tasks: u32::MAX,
+                    rate_per_s: u32::MAX,
+                }],
+                owned: false,
+            }),
+        }
+    }
+
+    /// The vat that serves the object.
+    pub fn vat(&self) -> &Vat {
+        &self.inner.vat
+    }
+
+    /// What type of object it is.
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// Which object it is.
+    pub fn object(&self) -> ObjectId {
+        self.inner.object
+    }
+
+    /// Whose resources it uses.
+    pub fn tenant(&self) -> TenantId {
+        self.inner.tenant
+    }
+
+    /// The capability's lasting identity.
+    pub fn cap_id(&self) -> CapId {
+        self.inner.cap
+    }
+
+    /// Every ancestor, root first, and itself last.
+    pub fn lineage(&self) -> Vec<CapId> {
+        self.inner.lineage.iter().map(|ancestor| ancestor.cap).collect()
+    }
+
+    /// What it allows, short of asking whether it is still alive.
+    pub fn authority(&self) -> Authority {
+        self.inner.authority
+    }
+
+    /// The key that it was restored with; `None` if a vat of this node holds it.
+    pub fn holder(&self) -> Option<HolderKey> {
+        self.inner.holder
+    }
+
+    /// The check at dispatch, for an operation on the whole object. A refusal goes to the audit
+    /// log.
+    pub fn check(&self, need: Rights) -> Result<(), Fault> {
+        self.check_range(need, ByteRange { start: 0, end: 0 })
+    }
+
+    /// The check at dispatch, for an operation on some bytes.
+    pub fn check_range(&self, need: Rights, range: ByteRange) -> Result<(), Fault> {
+        let allowed = self.permits(need, range).and_then(|()| {
+            let now_ms = self.inner.vat.now_ms();
+            self.inner.vat.meters().tick(&self.inner.lineage, now_ms)
+        });
+        self.audited(allowed)
+    }
+
+    /// The check at commit (C2): runs `act` under a guard, if the capability is alive and
+    /// sufficient. `act` must not block: a revocation waits for it.
+    pub fn commit<T>(
+        &self,
+        need: Rights,
+        range: ByteRange,
+        act: impl FnOnce() -> T,
+    ) -> Result<T, Fault> {
+        let checker = self.inner.vat.checker();
+        let allowed = self.permits(need, range).and_then(|()| {
+            checker.guards.commit(&checker.view, self.inner.slot, act).ok_or(Fault::Revoked)
+        });
+        self.audited(allowed)
+    }
+
+    /// The results of a call, for the method to fill. The reply is checked again, under a guard,
+    /// as it enters the writer; if the capability was revoked by then, the caller gets that fault
+    /// and not a byte of the reply. Use it in place of `results.get()`, and before it.
+    pub fn reply<'a, T: Owned>(&self, results: &'a mut Results<T>) -> T::Builder<'a> {
+        let checker = self.inner.vat.checker();
+        checker.tag.set(Some(self.inner.slot));
+        let builder = results.get();
+        checker.tag.set(None);
+        builder
+    }
+
+    /// A durable capability to a new object of this vat, below this one: it ends when this one
+    /// does, and what it holds is charged here too.
+    pub async fn mint(
+        &self,
+        kind: Kind,
+        object: ObjectId,
+        authority: Authority,
+    ) -> Result<Facet, Fault> {
+        self.below(kind, object, authority, None).await
+    }
+
+    /// A capability to another object of this vat that exists already, below this one and bound
+    /// to this session.
+    pub async fn reach(
+        &self,
+        kind: Kind,
+        object: ObjectId,
+        authority: Authority,
+    ) -> Result<Facet, Fault> {
+        self.below(kind, object, authority, Some(self.inner.session)).await
+    }
+
+    async fn below(
+        &self,
+        kind: Kind,
+        object: ObjectId,
+        authority: Authority,
+        session: Option<SessionId>,
+    ) -> Result<Facet, Fault> {
+        let mut request = self.inner.vat.kernel()?.mint_request();
+        let mut params = request.get();
+        self.write_slot(params.reborrow().init_parent());
+        params.set_has_parent(true);
+        params.set_kind(kind.0);
+        params.set_object(object.0);
+        params.set_rights(authority.rights.0);
+        params.set_session(session.map_or(0, |session| session.0));
+        write_caveats(authority.caveats, params.init_caveats());
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        self.granted(response.get().and_then(|r| r.get_grant()), session.is_some())
+    }
+
+    /// A weaker capability to the same object, bound to this session.
+    pub async fn attenuate(&self, wanted: Authority) -> Result<Facet, Fault> {
+        // The kernel decides; asking here first puts the refusal into the audit log by name.
+        self.audited(self.inner.authority.narrow(wanted))?;
+        let mut request = self.inner.vat.kernel()?.derive_request();
+        let mut params = request.get();
+        self.write_slot(params.reborrow().init_parent());
+        params.set_rights(wanted.rights.0);
+        params.set_session(self.inner.session.0);
+        write_caveats(wanted.caveats, params.init_caveats());
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        self.granted(response.get().and_then(|r| r.get_grant()), true)
+    }
+
+    /// A sturdy capability to the same object for the same holder: the bytes of a certificate
+    /// chain of one link.
+    pub async fn persist(&self, wanted: Authority) -> Result<Vec<u8>, Fault> {
+        self.audited(self.inner.authority.narrow(wanted))?;
+        let mut request = self.inner.vat.kernel()?.persist_request();
+        let mut params = request.get();
+        self.write_slot(params.reborrow().init_slot());
+        params.set_rights(wanted.rights.0);
+        write_caveats(wanted.caveats, params.init_caveats());
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let chain = response.get().and_then(|r| r.get_chain()).map_err(|e| fault_of(&e))?;
+        Ok(chain.to_vec())
+    }
+
+    /// Leaves a one-shot capability for another vat of this node.
+    pub async fn gift(&self, receiver: &str, wanted: Authority) -> Result<Vec<u8>, Fault> {
+        self.audited(self.inner.authority.narrow(wanted))?;
+        let mut request = self.inner.vat.kernel()?.deposit_request();
+        let mut params = request.get();
+        self.write_slot(params.reborrow().init_parent());
+        params.set_receiver(receiver);
+        params.set_rights(wanted.rights.0);
+        write_caveats(wanted.caveats, params.init_caveats());
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let ticket = response.get().and_then(|r| r.get_ticket()).map_err(|e| fault_of(&e))?;
+        Ok(ticket.to_vec())
+    }
+
+    /// Ends this capability and all below it. When it returns, none of them has an effect.
+    pub async fn revoke(&self) -> Result<Revoked, Fault> {
+        let mut request = self.inner.vat.kernel()?.revoke_request();
+        self.write_slot(request.get().init_slot());
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let done = response.get().map_err(|e| fault_of(&e))?;
+        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+    }
+
+    /// Ends a delegation that was made below this capability, redeemed or not.
+    pub async fn revoke_link(&self, link: &[u8], expires_ms: u64) -> Result<Revoked, Fault> {
+        let mut request = self.inner.vat.kernel()?.revoke_link_request();
+        let mut params = request.get();
+        self.write_slot(params.reborrow().init_under());
+        params.set_link(link);
+        params.set_expires_ms(expires_ms);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let done = response.get().map_err(|e| fault_of(&e))?;
+        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+    }
+
+    /// Charges this capability's meter and every ancestor's, or none of them.
+    pub fn charge(&self, meter: Meter, amount: u64) -> Result<(), Fault> {
+        self.audited(self.inner.vat.meters().charge(&self.inner.lineage, meter, amount))
+    }
+
+    /// Gives back what was charged.
+    pub fn refund(&self, meter: Meter, amount: u64) {
+        self.inner.vat.meters().refund(&self.lineage(), meter, amount);
+    }
+
+    /// What a holder may know about its own capability.
+    pub(crate) fn describe(&self, mut info: capability_capnp::info::Builder<'_>) {
+        let inner = &self.inner;
+        info.set_kind(distos_types::kind::name(inner.kind));
+        info.set_object(inner.object.0);
+        info.set_vat(inner.vat.name().as_str());
+        info.set_rights(inner.authority.rights.0);
+        info.set_tenant(inner.tenant.0);
+        info.set_depth(inner.lineage.len().saturating_sub(1) as u8);
+        info.set_cap_id(inner.cap.0);
+        write_caveats(inner.authority.caveats, info.init_caveats());
+    }
+
+    /// Alive, in time, and sufficient for `need`.
+    pub(crate) fn permits(&self, need: Rights, range: ByteRange) -> Result<(), Fault> {
+        if !self.inner.vat.checker().view.alive(self.inner.slot) {
+            return Err(Fault::Revoked);
+        }
+        self.inner.authority.permits(need, range, self.inner.vat.now_ms())
+    }
+
+    fn audited<T>(&self, outcome: Result<T, Fault>) -> Result<T, Fault> {
+        if let Err(fault) = &outcome {
+            let what = distos_types::kind::name(self.inner.kind);
+            let detail = format!("{what} {}: {fault}", self.inner.object);
+            self.inner.vat.report("denial", self.inner.tenant, self.inner.cap, detail);
+        }
+        outcome
+    }
+
+    fn granted(
+        &self,
+        grant: capnp::Result<kernel_capnp::grant::Reader<'_>>,
+        owned: bool,
+    ) -> Result<Facet, Fault> {
+        Facet::new(&self.inner.vat, self.inner.session, grant.map_err(|e| fault_of(&e))?, owned)
+    }
+
+    fn write_slot(&self, mut slot: capability_capnp::slot::Builder<'_>) {
+        slot.set_index(self.inner.slot.index);
+        slot.set_generation(self.inner.slot.generation.0);
+    }
+}

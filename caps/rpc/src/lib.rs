@@ -1,0 +1,37 @@
+//! Carries capabilities between vats: sockets, facets, gifts, and the runtime of a vat.
+//!
+//! This is the only room that knows connections. It does: Unix-socket transport with buffered
+//! writers and per-connection bounds ([`transport`]), the facet through which every object is
+//! handed out ([`Facet`]), the door at which sturdy capabilities become live, edges and gifts, and
+//! the life of a vat process ([`run`]). It does not: decide who may do what (the kernel does),
+//! parse tenant data, or open any path. A network transport joins [`transport`] beside the Unix
+//! sockets; nothing else knows which one carries a call.
+//!
+//! How C2 is kept here: a facet checks at dispatch, commits under a guard, and the reply of a call
+//! is checked once more, under a guard, at the moment at which it enters the writer
+//! ([`Facet::reply`]). A capability that is revoked in between yields a fault in place of the
+//! reply.
+#![forbid(unsafe_code)]
+
+mod base;
+pub mod boot;
+pub mod control;
+mod door;
+mod facet;
+mod faults;
+mod meters;
+pub mod transport;
+mod vat;
+
+pub use base::{Base, Faceted};
+pub use facet::{Facet, Revoked};
+pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
+pub use meters::Meters;
+pub use vat::{Service, Vat, run};
+
+#[doc(hidden)]
+pub mod private {
+    //! What [`serve_capability!`](crate::serve_capability) expands to.
+    pub use capnp;
+    pub use distos_schemas::capability_capnp;
+}

@@ -1,0 +1,354 @@
+//! Cap'n Proto over a connected stream, with bounds per connection and the last check of C2.
+//!
+//! capnp-rpc queues calls and exports without a limit; the wrapper here counts both. It also knows
+//! the moment at which a reply enters the writer, which is where a reply becomes an effect.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use capnp::capability::Promise;
+use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp_rpc::rpc_capnp::{message, return_};
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
+use distos_abi::{Fault, Meter, SlotRef};
+use distos_table::{GuardPage, View};
+use futures::io::{BufReader, BufWriter};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What one connection may keep a vat busy with.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Calls that were received and not yet answered. Beyond it the vat stops reading from the
+    /// connection until one is answered.
+    pub calls: usize,
+    /// Their parameters, in 8-byte words.
+    pub call_words: u64,
+    /// The longest message, in 8-byte words; a longer one ends the connection before any memory
+    /// is set aside for it.
+    pub message_words: usize,
+    /// Capabilities that the vat has exported to the other side and that were not released.
+    pub exports: usize,
+}
+
+impl Bounds {
+    /// For connections from holders, whom nobody vouches for.
+    pub const HOLDER: Bounds =
+        Bounds { calls: 128, call_words: 4 << 20, message_words: (9 << 20) / 8, exports: 4096 };
+    /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
+    /// there, so reading never stops.
+    pub const EDGE: Bounds = Bounds {
+        calls: usize::MAX,
+        call_words: u64::MAX,
+        message_words: (9 << 20) / 8,
+        exports: usize::MAX,
+    };
+}
+
+/// What a vat checks capabilities with. The `tag` is the slot in whose name the reply that is
+/// being started right now is made.
+pub(crate) struct Checker {
+    pub(crate) view: View,
+    pub(crate) guards: GuardPage,
+    pub(crate) tag: Cell<Option<SlotRef>>,
+}
+
+/// Starts Cap'n Proto on a connected stream. The caller spawns the returned system; it ends when
+/// the connection does.
+pub fn start(
+    stream: UnixStream,
+    side: Side,
+    bootstrap: Option<capnp::capability::Client>,
+    bounds: Bounds,
+) -> RpcSystem<Side> {
+    guarded(stream, side, bootstrap, bounds, None)
+}
+
+pub(crate) fn guarded(
+    stream: UnixStream,
+    side: Side,
+    bootstrap: Option<capnp::capability::Client>,
+    bounds: Bounds,
+    checker: Option<Rc<Checker>>,
+) -> RpcSystem<Side> {
+    let (reader, writer) = stream.into_split();
+    let mut options = ReaderOptions::new();
+    options.traversal_limit_in_words(Some(bounds.message_words)).nesting_limit(32);
+    let network = twoparty::VatNetwork::new(
+        BufReader::with_capacity(READ_BUFFER_BYTES, reader.compat()),
+        BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer.compat_write()),
+        side,
+        options,
+    );
+    let ledger = Rc::new(Ledger::new(bounds, checker));
+    RpcSystem::new(Box::new(Network { inner: network, ledger }), bootstrap)
+}
+
+/// The books of one connection.
+struct Ledger {
+    bounds: Bounds,
+    checker: Option<Rc<Checker>>,
+    /// Unanswered calls and the words of their parameters, by question.
+    calls: RefCell<HashMap<u32, u64>>,
+    call_words: Cell<u64>,
+    exports: Cell<usize>,
+    /// Exports made by an answer that its caller has not finished with.
+    answer_exports: RefCell<HashMap<u32, usize>>,
+    room: Notify,
+}
+
+impl Ledger {
+    fn new(bounds: Bounds, checker: Option<Rc<Checker>>) -> Ledger {
+        Ledger {
+            bounds,
+            checker,
+            calls: RefCell::default(),
+            call_words: Cell::new(0),
+            exports: Cell::new(0),
+            answer_exports: RefCell::default(),
+            room: Notify::new(),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.calls.borrow().len() < self.bounds.calls
+            && self.call_words.get() < self.bounds.call_words
+    }
+
+    fn note_incoming(&self, body: capnp::any_pointer::Reader<'_>) -> capnp::Result<()> {
+        match body.get_as::<message::Reader<'_>>()?.which() {
+            Ok(message::Call(call)) => {
+                let words = body.target_size()?.word_count;
+                let call = call?;
+                if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
+                    self.call_words.set(self.call_words.get().saturating_add(words));
+                }
+            }
+            Ok(message::Release(release)) => {
+                let count = release?.get_reference_count() as usize;
+                self.exports.set(self.exports.get().saturating_sub(count));
+            }
+            Ok(message::Finish(finish)) => {
+                let finish = finish?;
+                let made = self.answer_exports.borrow_mut().remove(&finish.get_question_id());
+                if finish.get_release_result_caps() {
+                    self.exports.set(self.exports.get().saturating_sub(made.unwrap_or(0)));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_returned(&self, answer: u32) {
+        if let Some(words) = self.calls.borrow_mut().remove(&answer) {
+            self.call_words.set(self.call_words.get().saturating_sub(words));
+            self.room.notify_one();
+        }
+    }
+
+    /// Counts the capabilities that a reply hands out; a fault if they would be too many.
+    fn note_exports(&self, answer: u32, count: usize) -> Result<(), Fault> {
+        let wanted = self.exports.get().saturating_add(count);
+        if wanted > self.bounds.exports {
+            return Err(Fault::OverQuota {
+                meter: Meter::Calls,
+                limit: self.bounds.exports as u64,
+                wanted: wanted as u64,
+            });
+        }
+        if count > 0 {
+            self.exports.set(wanted);
+            self.answer_exports.borrow_mut().insert(answer, count);
+        }
+        Ok(())
+    }
+}
+
+struct Network<T: futures::AsyncRead + Unpin + 'static> {
+    inner: twoparty::VatNetwork<T>,
+    ledger: Rc<Ledger>,
+}
+
+type DynConnection = Box<dyn capnp_rpc::Connection<Side>>;
+
+impl<T: futures::AsyncRead + Unpin> VatNetwork<Side> for Network<T> {
+    fn connect(&mut self, host: Side) -> Option<DynConnection> {
+        let inner = self.inner.connect(host)?;
+        Some(Connection::wrap(inner, self.ledger.clone()))
+    }
+
+    fn accept(&mut self) -> Promise<DynConnection, capnp::Error> {
+        let (accepted, ledger) = (self.inner.accept(), self.ledger.clone());
+        Promise::from_future(async move { Ok(Connection::wrap(accepted.await?, ledger)) })
+    }
+
+    fn drive_until_shutdown(&mut self) -> Promise<(), capnp::Error> {
+        self.inner.drive_until_shutdown()
+    }
+}
+
+struct Connection {
+    inner: Rc<RefCell<DynConnection>>,
+    ledger: Rc<Ledger>,
+}
+
+impl Connection {
+    fn wrap(inner: DynConnection, ledger: Rc<Ledger>) -> DynConnection {
+        Box::new(Connection { inner: Rc::new(RefCell::new(inner)), ledger })
+    }
+}
+
+impl capnp_rpc::Connection<Side> for Connection {
+    fn get_peer_vat_id(&self) -> Side {
+        self.inner.borrow().get_peer_vat_id()
+    }
+
+    fn new_outgoing_message(&mut self, first_segment_words: u32) -> Box<dyn OutgoingMessage> {
+        Box::new(Outgoing {
+            inner: self.inner.borrow_mut().new_outgoing_message(first_segment_words),
+            // Weak: an unfinished reply must not keep a closed connection open.
+            connection: Rc::downgrade(&self.inner),
+            tag: self.ledger.checker.as_ref().and_then(|checker| checker.tag.take()),
+            ledger: self.ledger.clone(),
+        })
+    }
+
+    fn receive_incoming_message(
+        &mut self,
+    ) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
+        let (inner, ledger) = (self.inner.clone(), self.ledger.clone());
+        Promise::from_future(async move {
+            while !ledger.has_room() {
+                ledger.room.notified().await;
+            }
+            let next = inner.borrow_mut().receive_incoming_message();
+            let received = next.await?;
+            if let Some(message) = &received {
+                ledger.note_incoming(message.get_body()?)?;
+            }
+            Ok(received)
+        })
+    }
+
+    fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
+        self.inner.borrow_mut().shutdown(result)
+    }
+}
+
+struct Outgoing {
+    inner: Box<dyn OutgoingMessage>,
+    connection: Weak<RefCell<DynConnection>>,
+    tag: Option<SlotRef>,
+    ledger: Rc<Ledger>,
+}
+
+/// What the wrapper needs to know of a reply.
+struct Reply {
+    answer: u32,
+    no_finish_needed: bool,
+    caps: usize,
+}
+
+impl Outgoing {
+    fn reply(&self) -> capnp::Result<Option<Reply>> {
+        let body = self.inner.get_body_as_reader()?;
+        let message::Return(reply) = body.get_as::<message::Reader<'_>>()?.which()? else {
+            return Ok(None);
+        };
+        let reply = reply?;
+        let caps = match reply.which()? {
+            return_::Results(payload) => payload?.get_cap_table()?.len() as usize,
+            _ => 0,
+        };
+        Ok(Some(Reply {
+            answer: reply.get_answer_id(),
+            no_finish_needed: reply.get_no_finish_needed(),
+            caps,
+        }))
+    }
+
+    /// A message that carries `fault` in place of this reply. It is a new message, so that not a
+    /// byte of the refused reply leaves.
+    fn refusal(
+        &self,
+        reply: &Reply,
+        fault: &Fault,
+    ) -> capnp::Result<Option<Box<dyn OutgoingMessage>>> {
+        let Some(connection) = self.connection.upgrade() else {
+            return Ok(None);
+        };
+        let mut refusal = connection.borrow_mut().new_outgoing_message(64);
+        let root: message::Builder<'_> = refusal.get_body()?.init_as();
+        let mut message = root.init_return();
+        message.set_answer_id(reply.answer);
+        message.set_release_param_caps(false);
+        message.set_no_finish_needed(reply.no_finish_needed);
+        let mut exception = message.init_exception();
+        exception.set_reason(fault.to_wire());
+        Ok(Some(refusal))
+    }
+}
+
+impl Outgoing {
+    /// Sends `fault` in place of this reply. The reply itself stays here, for calls that were
+    /// pipelined on it: what it names checks them on its own.
+    fn refuse(self, reply: &Reply, fault: &Fault) -> Sent {
+        let sent = match self.refusal(reply, fault) {
+            Ok(Some(refusal)) => refusal.send().0,
+            Ok(None) => Promise::ok(()),
+            Err(error) => Promise::err(error),
+        };
+        (sent, Rc::new(self.inner.take()))
+    }
+}
+
+type Sent = (Promise<(), capnp::Error>, Rc<Builder<HeapAllocator>>);
+
+impl OutgoingMessage for Outgoing {
+    fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
+        self.inner.get_body()
+    }
+
+    fn get_body_as_reader(&self) -> capnp::Result<capnp::any_pointer::Reader<'_>> {
+        self.inner.get_body_as_reader()
+    }
+
+    fn send(self: Box<Self>) -> Sent {
+        let reply = match self.reply() {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return self.inner.send(),
+            Err(error) => return (Promise::err(error), Rc::new(self.inner.take())),
+        };
+        self.ledger.note_returned(reply.answer);
+        if let Err(fault) = self.ledger.note_exports(reply.answer, reply.caps) {
+            return (*self).refuse(&reply, &fault);
+        }
+        let (Some(checker), Some(slot)) = (self.ledger.checker.clone(), self.tag) else {
+            return self.inner.send();
+        };
+        // The commit of a reply (C2): alive, under a guard, into the write queue.
+        let Outgoing { inner, connection, tag, ledger } = *self;
+        let mut inner = Some(inner);
+        let commit = || inner.take().map(|message| message.send());
+        if let Some(Some(sent)) = checker.guards.commit(&checker.view, slot, commit) {
+            return sent;
+        }
+        let inner = inner.expect("a refused commit does not run its action");
+        Outgoing { inner, connection, tag, ledger }.refuse(&reply, &Fault::Revoked)
+    }
+
+    fn take(self: Box<Self>) -> Builder<HeapAllocator> {
+        self.inner.take()
+    }
+
+    fn size_in_words(&self) -> usize {
+        self.inner.size_in_words()
+    }
+}

@@ -1,0 +1,572 @@
+//! The life of a vat: from the descriptors that it was handed to the end of its kernel.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use capnp::capability::FromClientHook;
+use capnp::private::capability::ClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, TenantId, VatName};
+use distos_schemas::{capability_capnp, kernel_capnp};
+use distos_table::{GuardPage, View};
+use futures::future::LocalBoxFuture;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc};
+
+use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
+use crate::control::Control;
+use crate::door::{Door, EdgeHome};
+use crate::facet::{Facet, Revoked};
+use crate::faults::{fail, fault_of};
+use crate::meters::Meters;
+use crate::transport::{self, Bounds, Checker};
+
+/// Audit events that wait for the kernel; beyond it they are counted instead of kept.
+const MAX_WAITING_EVENTS: usize = 1024;
+/// Connections from holders at one time.
+const MAX_CONNECTIONS: usize = 256;
+/// How long [`Vat::edge`] waits for an edge that is being wired again.
+const EDGE_WAIT: Duration = Duration::from_secs(5);
+/// Slots given back in one call.
+const MAX_RELEASES: usize = 256;
+
+/// What a service implements: the objects behind its facets.
+pub trait Service: 'static {
+    /// The server object for what `facet` speaks of (its kind and object number);
+    /// [`Fault::NotFound`] if there is none.
+    fn open(self: Rc<Self>, facet: Facet) -> Result<Box<dyn ClientHook>, Fault>;
+
+    /// Takes no new work and resolves when what runs has ended and everything acknowledged is
+    /// durable.
+    fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()>;
+}
+
+/// The runtime of one vat. Cheap to clone.
+#[derive(Clone)]
+pub struct Vat {
+    core: Rc<Core>,
+}
+
+struct Core {
+    name: VatName,
+    node: NodeId,
+    tenant: TenantId,
+    params: BTreeMap<String, String>,
+    data_dir: Option<std::path::PathBuf>,
+    devices: RefCell<HashMap<String, OwnedFd>>,
+    checker: Rc<Checker>,
+    meters: Meters,
+    kernel: RefCell<Option<kernel_capnp::kernel::Client>>,
+    service: RefCell<Option<Rc<dyn Service>>>,
+    edges: RefCell<HashMap<String, Wired>>,
+    edges_changed: Notify,
+    events: mpsc::Sender<Event>,
+    suppressed: Cell<u64>,
+    releases: mpsc::UnboundedSender<SlotRef>,
+    next_session: Cell<u64>,
+    connections: Cell<usize>,
+    draining: Cell<bool>,
+}
+
+/// An edge that this vat holds. The number tells a new wiring from the one it replaced.
+struct Wired {
+    number: u64,
+    client: capability_capnp::edge::Client,
+}
+
+struct Event {
+    kind: String,
+    tenant: TenantId,
+    cap: CapId,
+    detail: String,
+}
+
+/// Runs a vat: connects it to its kernel, wires its edges, lets `start` build the service, serves,
+/// and returns when the kernel is gone.
+pub fn run<F, Fut>(boot: Boot, start: F) -> ExitCode
+where
+    F: FnOnce(Vat) -> Fut + 'static,
+    Fut: Future<Output = Result<Rc<dyn Service>, Fault>> + 'static,
+{
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a vat cannot start its event loop");
+            return ExitCode::FAILURE;
+        }
+    };
+    let name = boot.manifest.vat.clone();
+    let local = tokio::task::LocalSet::new();
+    match local.block_on(&runtime, live(boot, start)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            tracing::error!(vat = name, %fault, "a vat cannot go on");
+            ExitCode::from(fault.code())
+        }
+    }
+}
+
+async fn live<F, Fut>(boot: Boot, start: F) -> Result<(), Fault>
+where
+    F: FnOnce(Vat) -> Fut,
+    Fut: Future<Output = Result<Rc<dyn Service>, Fault>>,
+{
+    let Boot { manifest, protections, mut fds } = boot;
+    let mut take = |number: i32, what: &str| {
+        fds.remove(&number)
+            .ok_or_else(|| Fault::internal(format!("the kernel did not hand over {what}")))
+    };
+    let kernel_socket = take(manifest.kernel_fd, "its socket")?;
+    let control_socket = take(manifest.control_fd, "the control socket")?;
+    let table = take(manifest.table_fd, "the capability table")?;
+    let guards = take(manifest.guard_fd, "the guard page")?;
+    let listener = manifest.listen_fd.map(|fd| take(fd, "the listening socket")).transpose()?;
+    let mut edges = Vec::new();
+    for edge in &manifest.edges {
+        edges.push((edge.clone(), take(edge.fd, "an edge")?));
+    }
+    let mut devices = HashMap::new();
+    for (name, fd) in &manifest.devices {
+        devices.insert(name.clone(), take(*fd, "a device")?);
+    }
+
+    let (events, waiting_events) = mpsc::channel(MAX_WAITING_EVENTS);
+    let (releases, waiting_releases) = mpsc::unbounded_channel();
+    let checker = Rc::new(Checker {
+        view: View::map(&table).map_err(Fault::internal)?,
+        guards: GuardPage::map(&guards).map_err(Fault::internal)?,
+        tag: Cell::new(None),
+    });
+    let vat = Vat::new(&manifest, devices, checker, events, releases)?;
+    let lost = vat.connect_kernel(stream(kernel_socket)?);
+    tokio::task::spawn_local(vat.clone().send_events(waiting_events));
+    tokio::task::spawn_local(vat.clone().send_releases(waiting_releases));
+
+    let (held, served): (Vec<_>, Vec<_>) =
+        edges.into_iter().partition(|(edge, _)| edge.grant.is_none());
+    for (edge, socket) in held {
+        vat.wire(edge, socket)?;
+    }
+    let serve = async {
+        let service = start(vat.clone()).await?;
+        *vat.core.service.borrow_mut() = Some(service);
+        for (edge, socket) in served {
+            vat.wire(edge, socket)?;
+        }
+        let control = Control::new(control_socket).map_err(Fault::internal)?;
+        tokio::task::spawn_local(vat.clone().take_edges(control));
+        if let Some(listener) = listener {
+            let listener = std::os::unix::net::UnixListener::from(listener);
+            listener.set_nonblocking(true).map_err(Fault::internal)?;
+            let listener = UnixListener::from_std(listener).map_err(Fault::internal)?;
+            tokio::task::spawn_local(vat.clone().accept(listener));
+        }
+        vat.announce(&protections).await?;
+        std::future::pending::<Result<(), Fault>>().await
+    };
+    tokio::select! {
+        biased;
+        () = lost => Ok(()),
+        outcome = serve => outcome,
+    }
+}
+
+fn stream(socket: OwnedFd) -> Result<UnixStream, Fault> {
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true).map_err(Fault::internal)?;
+    UnixStream::from_std(socket).map_err(Fault::internal)
+}
+
+impl Vat {
+    fn new(
+        manifest: &Manifest,
+        devices: HashMap<String, OwnedFd>,
+        checker: Rc<Checker>,
+        events: mpsc::Sender<Event>,
+        releases: mpsc::UnboundedSender<SlotRef>,
+    ) -> Result<Vat, Fault> {
+        let mut node = [0; 32];
+        hex::decode_to_slice(&manifest.node, &mut node)
+            .map_err(|e| Fault::internal(format!("the node's name in the manifest: {e}")))?;
+        Ok(Vat {
+            core: Rc::new(Core {
+                name: VatName::new(&manifest.vat)?,
+                node: NodeId(node),
+                tenant: TenantId(manifest.tenant),
+                params: manifest.params.clone(),
+                data_dir: manifest.data_dir.clone(),
+                devices: RefCell::new(devices),
+                checker,
+                meters: Meters::default(),
+                kernel: RefCell::new(None),
+                service: RefCell::new(None),
+                edges: RefCell::default(),
+                edges_changed: Notify::new(),
+                events,
+                suppressed: Cell::new(0),
+                releases,
+                next_session: Cell::new(1),
+                connections: Cell::new(0),
+                draining: Cell::new(false),
+            }),
+        })
+    }
+
+    /// This vat's name.
+    pub fn name(&self) -> &VatName {
+        &self.core.name
+    }
+
+    /// The node that it is part of.
+    pub fn node(&self) -> NodeId {
+        self.core.node
+    }
+
+    /// The tenant that a template instance serves; the operator otherwise.
+    pub fn tenant(&self) -> TenantId {
+        self.core.tenant
+    }
+
+    /// The time, in milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+
+    /// A plain setting from the image.
+    pub fn param(&self, key: &str) -> Option<&str> {
+        self.core.params.get(key).map(String::as_str)
+    }
+
+    /// The one directory in which this vat has files.
+    pub fn data_dir(&self) -> Option<&Path> {
+        self.core.data_dir.as_deref()
+    }
+
+    /// Takes a device that the image grants, once.
+    pub fn take_device(&self, name: &str) -> Option<OwnedFd> {
+        self.core.devices.borrow_mut().remove(name)
+    }
+
+    /// What is held through this vat's capabilities.
+    pub fn meters(&self) -> &Meters {
+        &self.core.meters
+    }
+
+    /// Whether the node is draining: no new work is to be taken.
+    pub fn draining(&self) -> bool {
+        self.core.draining.get()
+    }
+
+    /// An edge that the image gives this vat, by its name. Waits a few seconds for one whose other
+    /// end is starting or was restarted, then fails with [`Fault::Unavailable`].
+    pub async fn edge(&self, name: &str) -> Result<capability_capnp::edge::Client, Fault> {
+        let wired = async {
+            loop {
+                let changed = self.core.edges_changed.notified();
+                if let Some(wired) = self.core.edges.borrow().get(name) {
+                    return wired.client.clone();
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(EDGE_WAIT, wired)
+            .await
+            .map_err(|_| Fault::unavailable(1000, format!("'{name}' is not reachable")))
+    }
+
+    /// The capability that the image grants over an edge.
+    pub async fn root<T: FromClientHook>(&self, edge: &str) -> Result<T, Fault> {
+        let response =
+            self.edge(edge).await?.root_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
+        Ok(cap.cast_to())
+    }
+
+    /// The audit outbox; [`Fault::Denied`] unless the image grants it.
+    pub async fn outbox(&self) -> Result<kernel_capnp::outbox::Client, Fault> {
+        let response =
+            self.kernel()?.outbox_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        response.get().and_then(|r| r.get_outbox()).map_err(|e| fault_of(&e))
+    }
+
+    /// The power to start templates; [`Fault::Denied`] unless the image grants it.
+    pub async fn spawner(&self) -> Result<kernel_capnp::spawner::Client, Fault> {
+        let response =
+            self.kernel()?.spawner_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        response.get().and_then(|r| r.get_spawner()).map_err(|e| fault_of(&e))
+    }
+
+    /// The operator's levers; [`Fault::Denied`] unless the image grants them.
+    pub async fn control(&self) -> Result<kernel_capnp::control::Client, Fault> {
+        let response =
+            self.kernel()?.control_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        response.get().and_then(|r| r.get_control()).map_err(|e| fault_of(&e))
+    }
+
+    /// Every object of this vat that a live durable capability names.
+    pub async fn objects(&self) -> Result<Vec<(Kind, ObjectId, TenantId)>, Fault> {
+        let response =
+            self.kernel()?.objects_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let objects = response.get().and_then(|r| r.get_objects()).map_err(|e| fault_of(&e))?;
+        Ok(objects
+            .iter()
+            .map(|o| (Kind(o.get_kind()), ObjectId(o.get_object()), TenantId(o.get_tenant())))
+            .collect())
+    }
+
+    /// Ends every capability to one of this vat's objects: what dropping an object starts with.
+    pub async fn revoke_object(&self, kind: Kind, object: ObjectId) -> Result<Revoked, Fault> {
+        let mut request = self.kernel()?.revoke_object_request();
+        request.get().set_kind(kind.0);
+        request.get().set_object(object.0);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let done = response.get().map_err(|e| fault_of(&e))?;
+        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+    }
+
+    /// Puts an event into the audit outbox. Never blocks: if too many wait, they are counted, and
+    /// the count is reported.
+    pub fn report(&self, kind: &str, tenant: TenantId, cap: CapId, detail: impl Into<String>) {
+        let event = Event { kind: kind.to_owned(), tenant, cap, detail: detail.into() };
+        if self.core.events.try_send(event).is_err() {
+            self.core.suppressed.set(self.core.suppressed.get() + 1);
+        }
+    }
+
+    pub(crate) fn checker(&self) -> &Checker {
+        &self.core.checker
+    }
+
+    pub(crate) fn kernel(&self) -> Result<kernel_capnp::kernel::Client, Fault> {
+        let kernel = self.core.kernel.borrow().clone();
+        kernel.ok_or_else(|| Fault::unavailable(200, "the kernel is not connected"))
+    }
+
+    pub(crate) fn service(&self) -> Result<Rc<dyn Service>, Fault> {
+        let service = self.core.service.borrow().clone();
+        service.ok_or_else(|| Fault::unavailable(200, "the service is starting"))
+    }
+
+    pub(crate) fn release(&self, slot: SlotRef) {
+        // The receiver lives as long as the vat; at its end there is nothing to give back.
+        let _ = self.core.releases.send(slot);
+    }
+
+    fn next_session(&self) -> SessionId {
+        let number = self.core.next_session.get();
+        self.core.next_session.set(number + 1);
+        SessionId(number)
+    }
+
+    /// Connects to the kernel; the returned future resolves when the kernel is gone.
+    fn connect_kernel(&self, stream: UnixStream) -> impl Future<Output = ()> + use<> {
+        let own =
+            capnp_rpc::new_client::<kernel_capnp::vat::Client, _>(VatServer { vat: self.clone() });
+        let own = capnp::capability::Client::new(own.into_client_hook());
+        let mut system = transport::start(stream, Side::Client, Some(own), Bounds::EDGE);
+        *self.core.kernel.borrow_mut() = Some(system.bootstrap(Side::Server));
+        let task = tokio::task::spawn_local(system);
+        async move {
+            let _ = task.await;
+        }
+    }
+
+    /// Connects one end of an edge.
+    fn wire(&self, edge: EdgeEnd, socket: OwnedFd) -> Result<(), Fault> {
+        let stream = stream(socket)?;
+        match edge.grant {
+            Some(grant) => self.serve_edge(edge.peer, grant, stream),
+            None => self.hold_edge(edge.name, stream),
+        }
+        Ok(())
+    }
+
+    fn serve_edge(&self, peer: String, grant: EdgeGrant, stream: UnixStream) {
+        let session = self.next_session();
+        let facet = Facet::of_edge(self, session, &grant);
+        let home = EdgeHome { vat: self.clone(), session, peer, facet };
+        let home: capability_capnp::edge::Client = capnp_rpc::new_client(home);
+        let home = capnp::capability::Client::new(home.into_client_hook());
+        let system = transport::guarded(
+            stream,
+            Side::Server,
+            Some(home),
+            Bounds::EDGE,
+            Some(self.core.checker.clone()),
+        );
+        let vat = self.clone();
+        tokio::task::spawn_local(async move {
+            let _ = system.await;
+            vat.end_session(session).await;
+        });
+    }
+
+    fn hold_edge(&self, name: String, stream: UnixStream) {
+        let number = self.next_session().0;
+        let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
+        let client = system.bootstrap(Side::Server);
+        self.core.edges.borrow_mut().insert(name.clone(), Wired { number, client });
+        self.core.edges_changed.notify_waiters();
+        let vat = self.clone();
+        tokio::task::spawn_local(async move {
+            let _ = system.await;
+            let mut edges = vat.core.edges.borrow_mut();
+            if edges.get(&name).is_some_and(|wired| wired.number == number) {
+                edges.remove(&name);
+            }
+        });
+    }
+
+    async fn take_edges(self, control: Control) {
+        loop {
+            match control.next().await {
+                Ok(Some((edge, socket))) => {
+                    if let Err(fault) = self.wire(edge, socket) {
+                        tracing::warn!(%fault, "an edge could not be wired");
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the control socket failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn accept(self, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) if self.core.connections.get() < MAX_CONNECTIONS => {
+                    self.admit(stream)
+                }
+                // Dropping the stream tells the client at once.
+                Ok(_) => tracing::warn!("a connection is refused: {MAX_CONNECTIONS} are open"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: UnixStream) {
+        let session = self.next_session();
+        let door =
+            Door { vat: self.clone(), session, nonce: Cell::new(None), restores: Cell::new(0) };
+        let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
+        let door = capnp::capability::Client::new(door.into_client_hook());
+        let system = transport::guarded(
+            stream,
+            Side::Server,
+            Some(door),
+            Bounds::HOLDER,
+            Some(self.core.checker.clone()),
+        );
+        self.core.connections.set(self.core.connections.get() + 1);
+        let vat = self.clone();
+        tokio::task::spawn_local(async move {
+            let _ = system.await;
+            vat.core.connections.set(vat.core.connections.get() - 1);
+            vat.meters().forget_idle_rates(vat.now_ms());
+            vat.end_session(session).await;
+        });
+    }
+
+    async fn end_session(&self, session: SessionId) {
+        let Ok(kernel) = self.kernel() else { return };
+        let mut request = kernel.end_session_request();
+        request.get().set_session(session.0);
+        if let Err(error) = request.send().promise.await {
+            tracing::debug!(%error, "a session could not be ended");
+        }
+    }
+
+    async fn announce(&self, protections: &[Protection]) -> Result<(), Fault> {
+        let mut request = self.kernel()?.ready_request();
+        let mut list = request.get().init_protections(protections.len() as u32);
+        for (index, protection) in protections.iter().enumerate() {
+            let mut entry = list.reborrow().get(index as u32);
+            entry.set_name(&protection.name);
+            entry.set_enforced(protection.enforced);
+            entry.set_detail(&protection.detail);
+        }
+        request.send().promise.await.map_err(|e| fault_of(&e))?;
+        Ok(())
+    }
+
+    async fn send_events(self, mut waiting: mpsc::Receiver<Event>) {
+        while let Some(event) = waiting.recv().await {
+            self.send_event(&event).await;
+            let suppressed = self.core.suppressed.take();
+            if suppressed > 0 {
+                let detail = format!("{suppressed} events were not kept: they came too fast");
+                let (kind, tenant, cap) = ("suppressed".to_owned(), TenantId::OPERATOR, CapId(0));
+                self.send_event(&Event { kind, tenant, cap, detail }).await;
+            }
+        }
+    }
+
+    async fn send_event(&self, event: &Event) {
+        let Ok(kernel) = self.kernel() else { return };
+        let mut request = kernel.report_request();
+        let mut message = request.get().init_event();
+        message.set_kind(&event.kind);
+        message.set_tenant(event.tenant.0);
+        message.set_cap_id(event.cap.0);
+        message.set_detail(&event.detail);
+        if let Err(error) = request.send().promise.await {
+            tracing::warn!(%error, kind = event.kind, "an audit event was not taken");
+        }
+    }
+
+    async fn send_releases(self, mut waiting: mpsc::UnboundedReceiver<SlotRef>) {
+        let mut batch = Vec::with_capacity(MAX_RELEASES);
+        while waiting.recv_many(&mut batch, MAX_RELEASES).await > 0 {
+            let Ok(kernel) = self.kernel() else { return };
+            let mut request = kernel.release_request();
+            let mut slots = request.get().init_slots(batch.len() as u32);
+            for (index, slot) in batch.drain(..).enumerate() {
+                let mut entry = slots.reborrow().get(index as u32);
+                entry.set_index(slot.index);
+                entry.set_generation(slot.generation.0);
+            }
+            if let Err(error) = request.send().promise.await {
+                tracing::debug!(%error, "capabilities could not be released");
+            }
+        }
+    }
+}
+
+/// What the kernel holds of this vat.
+struct VatServer {
+    vat: Vat,
+}
+
+impl kernel_capnp::vat::Server for VatServer {
+    async fn drain(
+        self: Rc<Self>,
+        _: kernel_capnp::vat::DrainParams,
+        _: kernel_capnp::vat::DrainResults,
+    ) -> Result<(), capnp::Error> {
+        self.vat.core.draining.set(true);
+        self.vat.service().map_err(fail)?.drain().await;
+        Ok(())
+    }
+
+    async fn ping(
+        self: Rc<Self>,
+        _: kernel_capnp::vat::PingParams,
+        _: kernel_capnp::vat::PingResults,
+    ) -> Result<(), capnp::Error> {
+        Ok(())
+    }
+}
