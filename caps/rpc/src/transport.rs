@@ -352,3 +352,168 @@ impl OutgoingMessage for Outgoing {
         self.inner.size_in_words()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use capnp::capability::FromClientHook;
+    use distos_abi::{Generation, TenantId};
+    use distos_schemas::capability_capnp::{door, edge};
+    use distos_table::Table;
+    use std::future::Future;
+
+    /// A server whose reply is written first and sent later: what happens in between is up to
+    /// the test.
+    struct Slow {
+        checker: Rc<Checker>,
+        slot: SlotRef,
+        before_sending: Rc<dyn Fn()>,
+        running: Rc<Cell<usize>>,
+        go: Rc<Notify>,
+    }
+
+    impl door::Server for Slow {
+        async fn challenge(
+            self: Rc<Self>,
+            _: door::ChallengeParams,
+            mut results: door::ChallengeResults,
+        ) -> Result<(), capnp::Error> {
+            self.checker.tag.set(Some(self.slot));
+            results.get().set_nonce(b"a secret that must not leave");
+            self.checker.tag.set(None);
+            tokio::task::yield_now().await;
+            (self.before_sending)();
+            Ok(())
+        }
+
+        async fn restore(
+            self: Rc<Self>,
+            _: door::RestoreParams,
+            mut results: door::RestoreResults,
+        ) -> Result<(), capnp::Error> {
+            self.running.set(self.running.get() + 1);
+            self.go.notified().await;
+            let cap: edge::Client = capnp_rpc::new_client(Nothing);
+            results.get().set_cap(cap.cast_to());
+            Ok(())
+        }
+    }
+
+    struct Nothing;
+    impl edge::Server for Nothing {}
+
+    struct World {
+        table: Table,
+        slot: SlotRef,
+        checker: Rc<Checker>,
+        running: Rc<Cell<usize>>,
+        go: Rc<Notify>,
+    }
+
+    impl World {
+        fn new() -> World {
+            let (table, fd) = Table::create(8).unwrap();
+            let slot = SlotRef { index: 1, generation: Generation::new(1, 1).unwrap() };
+            table.publish(slot, None, TenantId(1));
+            let guards = GuardPage::create(64).unwrap();
+            let checker = Rc::new(Checker {
+                view: View::map(&fd).unwrap(),
+                guards: GuardPage::map(&guards).unwrap(),
+                tag: Cell::new(None),
+            });
+            World { table, slot, checker, running: Rc::default(), go: Rc::default() }
+        }
+
+        /// A client of a [`Slow`] server over a real socket pair.
+        fn serve(&self, bounds: Bounds, before_sending: Rc<dyn Fn()>) -> door::Client {
+            let (here, there) = UnixStream::pair().unwrap();
+            let (checker, slot) = (self.checker.clone(), self.slot);
+            let (running, go) = (self.running.clone(), self.go.clone());
+            let slow = Slow { checker: checker.clone(), slot, before_sending, running, go };
+            let slow: door::Client = capnp_rpc::new_client(slow);
+            let slow = capnp::capability::Client::new(slow.into_client_hook());
+            let server = guarded(there, Side::Server, Some(slow), bounds, Some(checker));
+            tokio::task::spawn_local(server);
+            let mut client = start(here, Side::Client, None, Bounds::EDGE);
+            let door = client.bootstrap(Side::Server);
+            tokio::task::spawn_local(client);
+            door
+        }
+    }
+
+    fn local<F: Future>(test: F) -> F::Output {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test)
+    }
+
+    #[test]
+    fn a_reply_made_before_a_revocation_does_not_leave_after_it() {
+        local(async {
+            let world = Rc::new(World::new());
+            let door = world.serve(Bounds::HOLDER, Rc::new(|| {}));
+            let reply = door.challenge_request().send().promise.await.unwrap();
+            assert_eq!(reply.get().unwrap().get_nonce().unwrap(), b"a secret that must not leave");
+
+            let revoker = world.clone();
+            let door = world.serve(
+                Bounds::HOLDER,
+                Rc::new(move || {
+                    assert!(revoker.table.kill(revoker.slot));
+                }),
+            );
+            let error = door.challenge_request().send().promise.await.err().unwrap();
+            assert_eq!(Fault::from_wire(&error.extra), Some(Fault::Revoked));
+            // The connection goes on after the refusal.
+            assert!(door.challenge_request().send().promise.await.is_err());
+        });
+    }
+
+    #[test]
+    fn a_client_that_calls_without_end_is_held_back_and_not_buffered() {
+        local(async {
+            let world = World::new();
+            let bounds = Bounds { calls: 4, ..Bounds::HOLDER };
+            let door = world.serve(bounds, Rc::new(|| {}));
+            let calls: Vec<_> = (0..20).map(|_| door.restore_request().send().promise).collect();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(world.running.get(), 4, "only as many as the bound are taken up");
+            let done = tokio::task::spawn_local(futures::future::join_all(calls));
+            while !done.is_finished() {
+                world.go.notify_one();
+                tokio::task::yield_now().await;
+            }
+            assert!(
+                done.await.unwrap().iter().all(Result::is_ok),
+                "and all are answered in the end"
+            );
+        });
+    }
+
+    #[test]
+    fn a_client_that_hoards_capabilities_gets_a_fault() {
+        local(async {
+            let world = World::new();
+            let bounds = Bounds { exports: 3, ..Bounds::HOLDER };
+            let door = world.serve(bounds, Rc::new(|| {}));
+            let mut held = Vec::new();
+            for _ in 0..3 {
+                world.go.notify_one();
+                held.push(door.restore_request().send().promise.await.unwrap());
+            }
+            world.go.notify_one();
+            let refused = door.restore_request().send().promise.await.err().unwrap();
+            assert_eq!(Fault::from_wire(&refused.extra).map(|f| f.code()), Some(13), "{refused}");
+            held.clear();
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            world.go.notify_one();
+            assert!(
+                door.restore_request().send().promise.await.is_ok(),
+                "giving some up makes room"
+            );
+        });
+    }
+}
