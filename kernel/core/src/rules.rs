@@ -215,14 +215,26 @@ impl Forest {
             }
             effective.push(authority);
         }
-        let tenant = self.node(at).facts.tenant;
-        self.room(Some(at), tenant, (links.len() - known) as u32 + 1)?;
+        let tenants: Vec<TenantId> = links
+            .iter()
+            .skip(known)
+            .scan(self.node(at).facts.tenant, |tenant, claim| {
+                *tenant = self.charged(*tenant, &claim.holder);
+                Some(*tenant)
+            })
+            .collect();
+        let user = tenants.last().copied().unwrap_or(self.node(at).facts.tenant);
+        self.room(Some(at), user, tenants.len() as u32 + 1)?;
+        for tenant in tenants.iter().filter(|tenant| **tenant != user) {
+            let links = tenants.iter().filter(|other| *other == tenant).count();
+            self.within_quota(*tenant, links as u32)?;
+        }
         let mut fresh = Vec::new();
-        for (claim, authority) in links.iter().zip(effective).skip(known) {
+        let new = links.iter().zip(effective).skip(known).zip(tenants);
+        for ((claim, authority), tenant) in new {
             let facts = self.below(at, authority, Holder::Key(claim.holder), session);
-            let (link, issuer) = (Some(claim.hash), Some(claim.issuer));
-            at =
-                self.insert(Some(at), None, Facts { life: Life::Durable, link, issuer, ..facts })?;
+            let (link, issuer, life) = (Some(claim.hash), Some(claim.issuer), Life::Durable);
+            at = self.insert(Some(at), None, Facts { life, link, issuer, tenant, ..facts })?;
             fresh.push(at);
         }
         let Facts { authority, holder, .. } = self.node(at).facts.clone();
@@ -230,6 +242,17 @@ impl Forest {
         let facts = self.below(at, authority, holder, session);
         fresh.push(self.insert(Some(at), None, facts)?);
         Ok(self.granted(&fresh, order))
+    }
+
+    /// Whom a link is charged to: the tenant above it. What the operator delegates to a tenant's
+    /// key is the tenant's own from there on; what one tenant delegates to another stays charged
+    /// to the one whose resources it uses.
+    fn charged(&self, above: TenantId, holder: &HolderKey) -> TenantId {
+        let named = || self.tenants.values().find(|tenant| tenant.holder == *holder);
+        match above {
+            TenantId::OPERATOR => named().map_or(above, |tenant| tenant.id),
+            _ => above,
+        }
     }
 
     fn deposit(&mut self, ticket: [u8; 32], parent: SlotRef, gift: Gift) -> Result<Applied, Fault> {

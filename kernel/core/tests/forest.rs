@@ -634,3 +634,29 @@ fn a_huge_subtree_ends_at_once_and_is_reclaimed_in_batches() {
     assert_eq!(batches, (MANY + 1).div_ceil(64));
     assert_eq!(forest.counts().free, MANY + 1);
 }
+
+#[test]
+fn what_the_operator_delegates_to_a_tenants_key_uses_that_tenants_resources_from_there_on() {
+    let mut world = World::new();
+    let granted = world.run(mint_root(0, 0)).expect("a root for the operator").outcome;
+    let Outcome::Granted(root) = granted else { panic!("a root yields a grant") };
+    // Key 1 is red's and key 2 is blue's.
+    let redeem = |steps: u8| Command::Redeem {
+        vat: vat(0),
+        root_cap: root.cap,
+        links: chain(root.cap, steps),
+        session: SessionId(1),
+    };
+    let tenant_of = |applied: Applied| match applied.outcome {
+        Outcome::Granted(view) => view.tenant,
+        other => panic!("{other:?}"),
+    };
+    let reds = world.run(redeem(0)).expect("red's own");
+    assert_eq!(tenant_of(reds), TenantId(1), "not the operator's, whose quota has no bound");
+    let blues = world.run(redeem(2)).expect("red delegates to blue");
+    assert_eq!(tenant_of(blues), TenantId(1), "blue uses what is red's");
+    let used =
+        world.forest.tenants().into_iter().find(|t| t.id == TenantId(1)).map(|t| t.slots_used);
+    // The world's own root, red's link and session, then blue's two links and session.
+    assert_eq!(used, Some(6));
+}

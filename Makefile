@@ -1,0 +1,75 @@
+# make run    boots a node and does the main job (INPUT=path takes your own file or directory)
+# make test   the whole test suite
+# make help   lists the rest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+IMAGE ?= images/single.toml
+INPUT ?=
+# Where the node keeps its data. Without it, a new directory that is removed after a good run.
+NODE ?=
+
+.PHONY: help
+help: ## Lists these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Installs the Debian packages that the build needs; nothing if all are there
+	@.ci/setup
+
+.PHONY: wasm
+wasm: setup ## Builds the demo's WASI program
+	@services/node/demo/build.sh
+
+.PHONY: run
+run: setup wasm ## Boots a node and does the main job; INPUT=path for your own data
+	$(CARGO) build --release --locked -p distos-node
+	@node="$(NODE)"; \
+	if [[ -z "$$node" ]]; then \
+	  node=$$(mktemp -d "$${TMPDIR:-/tmp}/distos.XXXXXX"); \
+	  trap 'status=$$?; if ((status == 0)); then rm -rf "$$node"; else echo "what the node left is in $$node" >&2; fi' EXIT; \
+	fi; \
+	target/release/distos demo --node "$$node" --image "$(IMAGE)" $(if $(INPUT),--input "$(INPUT)")
+
+# Cheap checks first: what takes a second fails in a second.
+.PHONY: test
+test: setup fmt-check conformance lint unit ## The whole test suite
+
+.PHONY: fmt
+fmt: ## Formats the code
+	$(CARGO) fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	$(CARGO) fmt --all --check
+
+.PHONY: conformance
+conformance: setup ## Arrows between rooms, size of the kernel, unsafe code, documentation
+	$(CARGO) test --locked --quiet -p distos-conformance -- --nocapture
+
+.PHONY: lint
+lint: setup ## Clippy, with warnings as errors
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# End-to-end tests start the `distos` binary and the WASI program, so both are built first.
+.PHONY: unit
+unit: setup wasm ## Every test of the workspace, from unit to end-to-end
+	$(CARGO) build --workspace --locked
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
+	else \
+	  set -x; $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
+	fi
+	$(CARGO) test --workspace --locked --doc --quiet
+
+.PHONY: deny
+deny: ## Licences, sources and duplicates of dependencies, where cargo-deny is installed
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	  set -x; $(CARGO) deny --locked check bans licenses sources; \
+	else \
+	  echo "cargo-deny is not installed, so dependencies were not checked: cargo install --locked cargo-deny" >&2; \
+	  exit 1; \
+	fi

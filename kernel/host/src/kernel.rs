@@ -1,0 +1,287 @@
+//! The kernel's decisions put into effect: what the core decided becomes stores in the capability
+//! table and records in the journal, in the order that L2 demands, and a revocation waits for
+//! quiescence (C2).
+//!
+//! It does not start processes ([`crate::vats`]) and knows no interface ([`crate::server`]).
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use distos_abi::{Fault, NodeId, VatName};
+use distos_core::{Applied, Command, Forest, Order, Outcome, TableOp};
+use distos_table::{GuardWatch, Snapshot, Table};
+use distos_types::HolderSecret;
+use tokio::sync::Notify;
+
+use crate::journal::{JournalHandle, codec};
+
+/// A vat that has not reached quiescence after this long is killed (fail closed). A guard covers
+/// one synchronous step that no tenant's input can prolong.
+const QUIESCENCE: Duration = Duration::from_millis(250);
+/// Dead slots taken back at a time.
+const RECLAIM_BATCH: u32 = 1024;
+
+/// The guards of one running vat, and the way to end it.
+pub(crate) struct Watched {
+    pub(crate) name: VatName,
+    pub(crate) guards: GuardWatch,
+    pub(crate) kill: Box<dyn Fn()>,
+}
+
+/// The trusted state of a node.
+pub(crate) struct Kernel {
+    pub(crate) forest: RefCell<Forest>,
+    pub(crate) journal: JournalHandle,
+    pub(crate) secret: HolderSecret,
+    pub(crate) draining: Cell<bool>,
+    pub(crate) appended: Notify,
+    table: Table,
+    watched: RefCell<Vec<Rc<Watched>>>,
+}
+
+/// What a revocation took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Revoked {
+    pub(crate) micros: u64,
+    pub(crate) descendants: u64,
+}
+
+/// The time, in milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl Kernel {
+    pub(crate) fn new(
+        forest: Forest,
+        table: Table,
+        journal: JournalHandle,
+        secret: HolderSecret,
+    ) -> Kernel {
+        let kernel = Kernel {
+            forest: RefCell::new(forest),
+            journal,
+            secret,
+            draining: Cell::new(false),
+            appended: Notify::new(),
+            table,
+            watched: RefCell::default(),
+        };
+        let replayed = kernel.forest.borrow().table_after_replay();
+        kernel.store(&replayed);
+        kernel
+    }
+
+    /// The node's name: the public half of the key that signs its root certificates.
+    pub(crate) fn node(&self) -> NodeId {
+        NodeId(self.secret.key().0)
+    }
+
+    /// Carries out a command. An increase of authority shows nowhere before its record is durable;
+    /// a decrease takes effect first, and is durable and quiescent when this returns.
+    pub(crate) async fn apply(&self, command: Command) -> Result<Outcome, Fault> {
+        if increases(&command) && !self.journal.has_room_for_increase() {
+            return Err(Fault::unavailable(
+                1000,
+                "the journal is full: free space in the node's directory, or let the audit service catch up",
+            ));
+        }
+        let applied = self.forest.borrow_mut().apply(command, now_ms())?;
+        match applied.order {
+            Order::RecordFirst => {
+                self.record(&applied, true).await?;
+                self.publish_live(&applied.table)?;
+            }
+            Order::TableFirst => {
+                self.store(&applied.table);
+                // Taken after the stores: whoever starts later sees them.
+                let guards = self.guards();
+                let recorded = self.record(&applied, true);
+                self.quiesce(guards).await;
+                recorded.await?;
+            }
+            Order::Lazy => {
+                self.store(&applied.table);
+                self.record_later(&applied);
+            }
+        }
+        Ok(applied.outcome)
+    }
+
+    /// Carries out a revocation and times it.
+    pub(crate) async fn revoke(&self, command: Command) -> Result<Revoked, Fault> {
+        let started = Instant::now();
+        let outcome = self.apply(command).await?;
+        let descendants = match outcome {
+            Outcome::Revoked { descendants } => descendants,
+            _ => 0,
+        };
+        Ok(Revoked { micros: started.elapsed().as_micros() as u64, descendants })
+    }
+
+    /// Carries out a decrease that nobody waits for: a session or a vat that is gone.
+    pub(crate) fn drop_at_once(&self, command: Command) {
+        match self.forest.borrow_mut().apply(command, now_ms()) {
+            Ok(applied) => {
+                self.store(&applied.table);
+                self.record_later(&applied);
+            }
+            Err(fault) => tracing::debug!(%fault, "nothing to end"),
+        }
+    }
+
+    /// Puts an event into the journal.
+    pub(crate) fn report(&self, command: Command) -> Result<(), Fault> {
+        if !self.journal.has_room_for_increase() {
+            return Err(Fault::unavailable(1000, "the journal is full"));
+        }
+        let applied = self.forest.borrow_mut().apply(command, now_ms())?;
+        self.record_later(&applied);
+        Ok(())
+    }
+
+    pub(crate) fn watch(&self, watched: Rc<Watched>) {
+        self.watched.borrow_mut().push(watched);
+    }
+
+    pub(crate) fn unwatch(&self, watched: &Rc<Watched>) {
+        self.watched.borrow_mut().retain(|other| !Rc::ptr_eq(other, watched));
+    }
+
+    /// Ends what has expired and takes back dead slots, in bounded batches, for ever.
+    pub(crate) async fn housekeep(self: Rc<Self>) {
+        loop {
+            let sweep = Command::Sweep { max: RECLAIM_BATCH };
+            if let Err(fault) = self.apply(sweep).await {
+                tracing::warn!(%fault, "expired capabilities could not be swept");
+            }
+            while self.reclaim().await {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Takes back one batch; whether more remain.
+    async fn reclaim(&self) -> bool {
+        let taken =
+            self.forest.borrow_mut().apply(Command::Reclaim { max: RECLAIM_BATCH }, now_ms());
+        let Ok(Applied { outcome: Outcome::Reclaimed { count, token, more }, table, .. }) = taken
+        else {
+            return false;
+        };
+        if count == 0 {
+            return false;
+        }
+        self.store(&table);
+        self.quiesce(self.guards()).await;
+        // Reclaiming changes no authority, so it is not recorded and cannot fail here.
+        let _ = self.forest.borrow_mut().apply(Command::Release { token }, now_ms());
+        more
+    }
+
+    fn store(&self, ops: &[TableOp]) {
+        for op in ops {
+            match *op {
+                TableOp::Publish { slot, parent, tenant } => {
+                    self.table.publish(slot, parent, tenant)
+                }
+                TableOp::Kill { slot } => {
+                    self.table.kill(slot);
+                }
+            }
+        }
+    }
+
+    /// Publishes what is still alive: a revocation may have come while the record was written, and
+    /// its kill found an empty slot.
+    fn publish_live(&self, ops: &[TableOp]) -> Result<(), Fault> {
+        for op in ops {
+            match *op {
+                TableOp::Publish { slot, .. } if self.forest.borrow().grant(slot).is_none() => {
+                    return Err(Fault::Revoked);
+                }
+                _ => self.store(std::slice::from_ref(op)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Journals the records, in the core's order; the future resolves when they are durable.
+    fn record(
+        &self,
+        applied: &Applied,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), Fault>> + use<> {
+        let time_ms = now_ms();
+        let mut last = None;
+        for record in &applied.records {
+            last = Some(self.journal.submit(codec::encode(record), time_ms, durable));
+        }
+        self.appended.notify_waiters();
+        async move {
+            match last {
+                Some(written) => written.await.map_err(|e| fence(&e)),
+                None => Ok(()),
+            }
+        }
+    }
+
+    fn record_later(&self, applied: &Applied) {
+        // The handle keeps the records and their order; only the wait is dropped.
+        drop(self.record(applied, false));
+    }
+
+    fn guards(&self) -> Vec<(Rc<Watched>, Snapshot)> {
+        let watched = self.watched.borrow();
+        watched
+            .iter()
+            .map(|vat| (vat.clone(), vat.guards.snapshot()))
+            .filter(|(_, snapshot)| !snapshot.is_empty())
+            .collect()
+    }
+
+    /// Waits until every guard of the snapshots is gone. Never blocks the kernel's loop.
+    async fn quiesce(&self, mut waiting: Vec<(Rc<Watched>, Snapshot)>) {
+        let started = Instant::now();
+        loop {
+            waiting.retain_mut(|(vat, snapshot)| !vat.guards.quiescent_since(snapshot));
+            if waiting.is_empty() {
+                return;
+            }
+            if started.elapsed() > QUIESCENCE {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for (vat, _) in waiting {
+            tracing::error!(vat = %vat.name, "no quiescence after 250 ms: the vat is killed");
+            (vat.kill)();
+        }
+    }
+}
+
+/// Whether a command adds authority, and so needs room in the journal.
+fn increases(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::AddTenant { .. }
+            | Command::MintRoot { .. }
+            | Command::Mint { .. }
+            | Command::Derive { .. }
+            | Command::Redeem { .. }
+            | Command::Deposit { .. }
+            | Command::Withdraw { .. }
+    )
+}
+
+/// The journal can no longer promise durability: the node ends rather than go on (L2). As the
+/// kernel is init of its services, they end with it.
+fn fence(error: &dyn std::fmt::Display) -> Fault {
+    tracing::error!(%error, "the journal failed: this node fences itself");
+    crate::start::emit(&crate::start::Event::Failed {
+        why: format!("the journal failed: {error}"),
+    });
+    std::process::exit(i32::from(Fault::Internal(String::new()).code()));
+}

@@ -1,0 +1,288 @@
+//! The life of a node: open the journal, replay it, make the table, start the vats, serve until
+//! told to stop.
+
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use distos_abi::{Authority, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
+use distos_core::{Command, Forest, Outcome};
+use distos_rpc::boot::Protection;
+use distos_table::Table;
+use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::journal::{JournalHandle, codec};
+use crate::kernel::Kernel;
+use crate::plan::{OperatorGrant, Plan};
+use crate::server::sign_root;
+use crate::vats::Vats;
+
+/// What the kernel tells whoever started it: one JSON object a line on its standard output.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub(crate) enum Event<'a> {
+    /// A vat serves.
+    Vat { name: &'a str, pid: i32, protections: &'a [Protection] },
+    /// A vat ended and is being started again.
+    Restart { name: &'a str, why: &'a str },
+    /// Every vat of the image serves.
+    Ready { node: String, epoch: u32 },
+    /// The node cannot go on.
+    Failed { why: String },
+    /// The node has stopped in order.
+    Stopped,
+}
+
+/// Tells it. Nobody may be listening any more, which is no reason to stop.
+pub(crate) fn emit(event: &Event<'_>) {
+    if let Ok(line) = serde_json::to_string(event) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+}
+
+/// Runs a node until it is told to stop; the body of the kernel process. Exit code 0 after an
+/// orderly stop, else the fault's.
+pub fn main(plan: Plan) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&Fault::internal(error)),
+    };
+    match tokio::task::LocalSet::new().block_on(&runtime, live(plan)) {
+        Ok(()) => {
+            emit(&Event::Stopped);
+            ExitCode::SUCCESS
+        }
+        Err(fault) => failed(&fault),
+    }
+}
+
+fn failed(fault: &Fault) -> ExitCode {
+    emit(&Event::Failed { why: fault.to_string() });
+    ExitCode::from(fault.code())
+}
+
+async fn live(plan: Plan) -> Result<(), Fault> {
+    let mut stop = Stop::new()?;
+    let dirs = Dirs::make(&plan.data_dir)?;
+    let secret = kernel_secret(&dirs.kernel)?;
+    let (journal, frames) =
+        JournalHandle::open(&dirs.kernel.join("journal")).map_err(Fault::internal)?;
+
+    let mut records = Vec::with_capacity(frames.len());
+    for frame in &frames {
+        let record = codec::decode(&frame.payload)
+            .map_err(|e| Fault::Corrupt(format!("journal record {}: {e}", frame.seq)))?;
+        records.push((frame.time_ms, record));
+    }
+    let last_epoch = records.iter().filter_map(|(_, record)| record.epoch()).max().unwrap_or(0);
+    let mut forest = Forest::new(last_epoch + 1, plan.slots);
+    for (time_ms, record) in &records {
+        forest.replay(*time_ms, record)?;
+    }
+    drop((frames, records));
+
+    let (table, table_fd) = Table::create(plan.slots).map_err(Fault::internal)?;
+    let kernel = Rc::new(Kernel::new(forest, table, journal, secret));
+    kernel.apply(Command::Boot { image_hash: plan.image_hash }).await?;
+    grant_operator(&kernel, &plan, &dirs).await?;
+    let epoch = kernel.forest.borrow().epoch();
+    tokio::task::spawn_local(kernel.clone().housekeep());
+
+    let vats = Rc::new(Vats::new(kernel.clone(), plan, table_fd));
+    let started = tokio::select! {
+        started = vats.start_all() => started,
+        () = stop.asked() => Err(Fault::unavailable(0, "stopped while it started")),
+    };
+    if let Err(fault) = started {
+        vats.end_all().await;
+        return Err(fault);
+    }
+    emit(&Event::Ready { node: kernel.node().to_string(), epoch });
+    tokio::select! {
+        () = stop.asked() => {}
+        () = vats.shutdown.notified() => {}
+    }
+    if !vats.shutdown_now.get() {
+        // A second signal does not wait for the drain.
+        tokio::select! {
+            () = vats.drain() => {}
+            () = stop.asked() => {}
+        }
+    }
+    vats.end_all().await;
+    kernel.journal.sync().await.map_err(Fault::internal)
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Stop, Fault> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate()).map_err(Fault::internal)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(Fault::internal)?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The node's directories, each with its own readers.
+struct Dirs {
+    kernel: PathBuf,
+    operator: PathBuf,
+    run: PathBuf,
+}
+
+impl Dirs {
+    fn make(root: &Path) -> Result<Dirs, Fault> {
+        let dirs = Dirs {
+            kernel: root.join("kernel"),
+            operator: root.join("operator"),
+            run: root.join("run"),
+        };
+        // Vats reach their own directories by path before they give the path up, and holders of
+        // any uid reach the sockets; the rest is closed.
+        let modes =
+            [(root.to_path_buf(), 0o711), (root.join("vats"), 0o711), (dirs.run.clone(), 0o755)];
+        let closed = [(dirs.kernel.clone(), 0o700), (dirs.operator.clone(), 0o700)];
+        for (dir, mode) in modes.into_iter().chain(closed) {
+            let failed = |e: std::io::Error| Fault::internal(format!("{}: {e}", dir.display()));
+            std::fs::DirBuilder::new().recursive(true).mode(mode).create(&dir).map_err(failed)?;
+            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode))
+                .map_err(failed)?;
+        }
+        Ok(dirs)
+    }
+}
+
+/// The key that signs root certificates; made at the first boot.
+fn kernel_secret(dir: &Path) -> Result<HolderSecret, Fault> {
+    let path = dir.join("kernel.key");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => HolderSecret::from_file_text(&zeroize::Zeroizing::new(text))
+            .map_err(|e| Fault::Corrupt(format!("{}: {e}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret = new_secret()?;
+            write_file(&path, secret.to_file_text().as_bytes(), 0o600)?;
+            Ok(secret)
+        }
+        Err(error) => Err(Fault::internal(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn new_secret() -> Result<HolderSecret, Fault> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(Fault::internal)?;
+    Ok(HolderSecret::from_seed(seed))
+}
+
+/// Writes a whole file durably: a crash leaves the old one or the new one.
+fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
+    let write = || -> std::io::Result<()> {
+        let new = path.with_extension("new");
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        match path.parent() {
+            Some(dir) => std::fs::File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().map_err(|e| Fault::internal(format!("{}: {e}", path.display())))
+}
+
+/// Gives the operator what the image says, as a sturdy capability file bound to the operator's
+/// key. The key is made at the first boot; an operator who moves it elsewhere leaves
+/// `operator.pub` behind, which is all that later boots need.
+async fn grant_operator(kernel: &Rc<Kernel>, plan: &Plan, dirs: &Dirs) -> Result<(), Fault> {
+    let holder = operator_key(&dirs.operator)?;
+    let path = dirs.operator.join("operator.cap");
+    let known = std::fs::read_to_string(&path).ok().and_then(|text| CapFile::parse(&text).ok());
+    let mut entries = Vec::new();
+    for grant in &plan.operator {
+        let chain = operator_chain(kernel, grant, holder, known.as_ref()).await?;
+        entries.push(CapEntry { name: grant.name.clone(), chain });
+    }
+    let sockets = Some(dirs.run.display().to_string());
+    let text = CapFile { node: kernel.node(), sockets, entries }.to_text();
+    write_file(&path, text.as_bytes(), 0o600)
+}
+
+fn operator_key(dir: &Path) -> Result<HolderKey, Fault> {
+    let public = dir.join("operator.pub");
+    if let Ok(text) = std::fs::read_to_string(&public) {
+        return parse_key_file(&text)
+            .map_err(|e| Fault::Corrupt(format!("{}: {e}", public.display())));
+    }
+    let secret = new_secret()?;
+    write_file(&dir.join("operator.key"), secret.to_file_text().as_bytes(), 0o600)?;
+    write_file(&public, key_file_text(secret.key()).as_bytes(), 0o644)?;
+    Ok(secret.key())
+}
+
+/// The operator's chain for one grant: the one it has, if that still says the same.
+async fn operator_chain(
+    kernel: &Rc<Kernel>,
+    grant: &OperatorGrant,
+    holder: HolderKey,
+    known: Option<&CapFile>,
+) -> Result<Chain, Fault> {
+    let vat = VatName::new(&grant.vat)?;
+    let kind = Kind(grant.kind);
+    let authority = Authority { rights: Rights(grant.rights), caveats: Caveats::NONE };
+    let present = {
+        let forest = kernel.forest.borrow();
+        forest.root_of(&vat, kind, TenantId::OPERATOR).and_then(|slot| forest.grant(slot))
+    };
+    let slot = match present {
+        Some(view) if view.authority == authority => {
+            let same = |chain: &&Chain| chain.root().cap == view.cap && chain.holder() == holder;
+            if let Some(chain) =
+                known.and_then(|f| f.find(&grant.name)).map(|e| &e.chain).filter(same)
+            {
+                return Ok(chain.clone());
+            }
+            view.slot
+        }
+        other => {
+            // The image changed what the operator may do: what rested on the old grant ends.
+            if let Some(view) = other {
+                kernel.revoke(Command::Revoke { vat: vat.clone(), slot: view.slot }).await?;
+            }
+            let mint = Command::MintRoot {
+                vat: vat.clone(),
+                kind,
+                authority,
+                holder,
+                tenant: TenantId::OPERATOR,
+            };
+            match kernel.apply(mint).await? {
+                Outcome::Granted(view) => view.slot,
+                _ => return Err(Fault::internal("a root yields a grant")),
+            }
+        }
+    };
+    let outcome =
+        kernel.apply(Command::PersistCheck { vat: vat.clone(), slot, wanted: authority }).await?;
+    sign_root(kernel, vat, outcome)
+}

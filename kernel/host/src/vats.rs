@@ -1,0 +1,553 @@
+//! The vats of a node: started as the plan says, wired as the plan says, restarted when they end.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use capnp::capability::FromClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use distos_abi::{Authority, Caveats, Fault, Kind, Rights, TenantId, VatName};
+use distos_core::{Command, GrantView, Outcome};
+use distos_rpc::boot::{EdgeEnd, EdgeGrant, Manifest, Protection};
+use distos_rpc::control::send_edge;
+use distos_rpc::transport::{self, Bounds};
+use distos_schemas::kernel_capnp;
+use distos_table::{GuardPage, GuardWatch};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use crate::kernel::{Kernel, Watched};
+use crate::plan::{Device, EdgePlan, Plan, Program, VatPlan};
+use crate::server::KernelServer;
+use crate::spawn::{self, Running, SELF_PROGRAM, SpawnSpec, VatFds};
+use crate::start::{Event, emit};
+
+/// How long a vat may take from its start until it serves.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Instances of templates at one time.
+const MAX_INSTANCES: usize = 64;
+/// The longest wait before a vat that keeps ending is started again.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// The longest that a vat may take to drain.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One run of one vat.
+pub(crate) struct Vat {
+    pub(crate) name: VatName,
+    pub(crate) plan: VatPlan,
+    pub(crate) tenant: TenantId,
+    pub(crate) protections: RefCell<Vec<Protection>>,
+    /// Set when the process is gone: what still arrives from it has no effect.
+    pub(crate) dead: Cell<bool>,
+    pub(crate) started: Instant,
+    ready: Cell<bool>,
+    changed: Notify,
+    running: RefCell<Option<Rc<Running>>>,
+    control: OwnedFd,
+    client: RefCell<Option<kernel_capnp::vat::Client>>,
+}
+
+impl Vat {
+    pub(crate) fn announce_ready(&self, protections: Vec<Protection>) {
+        *self.protections.borrow_mut() = protections;
+        self.ready.set(true);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.running.borrow().as_ref().map_or(0, |running| running.pid())
+    }
+
+    fn kill(&self) {
+        if let Some(running) = self.running.borrow().as_ref() {
+            running.kill();
+        }
+    }
+
+    async fn until_ready(&self) -> Result<(), Fault> {
+        let ready = async {
+            loop {
+                let changed = self.changed.notified();
+                if self.dead.get() {
+                    return Err(Fault::unavailable(
+                        1000,
+                        format!("'{}' ended while it started", self.name),
+                    ));
+                }
+                if self.ready.get() {
+                    return Ok(());
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(START_TIMEOUT, ready).await.unwrap_or_else(|_| {
+            Err(Fault::unavailable(1000, format!("'{}' did not start in time", self.name)))
+        })
+    }
+}
+
+/// All vats of this node.
+pub(crate) struct Vats {
+    pub(crate) kernel: Rc<Kernel>,
+    pub(crate) plan: Plan,
+    pub(crate) live: RefCell<BTreeMap<String, Rc<Vat>>>,
+    pub(crate) restarts: RefCell<BTreeMap<String, u32>>,
+    pub(crate) shutdown: Notify,
+    pub(crate) shutdown_now: Cell<bool>,
+    table: OwnedFd,
+    listeners: RefCell<BTreeMap<String, OwnedFd>>,
+    stopping: Cell<bool>,
+}
+
+impl Vats {
+    pub(crate) fn new(kernel: Rc<Kernel>, plan: Plan, table: OwnedFd) -> Vats {
+        Vats {
+            kernel,
+            plan,
+            live: RefCell::default(),
+            restarts: RefCell::default(),
+            shutdown: Notify::new(),
+            shutdown_now: Cell::new(false),
+            table,
+            listeners: RefCell::default(),
+            stopping: Cell::new(false),
+        }
+    }
+
+    /// Starts every vat of the image, in order; each serves before the next one starts.
+    pub(crate) async fn start_all(self: &Rc<Self>) -> Result<(), Fault> {
+        for plan in self.plan.vats.clone() {
+            let name = VatName::new(&plan.name)?;
+            self.start(plan, name, TenantId::OPERATOR).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a template's instance for a tenant, unless it runs already.
+    pub(crate) async fn start_instance(
+        self: &Rc<Self>,
+        template: &str,
+        tenant: TenantId,
+    ) -> Result<VatName, Fault> {
+        if self.kernel.draining.get() {
+            return Err(Fault::unavailable(5000, "this node is draining"));
+        }
+        let plan = self.plan.templates.iter().find(|plan| plan.name == template);
+        let plan = plan.ok_or_else(|| Fault::not_found(format!("template '{template}'")))?.clone();
+        let tenants = self.kernel.forest.borrow().tenants();
+        let tenant_name = match tenants.into_iter().find(|t| t.id == tenant) {
+            Some(tenant) => tenant.name,
+            None if tenant == TenantId::OPERATOR => "operator".to_owned(),
+            None => return Err(Fault::not_found(format!("tenant {tenant}"))),
+        };
+        let name = VatName::new(&format!("{template}/{tenant_name}"))?;
+        let running = self.live.borrow().get(name.as_str()).cloned();
+        match running {
+            Some(vat) => vat.until_ready().await?,
+            None => {
+                if self.live.borrow().len() >= self.plan.vats.len() + MAX_INSTANCES {
+                    return Err(Fault::unavailable(5000, "too many instances run on this node"));
+                }
+                self.start(plan, name.clone(), tenant).await?;
+            }
+        }
+        Ok(name)
+    }
+
+    pub(crate) fn stop_instance(&self, name: &str) -> Result<(), Fault> {
+        let vat = self.live.borrow().get(name).cloned();
+        let vat = vat.filter(|vat| vat.name.as_str() != vat.plan.name);
+        let vat = vat.ok_or_else(|| Fault::not_found(format!("instance '{name}'")))?;
+        self.live.borrow_mut().remove(name);
+        vat.kill();
+        Ok(())
+    }
+
+    /// Tells every vat to finish what runs.
+    pub(crate) async fn drain(&self) {
+        self.kernel.draining.set(true);
+        let clients: Vec<_> =
+            self.live.borrow().values().filter_map(|vat| vat.client.borrow().clone()).collect();
+        let drains = clients.iter().map(|client| async move {
+            let drained = client.drain_request().send().promise;
+            match tokio::time::timeout(DRAIN_TIMEOUT, drained).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "a vat did not drain"),
+                Err(_) => tracing::warn!("a vat did not drain in time"),
+            }
+        });
+        futures::future::join_all(drains).await;
+    }
+
+    /// Ends every vat, holders before those that serve them.
+    pub(crate) async fn end_all(&self) {
+        self.stopping.set(true);
+        let live: Vec<_> = self.live.borrow().values().cloned().collect();
+        for vat in live {
+            vat.kill();
+            let running = vat.running.borrow().clone();
+            if let Some(running) = running {
+                let _ = running.wait().await;
+            }
+        }
+        for name in self.listeners.borrow().keys() {
+            let _ = std::fs::remove_file(self.socket_path(name));
+        }
+    }
+
+    /// Where holders of a vat's objects connect.
+    pub(crate) fn socket_path(&self, vat: &str) -> std::path::PathBuf {
+        self.plan.data_dir.join("run").join(format!("{vat}.sock"))
+    }
+
+    async fn start(
+        self: &Rc<Self>,
+        plan: VatPlan,
+        name: VatName,
+        tenant: TenantId,
+    ) -> Result<(), Fault> {
+        let failed = |what: &'static str, name: &VatName| {
+            let name = name.clone();
+            move |e: std::io::Error| Fault::internal(format!("cannot start '{name}': {what}: {e}"))
+        };
+        let (kernel_end, vat_end) = pair(SocketType::STREAM).map_err(failed("socket", &name))?;
+        let (control, vat_control) =
+            pair(SocketType::SEQPACKET).map_err(failed("socket", &name))?;
+        let guard = GuardPage::create(64).map_err(failed("guard page", &name))?;
+        let guards = GuardWatch::map(&guard).map_err(Fault::internal)?;
+        let (devices, foreign) = self.devices(&plan)?;
+        let listen = plan.listen.then(|| self.listener(name.as_str())).transpose()?;
+        let data_dir = plan.data.then(|| self.data_dir(name.as_str()));
+
+        let vat = Rc::new(Vat {
+            name: name.clone(),
+            plan: plan.clone(),
+            tenant,
+            protections: RefCell::default(),
+            dead: Cell::new(false),
+            started: Instant::now(),
+            ready: Cell::new(false),
+            changed: Notify::new(),
+            running: RefCell::new(None),
+            control,
+            client: RefCell::new(None),
+        });
+        let (ends, edge_fds): (Vec<_>, Vec<_>) = self.edges_of(&vat).await?.into_iter().unzip();
+        let (program, args) = match &plan.program {
+            Program::Builtin(_) => {
+                (SELF_PROGRAM.into(), vec!["distos".to_owned(), "vat".to_owned()])
+            }
+            Program::Path(path) => {
+                (path.clone(), vec![path.display().to_string(), "vat".to_owned()])
+            }
+        };
+        let manifest = Manifest {
+            vat: name.to_string(),
+            program: match &plan.program {
+                Program::Builtin(program) => program.clone(),
+                Program::Path(path) => path.display().to_string(),
+            },
+            node: self.kernel.node().to_string(),
+            tenant: tenant.0,
+            params: plan.params.clone(),
+            serves: plan.serves.clone(),
+            data_dir,
+            kernel_fd: -1,
+            control_fd: -1,
+            table_fd: -1,
+            guard_fd: -1,
+            listen_fd: None,
+            edges: ends,
+            devices: BTreeMap::new(),
+        };
+        let fds = VatFds {
+            kernel: vat_end,
+            control: vat_control,
+            table: self.table.try_clone().map_err(failed("table", &name))?,
+            guard,
+            listen,
+            edges: edge_fds,
+            devices,
+            log: None,
+        };
+        let uid = uid_of(name.as_str());
+        let spec = SpawnSpec {
+            program,
+            args,
+            manifest,
+            fds,
+            uid,
+            profile: plan.profile,
+            limits: plan.limits,
+        };
+        let running = Rc::new(spawn::spawn_vat(spec).map_err(failed("process", &name))?);
+        *vat.running.borrow_mut() = Some(running.clone());
+        self.connect(&vat, kernel_end)?;
+        let watched = Rc::new(Watched {
+            name: name.clone(),
+            guards,
+            kill: Box::new({
+                let running = running.clone();
+                move || running.kill()
+            }),
+        });
+        self.kernel.watch(watched.clone());
+        self.live.borrow_mut().insert(name.to_string(), vat.clone());
+        tokio::task::spawn_local(self.clone().supervise(vat.clone(), running, watched, foreign));
+        vat.until_ready().await?;
+        emit(&Event::Vat {
+            name: name.as_str(),
+            pid: vat.pid(),
+            protections: &vat.protections.borrow(),
+        });
+        Ok(())
+    }
+
+    fn connect(self: &Rc<Self>, vat: &Rc<Vat>, socket: OwnedFd) -> Result<(), Fault> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true).map_err(Fault::internal)?;
+        let stream = UnixStream::from_std(socket).map_err(Fault::internal)?;
+        let server = KernelServer::new(self, vat.clone());
+        let client: kernel_capnp::kernel::Client = capnp_rpc::new_client(server);
+        let bootstrap = capnp::capability::Client::new(client.into_client_hook());
+        let mut system = transport::start(stream, Side::Server, Some(bootstrap), Bounds::EDGE);
+        *vat.client.borrow_mut() = Some(system.bootstrap(Side::Client));
+        tokio::task::spawn_local(system);
+        Ok(())
+    }
+
+    /// Waits for the end of one run, ends what depended on it, and starts the vat again.
+    async fn supervise(
+        self: Rc<Self>,
+        vat: Rc<Vat>,
+        running: Rc<Running>,
+        watched: Rc<Watched>,
+        foreign: Option<Running>,
+    ) {
+        let ended = match &foreign {
+            Some(foreign) => tokio::select! {
+                ended = running.wait() => ended,
+                _ = foreign.wait() => {
+                    tracing::warn!(vat = %vat.name, "the program behind its device ended");
+                    running.kill();
+                    running.wait().await
+                }
+            },
+            None => running.wait().await,
+        };
+        drop(foreign);
+        vat.dead.set(true);
+        vat.changed.notify_waiters();
+        self.kernel.unwatch(&watched);
+        self.kernel.drop_at_once(Command::VatDied { vat: vat.name.clone() });
+        // A vat that was stopped on purpose is no longer in the list.
+        let current =
+            self.live.borrow().get(vat.name.as_str()).is_some_and(|live| Rc::ptr_eq(live, &vat));
+        if !current || self.stopping.get() {
+            return;
+        }
+        self.live.borrow_mut().remove(vat.name.as_str());
+        if !vat.ready.get()
+            && vat.tenant == TenantId::OPERATOR
+            && !self.restarts.borrow().contains_key(vat.name.as_str())
+        {
+            // It never served: whoever waits for its start hears of it and decides.
+            return;
+        }
+        tracing::warn!(vat = %vat.name, ?ended, "a vat ended and is started again");
+        emit(&Event::Restart { name: vat.name.as_str(), why: &format!("{ended:?}") });
+        self.restart(&vat).await;
+    }
+
+    async fn restart(self: &Rc<Self>, vat: &Vat) {
+        loop {
+            let count = {
+                let mut restarts = self.restarts.borrow_mut();
+                let count = restarts.entry(vat.name.to_string()).or_default();
+                *count += 1;
+                *count
+            };
+            let backoff = Duration::from_millis(50 << count.min(7));
+            tokio::time::sleep(backoff.min(MAX_BACKOFF)).await;
+            if self.stopping.get() || self.live.borrow().contains_key(vat.name.as_str()) {
+                return;
+            }
+            let again = Box::pin(self.start(vat.plan.clone(), vat.name.clone(), vat.tenant));
+            match again.await {
+                Ok(()) => return,
+                Err(fault) => {
+                    tracing::error!(vat = %vat.name, %fault, "a vat could not be started again")
+                }
+            }
+        }
+    }
+
+    /// Makes a fresh pair for every edge of this vat whose other end runs, hands the other ends
+    /// over, and returns the vat's own.
+    async fn edges_of(&self, vat: &Vat) -> Result<Vec<(EdgeEnd, OwnedFd)>, Fault> {
+        let mut own = Vec::new();
+        let (instance, template) = (vat.name.as_str(), vat.plan.name.as_str());
+        for edge in &self.plan.edges {
+            if edge.holder == template {
+                for home in self.running(&edge.home) {
+                    own.push(self.edge(edge, vat, &home, true).await?);
+                }
+            } else if edge.home == template {
+                for holder in self.running(&edge.holder) {
+                    own.push(self.edge(edge, &holder, vat, false).await?);
+                }
+            }
+        }
+        tracing::debug!(vat = instance, edges = own.len(), "wired");
+        Ok(own)
+    }
+
+    fn running(&self, plan_name: &str) -> Vec<Rc<Vat>> {
+        self.live
+            .borrow()
+            .values()
+            .filter(|vat| vat.plan.name == plan_name && !vat.dead.get())
+            .cloned()
+            .collect()
+    }
+
+    /// One edge. Returns the end of the vat that is starting: the holder's if `holder_starts`.
+    async fn edge(
+        &self,
+        edge: &EdgePlan,
+        holder: &Vat,
+        home: &Vat,
+        holder_starts: bool,
+    ) -> Result<(EdgeEnd, OwnedFd), Fault> {
+        let tenant = if holder.tenant == TenantId::OPERATOR { home.tenant } else { holder.tenant };
+        let granted = self
+            .kernel
+            .apply(Command::Edge {
+                home: home.name.clone(),
+                kind: Kind(edge.kind),
+                holder: holder.name.clone(),
+                authority: Authority { rights: Rights(edge.rights), caveats: Caveats::NONE },
+                tenant,
+            })
+            .await?;
+        let Outcome::Granted(GrantView { slot, cap, kind, authority, tenant, .. }) = granted else {
+            return Err(Fault::internal("an edge yields a grant"));
+        };
+        let (holder_socket, home_socket) = pair(SocketType::STREAM).map_err(Fault::internal)?;
+        // A template's instances are told apart by their own names.
+        let name = if home.name.as_str() == home.plan.name {
+            edge.name.clone()
+        } else {
+            home.name.to_string()
+        };
+        let holder_end = EdgeEnd { name, peer: home.name.to_string(), fd: -1, grant: None };
+        let home_end = EdgeEnd {
+            name: edge.name.clone(),
+            peer: holder.name.to_string(),
+            fd: -1,
+            grant: Some(EdgeGrant {
+                slot_index: slot.index,
+                slot_generation: slot.generation.0,
+                cap_id: cap.0,
+                kind: kind.0,
+                rights: authority.rights.0,
+                tenant: tenant.0,
+            }),
+        };
+        if holder_starts {
+            send_edge(&home.control, &home_end, &home_socket)?;
+            Ok((holder_end, holder_socket))
+        } else {
+            send_edge(&holder.control, &holder_end, &holder_socket)?;
+            Ok((home_end, home_socket))
+        }
+    }
+
+    /// Opens a vat's devices; starts the program behind one, if it is foreign.
+    fn devices(
+        &self,
+        plan: &VatPlan,
+    ) -> Result<(BTreeMap<String, OwnedFd>, Option<Running>), Fault> {
+        let mut devices = BTreeMap::new();
+        let mut foreign = None;
+        for (name, device) in &plan.devices {
+            let descriptor = match device {
+                Device::Path(path) => std::fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open(path)
+                    .map_err(|e| Fault::internal(format!("{}: {e}", path.display())))?
+                    .into(),
+                Device::Foreign(program) => {
+                    let program = self.plan.foreign.iter().find(|f| f.name == *program);
+                    let program = program
+                        .ok_or_else(|| Fault::not_found(format!("program of device '{name}'")))?;
+                    let (own, other) = pair(SocketType::STREAM).map_err(Fault::internal)?;
+                    let data = self.data_dir(&program.name);
+                    let started =
+                        spawn::spawn_foreign(program, &data, other, uid_of(&program.name));
+                    foreign = Some(started.map_err(|e| {
+                        Fault::internal(format!("cannot start {}: {e}", program.path.display()))
+                    })?);
+                    own
+                }
+            };
+            devices.insert(name.clone(), descriptor);
+        }
+        Ok((devices, foreign))
+    }
+
+    fn data_dir(&self, name: &str) -> std::path::PathBuf {
+        self.plan.data_dir.join("vats").join(name)
+    }
+
+    /// The vat's listening socket. The kernel keeps it open, so that holders who connect while the
+    /// vat restarts wait instead of failing.
+    fn listener(&self, name: &str) -> Result<OwnedFd, Fault> {
+        let path = self.socket_path(name);
+        let failed = |e: std::io::Error| Fault::internal(format!("{}: {e}", path.display()));
+        let mut listeners = self.listeners.borrow_mut();
+        if let Some(listener) = listeners.get(name) {
+            return listener.try_clone().map_err(failed);
+        }
+        // The directory's lock is held, so a socket that is still there is a dead node's.
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).map_err(failed)?;
+        // Anybody may connect: authority is what a connection presents, never who made it.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        let listener = OwnedFd::from(listener);
+        let copy = listener.try_clone().map_err(failed)?;
+        listeners.insert(name.to_owned(), listener);
+        Ok(copy)
+    }
+}
+
+fn pair(kind: SocketType) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A uid that is the vat's own and the same at every boot, so that its files stay its own.
+fn uid_of(name: &str) -> u32 {
+    let hash = blake3::hash(name.as_bytes());
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    // 29 bits, above every uid that a distribution or a container engine hands out.
+    0x4000_0000 | (u32::from_le_bytes([a, b, c, d]) & 0x1fff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vat_keeps_its_uid_across_boots_and_shares_it_with_nobody() {
+        let names =
+            ["memory", "scheduler", "attestation", "audit", "gpu", "node", "executor/red", "swtpm"];
+        let uids: std::collections::BTreeSet<u32> = names.iter().map(|name| uid_of(name)).collect();
+        assert_eq!(uids.len(), names.len());
+        assert_eq!(uid_of("memory"), uid_of("memory"));
+    }
+}

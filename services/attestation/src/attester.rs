@@ -1,0 +1,141 @@
+//! One attestation from end to end: measure the image, ask the TPM, appraise, remember. Blocking.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use distos_abi::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::evidence::{
+    Appraised, AttestationKey, ClockInfo, PcrSet, Pcrs, Policy, Refusal, appraise, extended_once,
+};
+use crate::record;
+use crate::tpm::{Evidence, Tpm};
+
+/// The register that holds the node image's hash. On a PC it is the operating system's (a unified
+/// kernel image uses it too; such a machine can't be attested yet).
+pub(crate) const IMAGE_PCR: u8 = 11;
+
+/// What this node's TPM was seen to be the first time: the key it quotes with, and the registers'
+/// values. **Trust on first use**: who controls the machine at that moment decides what counts
+/// as good from then on. What it shows is that nothing has changed since.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Enrolment {
+    /// `TPMT_PUBLIC` of the attestation key, hexadecimal.
+    ak_public: String,
+    /// Reference values by register, hexadecimal; the image's register is not among them.
+    references: std::collections::BTreeMap<u8, String>,
+    /// Unix milliseconds.
+    enrolled_ms: u64,
+}
+
+impl Enrolment {
+    fn of(evidence: &Evidence, enrolled_ms: u64) -> Enrolment {
+        let golden = evidence.pcrs.iter().filter(|(pcr, _)| **pcr != IMAGE_PCR);
+        Enrolment {
+            ak_public: hex::encode(&evidence.ak_public),
+            references: golden.map(|(pcr, value)| (*pcr, hex::encode(value))).collect(),
+            enrolled_ms,
+        }
+    }
+
+    fn key(&self) -> Result<AttestationKey, Fault> {
+        let public = hex::decode(&self.ak_public)
+            .map_err(|_| Fault::Corrupt("the enrolment's key is not hexadecimal".into()))?;
+        AttestationKey::from_public(&public)
+            .map_err(|broken| Fault::Corrupt(format!("the enrolled key is {broken}")))
+    }
+
+    fn policy(&self, image_hash: &[u8; 32]) -> Result<Policy, Fault> {
+        let mut references = Pcrs::from([(IMAGE_PCR, extended_once(image_hash))]);
+        for (pcr, value) in &self.references {
+            let mut bytes = [0u8; 32];
+            hex::decode_to_slice(value, &mut bytes)
+                .map_err(|_| Fault::Corrupt(format!("the enrolment's value of PCR {pcr}")))?;
+            references.insert(*pcr, bytes);
+        }
+        Ok(Policy::new(references))
+    }
+}
+
+/// What came of one attestation.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What appraisal said, and how long the quote took.
+    pub(crate) result: Result<(Appraised, u64), Refusal>,
+    /// TPM name of the enrolled key.
+    pub(crate) ak_name: [u8; 34],
+    /// Whether this attestation enrolled the TPM.
+    pub(crate) enrolled_now: bool,
+}
+
+/// The TPM, and what is remembered about it.
+#[derive(Debug)]
+pub(crate) struct Attester<T> {
+    pub(crate) tpm: Tpm<T>,
+    enrolment_file: PathBuf,
+    clock_file: PathBuf,
+    image_hash: [u8; 32],
+    pcrs: PcrSet,
+    measured: bool,
+}
+
+impl<T: Read + Write> Attester<T> {
+    /// Speaks to nobody yet. `dir` is the service's own directory, `pcrs` the registers that are
+    /// quoted besides the image's.
+    pub(crate) fn new(tpm: Tpm<T>, dir: &Path, image_hash: [u8; 32], pcrs: PcrSet) -> Attester<T> {
+        Attester {
+            tpm,
+            enrolment_file: dir.join("enrolment"),
+            clock_file: dir.join("clock"),
+            image_hash,
+            pcrs: pcrs.with(IMAGE_PCR),
+            measured: false,
+        }
+    }
+
+    /// Takes and appraises a quote that answers `qualifying`. A fault means that there is no
+    /// evidence: the TPM does not answer, or what is remembered can't be read or written.
+    pub(crate) fn attest(&mut self, qualifying: &[u8; 32], now_ms: u64) -> Result<Outcome, Fault> {
+        self.measure_image()?;
+        let known: Option<Enrolment> = record::load(&self.enrolment_file)?;
+        // Another TPM's clock says nothing about the one that is enrolled now.
+        let previous: Option<ClockInfo> =
+            if known.is_some() { record::load(&self.clock_file)? } else { None };
+        let evidence = self.tpm.evidence(qualifying, self.pcrs)?;
+        let enrolled_now = known.is_none();
+        let enrolment = known.unwrap_or_else(|| Enrolment::of(&evidence, now_ms));
+        let key = enrolment.key()?;
+        let policy = enrolment.policy(&self.image_hash)?;
+        if policy.pcrs() != self.pcrs {
+            return Err(Fault::StaleAttestation(format!(
+                "this TPM was enrolled with other registers than the image names: remove {} to enrol it anew",
+                self.enrolment_file.display()
+            )));
+        }
+        let Evidence { quote, signature, pcrs, quote_micros, .. } = evidence;
+        let result = appraise(&policy, &key, qualifying, &quote, &signature, &pcrs, previous);
+        if let Ok(appraised) = &result {
+            if enrolled_now {
+                record::save(&self.enrolment_file, &enrolment)?;
+            }
+            record::save(&self.clock_file, &appraised.clock)?;
+        }
+        let result = result.map(|appraised| (appraised, quote_micros));
+        Ok(Outcome { result, ak_name: key.name(), enrolled_now })
+    }
+
+    /// Once in this service's life: a TPM that is reset later loses the measurement and is refused.
+    fn measure_image(&mut self) -> Result<(), Fault> {
+        if !self.measured {
+            self.tpm.startup()?;
+            self.tpm.measure_once(IMAGE_PCR, &self.image_hash)?;
+            self.measured = true;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "attester_tests.rs"]
+mod tests;

@@ -1,0 +1,273 @@
+//! Against a real software TPM over a socket pair.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::*;
+use crate::evidence::Continuity;
+use crate::tpm::{TIMEOUT, TimedFd, TpmError};
+
+const IMAGE: [u8; 32] = [0x11; 32];
+
+/// A swtpm process that ends when its client goes.
+struct Swtpm(Child);
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// swtpm takes no descriptor below 3, so the shell moves it there from standard input.
+fn swtpm(state: &Path) -> (Swtpm, Tpm<TimedFd>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let script = "exec swtpm socket --tpm2 --tpmstate dir=\"$1\",mode=0600 --fd 3 \
+                  --flags not-need-init,startup-clear 3<&0 </dev/null";
+    let child = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(state)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let swtpm = Swtpm(child);
+    (swtpm, Tpm::new(TimedFd::new(ours.into(), TIMEOUT).unwrap()))
+}
+
+struct Node {
+    state: tempfile::TempDir,
+    data: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Node {
+        let found = Command::new("swtpm").arg("--version").output();
+        assert!(
+            found.is_ok_and(|output| output.status.success()),
+            "swtpm is not installed: run .ci/setup (Debian: apt-get install swtpm)"
+        );
+        Node { state: tempfile::tempdir().unwrap(), data: tempfile::tempdir().unwrap() }
+    }
+
+    fn boot(&self, image: [u8; 32], pcrs: &str) -> (Swtpm, Attester<TimedFd>) {
+        let (process, tpm) = swtpm(self.state.path());
+        (process, Attester::new(tpm, self.data.path(), image, PcrSet::parse(pcrs).unwrap()))
+    }
+}
+
+fn good(outcome: Outcome) -> Appraised {
+    outcome.result.unwrap().0
+}
+
+#[test]
+fn a_node_is_enrolled_once_and_good_ever_after() {
+    let node = Node::new();
+    let (first, boots) = {
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let outcome = attester.attest(&[1; 32], 5).unwrap();
+        assert!(outcome.enrolled_now);
+        let (name, first) = (outcome.ak_name, good(outcome));
+        assert_eq!(first.continuity, Continuity::First);
+        let image = PcrSet::default().with(IMAGE_PCR);
+        let found = attester.tpm.pcr_read(image).unwrap();
+        assert_eq!(found[&IMAGE_PCR], extended_once(&IMAGE));
+        // More quotes than the TPM has room for objects: each must flush its own.
+        for n in 2..8 {
+            let outcome = attester.attest(&[n; 32], 5).unwrap();
+            assert!(!outcome.enrolled_now);
+            assert_eq!(good(outcome).continuity, Continuity::SameBoot);
+        }
+        (name, first.clock.reset_count)
+    };
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    let outcome = attester.attest(&[9; 32], 5).unwrap();
+    assert_eq!(outcome.ak_name, first, "the same seed gives the same key");
+    let appraised = good(outcome);
+    assert_eq!(appraised.continuity, Continuity::NewBoot);
+    assert!(appraised.clock.reset_count > boots);
+}
+
+#[test]
+fn a_register_extended_behind_the_services_back_is_refused() {
+    let node = Node::new();
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    good(attester.attest(&[1; 32], 5).unwrap());
+    attester.tpm.pcr_extend(4, &[0xee; 32]).unwrap();
+    let refusal = attester.attest(&[2; 32], 5).unwrap().result.unwrap_err();
+    assert!(matches!(refusal, Refusal::Reference { pcr: 4, .. }), "{refusal}");
+}
+
+#[test]
+fn an_image_measured_over_another_is_refused() {
+    let node = Node::new();
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    attester.tpm.startup().unwrap();
+    attester.tpm.pcr_extend(IMAGE_PCR, &[0x66; 32]).unwrap();
+    let outcome = attester.attest(&[1; 32], 5).unwrap();
+    let refusal = outcome.result.unwrap_err();
+    assert!(matches!(refusal, Refusal::Reference { pcr: IMAGE_PCR, .. }), "{refusal}");
+    assert!(!node.data.path().join("enrolment").exists(), "and is not enrolled");
+}
+
+#[test]
+fn a_new_image_is_good_after_a_boot_that_measured_it() {
+    let node = Node::new();
+    {
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        good(attester.attest(&[1; 32], 5).unwrap());
+    }
+    let (_swtpm, mut attester) = node.boot([0x22; 32], "0-7");
+    good(attester.attest(&[2; 32], 5).unwrap());
+}
+
+#[test]
+fn a_restarted_service_measures_no_second_time() {
+    let node = Node::new();
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    good(attester.attest(&[1; 32], 5).unwrap());
+    let Attester { tpm, .. } = attester;
+    let pcrs = PcrSet::parse("0-7").unwrap();
+    let mut again = Attester::new(tpm, node.data.path(), IMAGE, pcrs);
+    good(again.attest(&[2; 32], 5).unwrap());
+}
+
+#[test]
+fn another_tpm_is_refused() {
+    let node = Node::new();
+    {
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        good(attester.attest(&[1; 32], 5).unwrap());
+    }
+    let other = Node { state: tempfile::tempdir().unwrap(), data: node.data };
+    let (_swtpm, mut attester) = other.boot(IMAGE, "0-7");
+    let refusal = attester.attest(&[2; 32], 5).unwrap().result.unwrap_err();
+    assert_eq!(refusal, Refusal::Signature);
+}
+
+#[test]
+fn an_older_state_of_the_tpm_put_back_is_refused() {
+    let node = Node::new();
+    drop(node.boot(IMAGE, "0").1.attest(&[1; 32], 5).unwrap());
+    let saved = node.state.path().join("tpm2-00.permall");
+    let old = std::fs::read(&saved).unwrap();
+    for n in 2..4 {
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0");
+        good(attester.attest(&[n; 32], 5).unwrap());
+    }
+    std::fs::write(&saved, old).unwrap();
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0");
+    let refusal = attester.attest(&[9; 32], 5).unwrap().result.unwrap_err();
+    assert_eq!(refusal, Refusal::Counters);
+}
+
+#[test]
+fn other_registers_than_enrolled_are_a_clear_fault() {
+    let node = Node::new();
+    {
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        good(attester.attest(&[1; 32], 5).unwrap());
+    }
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-9");
+    let fault = attester.attest(&[2; 32], 5).unwrap_err();
+    assert!(matches!(fault, Fault::StaleAttestation(_)), "{fault}");
+}
+
+#[test]
+fn a_damaged_enrolment_is_never_replaced() {
+    let node = Node::new();
+    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    good(attester.attest(&[1; 32], 5).unwrap());
+    let file = node.data.path().join("enrolment");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, &text[..text.len() / 2]).unwrap();
+    let fault = attester.attest(&[2; 32], 5).unwrap_err();
+    assert!(matches!(fault, Fault::Corrupt(_)), "{fault}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().len(), text.len() / 2);
+}
+
+#[test]
+fn a_killed_tpm_is_unavailable_and_stays_so() {
+    let node = Node::new();
+    let (mut swtpm, mut attester) = node.boot(IMAGE, "0-7");
+    good(attester.attest(&[1; 32], 5).unwrap());
+    swtpm.0.kill().unwrap();
+    swtpm.0.wait().unwrap();
+    for _ in 0..2 {
+        let fault = attester.attest(&[2; 32], 5).unwrap_err();
+        assert!(matches!(fault, Fault::Unavailable { .. }), "{fault}");
+    }
+}
+
+#[test]
+fn a_tpm_that_never_answers_does_not_hang_the_service() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let mut tpm = Tpm::new(TimedFd::new(ours.into(), Duration::from_millis(20)).unwrap());
+    assert!(matches!(tpm.startup(), Err(TpmError::Io(_))));
+    assert!(matches!(tpm.startup(), Err(TpmError::Lost)), "a late answer would be mistaken");
+}
+
+#[test]
+fn the_tpms_refusals_carry_their_code() {
+    let node = Node::new();
+    let (_swtpm, mut tpm) = swtpm(node.state.path());
+    tpm.startup().unwrap();
+    let error = tpm.pcr_extend(0xff, &[0; 32]).unwrap_err();
+    assert!(error.to_string().contains("0x"), "{error}");
+    assert!(matches!(Fault::from(error), Fault::Internal(_)));
+    tpm.startup().unwrap();
+}
+
+/// A TPM that answers with given bytes.
+struct Canned(std::io::Cursor<Vec<u8>>);
+
+impl Read for Canned {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Canned {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_answer_makes_the_client_panic_or_allocate_without_end(
+        tag in proptest::prop_oneof![0x8001u16..=0x8002, proptest::num::u16::ANY],
+        size in proptest::prop_oneof![0u32..200, proptest::num::u32::ANY],
+        code in proptest::prop_oneof![0u32..2, proptest::num::u32::ANY],
+        body in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+    ) {
+        let mut bytes = [&tag.to_be_bytes()[..], &size.to_be_bytes(), &code.to_be_bytes()].concat();
+        bytes.extend_from_slice(&body);
+        for _ in 0..3 {
+            bytes.extend_from_within(..);
+        }
+        let tpm = || Tpm::new(Canned(std::io::Cursor::new(bytes.clone())));
+        let pcrs = PcrSet::parse("0-23").unwrap();
+        let _ = tpm().startup();
+        let _ = tpm().pcr_read(pcrs);
+        let _ = tpm().evidence(&[0; 32], pcrs);
+    }
+
+    #[test]
+    fn no_well_framed_answer_makes_the_client_panic(
+        tag in 0x8001u16..=0x8002,
+        body in proptest::collection::vec(proptest::prop_oneof![0u8..40, proptest::num::u8::ANY], 0..200),
+    ) {
+        let size = u32::try_from(body.len() + 10).unwrap();
+        let bytes = [&tag.to_be_bytes()[..], &size.to_be_bytes(), &[0; 4], &body].concat();
+        let tpm = || Tpm::new(Canned(std::io::Cursor::new(bytes.repeat(4))));
+        let pcrs = PcrSet::parse("0-23").unwrap();
+        let _ = tpm().pcr_read(pcrs);
+        let _ = tpm().evidence(&[0; 32], pcrs);
+    }
+}

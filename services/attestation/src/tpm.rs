@@ -1,0 +1,384 @@
+//! A TPM 2.0 client over one descriptor: the few commands that attestation needs (TPM 2.0
+//! Library, Part 3), built and read by hand so that no length of the TPM's is trusted.
+//!
+//! It does not open a path, load a library, keep sessions or need a resource manager: every object
+//! that it makes in the TPM is flushed again, because a TPM holds three (else 0x902).
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use distos_abi::Fault;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::evidence::{ALG_ECDSA, ALG_SHA256, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template};
+use crate::wire::{Broken, Reader, Writer};
+
+/// The largest answer that is read: TPM 2.0's own buffers are 4 KiB.
+const MAX_RESPONSE_BYTES: usize = 4096;
+/// A TPM that has not answered by then is taken for dead. Real ones take 0.6 s for a quote.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+
+const TAG_NO_SESSIONS: u16 = 0x8001;
+const TAG_SESSIONS: u16 = 0x8002;
+const SESSION_PASSWORD: u32 = 0x4000_0009;
+const HEADER_BYTES: usize = 10;
+
+const CC_CREATE_PRIMARY: u32 = 0x0131;
+const CC_STARTUP: u32 = 0x0144;
+const CC_QUOTE: u32 = 0x0158;
+const CC_FLUSH_CONTEXT: u32 = 0x0165;
+const CC_PCR_READ: u32 = 0x017e;
+const CC_PCR_EXTEND: u32 = 0x0182;
+
+const RC_INITIALIZE: u32 = 0x100;
+/// Try again: testing, yielded, NV rate, lockout, retry.
+const RC_PASSING: [u32; 5] = [0x90a, 0x908, 0x920, 0x921, 0x922];
+/// When to ask again after a failure that may pass.
+const RETRY_MS: u64 = 1_000;
+
+/// Why the TPM gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TpmError {
+    /// The descriptor failed or was closed.
+    #[error("the TPM does not answer: {0}")]
+    Io(#[from] std::io::Error),
+    /// An earlier failure left the conversation half way; its answers can't be told apart.
+    #[error("the TPM stopped answering earlier: restart the attestation service")]
+    Lost,
+    /// An answer that is no TPM's.
+    #[error("the TPM's answer is {0}")]
+    Malformed(#[from] Broken),
+    /// The TPM refused.
+    #[error("the TPM refused command {command:#06x} with code {code:#05x}")]
+    Refused {
+        /// The command code.
+        command: u32,
+        /// The response code (Part 2, 6.6).
+        code: u32,
+    },
+}
+
+impl From<TpmError> for Fault {
+    fn from(error: TpmError) -> Fault {
+        let why = error.to_string();
+        match error {
+            TpmError::Refused { code, .. } if !RC_PASSING.contains(&code) => Fault::Internal(why),
+            TpmError::Malformed(_) => Fault::Internal(why),
+            _ => Fault::unavailable(RETRY_MS, why),
+        }
+    }
+}
+
+/// What one attestation takes from the TPM. Nothing in it is believed before appraisal.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence {
+    /// `TPMT_PUBLIC` of the key that signed.
+    pub(crate) ak_public: Vec<u8>,
+    /// `TPMS_ATTEST`, as signed.
+    pub(crate) quote: Vec<u8>,
+    /// `TPMT_SIGNATURE`.
+    pub(crate) signature: Vec<u8>,
+    /// The registers, as read beside the quote.
+    pub(crate) pcrs: Pcrs,
+    /// How long the quote command took.
+    pub(crate) quote_micros: u64,
+}
+
+/// A TPM at the other end of `io`.
+#[derive(Debug)]
+pub(crate) struct Tpm<T> {
+    io: T,
+    lost: bool,
+}
+
+impl<T: Read + Write> Tpm<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Tpm { io, lost: false }
+    }
+
+    /// `TPM2_Startup(CLEAR)`; a TPM that is started already says so, which is well.
+    pub(crate) fn startup(&mut self) -> Result<(), TpmError> {
+        match self.call(&Command::plain(CC_STARTUP, Writer::default().u16(0))) {
+            Ok(_) | Err(TpmError::Refused { code: RC_INITIALIZE, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Quotes `pcrs` with `qualifying` as the challenge, and reads the registers.
+    pub(crate) fn evidence(
+        &mut self,
+        qualifying: &[u8; 32],
+        pcrs: PcrSet,
+    ) -> Result<Evidence, TpmError> {
+        let values = self.pcr_read(pcrs)?;
+        let (handle, ak_public) = self.create_ak()?;
+        let started = Instant::now();
+        let quoted = self.quote(handle, qualifying, pcrs);
+        let quote_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // Flushed also when the quote failed, or three failures would fill the TPM.
+        let flushed = self.flush(handle);
+        let (quote, signature) = quoted?;
+        flushed?;
+        Ok(Evidence { ak_public, quote, signature, pcrs: values, quote_micros })
+    }
+
+    /// Extends `digest` into `pcr` unless that has happened since the TPM's last reset. A register
+    /// that holds anything else is left alone: appraisal refuses it.
+    pub(crate) fn measure_once(&mut self, pcr: u8, digest: &[u8; 32]) -> Result<(), TpmError> {
+        let set = PcrSet::default().with(pcr);
+        let value = self.pcr_read(set)?.get(&pcr).copied();
+        if value == Some([0; 32]) { self.pcr_extend(pcr, digest) } else { Ok(()) }
+    }
+
+    pub(crate) fn pcr_extend(&mut self, pcr: u8, digest: &[u8; 32]) -> Result<(), TpmError> {
+        let digests = Writer::default().u32(1).u16(ALG_SHA256).bytes(digest);
+        self.call(&Command::authorized(CC_PCR_EXTEND, u32::from(pcr), digests)).map(drop)
+    }
+
+    /// Reads the SHA-256 registers of `pcrs`. A TPM gives at most eight at a time.
+    pub(crate) fn pcr_read(&mut self, pcrs: PcrSet) -> Result<Pcrs, TpmError> {
+        let mut values = Pcrs::new();
+        let mut left = pcrs;
+        while !left.is_empty() {
+            let response = self.call(&Command::plain(CC_PCR_READ, selection(left)))?;
+            let some = parse_pcr_read(&response, left)?;
+            left = some.keys().fold(left, |left, pcr| left.without(*pcr));
+            values.extend(some);
+        }
+        Ok(values)
+    }
+
+    /// Makes the attestation key: the same at every boot, as it follows from the TPM's
+    /// endorsement seed and the template alone. The handle must be flushed.
+    fn create_ak(&mut self) -> Result<(u32, Vec<u8>), TpmError> {
+        let template = Writer::default().bytes(&key_template()).sized(&[]).sized(&[]).done();
+        let no_secret = Writer::default().sized(&[]).sized(&[]).done();
+        let parameters = Writer::default().sized(&no_secret).sized(&template).sized(&[]).u32(0);
+        let command = Command::authorized(CC_CREATE_PRIMARY, HIERARCHY_ENDORSEMENT, parameters);
+        let response = self.call(&command)?;
+        let handle = Reader::new(&response).u32("handle")?;
+        match parse_public(&response) {
+            Ok(public) => Ok((handle, public)),
+            Err(broken) => {
+                self.flush(handle)?;
+                Err(broken.into())
+            }
+        }
+    }
+
+    fn quote(
+        &mut self,
+        handle: u32,
+        qualifying: &[u8; 32],
+        pcrs: PcrSet,
+    ) -> Result<(Vec<u8>, Vec<u8>), TpmError> {
+        let selected = selection(pcrs).done();
+        let parameters =
+            Writer::default().sized(qualifying).u16(ALG_ECDSA).u16(ALG_SHA256).bytes(&selected);
+        let response = self.call(&Command::authorized(CC_QUOTE, handle, parameters))?;
+        let mut parameters = parameters_of(&response, "the quote's parameters")?;
+        let quote = parameters.sized("quoted")?.to_vec();
+        Ok((quote, parameters.rest().to_vec()))
+    }
+
+    fn flush(&mut self, handle: u32) -> Result<(), TpmError> {
+        self.call(&Command::plain(CC_FLUSH_CONTEXT, Writer::default().u32(handle))).map(drop)
+    }
+
+    /// Sends one command and reads its answer: what follows the header.
+    fn call(&mut self, command: &Command) -> Result<Vec<u8>, TpmError> {
+        if self.lost {
+            return Err(TpmError::Lost);
+        }
+        let answer = self.exchange(command);
+        self.lost = matches!(answer, Err(TpmError::Io(_) | TpmError::Malformed(_)));
+        let (tag, code, body) = answer?;
+        let wanted = if code == 0 { command.tag } else { TAG_NO_SESSIONS };
+        match code {
+            _ if tag != wanted => Err(Broken("tag").into()),
+            0 => Ok(body),
+            _ => Err(TpmError::Refused { command: command.code, code }),
+        }
+    }
+
+    fn exchange(&mut self, command: &Command) -> Result<(u16, u32, Vec<u8>), TpmError> {
+        self.io.write_all(&command.bytes())?;
+        self.io.flush()?;
+        // A character device gives an answer to one read only as long as the buffer is; the socket
+        // gives a stream. Reading into one whole buffer suits both.
+        let mut buffer = vec![0u8; MAX_RESPONSE_BYTES];
+        let mut filled = self.fill(&mut buffer, 0, HEADER_BYTES)?;
+        let mut header = Reader::new(&buffer);
+        let (tag, size, code) =
+            (header.u16("tag")?, header.u32("responseSize")?, header.u32("responseCode")?);
+        let size = usize::try_from(size).map_err(|_| Broken("responseSize"))?;
+        if !(HEADER_BYTES..=MAX_RESPONSE_BYTES).contains(&size) {
+            return Err(Broken("responseSize").into());
+        }
+        filled = self.fill(&mut buffer, filled, size)?;
+        if filled != size {
+            return Err(Broken("responseSize").into());
+        }
+        Ok((tag, code, buffer[HEADER_BYTES..size].to_vec()))
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], from: usize, until: usize) -> Result<usize, TpmError> {
+        // Also bounds a TPM that sends a byte now and then.
+        let deadline = Instant::now() + TIMEOUT;
+        let mut filled = from;
+        while filled < until {
+            if Instant::now() > deadline {
+                return Err(std::io::Error::from(ErrorKind::TimedOut).into());
+            }
+            match self.io.read(&mut buffer[filled..]) {
+                Ok(0) => return Err(std::io::Error::from(ErrorKind::UnexpectedEof).into()),
+                Ok(more) => filled += more,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+/// A command of ours. With a handle it carries an empty password for it: the keys and hierarchies
+/// used here have none.
+struct Command {
+    tag: u16,
+    code: u32,
+    handle: Option<u32>,
+    parameters: Vec<u8>,
+}
+
+impl Command {
+    fn plain(code: u32, parameters: Writer) -> Command {
+        Command { tag: TAG_NO_SESSIONS, code, handle: None, parameters: parameters.done() }
+    }
+
+    fn authorized(code: u32, handle: u32, parameters: Writer) -> Command {
+        Command { tag: TAG_SESSIONS, code, handle: Some(handle), parameters: parameters.done() }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let session = Writer::default().u32(SESSION_PASSWORD).sized(&[]).u8(0).sized(&[]).done();
+        let authorization = match self.handle {
+            None => Vec::new(),
+            Some(handle) => {
+                let len = u32::try_from(session.len()).expect("a session is 9 bytes");
+                Writer::default().u32(handle).u32(len).bytes(&session).done()
+            }
+        };
+        let size = HEADER_BYTES + authorization.len() + self.parameters.len();
+        Writer::default()
+            .u16(self.tag)
+            .u32(u32::try_from(size).expect("commands of ours are under 1 KiB"))
+            .u32(self.code)
+            .bytes(&authorization)
+            .bytes(&self.parameters)
+            .done()
+    }
+}
+
+/// `TPML_PCR_SELECTION` of one SHA-256 bank.
+fn selection(pcrs: PcrSet) -> Writer {
+    Writer::default().u32(1).u16(ALG_SHA256).u8(3).bytes(&pcrs.select())
+}
+
+/// Reads the answer to `TPM2_PCR_Read`. Takes only registers that were asked for, and demands at
+/// least one, so that reading ends.
+fn parse_pcr_read(response: &[u8], asked: PcrSet) -> Result<Pcrs, Broken> {
+    let mut r = Reader::new(response);
+    r.u32("pcrUpdateCounter")?;
+    let (banks, bank, len) =
+        (r.u32("pcrSelection")?, r.u16("pcrSelection")?, r.u8("pcrSelection")?);
+    if (banks, bank, len) != (1, ALG_SHA256, 3) {
+        return Err(Broken("pcrSelection"));
+    }
+    let given = PcrSet::from_select(r.bytes(3, "pcrSelection")?).ok_or(Broken("pcrSelection"))?;
+    if given.is_empty() || given.iter().any(|pcr| asked.without(pcr) == asked) {
+        return Err(Broken("pcrSelection: this TPM has no such SHA-256 register"));
+    }
+    let count = r.u32("pcrValues")?;
+    if usize::try_from(count).ok() != Some(given.iter().count()) {
+        return Err(Broken("pcrValues"));
+    }
+    let values = given
+        .iter()
+        .map(|pcr| Ok((pcr, r.sized("pcrValues")?.try_into().map_err(|_| Broken("pcrValues"))?)))
+        .collect::<Result<Pcrs, Broken>>()?;
+    r.end("the end of the registers")?;
+    Ok(values)
+}
+
+/// The parameter area of an answer with sessions, without a handle before it.
+fn parameters_of<'a>(response: &'a [u8], field: &'static str) -> Result<Reader<'a>, Broken> {
+    let mut r = Reader::new(response);
+    let len = usize::try_from(r.u32(field)?).map_err(|_| Broken(field))?;
+    Ok(Reader::new(r.bytes(len, field)?))
+}
+
+/// `TPMT_PUBLIC` from the answer to `TPM2_CreatePrimary`.
+fn parse_public(response: &[u8]) -> Result<Vec<u8>, Broken> {
+    let after_handle = response.get(4..).ok_or(Broken("handle"))?;
+    Ok(parameters_of(after_handle, "the key's parameters")?.sized("outPublic")?.to_vec())
+}
+
+/// A descriptor on which nothing waits longer than [`TIMEOUT`].
+#[derive(Debug)]
+pub(crate) struct TimedFd {
+    file: File,
+    timeout: Duration,
+}
+
+impl TimedFd {
+    /// Takes over `fd`. Throws away what is waiting there: an answer that a predecessor did not
+    /// read would be taken for the next one.
+    pub(crate) fn new(fd: OwnedFd, timeout: Duration) -> std::io::Result<TimedFd> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        let mut timed = TimedFd { file: File::from(fd), timeout };
+        let mut stale = [0u8; MAX_RESPONSE_BYTES];
+        // At most one answer can wait, as each command awaits its own.
+        match timed.file.read(&mut stale) {
+            Ok(_) => Ok(timed),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(timed),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wait(&self, flags: PollFlags) -> std::io::Result<()> {
+        let timeout = Timespec::try_from(self.timeout).map_err(|_| ErrorKind::InvalidInput)?;
+        let mut fds = [PollFd::new(&self.file, flags)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => Err(std::io::Error::new(
+                ErrorKind::TimedOut,
+                format!("no answer within {} s", self.timeout.as_secs_f32()),
+            )),
+            Ok(_) => Ok(()),
+            Err(Errno::INTR) => Err(ErrorKind::Interrupted.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Read for TimedFd {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.wait(PollFlags::IN)?;
+        self.file.read(buffer)
+    }
+}
+
+impl Write for TimedFd {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.wait(PollFlags::OUT)?;
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

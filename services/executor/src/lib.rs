@@ -1,0 +1,33 @@
+//! Runs one tenant's WASI programs, each task in a sandbox of its own.
+//!
+//! One executor process serves one tenant; an image declares it as a template, and only the
+//! scheduler's spawn capability starts it.
+//!
+//! **Authority it holds.** An edge to the memory service, which by itself reaches no region: the
+//! regions of a job arrive as one-shot gifts, and each task gets an attenuation to exactly its
+//! bytes (C1). No data directory, no listening socket, no device. It may map memory as
+//! executable, which compiled code needs.
+//!
+//! **Authority it refuses.** A program gets stdin, stdout, stderr and its arguments. It has no
+//! file, no socket, no environment, no real clock and no true randomness (see `sandbox.rs`), and it
+//! ends at its fuel, time, memory or output limit (S2). Nothing of a task is left for the next
+//! one: each has its own store and memory.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod engine;
+mod feed;
+mod program;
+mod sandbox;
+mod server;
+mod stdio;
+
+use std::process::ExitCode;
+
+use distos_rpc::boot::Boot;
+
+/// Runs an executor until its kernel is gone. The image's `workers` says how many tasks run at
+/// the same time (2 if it does not).
+pub fn run(boot: Boot) -> ExitCode {
+    distos_rpc::run(boot, server::Executor::start)
+}

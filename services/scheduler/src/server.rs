@@ -1,0 +1,584 @@
+//! The scheduler's calls, and what moves tasks along: evidence comes from the attestation
+//! service, executors from the kernel's spawner, decisions from [`State`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp::capability::FromClientHook;
+use capnp::private::capability::ClientHook;
+use distos_abi::{ByteRange, Fault, Meter, ObjectId, Rights, TenantId};
+use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability};
+use distos_schemas::attestation_capnp::attestation;
+use distos_schemas::executor_capnp::executor;
+use distos_schemas::scheduler_capnp as wire;
+use distos_schemas::scheduler_capnp::{job, queue};
+use distos_types::kind;
+use futures::future::LocalBoxFuture;
+use tokio::sync::Notify;
+
+use crate::cut::{Cut, PAGE_BYTES};
+use crate::policy::{Evidence, Limits, Policy, Request};
+use crate::spec::{self, Args, Payload, Submission};
+use crate::state::{Job, JobId, Placement, Refusal, Report, Slots, State, TaskState, Work};
+
+/// The image's template for executors, and the edge to the evidence.
+const EXECUTOR_TEMPLATE: &str = "executor";
+const ATTESTATION_EDGE: &str = "attestation";
+/// Workers of an executor, unless the image's `workers` says otherwise.
+const DEFAULT_WORKERS: u32 = 2;
+/// Tenants that can keep all of their workers busy at the same time, unless `node-tasks` says
+/// otherwise.
+const BUSY_TENANTS: u32 = 2;
+/// How often waiting jobs are looked at when nothing happens: whether their capability lives,
+/// and whether there is new evidence.
+const RECHECK: Duration = Duration::from_secs(1);
+/// How long `wait` waits.
+const WAIT: Duration = Duration::from_secs(1);
+/// No bytes of the object: the queue has none.
+const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
+
+/// The scheduler of a node.
+pub(crate) struct Scheduler {
+    vat: Vat,
+    slots: Slots,
+    state: RefCell<State>,
+    /// What jobs that have not ended hold.
+    live: RefCell<HashMap<JobId, Rc<Live>>>,
+    /// Something happened that may let a task be placed.
+    work: Notify,
+    /// A task or a job ended.
+    ended: Notify,
+}
+
+/// What a job holds beside its state.
+struct Live {
+    /// The capability in whose name the job runs.
+    facet: Facet,
+    args: Args,
+    /// Where its program is loaded. Dropped when the job ends.
+    executor: RefCell<Option<executor::Client>>,
+    changed: Notify,
+}
+
+impl Scheduler {
+    /// A scheduler without jobs, and the task that places.
+    pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+        let tenant = number(&vat, "workers", DEFAULT_WORKERS)?;
+        let slots = Slots { tenant, node: number(&vat, "node-tasks", BUSY_TENANTS * tenant)? };
+        let scheduler = Rc::new(Scheduler {
+            vat,
+            slots,
+            state: RefCell::new(State::new(slots)),
+            live: RefCell::default(),
+            work: Notify::new(),
+            ended: Notify::new(),
+        });
+        tokio::task::spawn_local(Rc::clone(&scheduler).dispatch());
+        Ok(scheduler)
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { draining: self.vat.draining(), caps: Limits::CAPS }
+    }
+
+    /// The evidence as it is now. A service that does not answer is no evidence.
+    async fn evidence(&self) -> Evidence {
+        let asked = async {
+            let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
+            let response =
+                service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            let read = || -> capnp::Result<Evidence> {
+                let verdict = response.get()?.get_verdict()?;
+                Ok(Evidence {
+                    good: verdict.get_good(),
+                    fresh_until_ms: verdict.get_fresh_until_ms(),
+                    reason: String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned(),
+                })
+            };
+            read().map_err(|e| fault_of(&e))
+        };
+        asked.await.unwrap_or_else(|fault: Fault| {
+            Evidence::none(format!("the attestation service does not answer: {fault}"))
+        })
+    }
+
+    /// The name of a tenant's executor, which is started if need be.
+    async fn executor_of(&self, tenant: TenantId) -> Result<String, Fault> {
+        let mut request = self.vat.spawner().await?.start_request();
+        request.get().set_template(EXECUTOR_TEMPLATE);
+        request.get().set_tenant(tenant.0);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let name = response.get().and_then(|r| r.get_vat()).map_err(|e| fault_of(&e))?;
+        Ok(String::from_utf8_lossy(name.as_bytes()).into_owned())
+    }
+
+    /// Admits a job in the name of `facet` (S1) and has its program loaded.
+    async fn submit(
+        self: Rc<Self>,
+        facet: &Facet,
+        submission: Submission,
+    ) -> Result<JobServer, Fault> {
+        let Submission { job, payload, args } = submission;
+        let evidence = self.evidence().await;
+        let (now_ms, policy) = (self.vat.now_ms(), self.policy());
+        let admitted = facet.commit(Rights::RUN, EMPTY, || {
+            let charge = |tasks| facet.charge(Meter::Tasks, tasks);
+            self.state.borrow_mut().admit(now_ms, job, &evidence, &policy, charge)
+        })?;
+        let id = admitted.inspect_err(|fault| {
+            let detail = format!("a job was not admitted: {fault}");
+            self.vat.report("denial", facet.tenant(), facet.cap_id(), detail);
+        })?;
+        let live = Rc::new(Live {
+            facet: facet.clone(),
+            args,
+            executor: RefCell::new(None),
+            changed: Notify::new(),
+        });
+        self.live.borrow_mut().insert(id, Rc::clone(&live));
+        tokio::task::spawn_local(Rc::clone(&self).bring_up(id, Rc::clone(&live), payload));
+        Ok(JobServer { scheduler: self, id, live, facet: facet.clone() })
+    }
+
+    async fn bring_up(self: Rc<Self>, id: JobId, live: Rc<Live>, payload: Payload) {
+        match self.load(id, &live, payload).await {
+            Ok(executor) => {
+                *live.executor.borrow_mut() = Some(executor);
+                self.state.borrow_mut().ready(id);
+                self.wind_up(id, &live);
+                self.work.notify_one();
+            }
+            Err(fault) => self.fail(id, fault),
+        }
+    }
+
+    async fn load(
+        &self,
+        id: JobId,
+        live: &Live,
+        payload: Payload,
+    ) -> Result<executor::Client, Fault> {
+        let name = self.executor_of(live.facet.tenant()).await?;
+        let executor: executor::Client = self.vat.root(&name).await?;
+        let mut request = executor.load_request();
+        let mut params = request.get();
+        params.set_job(id.0);
+        params.set_module(&payload.module);
+        params.set_input(&payload.input);
+        params.set_output(&payload.output);
+        drop(payload);
+        request.send().promise.await.map_err(|e| fault_of(&e))?;
+        Ok(executor)
+    }
+
+    /// Places tasks whenever something happened that may allow it.
+    async fn dispatch(self: Rc<Self>) {
+        loop {
+            let something = self.work.notified();
+            if self.state.borrow().active().next().is_none() {
+                something.await;
+            } else {
+                let _ = tokio::time::timeout(RECHECK, something).await;
+            }
+            self.end_jobs_without_authority();
+            if self.state.borrow().candidate().is_some() {
+                let evidence = self.evidence().await;
+                self.place_all(&evidence);
+            }
+        }
+    }
+
+    /// A job runs in the name of the capability that it was submitted with, and ends with it:
+    /// revoked, expired, or gone with its session.
+    fn end_jobs_without_authority(&self) {
+        let live: Vec<(JobId, Rc<Live>)> =
+            self.live.borrow().iter().map(|(id, live)| (*id, Rc::clone(live))).collect();
+        for (id, live) in live {
+            if let Err(fault) = live.facet.commit(Rights::RUN, EMPTY, || ()) {
+                self.fail(id, fault);
+            }
+        }
+    }
+
+    fn place_all(self: &Rc<Self>, evidence: &Evidence) {
+        loop {
+            let candidate = self.state.borrow().candidate();
+            let Some(id) = candidate else { return };
+            let live = self.live.borrow().get(&id).cloned();
+            let Some(live) = live else { return };
+            match self.place(id, &live, evidence) {
+                Ok(placement) => self.begin(placement, live),
+                Err(Refusal::Wait) => return,
+                Err(Refusal::Fail(fault)) => self.fail(id, fault),
+            }
+        }
+    }
+
+    /// One placement, under a guard of the job's capability (C2, S1).
+    fn place(&self, id: JobId, live: &Live, evidence: &Evidence) -> Result<Placement, Refusal> {
+        let (now_ms, policy) = (self.vat.now_ms(), self.policy());
+        live.facet
+            .commit(Rights::RUN, EMPTY, || {
+                self.state.borrow_mut().place(id, now_ms, evidence, &policy)
+            })
+            .map_err(Refusal::Fail)?
+    }
+
+    fn begin(self: &Rc<Self>, placement: Placement, live: Rc<Live>) {
+        let detail = format!(
+            "job {} task {} on this node: evidence fresh until {} ms, rule {}",
+            placement.job.0, placement.task, placement.fresh_until_ms, placement.rule.0
+        );
+        self.vat.report("placement", placement.tenant, live.facet.cap_id(), detail);
+        live.changed.notify_waiters();
+        tokio::task::spawn_local(Rc::clone(self).run(placement, live));
+    }
+
+    async fn run(self: Rc<Self>, placement: Placement, live: Rc<Live>) {
+        let (id, task) = (placement.job, placement.task);
+        let outcome = call(&live, placement).await;
+        if let Err(fault @ Fault::LimitExceeded(_)) = &outcome {
+            let detail = format!("job {} task {task}: {fault}", id.0);
+            self.vat.report("limit", live.facet.tenant(), live.facet.cap_id(), detail);
+        }
+        let freed = self.state.borrow_mut().finish(id, task, outcome);
+        self.after(id, &live, freed);
+    }
+
+    fn fail(&self, id: JobId, fault: Fault) {
+        let live = self.live.borrow().get(&id).cloned();
+        if let Some(live) = live {
+            let freed = self.state.borrow_mut().fail(id, fault);
+            self.after(id, &live, freed);
+        }
+    }
+
+    /// What follows every change of a job: quota goes back, watchers wake, an ended job is
+    /// unloaded, and the next task gets its turn.
+    fn after(&self, id: JobId, live: &Live, freed: u32) {
+        if freed > 0 {
+            live.facet.refund(Meter::Tasks, u64::from(freed));
+        }
+        self.wind_up(id, live);
+        live.changed.notify_waiters();
+        self.work.notify_one();
+        self.ended.notify_waiters();
+    }
+
+    /// Drops what an ended job holds; its executor ends what still runs of it.
+    fn wind_up(&self, id: JobId, live: &Live) {
+        let goes_on = self.state.borrow().job(id).is_some_and(|job| !job.ended());
+        if goes_on {
+            return;
+        }
+        self.live.borrow_mut().remove(&id);
+        if let Some(executor) = live.executor.take() {
+            let mut request = executor.unload_request();
+            request.get().set_job(id.0);
+            let sent = request.send().promise;
+            tokio::task::spawn_local(async move {
+                if let Err(error) = sent.await {
+                    tracing::debug!(%error, job = id.0, "an executor did not unload a job");
+                }
+            });
+        }
+    }
+}
+
+/// A setting of the image: a number from 1 to 1,024.
+fn number(vat: &Vat, key: &str, default: u32) -> Result<u32, Fault> {
+    let Some(text) = vat.param(key) else { return Ok(default) };
+    let parsed = text.parse().ok().filter(|n| (1..=1024).contains(n));
+    parsed.ok_or_else(|| Fault::malformed(format!("{key} = {text}: 1 to 1024")))
+}
+
+/// Has the executor run one task. A job whose executor is gone cannot go on: its gifts were
+/// withdrawn by the executor that died.
+async fn call(live: &Live, placement: Placement) -> Result<Report, Fault> {
+    let executor = live.executor.borrow().clone();
+    let executor = executor.ok_or_else(|| Fault::unavailable(0, "the job was ended"))?;
+    let mut request = executor.run_request();
+    write_run(request.get(), live, &placement);
+    let outcome = request.send().promise.await.and_then(|response| {
+        let done = response.get()?;
+        Ok(Report {
+            output_bytes: done.get_output_bytes(),
+            fuel: done.get_fuel(),
+            micros: done.get_micros(),
+        })
+    });
+    outcome.map_err(|error| match fault_of(&error) {
+        Fault::Unavailable { why, .. } => Fault::unavailable(
+            1000,
+            format!("{why}; if the executor was restarted, submit the job again"),
+        ),
+        fault => fault,
+    })
+}
+
+fn write_run(mut params: executor::run_params::Builder<'_>, live: &Live, placement: &Placement) {
+    params.set_job(placement.job.0);
+    params.set_task(placement.task);
+    params.set_output_offset(u64::from(placement.task) * PAGE_BYTES);
+    let (args, segments, from_output) = match &placement.work {
+        Work::Map { input } => (&live.args.map, std::slice::from_ref(input), false),
+        Work::Reduce { outputs } => (&live.args.reduce, outputs.as_slice(), true),
+    };
+    params.set_stdin_from_output(from_output);
+    let mut words = params.reborrow().init_args(args.len() as u32);
+    for (index, arg) in (0u32..).zip(args) {
+        words.set(index, arg.as_str());
+    }
+    let mut stdin = params.reborrow().init_stdin(segments.len() as u32);
+    for (index, segment) in (0u32..).zip(segments) {
+        let mut entry = stdin.reborrow().get(index);
+        entry.set_offset(segment.start);
+        entry.set_len(segment.len());
+    }
+    let mut limits = params.init_limits();
+    limits.set_fuel(placement.limits.fuel);
+    limits.set_memory_bytes(placement.limits.memory_bytes);
+    limits.set_output_bytes(placement.limits.output_bytes);
+    limits.set_wall_ms(placement.limits.wall_ms);
+}
+
+impl Service for Scheduler {
+    fn open(self: Rc<Self>, facet: Facet) -> Result<Box<dyn ClientHook>, Fault> {
+        if facet.kind() != kind::QUEUE || facet.object() != ObjectId::ROOT {
+            return Err(Fault::not_found("the scheduler serves its queue only"));
+        }
+        Ok(QueueServer { scheduler: self, facet }.into_hook())
+    }
+
+    /// Admitted jobs run to their end: their queue is not kept across a restart.
+    fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move {
+            loop {
+                let ended = self.ended.notified();
+                if self.state.borrow().idle() {
+                    return;
+                }
+                ended.await;
+            }
+        })
+    }
+}
+
+/// A tenant's queue behind one capability.
+struct QueueServer {
+    scheduler: Rc<Scheduler>,
+    facet: Facet,
+}
+
+impl QueueServer {
+    fn into_hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<queue::Client, _>(self).into_client_hook()
+    }
+}
+
+impl Faceted for QueueServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        QueueServer { scheduler: Rc::clone(&self.scheduler), facet }.into_hook()
+    }
+}
+
+serve_capability!(QueueServer);
+
+impl queue::Server for QueueServer {
+    async fn executor(
+        self: Rc<Self>,
+        _: queue::ExecutorParams,
+        mut results: queue::ExecutorResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::RUN).map_err(fail)?;
+        let request = Request { tenant: self.facet.tenant(), limits: Limits::DEFAULT };
+        self.scheduler.policy().admit(request).map_err(fail)?;
+        let name = self.scheduler.executor_of(self.facet.tenant()).await.map_err(fail)?;
+        self.facet.reply(&mut results).set_vat(name.as_str());
+        Ok(())
+    }
+
+    async fn plan(
+        self: Rc<Self>,
+        params: queue::PlanParams,
+        mut results: queue::PlanResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::RUN).map_err(fail)?;
+        let params = params.get()?;
+        let workers = self.scheduler.slots.tenant;
+        let cut = Cut::new(params.get_input_bytes(), params.get_pages_per_task(), workers);
+        let cut = cut.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_tasks(cut.maps());
+        reply.set_pages_per_task(cut.pages_per_task());
+        Ok(())
+    }
+
+    async fn submit(
+        self: Rc<Self>,
+        params: queue::SubmitParams,
+        mut results: queue::SubmitResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::RUN).map_err(fail)?;
+        let workers = self.scheduler.slots.tenant;
+        let submission = spec::read(params.get()?.get_spec()?, self.facet.tenant(), workers)?;
+        // The message with its copy of the module is not needed any more.
+        drop(params);
+        let scheduler = Rc::clone(&self.scheduler);
+        let submitted = scheduler.submit(&self.facet, submission.map_err(fail)?).await;
+        let client: job::Client = capnp_rpc::new_client(submitted.map_err(fail)?);
+        self.facet.reply(&mut results).set_job(client);
+        Ok(())
+    }
+
+    async fn list(
+        self: Rc<Self>,
+        _: queue::ListParams,
+        mut results: queue::ListResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::LIST).map_err(fail)?;
+        let state = self.scheduler.state.borrow();
+        let jobs: Vec<(JobId, &Job)> = state.jobs_of(self.facet.tenant()).collect();
+        let mut list = self.facet.reply(&mut results).init_jobs(jobs.len() as u32);
+        for (index, (id, job)) in (0u32..).zip(jobs) {
+            write_status(list.reborrow().get(index), id, job);
+        }
+        Ok(())
+    }
+}
+
+/// One job. It shares the queue's capability: whoever may use the queue that it was submitted
+/// through may use it, and it ends when that is revoked.
+struct JobServer {
+    scheduler: Rc<Scheduler>,
+    id: JobId,
+    live: Rc<Live>,
+    facet: Facet,
+}
+
+impl JobServer {
+    /// Looks at the job, which is gone once too many others have ended after it.
+    fn look<T>(&self, look: impl FnOnce(&Job) -> T) -> Result<T, capnp::Error> {
+        let state = self.scheduler.state.borrow();
+        let job = state.job(self.id);
+        job.map(look)
+            .ok_or_else(|| fail(Fault::not_found(format!("job {} ended long ago", self.id.0))))
+    }
+}
+
+impl Faceted for JobServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        let (scheduler, live) = (Rc::clone(&self.scheduler), Rc::clone(&self.live));
+        let server = JobServer { scheduler, id: self.id, live, facet };
+        capnp_rpc::new_client::<job::Client, _>(server).into_client_hook()
+    }
+}
+
+serve_capability!(JobServer);
+
+impl job::Server for JobServer {
+    async fn status(
+        self: Rc<Self>,
+        _: job::StatusParams,
+        mut results: job::StatusResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
+    }
+
+    async fn wait(
+        self: Rc<Self>,
+        params: job::WaitParams,
+        mut results: job::WaitResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let seen = params.get()?.get_seen_done();
+        let news = async {
+            loop {
+                let changed = self.live.changed.notified();
+                if self.look(|job| job.ended() || job.count(TaskState::Done) > seen)? {
+                    return Ok::<(), capnp::Error>(());
+                }
+                changed.await;
+            }
+        };
+        if let Ok(news) = tokio::time::timeout(WAIT, news).await {
+            news?;
+        }
+        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
+    }
+
+    async fn tasks(
+        self: Rc<Self>,
+        _: job::TasksParams,
+        mut results: job::TasksResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        self.look(|job| write_tasks(self.facet.reply(&mut results), job))
+    }
+
+    async fn cancel(
+        self: Rc<Self>,
+        _: job::CancelParams,
+        _: job::CancelResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CANCEL).map_err(fail)?;
+        let cancel = || self.scheduler.state.borrow_mut().cancel(self.id);
+        let freed = self.facet.commit(Rights::CANCEL, EMPTY, cancel).map_err(fail)?;
+        self.scheduler.after(self.id, &self.live, freed);
+        Ok(())
+    }
+}
+
+fn wire_state(state: TaskState) -> wire::TaskState {
+    match state {
+        TaskState::Queued => wire::TaskState::Queued,
+        TaskState::Running => wire::TaskState::Running,
+        TaskState::Done => wire::TaskState::Done,
+        TaskState::Failed => wire::TaskState::Failed,
+        TaskState::Cancelled => wire::TaskState::Cancelled,
+    }
+}
+
+fn write_status(mut status: wire::job_status::Builder<'_>, id: JobId, job: &Job) {
+    status.set_id(id.0);
+    status.set_name(job.name());
+    status.set_state(wire_state(job.state()));
+    status.set_tasks(job.tasks().len() as u32);
+    status.set_done(job.count(TaskState::Done));
+    status.set_failed(job.count(TaskState::Failed));
+    if let Some(fault) = job.fault() {
+        status.set_fault(fault.to_wire().as_str());
+    }
+    status.set_reduce_index(job.reduce_index());
+    let reduce = job.tasks().get(job.reduce_index() as usize);
+    status.set_output_bytes(reduce.map_or(0, |task| task.report.output_bytes));
+}
+
+fn write_tasks(results: job::tasks_results::Builder<'_>, job: &Job) {
+    let mut list = results.init_tasks(job.tasks().len() as u32);
+    for (index, task) in (0u32..).zip(job.tasks()) {
+        let mut entry = list.reborrow().get(index);
+        let input = job.input(index);
+        entry.set_index(index);
+        entry.set_state(wire_state(task.state));
+        entry.set_start(input.start);
+        entry.set_end(input.end);
+        entry.set_output_bytes(task.report.output_bytes);
+        entry.set_fuel(task.report.fuel);
+        entry.set_micros(task.report.micros);
+        if let Some(fault) = &task.fault {
+            entry.set_fault(fault.to_wire().as_str());
+        }
+    }
+}

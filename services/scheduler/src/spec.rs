@@ -1,0 +1,145 @@
+//! A job as its owner submits it, read from the wire and bounded before anything is kept of it.
+
+use distos_abi::{Fault, TenantId};
+use distos_schemas::scheduler_capnp::{job_spec, limits};
+
+use crate::cut::Cut;
+use crate::policy::Limits;
+use crate::state::NewJob;
+
+/// The largest module, in bytes.
+pub(crate) const MAX_MODULE_BYTES: usize = 8 * 1024 * 1024;
+const MAX_NAME_BYTES: usize = 64;
+const MAX_ARGS: u32 = 64;
+const MAX_ARG_BYTES: usize = 16 * 1024;
+const MAX_TICKET_BYTES: usize = 256;
+
+/// A job that was read: what the state keeps, what the executor needs, and the arguments.
+pub(crate) struct Submission {
+    pub(crate) job: NewJob,
+    pub(crate) payload: Payload,
+    pub(crate) args: Args,
+}
+
+/// What is handed to the executor once and then forgotten.
+pub(crate) struct Payload {
+    pub(crate) module: Vec<u8>,
+    pub(crate) input: Vec<u8>,
+    pub(crate) output: Vec<u8>,
+}
+
+/// argv[1..] of each kind of task.
+pub(crate) struct Args {
+    pub(crate) map: Vec<String>,
+    pub(crate) reduce: Vec<String>,
+}
+
+/// Reads a job. [`Fault::Malformed`] says which field is wrong.
+pub(crate) fn read(
+    spec: job_spec::Reader<'_>,
+    tenant: TenantId,
+    workers: u32,
+) -> capnp::Result<Result<Submission, Fault>> {
+    let name = String::from_utf8_lossy(spec.get_name()?.as_bytes()).into_owned();
+    let (map, reduce) = (args(spec.get_map_args()?)?, args(spec.get_reduce_args()?)?);
+    let asked = limits_of(spec.get_limits()?);
+    let (module, input, output) = (spec.get_module()?, spec.get_input()?, spec.get_output()?);
+    let read = || {
+        check_name(&name)?;
+        check_len("module", module.len(), MAX_MODULE_BYTES)?;
+        check_len("input", input.len(), MAX_TICKET_BYTES)?;
+        check_len("output", output.len(), MAX_TICKET_BYTES)?;
+        let cut = Cut::new(spec.get_input_bytes(), spec.get_pages_per_task(), workers)?;
+        let limits = asked.settle(Limits::CAPS);
+        let job = NewJob { tenant, name: name.clone(), cut, reduce: spec.get_reduce(), limits };
+        let payload =
+            Payload { module: module.to_vec(), input: input.to_vec(), output: output.to_vec() };
+        Ok(Submission { job, payload, args: Args { map: map?, reduce: reduce? } })
+    };
+    Ok(read())
+}
+
+fn check_name(name: &str) -> Result<(), Fault> {
+    let printable = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if printable && (1..=MAX_NAME_BYTES).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Fault::malformed(format!("name: 1 to {MAX_NAME_BYTES} printable bytes")))
+}
+
+fn check_len(field: &str, len: usize, max: usize) -> Result<(), Fault> {
+    if (1..=max).contains(&len) {
+        return Ok(());
+    }
+    Err(Fault::malformed(format!("{field} has {len} bytes: 1 to {max} are taken")))
+}
+
+fn args(list: capnp::text_list::Reader<'_>) -> capnp::Result<Result<Vec<String>, Fault>> {
+    if list.len() > MAX_ARGS {
+        return Ok(Err(Fault::malformed(format!("more than {MAX_ARGS} arguments"))));
+    }
+    let mut words = Vec::new();
+    for arg in list.iter() {
+        words.push(arg?.to_str()?.to_owned());
+    }
+    let bytes: usize = words.iter().map(String::len).sum();
+    if bytes > MAX_ARG_BYTES || words.iter().any(|word| word.contains('\0')) {
+        let why = format!("arguments: at most {MAX_ARG_BYTES} bytes together, without NUL");
+        return Ok(Err(Fault::malformed(why)));
+    }
+    Ok(Ok(words))
+}
+
+fn limits_of(limits: limits::Reader<'_>) -> Limits {
+    Limits {
+        fuel: limits.get_fuel(),
+        memory_bytes: limits.get_memory_bytes(),
+        output_bytes: limits.get_output_bytes(),
+        wall_ms: limits.get_wall_ms(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A good job that `change` makes worse.
+    fn read_with(change: impl FnOnce(job_spec::Builder<'_>)) -> Result<Submission, Fault> {
+        let mut message = capnp::message::Builder::new_default();
+        let mut spec = message.init_root::<job_spec::Builder<'_>>();
+        spec.set_name("count words");
+        spec.set_module(b"\0asm");
+        spec.set_input(&[1; 32]);
+        spec.set_output(&[2; 32]);
+        spec.set_input_bytes(100);
+        change(spec.reborrow());
+        read(spec.into_reader(), TenantId(1), 2).unwrap()
+    }
+
+    fn refused(change: impl FnOnce(job_spec::Builder<'_>)) -> bool {
+        matches!(read_with(change), Err(Fault::Malformed(_)))
+    }
+
+    #[test]
+    fn a_job_without_limits_gets_the_defaults() {
+        let read = read_with(|mut spec| spec.set_reduce(true)).unwrap();
+        assert_eq!((read.job.limits, read.job.reduce), (Limits::DEFAULT, true));
+        assert_eq!(read.job.cut.maps(), 1);
+    }
+
+    #[test]
+    fn a_broken_job_is_refused_before_it_costs_anything() {
+        assert!(refused(|mut spec| spec.set_name("")));
+        assert!(refused(|mut spec| spec.set_name("a\nb")));
+        assert!(refused(|mut spec| spec.set_name("x".repeat(65).as_str())));
+        assert!(refused(|mut spec| spec.set_module(&[])));
+        assert!(refused(|mut spec| spec.set_module(&vec![0; MAX_MODULE_BYTES + 1])));
+        assert!(refused(|mut spec| spec.set_input(&[])));
+        assert!(refused(|mut spec| spec.set_output(&[0; 257])));
+        assert!(refused(|mut spec| spec.set_input_bytes(0)));
+        assert!(refused(|spec| spec.init_map_args(1).set(0, "a\0b")));
+        assert!(refused(|spec| {
+            spec.init_reduce_args(65);
+        }));
+    }
+}

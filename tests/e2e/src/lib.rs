@@ -1,0 +1,1 @@
+//! Boots real nodes and does real work on them.
