@@ -58,12 +58,12 @@ lint: setup ## Clippy, with warnings as errors
 .PHONY: unit
 unit: setup wasm ## Every test of the workspace, from unit to end-to-end
 	$(CARGO) build --workspace --locked
+	$(CARGO) test --workspace --locked --doc --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
 	else \
 	  set -x; $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
-	$(CARGO) test --workspace --locked --doc --quiet
 
 .PHONY: deny
 deny: ## Licences, sources and duplicates of dependencies, where cargo-deny is installed

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use distos_abi::Fault;
 use rustix::fs::FallocateFlags;
-use segment::{Chain, Damage, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES};
+use segment::{Chain, Damage, Key, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES};
 pub use segment::{Frame, FrameKind};
 use tokio::sync::oneshot;
 
@@ -242,6 +242,7 @@ fn since_snapshot(frames: Vec<Frame>) -> Vec<Frame> {
 struct Files {
     dir: PathBuf,
     current: File,
+    key: Key,
     /// Where the next frame goes in the current segment.
     end: u64,
     number: u64,
@@ -313,11 +314,12 @@ impl Files {
         let chain = chain.unwrap_or(Chain::START);
         let number = numbers.pop().unwrap_or(1);
         let path = dir.join(segment_name(number));
-        let current = OpenOptions::new().write(true).open(&path).map_err(|e| failed(&path, &e))?;
+        let (current, key) = open_segment(&path).map_err(|e| failed(&path, &e))?;
         let bytes = (numbers.len() as u64 + 2) * SEGMENT_BYTES;
         let files = Files {
             dir: dir.to_owned(),
             current,
+            key,
             end,
             number,
             chain,
@@ -335,8 +337,7 @@ impl Files {
         adopt_spare(&self.dir, self.number + 1)?;
         self.closed.push_back(self.number);
         self.number += 1;
-        self.current =
-            OpenOptions::new().write(true).open(self.dir.join(segment_name(self.number)))?;
+        (self.current, self.key) = open_segment(&self.dir.join(segment_name(self.number)))?;
         self.end = SEGMENT_HEADER_BYTES as u64;
         self.refill()
     }
@@ -375,6 +376,15 @@ fn damaged(path: &Path, damage: &Damage) -> Fault {
     })
 }
 
+/// Opens a segment for writing, with its key.
+fn open_segment(path: &Path) -> io::Result<(File, Key)> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    let key = segment::key_of(&header).map_err(|_| io::Error::other("not a journal segment"))?;
+    Ok((file, key))
+}
+
 /// Makes sure that a segment of full size is set aside, durably.
 fn make_spare(dir: &Path) -> io::Result<()> {
     let path = dir.join(SPARE);
@@ -383,9 +393,10 @@ fn make_spare(dir: &Path) -> io::Result<()> {
     }
     let new = dir.join("spare.new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SEGMENT_BYTES)
-        .map_err(io::Error::from)
-        .and_then(|()| file.write_all_at(&segment::header(), 0))
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|e| io::Error::other(e.to_string()))?;
+    let made = set_aside(&file)
+        .and_then(|()| file.write_all_at(&segment::header(&key), 0))
         .and_then(|()| file.sync_all());
     if let Err(error) = made {
         let _ = std::fs::remove_file(&new);
@@ -393,6 +404,25 @@ fn make_spare(dir: &Path) -> io::Result<()> {
     }
     std::fs::rename(&new, &path)?;
     File::open(dir)?.sync_all()
+}
+
+/// Takes the room of a whole segment, so that writing into it cannot fail for lack of it.
+fn set_aside(file: &File) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, SEGMENT_BYTES) {
+        Err(rustix::io::Errno::OPNOTSUPP) => fill_with_zeros(file, 0),
+        other => Ok(other?),
+    }
+}
+
+fn fill_with_zeros(file: &File, from: u64) -> io::Result<()> {
+    let zeros = vec![0; 1 << 16];
+    let mut at = from;
+    while at < SEGMENT_BYTES {
+        let len = (SEGMENT_BYTES - at).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..len as usize], at)?;
+        at += len;
+    }
+    Ok(())
 }
 
 fn adopt_spare(dir: &Path, number: u64) -> io::Result<()> {
@@ -403,13 +433,7 @@ fn adopt_spare(dir: &Path, number: u64) -> io::Result<()> {
 /// Zeroes what follows `end`, durably, so that no old bytes can be taken for a frame later.
 fn erase_tail(path: &Path, end: u64) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
-    let zeros = vec![0; 1 << 16];
-    let mut at = end;
-    while at < SEGMENT_BYTES {
-        let len = (SEGMENT_BYTES - at).min(zeros.len() as u64);
-        file.write_all_at(&zeros[..len as usize], at)?;
-        at += len;
-    }
+    fill_with_zeros(&file, end)?;
     file.sync_all()
 }
 
@@ -495,7 +519,8 @@ impl Writer {
             lock(&self.shared.segments).push_back(last);
         }
         let synced = self.files.synced;
-        segment::append(buffer, &mut self.files.chain, synced, &frame);
+        let Files { key, chain, .. } = &mut self.files;
+        segment::append(buffer, key, chain, synced, &frame);
         if frame.kind == FrameKind::Record {
             self.written.push(frame);
         }
@@ -528,8 +553,7 @@ impl Writer {
         let mut buffer = Vec::new();
         let (seq, count) = (self.files.chain.seq, snapshot.len());
         let bytes: usize = snapshot.iter().map(|part| segment::frame_bytes(part.len())).sum();
-        let fits = self.files.end + bytes as u64 <= SEGMENT_BYTES;
-        if !fits && !self.shared.has_spare.load(Ordering::Acquire) {
+        if !self.has_room_for(bytes as u64) {
             // The disk is full: what room is left is for decreases.
             return self.refill();
         }
@@ -551,6 +575,17 @@ impl Writer {
             lock(&self.shared.segments).pop_front();
         }
         self.refill()
+    }
+
+    /// Whether so many bytes fit without touching the last segment in reserve.
+    fn has_room_for(&self, bytes: u64) -> bool {
+        if self.files.end + bytes <= SEGMENT_BYTES {
+            return true;
+        }
+        let needed = (bytes / (SEGMENT_BYTES / 2) + 2) * SEGMENT_BYTES;
+        let free =
+            rustix::fs::statvfs(&self.files.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        self.shared.has_spare.load(Ordering::Acquire) && free > needed
     }
 
     /// Tries again to set a segment aside, once there may be room for it.
@@ -667,6 +702,6 @@ mod tests {
         drop(journal);
         file.write_all_at(&[0xff], SEGMENT_HEADER_BYTES as u64 + 40).unwrap();
         let fault = JournalHandle::open(dir.path()).err().unwrap();
-        assert!(fault.to_string().contains("byte 16"), "{fault}");
+        assert!(fault.to_string().contains("byte 64"), "{fault}");
     }
 }

@@ -1,12 +1,13 @@
 //! The bytes of a journal segment, and what can be recovered from them. No I/O.
 //!
 //! ```text
-//! segment  magic 8 | version u32 | reserved u32 | then frames, then zeros
+//! segment  magic 8 | version u32 | reserved u32 | key 32 | check 16 | then frames, then zeros
 //! frame    magic u32 | len u32 | kind u8 | seq u64 | time_ms u64 | synced u64
 //!          | prev 32 | payload len | hash 32
 //! ```
 //!
-//! `hash` is BLAKE3 over the rest of the frame; `prev` is the hash of the frame before, across
+//! `hash` is BLAKE3 over the rest of the frame under the segment's key, a random number that nobody
+//! outside the kernel can read: text that a vat reports can't be made to look like a frame. `prev` is the hash of the frame before, across
 //! segments. `synced` is the newest sequence number that was durable when the frame was written.
 //! It is what tells a torn tail from damage: a crash may leave any part of what was not yet
 //! synced, in any order, so a bad frame is damage only if a later frame says that it was durable.
@@ -16,7 +17,7 @@ const SEGMENT_MAGIC: [u8; 8] = *b"DISTOSJ\n";
 /// Layout that this version writes.
 const VERSION: u32 = 1;
 /// Where frames start.
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 16;
+pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
 const FRAME_MAGIC: u32 = 0x4c4e_524a;
 const FRAME_HEADER_BYTES: usize = 4 + 4 + 1 + 8 + 8 + 8 + 32;
 const HASH_BYTES: usize = 32;
@@ -84,12 +85,39 @@ pub(crate) enum Damage {
     Frame(usize),
 }
 
+/// The key of a segment's frames.
+pub(crate) type Key = [u8; 32];
+
 /// The header of a new segment.
-pub(crate) fn header() -> [u8; SEGMENT_HEADER_BYTES] {
+pub(crate) fn header(key: &Key) -> [u8; SEGMENT_HEADER_BYTES] {
     let mut out = [0; SEGMENT_HEADER_BYTES];
     out[..8].copy_from_slice(&SEGMENT_MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    out[16..48].copy_from_slice(key);
+    let check = blake3::hash(&out[..48]);
+    out[48..].copy_from_slice(&check.as_bytes()[..16]);
     out
+}
+
+/// The key that a segment's header holds.
+///
+/// # Errors
+/// [`Damage`] if it is no header of this version.
+pub(crate) fn key_of(bytes: &[u8]) -> Result<Key, Damage> {
+    if bytes.get(..8) != Some(&SEGMENT_MAGIC[..]) {
+        return Err(Damage::Header);
+    }
+    match u32::from_le_bytes(array(bytes, 8).ok_or(Damage::Header)?) {
+        VERSION => {}
+        version if version > VERSION => return Err(Damage::Newer(version)),
+        _ => return Err(Damage::Header),
+    }
+    let key = array(bytes, 16).ok_or(Damage::Header)?;
+    // Without its key, every frame would look like an unfinished write.
+    if bytes.get(..SEGMENT_HEADER_BYTES) != Some(&header(&key)[..]) {
+        return Err(Damage::Header);
+    }
+    Ok(key)
 }
 
 /// How long a frame with this payload is.
@@ -98,7 +126,7 @@ pub(crate) fn frame_bytes(payload: usize) -> usize {
 }
 
 /// Appends a frame to `out` and moves the chain on.
-pub(crate) fn append(out: &mut Vec<u8>, chain: &mut Chain, synced: u64, frame: &Frame) {
+pub(crate) fn append(out: &mut Vec<u8>, key: &Key, chain: &mut Chain, synced: u64, frame: &Frame) {
     let start = out.len();
     out.extend(FRAME_MAGIC.to_le_bytes());
     out.extend((frame.payload.len() as u32).to_le_bytes());
@@ -112,7 +140,7 @@ pub(crate) fn append(out: &mut Vec<u8>, chain: &mut Chain, synced: u64, frame: &
     out.extend(synced.to_le_bytes());
     out.extend(chain.hash);
     out.extend(&frame.payload);
-    let hash = *blake3::hash(&out[start..]).as_bytes();
+    let hash = *blake3::keyed_hash(key, &out[start..]).as_bytes();
     out.extend(hash);
     *chain = Chain { seq: frame.seq, hash };
 }
@@ -130,7 +158,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
-fn read(bytes: &[u8]) -> Option<Whole> {
+fn read(key: &Key, bytes: &[u8]) -> Option<Whole> {
     if u32::from_le_bytes(array(bytes, 0)?) != FRAME_MAGIC {
         return None;
     }
@@ -146,7 +174,7 @@ fn read(bytes: &[u8]) -> Option<Whole> {
     };
     let body = bytes.get(..FRAME_HEADER_BYTES + len)?;
     let hash: [u8; HASH_BYTES] = array(bytes, body.len())?;
-    if *blake3::hash(body).as_bytes() != hash {
+    if *blake3::keyed_hash(key, body).as_bytes() != hash {
         return None;
     }
     let frame = Frame {
@@ -175,21 +203,11 @@ impl Whole {
 /// # Errors
 /// [`Damage`] if something that was durable is not as it was written.
 pub(crate) fn recover(bytes: &[u8], chain: Option<Chain>) -> Result<Recovered, Damage> {
-    if bytes.get(..8) != Some(&SEGMENT_MAGIC[..]) {
-        return Err(Damage::Header);
-    }
-    match u32::from_le_bytes(array(bytes, 8).ok_or(Damage::Header)?) {
-        VERSION => {}
-        version if version > VERSION => return Err(Damage::Newer(version)),
-        _ => return Err(Damage::Header),
-    }
-    if array(bytes, 12) != Some([0; 4]) {
-        return Err(Damage::Header);
-    }
+    let key = key_of(bytes)?;
     let mut frames = Vec::new();
     let mut end = SEGMENT_HEADER_BYTES;
     let mut chain = chain;
-    while let Some(whole) = read(&bytes[end..]) {
+    while let Some(whole) = read(&key, &bytes[end..]) {
         if chain.is_some_and(|chain| !whole.follows(&chain)) {
             break;
         }
@@ -200,33 +218,35 @@ pub(crate) fn recover(bytes: &[u8], chain: Option<Chain>) -> Result<Recovered, D
     let chain = chain.unwrap_or(Chain::START);
     let rest = &bytes[end..];
     let torn = rest.iter().any(|byte| *byte != 0);
-    if torn && was_durable(rest, chain.seq) {
+    if torn && was_durable(&key, rest, chain.seq) {
         return Err(Damage::Frame(end));
     }
     Ok(Recovered { frames, end, chain, torn })
 }
 
 /// Whether a whole frame in `rest` says that something after `seq` had been durable.
-fn was_durable(rest: &[u8], seq: u64) -> bool {
+fn was_durable(key: &Key, rest: &[u8], seq: u64) -> bool {
     let magic = FRAME_MAGIC.to_le_bytes();
     let starts = rest.windows(4).enumerate().filter(|(_, window)| *window == magic);
-    starts.filter_map(|(at, _)| read(&rest[at..])).any(|whole| whole.synced > seq)
+    starts.filter_map(|(at, _)| read(key, &rest[at..])).any(|whole| whole.synced > seq)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KEY: Key = [9; 32];
+
     /// Three frames, the first two durable before the third was written; where each starts.
     fn segment() -> (Vec<u8>, Vec<usize>) {
-        let mut bytes = header().to_vec();
+        let mut bytes = header(&KEY).to_vec();
         let mut chain = Chain::START;
         let mut starts = Vec::new();
         for (seq, synced) in [(1, 0), (2, 1), (3, 2)] {
             starts.push(bytes.len());
             let payload = format!("record {seq}").into_bytes();
             let frame = Frame { kind: FrameKind::Record, seq, time_ms: seq, payload };
-            append(&mut bytes, &mut chain, synced, &frame);
+            append(&mut bytes, &KEY, &mut chain, synced, &frame);
         }
         starts.push(bytes.len());
         bytes.resize(bytes.len() + 200, 0);
@@ -278,6 +298,19 @@ mod tests {
         let (bytes, _) = segment();
         let other = Chain { seq: 0, hash: [7; 32] };
         assert_eq!(recover(&bytes, Some(other)), Err(Damage::Frame(SEGMENT_HEADER_BYTES)));
+    }
+
+    #[test]
+    fn a_report_that_looks_like_a_frame_is_not_taken_for_one() {
+        let (mut bytes, starts) = segment();
+        // The third frame is torn, and what it held says that a hundred records were durable.
+        let forged = Frame { kind: FrameKind::Record, seq: 100, time_ms: 0, payload: vec![] };
+        let mut text = Vec::new();
+        append(&mut text, &[0; 32], &mut Chain { seq: 99, hash: [0; 32] }, 100, &forged);
+        bytes[starts[2]..starts[2] + text.len()].copy_from_slice(&text);
+        let read = recover(&bytes, Some(Chain::START)).unwrap();
+        assert!(read.torn);
+        assert_eq!(read.frames.len(), 2);
     }
 
     #[test]
