@@ -1,0 +1,87 @@
+//! `attest status` and `attest now`.
+
+use clap::Subcommand;
+use distos_abi::Fault;
+use distos_schemas::attestation_capnp::{attestation, verdict};
+use serde_json::{Value, json};
+
+use super::holder::{Holder, call, now_ms, read};
+use super::{Context, Report, node, text};
+
+/// Commands about evidence.
+#[derive(Subcommand)]
+pub enum AttestCommand {
+    /// The last appraisal of this node
+    #[command(after_help = "Example:\n  distos attest status")]
+    Status,
+    /// Take and appraise a new quote
+    #[command(after_help = "Example:\n  distos attest now --json | jq .good")]
+    Now,
+}
+
+/// What the attestation service says about the node.
+pub struct Verdict(Value);
+
+impl Verdict {
+    /// For machines.
+    pub fn json(&self) -> Value {
+        self.0.clone()
+    }
+
+    /// Whether there is good evidence that is fresh at `now_ms`.
+    pub fn holds(&self, now_ms: u64) -> bool {
+        self.0["good"] == true && self.0["fresh_until_ms"].as_u64().unwrap_or(0) > now_ms
+    }
+
+    /// For people.
+    pub fn text(&self, now_ms: u64) -> String {
+        let v = &self.0;
+        let taken = v["taken_ms"].as_u64().unwrap_or(0);
+        format!(
+            "{}\nquoted   {} in {}\nPCRs     {} digest {}\nboots    {} resets, {} restarts\nkey name {}",
+            node::evidence_line(v, now_ms),
+            text::instant(taken),
+            text::micros(v["quote_micros"].as_u64().unwrap_or(0)),
+            v["pcrs"],
+            v["pcr_digest"].as_str().unwrap_or_default(),
+            v["reset_count"],
+            v["restart_count"],
+            v["ak_name"].as_str().unwrap_or_default(),
+        )
+    }
+}
+
+pub(super) async fn command(context: &Context, command: AttestCommand) -> Result<Report, Fault> {
+    let holder = context.holder()?;
+    let verdict = match command {
+        AttestCommand::Status => status(&holder).await?,
+        AttestCommand::Now => now(&holder).await?,
+    };
+    Ok(Report { text: verdict.text(now_ms()), json: verdict.json() })
+}
+
+/// The last appraisal.
+pub async fn status(holder: &Holder) -> Result<Verdict, Fault> {
+    let client: attestation::Client = holder.root("attestation").await?;
+    let answer = call(client.status_request()).await?;
+    read(|| verdict_of(answer.get()?.get_verdict()?))
+}
+
+/// A new appraisal.
+pub async fn now(holder: &Holder) -> Result<Verdict, Fault> {
+    let client: attestation::Client = holder.root("attestation").await?;
+    let answer = call(client.attest_request()).await?;
+    read(|| verdict_of(answer.get()?.get_verdict()?))
+}
+
+fn verdict_of(verdict: verdict::Reader<'_>) -> capnp::Result<Verdict> {
+    let pcrs: Vec<u8> = verdict.get_pcrs()?.iter().collect();
+    Ok(Verdict(json!({
+        "fresh_until_ms": verdict.get_fresh_until_ms(), "good": verdict.get_good(),
+        "reason": verdict.get_reason()?.to_str()?, "tpm": verdict.get_tpm()?.to_str()?,
+        "hardware": verdict.get_hardware(), "taken_ms": verdict.get_taken_ms(),
+        "pcr_digest": hex::encode(verdict.get_pcr_digest()?), "pcrs": pcrs,
+        "reset_count": verdict.get_reset_count(), "restart_count": verdict.get_restart_count(),
+        "quote_micros": verdict.get_quote_micros(), "ak_name": hex::encode(verdict.get_ak_name()?),
+    })))
+}

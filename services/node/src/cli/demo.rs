@@ -1,0 +1,390 @@
+//! `demo`: the whole main job on real input, step by step, each step checked. Every step calls
+//! what the command of that name calls.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use capnp::capability::FromClientHook;
+use clap::Args;
+use distos_abi::Fault;
+use distos_schemas::capability_capnp::capability;
+use distos_schemas::memory_capnp::region;
+use distos_types::{CapFile, Chain};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use super::cap::{self, Weaker};
+use super::files::{self, Input, io_fault};
+use super::holder::{Holder, call, now_ms, read_cap_file};
+use super::run::{self, Job, Limits};
+use super::tenant::{self, Quotas};
+use super::text::{self, PAGE_BYTES};
+use super::up::{self, Node};
+use super::{
+    Context, Report, Stop, attest, audit, interruptible, operator, region as regions, say,
+};
+
+/// The region that Red stores its text in.
+const REGION: &str = "demo-text";
+/// How long Blue may read Red's page.
+const LENT_MS: u64 = 60_000;
+/// Kinds of audit records that the steps must have left behind.
+const EXPECTED: [&str; 5] = ["tenant", "attestation", "placement", "denial", "revoke"];
+
+/// Arguments of `demo`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  distos demo
+  distos demo --input ~/books --node /srv/demo
+
+Uses the node that runs in --node DIR, or else boots one there and shuts it down at the end.")]
+pub struct DemoArgs {
+    /// The text to count: a file, or every file below a directory
+    #[arg(long, default_value = "/usr/share/common-licenses", value_name = "PATH")]
+    input: PathBuf,
+    /// The program that counts
+    #[arg(long, default_value = "target/wasm/wordcount.wasm", value_name = "FILE")]
+    module: PathBuf,
+    /// The image to boot
+    #[arg(long, default_value = "images/single.toml", value_name = "FILE")]
+    image: PathBuf,
+}
+
+pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report, Stop> {
+    // What cannot work is found before anything is started.
+    let module = run::read_module(&args.module)?;
+    let input = Input::of_path(&args.input)?;
+    if up::is_running(context.node()) {
+        return steps(context, &args, module, input).await;
+    }
+    let talk = Talk { json: context.json };
+    talk.head(1, &format!("boot {}", args.image.display()));
+    let mut node = Node::start(&args.image, context.node())?;
+    talk.line(&format!("kernel: {}", node.isolation()));
+    let mut tell = |event: &Value| talk.event(event);
+    let booted = tokio::select! {
+        booted = node.until_ready(&mut tell) => booted,
+        _ = tokio::signal::ctrl_c() => Err(Stop::Interrupted),
+    };
+    let outcome = match booted {
+        Ok(()) => node.beside(steps(context, &args, module, input), &mut tell).await,
+        Err(stop) => Err(stop),
+    };
+    let stopped = node.stop(&mut tell).await;
+    let report = outcome?;
+    stopped?;
+    Ok(report)
+}
+
+/// Prints the transcript, unless a program reads along.
+struct Talk {
+    json: bool,
+}
+
+impl Talk {
+    fn head(&self, number: u32, what: &str) {
+        if !self.json {
+            say(&format!("\n── {number}. {what}"));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if !self.json {
+            for line in text.lines() {
+                say(&format!("   {line}"));
+            }
+        }
+    }
+
+    /// A check that held.
+    fn held(&self, text: &str) {
+        self.line(&format!("✓ {text}"));
+    }
+
+    fn event(&self, event: &Value) {
+        if !self.json {
+            up::tell(event, false);
+        }
+    }
+}
+
+/// Steps 2 to 7.
+async fn steps(
+    context: &Context,
+    args: &DemoArgs,
+    module: Vec<u8>,
+    input: Input,
+) -> Result<Report, Stop> {
+    let talk = Talk { json: context.json };
+    let operator = operator(context.node())?;
+    talk.head(2, "attest the node");
+    let evidence = interruptible(attested(&operator, &talk)).await?;
+    talk.head(3, "make the tenants red and blue");
+    let (red, blue) = interruptible(tenants(context.node(), &operator, &talk)).await?;
+    talk.head(4, &format!("red stores {}", args.input.display()));
+    let total = input.total();
+    let bar = super::progress(context, total, "storing", true);
+    let (chain, live) = stored(&red, input, &bar, &talk).await?;
+    talk.head(5, "red counts words in parallel, and Unix counts them too");
+    let counted = counted(context, &red, args, module, &talk).await?;
+    talk.head(6, "blue is refused; red lends one page, and takes it back");
+    let cap_file = red.file_of(regions::ENTRY, chain);
+    let lent = interruptible(lent(&red, &blue, &cap_file, &live, total, &talk)).await?;
+    talk.head(7, "verify the audit log");
+    let log = interruptible(audited(&operator, &talk)).await?;
+    let json = json!({
+        "evidence": evidence, "bytes": total, "counts": counted, "lent": lent, "audit": log,
+    });
+    talk.line("");
+    talk.held("every step did what it should");
+    Ok(Report { json, text: String::new() })
+}
+
+/// A failed expectation.
+fn unexpected(what: impl Into<String>) -> Fault {
+    Fault::Internal(format!("the demo expected otherwise: {}", what.into()))
+}
+
+async fn attested(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
+    let verdict = attest::now(operator).await?;
+    talk.line(&verdict.text(now_ms()));
+    if !verdict.holds(now_ms()) {
+        return Err(Fault::StaleAttestation("the node's own evidence is not good".into()));
+    }
+    talk.held("signature, nonce, PCR selection and digest of the quote were verified");
+    Ok(verdict.json())
+}
+
+async fn tenants(node: &Path, operator: &Holder, talk: &Talk) -> Result<(Holder, Holder), Fault> {
+    let out = node.join("tenants");
+    let closed = std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+        .recursive(true)
+        .create(&out);
+    closed.map_err(|e| io_fault(&out, &e))?;
+    let quotas = Quotas { quota_bytes: 8 << 30, quota_tasks: 64, quota_slots: 4096 };
+    let mut holders = Vec::new();
+    for name in ["red", "blue"] {
+        let path = out.join(format!("{name}.cap"));
+        if path.exists() {
+            talk.line(&format!("tenant {name} is there from an earlier run"));
+        } else {
+            talk.line(&tenant::add(operator, name, quotas, &out).await?.text());
+        }
+        holders.push(Holder::load(&path, Some(node))?);
+    }
+    let blue = holders.pop().ok_or_else(|| unexpected("two tenants"))?;
+    let red = holders.pop().ok_or_else(|| unexpected("two tenants"))?;
+    Ok((red, blue))
+}
+
+async fn stored(
+    red: &Holder,
+    input: Input,
+    bar: &ProgressBar,
+    talk: &Talk,
+) -> Result<(Chain, region::Client), Stop> {
+    let earlier = interruptible(async { Ok(regions::open(red, REGION).await) }).await?;
+    match earlier {
+        Ok(earlier) => interruptible(regions::drop_region(&earlier)).await?,
+        Err(Fault::NotFound(_)) => {}
+        Err(fault) => return Err(fault.into()),
+    }
+    let started = std::time::Instant::now();
+    let put = regions::put(red, REGION, input, false, bar).await?;
+    talk.line(&put.text());
+    let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    talk.held(&format!("durable after {}, each page checked by BLAKE3", text::micros(took)));
+    Ok((put.chain_of(REGION)?, put.region))
+}
+
+async fn counted(
+    context: &Context,
+    red: &Holder,
+    args: &DemoArgs,
+    module: Vec<u8>,
+    talk: &Talk,
+) -> Result<Value, Stop> {
+    let job = Job {
+        name: "wordcount".into(),
+        module,
+        input: REGION.into(),
+        map: vec!["map".into()],
+        reduce: Some(vec!["reduce".into()]),
+        pages_per_task: 0,
+        limits: Limits::default(),
+    };
+    let bar = super::progress(context, 0, "counting", false);
+    let done = run::run(red, &job, &bar).await?;
+    talk.line(&done.text());
+    let ours = String::from_utf8_lossy(&done.output).trim().to_owned();
+    let (shown, theirs) = unix_count(&args.input).await?;
+    talk.line(&format!("distos   {ours}"));
+    talk.line(&format!("unix     {theirs}      {shown}"));
+    if ours != theirs {
+        return Err(unexpected(format!("counted '{ours}', and wc counted '{theirs}'")).into());
+    }
+    talk.held("lines, words and bytes are the same");
+    Ok(json!({ "distos": ours, "unix": theirs, "job": done.json }))
+}
+
+/// The same count by ordinary tools, and the command line that does it.
+async fn unix_count(input: &Path) -> Result<(String, String), Fault> {
+    let (script, shown) = if input.is_dir() {
+        let script =
+            "find -H \"$0\" -type f -print0 | LC_ALL=C sort -z | xargs -0 -r cat -- | LC_ALL=C wc";
+        (script, script.replace("\"$0\"", &input.display().to_string()))
+    } else {
+        ("LC_ALL=C wc < \"$0\"", format!("LC_ALL=C wc < {}", input.display()))
+    };
+    let path = std::path::absolute(input).map_err(|e| io_fault(input, &e))?;
+    let work = move || Command::new("/bin/sh").arg("-c").arg(script).arg(path).output();
+    let output = tokio::task::spawn_blocking(work).await.map_err(Fault::internal)?;
+    let output = output.map_err(|e| Fault::internal(format!("/bin/sh: {e}")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Fault::internal(format!("{shown}: {said}")));
+    }
+    let counts = String::from_utf8_lossy(&output.stdout);
+    Ok((shown, counts.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+async fn lent(
+    red: &Holder,
+    blue: &Holder,
+    file: &CapFile,
+    reds: &region::Client,
+    total: u64,
+    talk: &Talk,
+) -> Result<Value, Fault> {
+    let chain = &cap::only(file)?.chain;
+    refused(talk, "blue opens the region by its name", regions::open(blue, REGION), &["not-found"])
+        .await?;
+    let stolen = async {
+        let region = regions::restore(blue, chain).await?;
+        page(&region, 0, 1).await
+    };
+    refused(talk, "blue uses a copy of red's capability file", stolen, &["unauthenticated"])
+        .await?;
+
+    let weaker = Weaker::page_for(0, LENT_MS);
+    let lent = cap::delegate(file, None, &red.secret, blue.secret.key(), &weaker)?;
+    let path = red.path.with_file_name("page-for-blue.cap");
+    files::write(&path, lent.to_text().as_bytes(), files::SECRET)?;
+    talk.line(&format!("red → blue, offline: {}", path.display()));
+    let lent = read_cap_file(&path)?;
+    let lent = &cap::only(&lent)?.chain;
+    let blues = regions::restore(blue, lent).await?;
+    let described = cap::describe(&blues.clone().cast_to::<capability::Client>()).await?;
+    talk.line(&described.text(now_ms()));
+
+    let len = u32::try_from(total.min(PAGE_BYTES)).map_err(Fault::internal)?;
+    if page(&blues, 0, len).await? != page(reds, 0, len).await? {
+        return Err(unexpected("blue read other bytes than red stored"));
+    }
+    talk.held(&format!("blue reads page 0: the same {len} bytes as red stored"));
+    refused(talk, "blue reads page 1", page(&blues, PAGE_BYTES, 1), &["denied"]).await?;
+    let write = async {
+        let mut request = blues.write_request();
+        request.get().set_data(b"x");
+        call(request).await
+    };
+    refused(talk, "blue writes to page 0", write, &["denied"]).await?;
+    taken_back(red, lent, &blues, len, talk).await
+}
+
+/// Red revokes while Blue reads without pause.
+async fn taken_back(
+    red: &Holder,
+    lent: &Chain,
+    blues: &region::Client,
+    len: u32,
+    talk: &Talk,
+) -> Result<Value, Fault> {
+    let reader = blues.clone();
+    // Ends by itself: the page is lent for a minute only.
+    let reading = tokio::task::spawn_local(async move {
+        let mut done = 0u64;
+        loop {
+            match page(&reader, 0, len).await {
+                Ok(_) => done += 1,
+                Err(fault) => return (done, fault),
+            }
+        }
+    });
+    let revoked = cap::revoke(red, lent).await?;
+    // Any read that starts from here on must be refused.
+    refused(talk, "blue reads page 0 after the revocation", page(blues, 0, len), &["revoked"])
+        .await?;
+    let (done, fault) = reading.await.map_err(Fault::internal)?;
+    if fault != Fault::Revoked {
+        return Err(unexpected(format!("blue's reading ended with '{fault}', not with 'revoked'")));
+    }
+    talk.held(&format!(
+        "{}; {done} reads had ended before, the one that followed was refused",
+        revoked.text()
+    ));
+    Ok(json!({ "revoke_micros": revoked.micros, "reads_before": done }))
+}
+
+async fn page(region: &region::Client, offset: u64, len: u32) -> Result<Vec<u8>, Fault> {
+    let mut request = region.read_request();
+    request.get().set_offset(offset);
+    request.get().set_len(len);
+    let answer = call(request).await?;
+    super::holder::read(|| Ok(answer.get()?.get_data()?.to_vec()))
+}
+
+/// Tries what must not work, and shows how it is refused.
+async fn refused<T>(
+    talk: &Talk,
+    what: &str,
+    attempt: impl Future<Output = Result<T, Fault>>,
+    with: &[&str],
+) -> Result<(), Fault> {
+    match attempt.await {
+        Ok(_) => Err(unexpected(format!("{what}, and is not refused"))),
+        Err(fault) if with.contains(&fault.name()) => {
+            talk.held(&format!("{what}: {fault}"));
+            Ok(())
+        }
+        Err(fault) => Err(unexpected(format!("{what}: {fault}"))),
+    }
+}
+
+async fn audited(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
+    let verified = audit::verify(operator).await?;
+    talk.line(&verified.text());
+    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    for entry in audit::entries(operator, 0).await? {
+        *kinds.entry(entry["kind"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    let counts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    talk.line(&format!("entries: {}", counts.join(", ")));
+    if let Some(missing) = EXPECTED.iter().find(|k| !kinds.contains_key(**k)) {
+        return Err(unexpected(format!("no '{missing}' is in the audit log")));
+    }
+    talk.held("tenants, evidence, placements, denials and the revocation are in it");
+    Ok(json!({ "checkpoint": verified.0["checkpoint"], "kinds": kinds }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unix_counts_exactly_the_bytes_that_are_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a b"), "one two\n").unwrap();
+        std::fs::create_dir(dir.path().join("c")).unwrap();
+        std::fs::write(dir.path().join("c/d"), "three").unwrap();
+        std::os::unix::fs::symlink("a b", dir.path().join("link")).unwrap();
+        let (shown, counts) = unix_count(dir.path()).await.unwrap();
+        assert_eq!(counts, "1 3 13");
+        assert!(shown.contains("find"));
+        assert_eq!(Input::of_path(dir.path()).unwrap().total(), 13);
+        assert_eq!(unix_count(&dir.path().join("c/d")).await.unwrap().1, "0 1 5");
+    }
+}

@@ -1,0 +1,343 @@
+//! The command line: one module for each family of commands. A command's work is a function that
+//! returns data or a fault; printing happens here, once.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod attest;
+pub mod audit;
+pub mod cap;
+pub mod demo;
+pub mod files;
+pub mod gpu;
+pub mod holder;
+pub mod node;
+pub mod region;
+pub mod run;
+pub mod tenant;
+pub mod text;
+pub mod up;
+
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use distos_abi::Fault;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use holder::Holder;
+
+/// Where a node lives if nobody says.
+pub const DEFAULT_NODE: &str = ".distos";
+/// The exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+const EXAMPLES: &str = "\
+Examples:
+  distos up images/single.toml --detach        boot a node in ./.distos
+  distos tenant add red                        make a tenant: red.cap and red.key
+  distos region put books /usr/share/common-licenses --as red.cap
+  distos run target/wasm/wordcount.wasm --input books --map map --reduce reduce --as red.cap
+  distos status                                one screen about the node
+  distos down
+
+Exit codes: 0 done, 2 wrong usage, 130 interrupted, 10 to 24 a fault (docs/faults.md).";
+
+/// DistOS: a node of capabilities.
+#[derive(Parser)]
+#[command(name = "distos", version, about = "Boots a DistOS node and works with it", after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Clone)]
+pub struct Common {
+    /// Capability file to act with, its secret key beside it as FILE with the extension .key
+    /// [default: the operator's, DIR/operator/operator.cap]
+    #[arg(long = "as", global = true, value_name = "FILE")]
+    acting: Option<PathBuf>,
+    /// The node's directory [default: $DISTOS_NODE, else .distos]
+    #[arg(long, global = true, value_name = "DIR")]
+    node: Option<PathBuf>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a node from an image
+    Up(up::UpArgs),
+    /// Shut the node down
+    Down(node::DownArgs),
+    /// Take no new work, and return when what runs has ended
+    #[command(after_help = "Example:\n  distos drain && distos down")]
+    Drain,
+    /// Show the node on one screen: protections, evidence, tenants
+    #[command(after_help = "Example:\n  distos status --json | jq .vats[].name")]
+    Status,
+    /// Make tenants
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// Store and fetch data
+    #[command(subcommand)]
+    Region(region::RegionCommand),
+    /// Run a WASI program over a region, in parallel
+    Run(run::RunArgs),
+    /// Look at, weaken, pass on and end capabilities
+    #[command(subcommand)]
+    Cap(cap::CapCommand),
+    /// Read and verify the audit log
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Evidence about this node
+    #[command(subcommand)]
+    Attest(attest::AttestCommand),
+    /// The node's GPUs
+    #[command(subcommand)]
+    Gpu(gpu::GpuCommand),
+    /// Do the whole main job on a node of its own, showing each step
+    Demo(demo::DemoArgs),
+}
+
+/// Why a command did not do its work.
+#[derive(Debug)]
+pub enum Stop {
+    /// A fault; its code is the exit code.
+    Fault(Fault),
+    /// Ctrl-C.
+    Interrupted,
+    /// The arguments do not go together.
+    Usage(String),
+    /// Another process of DistOS ended with this exit code.
+    Ended {
+        /// Its exit code.
+        code: u8,
+        /// What it said.
+        why: String,
+    },
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Stop {
+        Stop::Fault(fault)
+    }
+}
+
+/// What a command has to say, for machines and for people.
+pub struct Report {
+    /// With `--json`.
+    pub json: Value,
+    /// Otherwise; may be empty.
+    pub text: String,
+}
+
+impl Report {
+    /// For a command that has written its output itself.
+    pub fn nothing() -> Report {
+        Report { json: Value::Null, text: String::new() }
+    }
+}
+
+/// What every command is given: resolved options.
+#[derive(Clone)]
+pub struct Context {
+    node: Option<PathBuf>,
+    acting: Option<PathBuf>,
+    /// Whether to print JSON.
+    pub json: bool,
+}
+
+impl Context {
+    /// The node's directory.
+    pub fn node(&self) -> &Path {
+        self.node.as_deref().unwrap_or(Path::new(DEFAULT_NODE))
+    }
+
+    /// The capability file to act with, if one was named.
+    pub fn acting(&self) -> Option<&Path> {
+        self.acting.as_deref()
+    }
+
+    /// Who acts: the holder of `--as`, else the operator.
+    pub fn holder(&self) -> Result<Holder, Fault> {
+        match &self.acting {
+            Some(path) => Holder::load(path, self.node.as_deref()),
+            None => operator(self.node()),
+        }
+    }
+}
+
+/// The operator of the node in `node`.
+pub fn operator(node: &Path) -> Result<Holder, Fault> {
+    let path = node.join("operator").join("operator.cap");
+    Holder::load(&path, Some(node)).map_err(|fault| match fault {
+        Fault::NotFound(what) if !up::is_running(node) => Fault::NotFound(format!(
+            "{what}; no node was ever booted in {dir}: start one with `distos up images/single.toml --node {dir}`",
+            dir = node.display()
+        )),
+        other => other,
+    })
+}
+
+/// Runs the command line. `environment` is the value of `DISTOS_NODE`.
+pub fn main(environment: Option<PathBuf>) -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context {
+        node: cli.common.node.or(environment),
+        acting: cli.common.acting,
+        json: cli.common.json,
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return finish(&context, Err(Fault::internal(e).into())),
+    };
+    let local = tokio::task::LocalSet::new();
+    let outcome = local.block_on(&runtime, dispatch(&context, cli.command));
+    let code = finish(&context, outcome);
+    // A read of standard input may still block its thread.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
+    match command {
+        Command::Up(args) => up::up(context, args).await,
+        Command::Run(args) => run::command(context, args).await,
+        Command::Demo(args) => demo::command(context, args).await,
+        Command::Region(command) => region::command(context, command).await,
+        Command::Down(args) => interruptible(node::down(context, args)).await,
+        Command::Drain => interruptible(node::drain(context)).await,
+        Command::Status => interruptible(node::status(context)).await,
+        Command::Tenant(command) => interruptible(tenant::command(context, command)).await,
+        Command::Cap(command) => interruptible(cap::command(context, command)).await,
+        Command::Audit(command) => interruptible(audit::command(context, command)).await,
+        Command::Attest(command) => interruptible(attest::command(context, command)).await,
+        Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
+    }
+}
+
+/// Does `work` unless Ctrl-C comes first; then it is dropped, and with it whatever it had begun.
+pub async fn interruptible<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Stop> {
+    tokio::select! {
+        done = work => Ok(done?),
+        _ = tokio::signal::ctrl_c() => Err(Stop::Interrupted),
+    }
+}
+
+fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
+    match outcome {
+        Ok(report) => {
+            if context.json && !report.json.is_null() {
+                say(&report.json.to_string());
+            } else if !report.text.is_empty() {
+                say(&report.text);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(Stop::Fault(fault)) => {
+            if context.json {
+                eprintln!("{}", text::fault_json(&fault));
+            } else {
+                eprintln!("distos: {fault}");
+            }
+            ExitCode::from(fault.code())
+        }
+        Err(Stop::Ended { code, why }) => {
+            if context.json {
+                eprintln!("{}", serde_json::json!({ "error": { "code": code, "message": why } }));
+            } else {
+                eprintln!("distos: {why}");
+            }
+            ExitCode::from(code)
+        }
+        Err(Stop::Interrupted) => {
+            eprintln!("distos: interrupted");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(Stop::Usage(what)) => {
+            // A message that cannot be written has no reader.
+            let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, what).print();
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints a line. A reader that has gone away (`| head`) is no failure.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Writes raw bytes to standard output.
+pub fn emit(bytes: &[u8]) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(bytes).and_then(|()| out.flush());
+    written.map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => {
+            Fault::unavailable(0, "nobody reads the standard output any more")
+        }
+        _ => files::io_fault(Path::new("standard output"), &e),
+    })
+}
+
+/// A progress bar over `total` units: visible only if somebody watches.
+pub fn progress(context: &Context, total: u64, what: &'static str, of_bytes: bool) -> ProgressBar {
+    if context.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = if of_bytes {
+        "{msg:12} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left"
+    } else {
+        "{msg:12} {bar:30} {pos}/{len}  {elapsed}"
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style).with_message(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_command_shows_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        fn visit(command: &clap::Command) {
+            let leaf = command.get_subcommands().next().is_none();
+            if leaf && command.get_name() != "help" {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("distos "), "{} has no example", command.get_name());
+            }
+            command.get_subcommands().filter(|c| c.get_name() != "help").for_each(visit);
+        }
+        visit(&command);
+    }
+
+    #[test]
+    fn the_commands_are_the_documented_ones() {
+        let command = Cli::command();
+        let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        names.sort_unstable();
+        let all = "attest audit cap demo down drain gpu region run status tenant up";
+        assert_eq!(names.join(" "), all);
+    }
+
+    #[test]
+    fn options_may_follow_the_command() {
+        let cli =
+            Cli::try_parse_from(["distos", "region", "list", "--as", "red.cap", "--json"]).unwrap();
+        assert!(cli.common.json);
+        assert_eq!(cli.common.acting, Some("red.cap".into()));
+        let wrong = Cli::try_parse_from(["distos", "region", "create", "x", "--bytes", "many"]);
+        assert_eq!(wrong.err().unwrap().exit_code(), 2);
+    }
+}

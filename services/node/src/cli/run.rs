@@ -1,0 +1,446 @@
+//! `run`: a WASI program over the pages of a region, in parallel.
+
+use std::path::PathBuf;
+
+use capnp::capability::FromClientHook;
+use clap::Args;
+use distos_abi::{Caveats, Fault, Rights};
+use distos_client::write_caveats;
+use distos_schemas::capability_capnp::capability;
+use distos_schemas::memory_capnp::region;
+use distos_schemas::scheduler_capnp::{TaskState, job, job_status, limits, queue};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use super::files::{self, Draft};
+use super::holder::{Holder, call, random, read};
+use super::text::{self, PAGE_BYTES, row};
+use super::{Context, Report, Stop, interruptible, region as regions};
+
+/// The longest module that a node takes.
+const MAX_MODULE_BYTES: u64 = 8 << 20;
+/// Failed tasks that are told one by one.
+const MAX_FAILURES_SHOWN: usize = 10;
+
+/// Arguments of `run`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  distos run wordcount.wasm --input books --map map --reduce reduce --as red.cap
+  distos run wordcount.wasm --input books --pages-per-task 16 --out counts.txt --as red.cap
+
+Each map task gets a range of the input's pages as its standard input; its standard output is one
+page. With --reduce, one more task gets all those outputs, in order, and its output is the result.")]
+pub struct RunArgs {
+    /// A WASI preview 1 command, at most 8 MiB
+    module: PathBuf,
+    /// The region to work on
+    #[arg(long, value_name = "REGION")]
+    input: String,
+    /// The job's name [default: the module's file name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Arguments of each map task, separated by blanks
+    #[arg(long, default_value = "", value_name = "ARGS")]
+    map: String,
+    /// Arguments of the reduce task; without this there is none
+    #[arg(long, value_name = "ARGS")]
+    reduce: Option<String>,
+    /// Pages of 64 KiB for each task [default: the scheduler chooses]
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pages_per_task: u32,
+    /// Write the result to a file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+/// What each task may use; zero is the node's default.
+#[derive(Args, Clone, Copy, Default)]
+pub struct Limits {
+    /// WASM instructions, roughly [default: 50 billion]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    pub fuel: u64,
+    /// Memory [default: 64M]
+    #[arg(long, default_value = "0", hide_default_value = true, value_parser = text::parse_bytes, value_name = "SIZE")]
+    pub memory: u64,
+    /// Standard output, at most one page [default: 64K]
+    #[arg(long, default_value = "0", hide_default_value = true, value_parser = text::parse_bytes, value_name = "SIZE")]
+    pub output: u64,
+    /// Time [default: 60s]
+    #[arg(long, default_value = "0s", hide_default_value = true, value_parser = text::parse_span_ms, value_name = "TIME")]
+    pub wall: u64,
+}
+
+impl Limits {
+    fn write(self, mut builder: limits::Builder<'_>) {
+        builder.set_fuel(self.fuel);
+        builder.set_memory_bytes(self.memory);
+        builder.set_output_bytes(u32::try_from(self.output).unwrap_or(u32::MAX));
+        builder.set_wall_ms(u32::try_from(self.wall).unwrap_or(u32::MAX));
+    }
+}
+
+/// A job to run.
+pub struct Job {
+    /// Its name.
+    pub name: String,
+    /// The program.
+    pub module: Vec<u8>,
+    /// The region that it works on.
+    pub input: String,
+    /// Arguments of each map task.
+    pub map: Vec<String>,
+    /// Arguments of the reduce task, if there is one.
+    pub reduce: Option<Vec<String>>,
+    /// Zero: the scheduler chooses.
+    pub pages_per_task: u32,
+    /// For each task.
+    pub limits: Limits,
+}
+
+/// A job that is done.
+pub struct Done {
+    /// For machines and `text`.
+    pub json: Value,
+    /// The output of the reduce task, or of each map task in order.
+    pub output: Vec<u8>,
+}
+
+impl Done {
+    /// One line about the work.
+    pub fn text(&self) -> String {
+        format!(
+            "job {}: {} tasks, {} of compute in {}",
+            self.json["job"],
+            self.json["tasks"],
+            text::micros(self.json["task_micros"].as_u64().unwrap_or(0)),
+            text::micros(self.json["micros"].as_u64().unwrap_or(0)),
+        )
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Reads a module and checks that it is WASM at all, before anything is stored for it.
+pub fn read_module(path: &std::path::Path) -> Result<Vec<u8>, Fault> {
+    let module = files::read_bytes(path, MAX_MODULE_BYTES)?;
+    if !module.starts_with(b"\0asm") {
+        return Err(Fault::malformed(format!(
+            "{} is not WASM: build it with `clang --target=wasm32-wasi`",
+            path.display()
+        )));
+    }
+    Ok(module)
+}
+
+pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, Stop> {
+    let holder = context.holder()?;
+    let file_name = args.module.file_name().map(|n| n.to_string_lossy().into_owned());
+    let job = Job {
+        name: args.name.or(file_name).unwrap_or_else(|| "job".into()),
+        module: read_module(&args.module)?,
+        input: args.input,
+        map: words(&args.map),
+        reduce: args.reduce.as_deref().map(words),
+        pages_per_task: args.pages_per_task,
+        limits: args.limits,
+    };
+    // The file is opened first: a result that cannot be kept is not worth computing.
+    let draft = args.out.as_deref().map(|out| Draft::create(out, files::PUBLIC)).transpose()?;
+    let bar = super::progress(context, 0, "running", false);
+    let done = run(&holder, &job, &bar).await?;
+    if let Some(mut draft) = draft {
+        draft.append(&done.output)?;
+        draft.keep()?;
+        return Ok(Report { text: done.text(), json: done.json });
+    }
+    if context.json {
+        let mut json = done.json;
+        json["output"] = json!(String::from_utf8_lossy(&done.output));
+        return Ok(Report { json, text: String::new() });
+    }
+    super::emit(&done.output)?;
+    eprintln!("{}", done.text());
+    Ok(Report::nothing())
+}
+
+/// Runs a job to its end. Its output region is dropped whatever happens; Ctrl-C cancels the job.
+pub async fn run(holder: &Holder, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
+    let started = std::time::Instant::now();
+    let queue: queue::Client = interruptible(holder.root("queue")).await?;
+    let prepared = interruptible(prepare(holder, &queue, job)).await?;
+    let output = prepared.output.clone();
+    let outcome = work(&queue, job, prepared, bar).await;
+    bar.finish_and_clear();
+    let dropped = regions::drop_region(&output).await;
+    let mut done = outcome?;
+    dropped?;
+    let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    done.json["micros"] = json!(micros);
+    Ok(done)
+}
+
+struct Prepared {
+    input: region::Client,
+    input_bytes: u64,
+    output: region::Client,
+    executor: String,
+    pages_per_task: u32,
+}
+
+async fn prepare(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Prepared, Fault> {
+    let input = regions::open(holder, &job.input).await?;
+    let input_bytes = regions::info(&input).await?.bytes;
+    let mut request = queue.plan_request();
+    request.get().set_input_bytes(input_bytes);
+    request.get().set_pages_per_task(job.pages_per_task);
+    let plan = call(request).await?;
+    let (tasks, pages_per_task) =
+        read(|| Ok((plan.get()?.get_tasks(), plan.get()?.get_pages_per_task())))?;
+    let answer = call(queue.executor_request()).await?;
+    let executor = read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?;
+    // One page for each map task and one for the reduce task.
+    let bytes = (u64::from(tasks) + 1) * PAGE_BYTES;
+    let name = format!("run-{}", hex::encode(random::<8>()?));
+    let (output, _) = regions::create(holder, &name, bytes, true).await?;
+    Ok(Prepared { input, input_bytes, output, executor, pages_per_task })
+}
+
+async fn work(
+    queue: &queue::Client,
+    job: &Job,
+    prepared: Prepared,
+    bar: &ProgressBar,
+) -> Result<Done, Stop> {
+    let running = interruptible(submit(queue, job, &prepared)).await?;
+    match interruptible(follow(&running, bar)).await {
+        Ok(status) => Ok(interruptible(result(&running, &prepared.output, status)).await?),
+        Err(stop) => {
+            // The first failure is the one to report.
+            let _ = call(running.cancel_request()).await;
+            Err(stop)
+        }
+    }
+}
+
+async fn submit(
+    queue: &queue::Client,
+    job: &Job,
+    prepared: &Prepared,
+) -> Result<job::Client, Fault> {
+    let input = gift(&prepared.input, &prepared.executor, Rights::READ).await?;
+    let both = Rights::READ.join(Rights::WRITE);
+    let output = gift(&prepared.output, &prepared.executor, both).await?;
+    let mut request = queue.submit_request();
+    let mut spec = request.get().init_spec();
+    spec.set_name(job.name.as_str());
+    spec.set_module(&job.module);
+    spec.set_input(&input);
+    spec.set_input_bytes(prepared.input_bytes);
+    spec.set_output(&output);
+    spec.set_pages_per_task(prepared.pages_per_task);
+    spec.set_reduce(job.reduce.is_some());
+    let empty = Vec::new();
+    let reduce = job.reduce.as_ref().unwrap_or(&empty);
+    set_words(spec.reborrow().init_map_args(count(&job.map)), &job.map);
+    set_words(spec.reborrow().init_reduce_args(count(reduce)), reduce);
+    job.limits.write(spec.init_limits());
+    let answer = call(request).await?;
+    read(|| answer.get()?.get_job())
+}
+
+fn count(words: &[String]) -> u32 {
+    u32::try_from(words.len()).unwrap_or(u32::MAX)
+}
+
+fn set_words(mut list: capnp::text_list::Builder<'_>, words: &[String]) {
+    for (index, word) in (0..list.len()).zip(words) {
+        list.set(index, word.as_str());
+    }
+}
+
+/// Leaves a weaker capability to a region for the executor, which alone can take it.
+async fn gift(region: &region::Client, receiver: &str, rights: Rights) -> Result<Vec<u8>, Fault> {
+    let capability: capability::Client = region.clone().cast_to();
+    let mut request = capability.gift_request();
+    request.get().set_receiver(receiver);
+    request.get().set_rights(rights.0);
+    write_caveats(Caveats::NONE, request.get().init_caveats());
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_ticket()?.to_vec()))
+}
+
+/// What is needed of a job's status.
+struct Status {
+    id: u64,
+    state: TaskState,
+    tasks: u32,
+    done: u32,
+    fault: String,
+    reduce_index: u32,
+    output_bytes: u32,
+}
+
+impl Status {
+    fn of(status: job_status::Reader<'_>) -> capnp::Result<Status> {
+        Ok(Status {
+            id: status.get_id(),
+            state: status.get_state()?,
+            tasks: status.get_tasks(),
+            done: status.get_done(),
+            fault: status.get_fault()?.to_str()?.to_owned(),
+            reduce_index: status.get_reduce_index(),
+            output_bytes: status.get_output_bytes(),
+        })
+    }
+}
+
+async fn follow(job: &job::Client, bar: &ProgressBar) -> Result<Status, Fault> {
+    let mut seen = 0;
+    loop {
+        let mut request = job.wait_request();
+        request.get().set_seen_done(seen);
+        let answer = call(request).await?;
+        let status = read(|| Status::of(answer.get()?.get_status()?))?;
+        bar.set_length(status.tasks.into());
+        bar.set_position(status.done.into());
+        seen = status.done;
+        match status.state {
+            TaskState::Queued | TaskState::Running => {}
+            TaskState::Done | TaskState::Failed | TaskState::Cancelled => return Ok(status),
+        }
+    }
+}
+
+/// One task's share of the work.
+struct Task {
+    index: u32,
+    state: TaskState,
+    range: (u64, u64),
+    output_bytes: u32,
+    fuel: u64,
+    micros: u64,
+    fault: String,
+}
+
+async fn tasks(job: &job::Client) -> Result<Vec<Task>, Fault> {
+    let answer = call(job.tasks_request()).await?;
+    read(|| {
+        let tasks = answer.get()?.get_tasks()?;
+        tasks
+            .iter()
+            .map(|t| {
+                Ok(Task {
+                    index: t.get_index(),
+                    state: t.get_state()?,
+                    range: (t.get_start(), t.get_end()),
+                    output_bytes: t.get_output_bytes(),
+                    fuel: t.get_fuel(),
+                    micros: t.get_micros(),
+                    fault: t.get_fault()?.to_str()?.to_owned(),
+                })
+            })
+            .collect()
+    })
+}
+
+async fn result(job: &job::Client, output: &region::Client, status: Status) -> Result<Done, Fault> {
+    let tasks = tasks(job).await?;
+    if status.state != TaskState::Done {
+        return Err(failure(&status, &tasks));
+    }
+    let hidden = ProgressBar::hidden();
+    let mut bytes = Vec::new();
+    let has_reduce = status.reduce_index < status.tasks;
+    for task in &tasks {
+        if has_reduce && task.index != status.reduce_index {
+            continue;
+        }
+        let len = if has_reduce { status.output_bytes } else { task.output_bytes };
+        let at = u64::from(task.index) * PAGE_BYTES;
+        regions::fetch(output, at, len.into(), &hidden, &mut |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        })
+        .await?;
+    }
+    let json = json!({
+        "job": status.id, "tasks": status.tasks,
+        "fuel": tasks.iter().map(|t| t.fuel).sum::<u64>(),
+        "task_micros": tasks.iter().map(|t| t.micros).sum::<u64>(),
+    });
+    Ok(Done { json, output: bytes })
+}
+
+/// Tells which tasks failed and why, and returns the first one's fault.
+fn failure(status: &Status, tasks: &[Task]) -> Fault {
+    let failed: Vec<&Task> = tasks.iter().filter(|t| t.state == TaskState::Failed).collect();
+    if failed.len() > 1 {
+        eprintln!("{}", failures(&failed));
+    }
+    if status.state == TaskState::Cancelled {
+        return Fault::unavailable(0, format!("job {} was cancelled", status.id));
+    }
+    Fault::from_wire(&status.fault)
+        .unwrap_or_else(|| Fault::internal(format!("job {} failed: {}", status.id, status.fault)))
+}
+
+fn failures(failed: &[&Task]) -> String {
+    let mut rows = vec![row(["task", "input bytes", "why it failed"])];
+    for task in failed.iter().take(MAX_FAILURES_SHOWN) {
+        let why =
+            Fault::from_wire(&task.fault).map_or_else(|| task.fault.clone(), |f| f.to_string());
+        let range = format!("{}..{}", task.range.0, task.range.1);
+        rows.push(row([&task.index.to_string(), &range, &why]));
+    }
+    let more = failed.len().saturating_sub(MAX_FAILURES_SHOWN);
+    let tail = if more > 0 { format!("\n… and {more} more") } else { String::new() };
+    text::table(&rows) + &tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(index: u32) -> Task {
+        Task {
+            index,
+            state: TaskState::Failed,
+            range: (0, 65536),
+            output_bytes: 0,
+            fuel: 0,
+            micros: 0,
+            fault: Fault::LimitExceeded("fuel".into()).to_wire(),
+        }
+    }
+
+    #[test]
+    fn a_failed_job_says_which_task_and_keeps_the_faults_code() {
+        let tasks: Vec<Task> = (0..12).map(task).collect();
+        let text = failures(&tasks.iter().collect::<Vec<_>>());
+        assert!(text.contains("limit exceeded: fuel") && text.contains("and 2 more"), "{text}");
+        let status = Status {
+            id: 1,
+            state: TaskState::Failed,
+            tasks: 1,
+            done: 0,
+            fault: task(0).fault,
+            reduce_index: 1,
+            output_bytes: 0,
+        };
+        assert_eq!(failure(&status, &[task(0)]).code(), 20);
+    }
+
+    #[test]
+    fn a_file_that_is_not_wasm_is_refused_before_anything_is_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.wasm");
+        std::fs::write(&path, "#!/bin/sh").unwrap();
+        assert_eq!(read_module(&path).unwrap_err().code(), 16);
+        assert_eq!(words(" a  b "), ["a", "b"]);
+    }
+}

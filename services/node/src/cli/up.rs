@@ -1,0 +1,502 @@
+//! `up`: boots a node from an image and stays with it. Also the face that the binary shows as the
+//! kernel process itself.
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io::{Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use clap::Args;
+use distos_abi::Fault;
+use distos_host::pidns::{self, KernelSpec};
+use distos_host::plan::Plan;
+use distos_host::spawn::{Exit, Running};
+use rustix::fs::FlockOperation;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::files::{self, io_fault};
+use super::{Context, Report, Stop, say};
+use crate::image::{self, Machine};
+
+/// The hidden subcommand of the kernel process.
+pub const KERNEL_COMMAND: &str = "kernel";
+/// Where the kernel process finds the pipe for its events, and the lock that it keeps.
+const EVENTS_FD: i32 = 4;
+const LOCK_FD: i32 = 5;
+
+/// The layout of a node's directory that this program reads and writes.
+const VERSION: u32 = 1;
+/// The longest image file, in bytes.
+const MAX_IMAGE_BYTES: u64 = 1 << 20;
+/// How long `down` waits for the last process to end.
+const END_WAIT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Arguments of `up`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  distos up images/single.toml                     stay in the foreground; Ctrl-C shuts down
+  distos up images/single.toml --detach            return when the node is ready
+  distos up images/single.toml --node /srv/distos
+
+Ctrl-C lets running work end; a second one ends it at once.")]
+pub struct UpArgs {
+    /// The image: which services there are and who is given what
+    image: PathBuf,
+    /// Return once the node is ready, and leave it running
+    #[arg(long)]
+    detach: bool,
+}
+
+pub(super) async fn up(context: &Context, args: UpArgs) -> Result<Report, Stop> {
+    if args.detach {
+        return detach(context, &args.image).await;
+    }
+    let mut node = Node::start(&args.image, context.node())?;
+    let json = context.json;
+    if !json {
+        say(&format!("node {}: kernel is {}", context.node().display(), node.isolation()));
+    }
+    let mut ready = false;
+    let ended = node
+        .attend(&mut |event| {
+            ready |= event["event"] == "ready";
+            tell(event, json);
+        })
+        .await;
+    if node.asked && !ready {
+        return Err(Stop::Interrupted);
+    }
+    ended.map(|()| Report::nothing())
+}
+
+/// Shows what the kernel tells.
+pub fn tell(event: &Value, json: bool) {
+    if json {
+        say(&event.to_string());
+    } else if let Some(text) = event_text(event) {
+        say(&text);
+    }
+}
+
+/// An event for people; `None` if it needs no words.
+fn event_text(event: &Value) -> Option<String> {
+    let word = |key: &str| event[key].as_str().unwrap_or_default();
+    match word("event") {
+        "vat" => Some(vat_text(event)),
+        "restart" => Some(format!("{} ended ({}) and is started again", word("name"), word("why"))),
+        "ready" => Some(format!(
+            "ready: node {}…, boot {}",
+            super::text::short(word("node")),
+            event["epoch"]
+        )),
+        "stopped" => Some("the node is down".into()),
+        _ => None,
+    }
+}
+
+fn vat_text(event: &Value) -> String {
+    let protections = event["protections"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut marks = Vec::new();
+    let mut reasons = String::new();
+    for p in protections {
+        let name = p["name"].as_str().unwrap_or("?");
+        let enforced = p["enforced"] == true;
+        marks.push(format!("{} {name}", if enforced { "✓" } else { "✗" }));
+        if !enforced {
+            let detail = p["detail"].as_str().unwrap_or_default();
+            reasons += &format!("\n{:15}✗ {name}: {detail}", "");
+        }
+    }
+    let name = event["name"].as_str().unwrap_or("?");
+    let pid = format!("pid {}", event["pid"]);
+    format!("{name:<14} {pid:<10} {}{reasons}", marks.join("  "))
+}
+
+/// A node that this process started: it ends with it.
+pub struct Node {
+    kernel: Running,
+    isolation: String,
+    events: Lines<BufReader<pipe::Receiver>>,
+    /// Told by the kernel when it could not go on.
+    failure: Option<String>,
+    /// Whether a signal asked for the end.
+    asked: bool,
+}
+
+impl Node {
+    /// Reads the image, takes the node's directory for itself and starts the kernel. Nothing is
+    /// touched if the image is wrong.
+    pub fn start(image: &Path, directory: &Path) -> Result<Node, Stop> {
+        let plan = plan(image, directory)?;
+        prepare_directory(directory)?;
+        let lock = lock(directory)?;
+        let plan = Plan { data_dir: full_path(directory)?, ..plan };
+        Ok(Node::spawn(&plan, lock)?)
+    }
+
+    fn spawn(plan: &Plan, lock: File) -> Result<Node, Fault> {
+        let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (read, write) = pipe.map_err(Fault::internal)?;
+        let spec = KernelSpec {
+            args: vec!["distos".into(), KERNEL_COMMAND.into()],
+            plan: serde_json::to_vec(plan).map_err(Fault::internal)?,
+            fds: vec![write, OwnedFd::from(lock)],
+        };
+        let (kernel, isolation) = pidns::run_in_new_pid_namespace(spec)
+            .map_err(|e| Fault::internal(format!("the kernel does not start: {e}")))?;
+        let events = pipe::Receiver::from_owned_fd(read).map_err(Fault::internal)?;
+        let events = BufReader::new(events).lines();
+        Ok(Node { kernel, isolation: isolation.detail, events, failure: None, asked: false })
+    }
+
+    /// How the kernel is isolated.
+    pub fn isolation(&self) -> &str {
+        &self.isolation
+    }
+
+    /// The kernel's next event; `None` when it has closed its end. Nothing is lost if the future
+    /// is dropped.
+    async fn event(&mut self) -> Result<Option<Value>, Fault> {
+        loop {
+            let Some(line) = self.events.next_line().await.map_err(Fault::internal)? else {
+                return Ok(None);
+            };
+            // Anything else on the kernel's standard output is not for machines.
+            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+            if event["event"] == "failed" {
+                self.failure = event["why"].as_str().map(str::to_owned);
+            }
+            return Ok(Some(event));
+        }
+    }
+
+    /// Waits until every service serves.
+    pub async fn until_ready(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<(), Stop> {
+        while let Some(event) = self.event().await? {
+            tell(&event);
+            if event["event"] == "ready" {
+                return Ok(());
+            }
+        }
+        self.end(tell).await?;
+        Err(Fault::internal("the kernel ended before it was ready").into())
+    }
+
+    /// Does `work` and tells events as they come. A kernel that ends early ends the work too: its
+    /// calls fail.
+    pub async fn beside<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+        tell: &mut dyn FnMut(&Value),
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                event = self.event() => match event {
+                    Ok(Some(event)) => tell(&event),
+                    Ok(None) | Err(_) => return work.await,
+                },
+            }
+        }
+    }
+
+    /// Shuts the node down in order, and waits for it.
+    pub async fn stop(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<(), Stop> {
+        self.kernel.terminate();
+        self.attend(tell).await
+    }
+
+    /// Stays with the node until it has ended. The first SIGINT or SIGTERM asks it to end, the
+    /// second kills it.
+    pub async fn attend(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<(), Stop> {
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Fault::internal)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(Fault::internal)?;
+        loop {
+            tokio::select! {
+                event = self.event() => match event? {
+                    Some(event) => tell(&event),
+                    None => return self.end(tell).await,
+                },
+                _ = interrupt.recv() => self.end_asked(),
+                _ = terminate.recv() => self.end_asked(),
+            }
+        }
+    }
+
+    fn end_asked(&mut self) {
+        if std::mem::replace(&mut self.asked, true) {
+            self.kernel.kill();
+        } else {
+            self.kernel.terminate();
+            eprintln!("shutting down; Ctrl-C again ends running work at once");
+        }
+    }
+
+    /// Waits for the end of the kernel process, and says how it ended.
+    async fn end(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<(), Stop> {
+        while let Some(event) = self.event().await? {
+            tell(&event);
+        }
+        let exit = self.kernel.wait().await.map_err(Fault::internal)?;
+        let why = self.failure.take();
+        match exit {
+            Exit::Code(0) => Ok(()),
+            Exit::Code(code) => Err(Stop::Ended {
+                code: u8::try_from(code).unwrap_or(1),
+                why: why.unwrap_or_else(|| format!("the kernel ended with code {code}")),
+            }),
+            Exit::Signal(signal) => {
+                Err(Fault::internal(format!("the kernel was ended by signal {signal}")).into())
+            }
+        }
+    }
+}
+
+/// Reads and resolves the image against this machine.
+pub fn plan(image: &Path, directory: &Path) -> Result<Plan, Fault> {
+    let text = files::read_text(image, MAX_IMAGE_BYTES)?;
+    let machine = Machine {
+        builtins: &crate::vat::PROGRAMS,
+        executable: &|path| {
+            path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        },
+        exists: &|path| path.exists(),
+    };
+    image::parse(&text, image, directory, &machine).map_err(|errors| {
+        let count = errors.0.len();
+        let faults = if count == 1 { "one fault".into() } else { format!("{count} faults") };
+        Fault::malformed(format!("the image has {faults}; nothing was started\n{errors}"))
+    })
+}
+
+/// Makes the directory if it is not there, and refuses one that is not a node's or that a newer
+/// program wrote.
+fn prepare_directory(directory: &Path) -> Result<(), Fault> {
+    let version = directory.join("VERSION");
+    match files::read_text(&version, 64) {
+        Ok(text) => return check_version(directory, &text),
+        Err(Fault::NotFound(_)) => {}
+        Err(fault) => return Err(fault),
+    }
+    let make = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory);
+    make.map_err(|e| io_fault(directory, &e))?;
+    let mut content = std::fs::read_dir(directory).map_err(|e| io_fault(directory, &e))?;
+    if content.next().is_some() {
+        return Err(Fault::malformed(format!(
+            "{} holds other files and is not a node's directory: choose another --node",
+            directory.display()
+        )));
+    }
+    files::write(&version, format!("{VERSION}\n").as_bytes(), files::PUBLIC)
+}
+
+fn check_version(directory: &Path, text: &str) -> Result<(), Fault> {
+    let at = directory.display();
+    match text.trim().parse::<u32>() {
+        Ok(VERSION) => Ok(()),
+        Ok(newer) if newer > VERSION => Err(Fault::malformed(format!(
+            "{at} was written by a newer DistOS (layout {newer}, this one knows {VERSION}): \
+             use that one, or another --node"
+        ))),
+        _ => Err(Fault::Corrupt(format!("{at}/VERSION: '{}' is no version", text.trim()))),
+    }
+}
+
+fn full_path(directory: &Path) -> Result<PathBuf, Fault> {
+    directory.canonicalize().map_err(|e| io_fault(directory, &e))
+}
+
+/// Takes the directory for one node. The kernel process keeps the lock too, so that it is free
+/// only when both are gone.
+fn lock(directory: &Path) -> Result<File, Fault> {
+    let path = directory.join("lock");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.open(&path).map_err(|e| io_fault(&path, &e))?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        // Only for the message.
+        let _ = Read::by_ref(&mut file).take(32).read_to_string(&mut pid);
+        let at = directory.display();
+        return Err(Fault::unavailable(
+            1000,
+            format!(
+                "a node is running in {at} (pid {}): stop it with `distos down --node {at}`, or choose another --node",
+                pid.trim()
+            ),
+        ));
+    }
+    let write = file.set_len(0).and_then(|()| file.rewind());
+    let write = write.and_then(|()| writeln!(file, "{}", std::process::id()));
+    write.map_err(|e| io_fault(&path, &e))?;
+    Ok(file)
+}
+
+/// Whether a node runs in this directory.
+pub fn is_running(directory: &Path) -> bool {
+    let Ok(file) = File::open(directory.join("lock")) else { return false };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+}
+
+/// Waits until nothing of the node runs any more.
+pub async fn wait_for_end(directory: &Path) -> Result<(), Fault> {
+    let gone = async {
+        while is_running(directory) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(END_WAIT, gone)
+        .await
+        .map_err(|_| Fault::unavailable(1000, "the node is still ending: try `distos down --now`"))
+}
+
+/// Starts this same command in the background and waits until its node is ready.
+async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
+    let directory = context.node();
+    plan(image, directory)?;
+    prepare_directory(directory)?;
+    drop(lock(directory)?);
+    let log_path = directory.join("node.log");
+    let mut options = OpenOptions::new();
+    let log =
+        options.create(true).append(true).open(&log_path).map_err(|e| io_fault(&log_path, &e))?;
+    let program = std::env::current_exe().map_err(Fault::internal)?;
+    let mut command = std::process::Command::new(program);
+    command.arg("up").arg(image).arg("--node").arg(directory).arg("--json");
+    // A process group of its own: Ctrl-C in this terminal is not meant for it.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+    let mut child = command.spawn().map_err(Fault::internal)?;
+    let Some(events) = child.stdout.take() else {
+        return Err(Fault::internal("the node has no output").into());
+    };
+    let events = pipe::Receiver::from_owned_fd(OwnedFd::from(events)).map_err(Fault::internal)?;
+    let mut lines = BufReader::new(events).lines();
+    let mut why = None;
+    let wait = async {
+        while let Some(line) = lines.next_line().await.map_err(Fault::internal)? {
+            let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+            tell(&event, context.json);
+            match event["event"].as_str() {
+                Some("ready") => return Ok(true),
+                Some("failed") => why = event["why"].as_str().map(str::to_owned),
+                _ => {}
+            }
+        }
+        Ok(false)
+    };
+    match super::interruptible(wait).await {
+        Ok(true) => {
+            let (pid, at) = (child.id(), directory.display());
+            if !context.json {
+                say(&format!(
+                    "running in {at} (pid {pid}); stop it with `distos down --node {at}`"
+                ));
+            }
+            Ok(Report::nothing())
+        }
+        Ok(false) => {
+            let status = child.wait().map_err(Fault::internal)?;
+            let code = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1);
+            let why = why.unwrap_or_else(|| "it ended before it was ready".into());
+            Err(Stop::Ended { code, why: format!("{why} (see {})", log_path.display()) })
+        }
+        Err(stop) => {
+            let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // The child is not reaped yet, so the number is still its own.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            let _ = child.wait();
+            Err(stop)
+        }
+    }
+}
+
+/// The kernel process: what [`Node::start`] started.
+pub fn kernel() -> ExitCode {
+    match enter_kernel() {
+        Ok((plan, _lock)) => distos_host::start::main(plan),
+        Err(fault) => {
+            eprintln!("distos kernel: {fault} (nodes are started with `distos up`)");
+            ExitCode::from(fault.code())
+        }
+    }
+}
+
+fn enter_kernel() -> Result<(Plan, OwnedFd), Fault> {
+    let plan = pidns::inherited_plan().map_err(Fault::internal)?;
+    let events = pidns::inherited(EVENTS_FD).map_err(Fault::internal)?;
+    let lock = pidns::inherited(LOCK_FD).map_err(Fault::internal)?;
+    rustix::stdio::dup2_stdout(&events).map_err(Fault::internal)?;
+    // A session of its own: Ctrl-C in the terminal reaches `up`, which asks for an orderly end,
+    // and not each service by itself. Pid 1 of a namespace leads a session already or can.
+    let _ = rustix::process::setsid();
+    let plan = serde_json::from_slice(&plan).map_err(|e| Fault::malformed(format!("plan: {e}")))?;
+    Ok((plan, lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_second_node_in_one_directory_is_told_who_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_running(dir.path()));
+        let held = lock(dir.path()).unwrap();
+        assert!(is_running(dir.path()));
+        let fault = lock(dir.path()).unwrap_err();
+        assert_eq!(fault.code(), 17);
+        assert!(fault.to_string().contains(&std::process::id().to_string()), "{fault}");
+        drop(held);
+        assert!(!is_running(dir.path()));
+    }
+
+    #[test]
+    fn a_directory_of_a_newer_node_or_of_somebody_elses_files_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("a/b");
+        prepare_directory(&node).unwrap();
+        prepare_directory(&node).unwrap();
+        std::fs::write(node.join("VERSION"), "2\n").unwrap();
+        let fault = prepare_directory(&node).unwrap_err();
+        assert!(fault.to_string().contains("newer DistOS"), "{fault}");
+        std::fs::write(node.join("VERSION"), "x").unwrap();
+        assert_eq!(prepare_directory(&node).unwrap_err().code(), 23);
+        assert_eq!(prepare_directory(dir.path()).unwrap_err().code(), 16);
+    }
+
+    #[test]
+    fn a_wrong_image_is_told_with_file_and_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("x.toml");
+        std::fs::write(&image, "image = { name = \"x\" }\n[vat.y]\nprogram = \"nosuch\"\n")
+            .unwrap();
+        let fault = plan(&image, dir.path()).unwrap_err();
+        assert_eq!(fault.code(), 16);
+        assert!(fault.to_string().contains("x.toml:3: there is no program 'nosuch'"), "{fault}");
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_shown_with_its_reason() {
+        let event = json!({ "event": "vat", "name": "memory", "pid": 7, "protections": [
+            { "name": "seccomp", "enforced": true, "detail": "" },
+            { "name": "own uid", "enforced": false, "detail": "not root" },
+        ] });
+        let text = event_text(&event).unwrap();
+        assert!(text.contains("✓ seccomp") && text.contains("✗ own uid: not root"), "{text}");
+        assert_eq!(event_text(&json!({ "event": "failed", "why": "x" })), None);
+    }
+}
