@@ -8,7 +8,7 @@ interface Node extends(Cap.Capability) {
   status @0 () -> (status :Kernel.KernelStatus);
   # Needs "read".
   addTenant @1 (name :Text, holder :Data, slotQuota :UInt32) -> (id :UInt32);
-  # Needs "admin". Durable. `name` is 1 to 32 of a-z, 0-9 and '-'.
+  # Needs "admin". Durable. `name` is 1 to 20 of a-z, 0-9 and '-'.
   tenants @2 () -> (tenants :List(Kernel.Tenant));
   # Needs "list".
   tree @3 (tenant :UInt32, all :Bool, max :UInt32) -> (nodes :List(Kernel.TreeNode), truncated :Bool);

@@ -14,11 +14,14 @@ pub use distos_rpc::{authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
-/// A connection to the door of one vat.
+/// A connection to the door of one vat. Dropping it ends every capability that was restored over
+/// it: calls on them, waiting ones too, fail with [`Fault::Unavailable`].
 pub struct Connection {
     door: door::Client,
-    task: tokio::task::JoinHandle<Result<(), capnp::Error>>,
+    /// Dropped with the connection, which is what closes it.
+    _open: oneshot::Sender<()>,
 }
 
 impl Connection {
@@ -29,7 +32,18 @@ impl Connection {
         })?;
         let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
         let door = system.bootstrap(Side::Server);
-        Ok(Connection { door, task: tokio::task::spawn_local(system) })
+        let disconnector = system.get_disconnector();
+        let (open, closed) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = &mut system => {}
+                _ = closed => {
+                    // Driving the system on lets it fail the calls that still wait.
+                    let _ = futures::join!(disconnector, system);
+                }
+            }
+        });
+        Ok(Connection { door, _open: open })
     }
 
     /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the
@@ -69,8 +83,30 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.task.abort();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_call_over_a_connection_that_was_dropped_fails_instead_of_waiting_for_ever() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("door.sock");
+            // Takes connections and never answers.
+            let listener = tokio::net::UnixListener::bind(&path).unwrap();
+            let connection = Connection::open(&path).await.unwrap();
+            let _stream = listener.accept().await.unwrap();
+            let waiting = connection.door.challenge_request().send().promise;
+            let door = connection.door.clone();
+            drop(connection);
+            let late = async { door.challenge_request().send().promise.await };
+            let both = async { (waiting.await.err().unwrap(), late.await.err().unwrap()) };
+            let (waiting, late) =
+                tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+            assert_eq!(fault_of(&waiting).code(), 17, "{waiting}");
+            assert_eq!(fault_of(&late).code(), 17, "{late}");
+        });
     }
 }

@@ -9,7 +9,7 @@ use distos_abi::{CapId, Fault, SessionId, TenantId};
 use distos_schemas::capability_capnp::{door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
 
-use crate::facet::Facet;
+use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
 use crate::vat::Vat;
 
@@ -99,7 +99,9 @@ impl Door {
         request.get().set_session(self.session.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
-        Facet::new(&self.vat, self.session, grant, true)
+        // A chain that decodes has at least its root.
+        let origin = chain.links().last().map_or(Origin::Session, |link| Origin::Link(link.hash));
+        Facet::new(&self.vat, self.session, grant, origin)
     }
 }
 
@@ -137,7 +139,7 @@ impl edge::Server for EdgeHome {
         }
         let response = request.send().promise.await.map_err(|e| fail(fault_of(&e)))?;
         let grant = response.get()?.get_grant()?;
-        let facet = Facet::new(&self.vat, self.session, grant, true).map_err(fail)?;
+        let facet = Facet::new(&self.vat, self.session, grant, Origin::Session).map_err(fail)?;
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use capnp::capability::Results;
 use capnp::traits::Owned;
 use distos_abi::{
-    Authority, ByteRange, CapId, Fault, Generation, HolderKey, Kind, Meter, ObjectId, Rights,
-    SessionId, SlotRef, TenantId,
+    Authority, ByteRange, CapId, Fault, Generation, HolderKey, Kind, LinkHash, Meter, ObjectId,
+    Rights, SessionId, SlotRef, TenantId,
 };
 use distos_schemas::{capability_capnp, kernel_capnp};
 
@@ -44,13 +44,23 @@ struct Inner {
     tenant: TenantId,
     holder: Option<HolderKey>,
     lineage: Vec<Limits>,
+    origin: Origin,
+}
+
+/// Where a facet's capability comes from, and so what ends with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Made for an object or an edge: it outlives this facet.
+    Lasting,
     /// Bound to its session and held by this facet alone: its slot goes when the facet does.
-    owned: bool,
+    Session,
+    /// The same, restored from a chain whose last link this is.
+    Link(LinkHash),
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.owned {
+        if self.origin != Origin::Lasting {
             self.vat.release(self.slot);
         }
     }
@@ -61,7 +71,7 @@ impl Facet {
         vat: &Vat,
         session: SessionId,
         grant: kernel_capnp::grant::Reader<'_>,
-        owned: bool,
+        origin: Origin,
     ) -> Result<Facet, Fault> {
         let read = |grant: kernel_capnp::grant::Reader<'_>| -> capnp::Result<Facet> {
             let slot = grant.get_slot()?;
@@ -86,7 +96,7 @@ impl Facet {
                     tenant: TenantId(grant.get_tenant()),
                     holder: HolderKey::try_from(grant.get_holder()?).ok(),
                     lineage: lineage.collect(),
-                    owned,
+                    origin,
                 }),
             })
         };
@@ -115,7 +125,7 @@ impl Facet {
                     quota_tasks: u32::MAX,
                     rate_per_s: u32::MAX,
                 }],
-                owned: false,
+                origin: Origin::Lasting,
             }),
         }
     }
@@ -230,6 +240,7 @@ impl Facet {
         authority: Authority,
         session: Option<SessionId>,
     ) -> Result<Facet, Fault> {
+        let origin = if session.is_some() { Origin::Session } else { Origin::Lasting };
         let mut request = self.inner.vat.kernel()?.mint_request();
         let mut params = request.get();
         self.write_slot(params.reborrow().init_parent());
@@ -240,7 +251,7 @@ impl Facet {
         params.set_session(session.map_or(0, |session| session.0));
         write_caveats(authority.caveats, params.init_caveats());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        self.granted(response.get().and_then(|r| r.get_grant()), session.is_some())
+        self.granted(response.get().and_then(|r| r.get_grant()), origin)
     }
 
     /// A weaker capability to the same object, bound to this session.
@@ -254,7 +265,7 @@ impl Facet {
         params.set_session(self.inner.session.0);
         write_caveats(wanted.caveats, params.init_caveats());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        self.granted(response.get().and_then(|r| r.get_grant()), true)
+        self.granted(response.get().and_then(|r| r.get_grant()), Origin::Session)
     }
 
     /// A sturdy capability to the same object for the same holder: the bytes of a certificate
@@ -285,8 +296,12 @@ impl Facet {
         Ok(ticket.to_vec())
     }
 
-    /// Ends this capability and all below it. When it returns, none of them has an effect.
+    /// Ends this capability and all below it. When it returns, none of them has an effect. One that
+    /// was restored from a certificate ends for good: the certificate cannot be redeemed again.
     pub async fn revoke(&self) -> Result<Revoked, Fault> {
+        if let Origin::Link(link) = self.inner.origin {
+            return self.revoke_link(&link.0, self.inner.authority.caveats.expires_ms).await;
+        }
         let mut request = self.inner.vat.kernel()?.revoke_request();
         self.write_slot(request.get().init_slot());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
@@ -349,9 +364,9 @@ impl Facet {
     fn granted(
         &self,
         grant: capnp::Result<kernel_capnp::grant::Reader<'_>>,
-        owned: bool,
+        origin: Origin,
     ) -> Result<Facet, Fault> {
-        Facet::new(&self.inner.vat, self.inner.session, grant.map_err(|e| fault_of(&e))?, owned)
+        Facet::new(&self.inner.vat, self.inner.session, grant.map_err(|e| fault_of(&e))?, origin)
     }
 
     fn write_slot(&self, mut slot: capability_capnp::slot::Builder<'_>) {

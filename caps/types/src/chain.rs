@@ -134,6 +134,14 @@ impl Chain {
         Ok(chain)
     }
 
+    /// The chain's first `links` links: what a delegator on the way held. The whole chain if it
+    /// has no more, and never less than its root.
+    pub fn prefix(&self, links: usize) -> Chain {
+        let mut chain = self.clone();
+        chain.delegations.truncate(links.saturating_sub(1));
+        chain
+    }
+
     /// The chain's bytes, as [`Chain::decode`] reads them.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION, self.len() as u8];

@@ -26,6 +26,8 @@ pub use view::{AncestorView, Counts, GrantView, TenantView, TreeView};
 pub const MAX_GIFTS: usize = 4096;
 /// Gifts that may wait and are charged to one tenant.
 pub const MAX_GIFTS_PER_TENANT: usize = 256;
+/// Longest name of a tenant: `TEMPLATE/TENANT` has to be a vat's name.
+pub const MAX_TENANT_NAME_BYTES: usize = 20;
 /// Tenants of one node.
 pub const MAX_TENANTS: usize = 4096;
 /// How long an unredeemed link stays revoked at most: ten years, in milliseconds.

@@ -9,8 +9,8 @@ use distos_abi::{
 use crate::forest::{Facts, Gift};
 use crate::{
     Applied, Command, Forest, Holder, Life, LinkClaim, MAX_EVENT_BYTES, MAX_GIFTS,
-    MAX_GIFTS_PER_TENANT, MAX_TENANTS, MAX_TOMBSTONE_MS, NodeRecord, Order, Outcome, Reason,
-    Record, RevokeRecord, TableOp, TenantRecord,
+    MAX_GIFTS_PER_TENANT, MAX_TENANT_NAME_BYTES, MAX_TENANTS, MAX_TOMBSTONE_MS, NodeRecord, Order,
+    Outcome, Reason, Record, RevokeRecord, TableOp, TenantRecord,
 };
 
 impl Forest {
@@ -89,8 +89,11 @@ impl Forest {
         holder: HolderKey,
         slot_quota: u32,
     ) -> Result<Applied, Fault> {
-        if name.contains('/') || VatName::new(&name).is_err() {
-            return Err(Fault::malformed("a tenant's name is 1 to 32 of a-z, 0-9 and '-'"));
+        if name.len() > MAX_TENANT_NAME_BYTES || name.contains('/') || VatName::new(&name).is_err()
+        {
+            return Err(Fault::malformed(format!(
+                "a tenant's name is 1 to {MAX_TENANT_NAME_BYTES} of a-z, 0-9 and '-'"
+            )));
         }
         if let Some(other) = self.tenants.values().find(|t| t.name == name || t.holder == holder) {
             return Err(Fault::Exists(format!("tenant '{}' has this name or key", other.name)));

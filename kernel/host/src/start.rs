@@ -12,6 +12,7 @@ use distos_core::{Command, Forest, Outcome};
 use distos_rpc::boot::Protection;
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -68,6 +69,7 @@ fn failed(fault: &Fault) -> ExitCode {
 
 async fn live(plan: Plan) -> Result<(), Fault> {
     let mut stop = Stop::new()?;
+    forbid_dumps();
     let dirs = Dirs::make(&plan.data_dir)?;
     let secret = kernel_secret(&dirs.kernel)?;
     let (journal, frames) =
@@ -116,6 +118,16 @@ async fn live(plan: Plan) -> Result<(), Fault> {
     }
     vats.end_all().await;
     kernel.journal.sync().await.map_err(Fault::internal)
+}
+
+/// Keeps the kernel's keys out of core files and away from debuggers.
+fn forbid_dumps() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+    {
+        tracing::warn!(%error, "the kernel's memory may end up in a core file");
+    }
 }
 
 /// SIGTERM and SIGINT.

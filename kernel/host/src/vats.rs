@@ -100,6 +100,8 @@ pub(crate) struct Vats {
     pub(crate) shutdown_now: Cell<bool>,
     table: OwnedFd,
     listeners: RefCell<BTreeMap<String, OwnedFd>>,
+    /// Instances that are on their way: whoever asks for one meanwhile waits for it.
+    starting: tokio::sync::Mutex<()>,
     stopping: Cell<bool>,
 }
 
@@ -114,6 +116,7 @@ impl Vats {
             shutdown_now: Cell::new(false),
             table,
             listeners: RefCell::default(),
+            starting: tokio::sync::Mutex::new(()),
             stopping: Cell::new(false),
         }
     }
@@ -145,6 +148,7 @@ impl Vats {
             None => return Err(Fault::not_found(format!("tenant {tenant}"))),
         };
         let name = VatName::new(&format!("{template}/{tenant_name}"))?;
+        let _alone = self.starting.lock().await;
         let running = self.live.borrow().get(name.as_str()).cloned();
         match running {
             Some(vat) => vat.until_ready().await?,

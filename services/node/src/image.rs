@@ -755,7 +755,11 @@ impl Reader<'_> {
                 self.error(*line, what, "name it in a device's else");
             } else if used.contains(&value.name) && !(self.machine.executable)(&value.path) {
                 let what = format!("the program {} is missing", value.path.display());
-                self.error(*line, what, "install it (scripts/setup.sh names the packages)");
+                self.error(
+                    *line,
+                    what,
+                    "install it (.ci/setup installs what the images here need)",
+                );
             }
         }
         foreign.into_iter().map(|f| f.value).filter(|f| used.contains(&f.name)).collect()

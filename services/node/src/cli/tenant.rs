@@ -29,7 +29,7 @@ writes red.cap (what red may do), red.key (red's secret: give it to nobody but r
 /// Arguments of `tenant add`.
 #[derive(Args, Clone)]
 pub struct AddArgs {
-    /// 1 to 32 of a-z, 0-9 and '-'
+    /// 1 to 20 of a-z, 0-9 and '-'
     name: String,
     #[command(flatten)]
     quotas: Quotas,
@@ -155,7 +155,7 @@ fn check_name(name: &str) -> Result<(), Fault> {
     if (1..=32).contains(&name.len()) && name.bytes().all(fits) {
         return Ok(());
     }
-    Err(Fault::malformed(format!("'{name}' is no tenant's name: 1 to 32 of a-z, 0-9 and '-'")))
+    Err(Fault::malformed(format!("'{name}' is no tenant's name: 1 to 20 of a-z, 0-9 and '-'")))
 }
 
 async fn register(
