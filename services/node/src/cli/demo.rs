@@ -129,7 +129,7 @@ async fn steps(
     let bar = super::progress(context, total, "storing", true);
     let (chain, live) = stored(&red, input, &bar, &talk).await?;
     talk.head(5, "red counts words in parallel, and Unix counts them too");
-    let counted = counted(context, &red, args, module, &talk).await?;
+    let counted = counted(context, &red, args, (module, total), &talk).await?;
     talk.head(6, "blue is refused; red lends one page, and takes it back");
     let cap_file = red.file_of(regions::ENTRY, chain);
     let lent = interruptible(lent(&red, &blue, &cap_file, &live, total, &talk)).await?;
@@ -200,11 +200,14 @@ async fn stored(
     Ok((put.chain_of(REGION)?, put.region))
 }
 
+/// Up to so many pages, the text is cut into one task a page.
+const SMALL_PAGES: u64 = 32;
+
 async fn counted(
     context: &Context,
     red: &Holder,
     args: &DemoArgs,
-    module: Vec<u8>,
+    (module, bytes): (Vec<u8>, u64),
     talk: &Talk,
 ) -> Result<Value, Stop> {
     let job = Job {
@@ -213,7 +216,8 @@ async fn counted(
         input: REGION.into(),
         map: vec!["map".into()],
         reduce: Some(vec!["reduce".into()]),
-        pages_per_task: 0,
+        // A small text is cut page by page, so that there is something to run side by side.
+        pages_per_task: if bytes <= SMALL_PAGES * PAGE_BYTES { 1 } else { 0 },
         limits: Limits::default(),
     };
     let bar = super::progress(context, 0, "counting", false);
