@@ -45,8 +45,8 @@ interface Capability {
   # "over-quota" (slots).
 
   revoke @2 () -> (micros :UInt64, descendants :UInt64);
-  # Ends this capability and all that was derived from it, by anyone. When it returns, no use of
-  # any of them takes effect. `micros` is the time from the command to quiescence; `descendants`
+  # Ends this capability and all that was derived from it, by anyone; one that was restored from a
+  # certificate can't be restored again. When it returns, no use of any of them takes effect. `micros` is the time from the command to quiescence; `descendants`
   # counts what ended with it. Needs no right: whoever holds authority may give it up.
 
   revokeLink @3 (link :Data, expiresMs :UInt64) -> (micros :UInt64, descendants :UInt64);

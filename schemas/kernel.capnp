@@ -111,6 +111,7 @@ interface Vat {
   # Take no new work; return when what runs has ended and all acknowledged state is durable.
 
   ping @1 () -> ();
+  # Answers if the vat's loop runs.
 }
 
 struct Record {
@@ -129,7 +130,8 @@ struct Record {
 interface Outbox {
   # The journal as the audit service reads it.
   pull @0 (after :UInt64, max :UInt32) -> (records :List(Record));
-  # Waits up to a second when there is nothing; `max` is capped at 1,024.
+  # Durable records after that sequence number, oldest first. Waits up to a second when there is
+  # nothing; `max` is capped at 1,024. Fails: "corrupt" if this journal never had `after`.
   ack @1 (upTo :UInt64) -> ();
   # Everything up to this sequence number is in the audit log, durably: the journal may trim it.
 }
@@ -140,6 +142,7 @@ interface Spawner {
   # Idempotent per template and tenant. The new vat's edges arrive at its peers' control sockets.
   # Fails: "not-found" (template or tenant), "unavailable" (draining).
   stop @1 (vat :Text) -> ();
+  # Ends one instance. Fails: "not-found".
 }
 
 struct Tenant {

@@ -26,12 +26,14 @@ interface Regions extends(Cap.Capability) {
   # "malformed" (name is 1 to 64 of a-z A-Z 0-9 . _ -; bytes is 1 to 2^40), "unavailable" (disk full).
 
   open @1 (name :Text) -> (region :Region);
-  # Needs "list". A region of the caller's tenant by its name; "not-found" for anybody else's.
+  # Needs "list". A region of the caller's tenant by its name; "not-found" for anybody else's. It
+  # allows what this capability allows of read, write and drop, and ends when this reference is dropped.
 
   list @2 () -> (regions :List(RegionInfo));
   # Needs "list". The caller's tenant's regions, without their `root`.
 
   usage @3 () -> (usedBytes :UInt64, quotaBytes :UInt64);
+  # What is charged here and what may be. Needs no right.
 }
 
 interface Region extends(Cap.Capability) {

@@ -14,6 +14,7 @@ use distos_table::{GuardWatch, Snapshot, Table};
 use distos_types::HolderSecret;
 use tokio::sync::Notify;
 
+use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 
 /// A vat that has not reached quiescence after this long is killed (fail closed). A guard covers
@@ -280,8 +281,6 @@ fn increases(command: &Command) -> bool {
 /// kernel is init of its services, they end with it.
 fn fence(error: &dyn std::fmt::Display) -> Fault {
     tracing::error!(%error, "the journal failed: this node fences itself");
-    crate::start::emit(&crate::start::Event::Failed {
-        why: format!("the journal failed: {error}"),
-    });
+    emit(&Event::Failed { why: format!("the journal failed: {error}") });
     std::process::exit(i32::from(Fault::Internal(String::new()).code()));
 }

@@ -1,6 +1,7 @@
 //! Runs the core on a real machine: journal, capability table, process spawner, RPC.
 #![deny(unsafe_code)]
 
+mod events;
 mod filter;
 pub mod journal;
 mod kernel;

@@ -9,42 +9,17 @@ use std::rc::Rc;
 
 use distos_abi::{Authority, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
 use distos_core::{Command, Forest, Outcome};
-use distos_rpc::boot::Protection;
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 use crate::kernel::Kernel;
 use crate::plan::{OperatorGrant, Plan};
 use crate::server::sign_root;
 use crate::vats::Vats;
-
-/// What the kernel tells whoever started it: one JSON object a line on its standard output.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-pub(crate) enum Event<'a> {
-    /// A vat serves.
-    Vat { name: &'a str, pid: i32, protections: &'a [Protection] },
-    /// A vat ended and is being started again.
-    Restart { name: &'a str, why: &'a str },
-    /// Every vat of the image serves.
-    Ready { node: String, epoch: u32 },
-    /// The node cannot go on.
-    Failed { why: String },
-    /// The node has stopped in order.
-    Stopped,
-}
-
-/// Tells it. Nobody may be listening any more, which is no reason to stop.
-pub(crate) fn emit(event: &Event<'_>) {
-    if let Ok(line) = serde_json::to_string(event) {
-        let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-    }
-}
 
 /// Runs a node until it is told to stop; the body of the kernel process. Exit code 0 after an
 /// orderly stop, else the fault's.

@@ -20,11 +20,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use crate::events::{Event, emit};
 use crate::kernel::{Kernel, Watched};
 use crate::plan::{Device, EdgePlan, Plan, Program, VatPlan};
 use crate::server::KernelServer;
 use crate::spawn::{self, Running, SELF_PROGRAM, SpawnSpec, VatFds};
-use crate::start::{Event, emit};
 
 /// How long a vat may take from its start until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
