@@ -3,21 +3,21 @@
 //! objects only.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use distos_abi::{
-    ByteRange, CapId, Caveats, Fault, Generation, Kind, LinkHash, MAX_CHAIN_LINKS, ObjectId,
-    Rights, SessionId, SlotRef, TenantId, VatName,
+    CapId, Fault, Generation, Kind, LinkHash, MAX_CHAIN_LINKS, ObjectId, Rights, SessionId,
+    SlotRef, TenantId, VatName,
 };
-use distos_core::{Command, GrantView, Holder, LinkClaim, Outcome, Record};
+use distos_core::{Command, GrantView, Holder, LinkClaim, Outcome};
 use distos_rpc::boot::Protection;
 use distos_rpc::{authority_of, fail, write_caveats};
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_types::{Chain, Root};
-use kernel_capnp::{control, kernel, outbox, spawner};
+use kernel_capnp::kernel;
 
-use crate::journal::codec;
+use crate::control::{ControlServer, SpawnerServer};
 use crate::kernel::{Kernel, Revoked, now_ms};
+use crate::outbox::OutboxServer;
 use crate::plan::Power;
 use crate::vats::{Vat, Vats};
 
@@ -25,14 +25,10 @@ use crate::vats::{Vat, Vats};
 pub(crate) const KEY_EPOCH: u32 = 1;
 /// How long a gift waits for its receiver.
 const GIFT_MS: u64 = 30_000;
-/// Most records in one pull.
-const MAX_PULL: usize = 1024;
-/// How long a pull waits when there is nothing.
-const PULL_WAIT: Duration = Duration::from_secs(1);
+/// Most slots released in one call.
+const MAX_RELEASES: usize = 1024;
 /// Events that one vat may report in a second.
 const MAX_EVENTS_PER_S: u32 = 2000;
-/// Nodes of the forest in one answer.
-const MAX_TREE: usize = 4096;
 /// Protections that a vat may report.
 const MAX_PROTECTIONS: usize = 32;
 
@@ -313,7 +309,7 @@ impl kernel::Server for KernelServer {
         params: kernel::ReleaseParams,
         _: kernel::ReleaseResults,
     ) -> Result<(), capnp::Error> {
-        for dropped in params.get()?.get_slots()?.iter().take(MAX_PULL) {
+        for dropped in params.get()?.get_slots()?.iter().take(MAX_RELEASES) {
             self.kernel.drop_at_once(Command::Revoke { vat: self.name()?, slot: slot(dropped) });
         }
         Ok(())
@@ -435,382 +431,4 @@ fn write_grant(grant: &GrantView, mut out: kernel_capnp::grant::Builder<'_>) {
         entry.set_quota_tasks(ancestor.quota_tasks);
         entry.set_rate_per_s(ancestor.rate_per_s);
     }
-}
-
-/// The journal as the audit service reads it.
-struct OutboxServer {
-    kernel: Rc<Kernel>,
-}
-
-impl outbox::Server for OutboxServer {
-    async fn pull(
-        self: Rc<Self>,
-        params: outbox::PullParams,
-        mut results: outbox::PullResults,
-    ) -> Result<(), capnp::Error> {
-        let (after, max) = {
-            let params = params.get()?;
-            (params.get_after(), (params.get_max() as usize).min(MAX_PULL))
-        };
-        if after > self.kernel.journal.status().last_seq {
-            let why = format!(
-                "this journal has no record {after}: it is not the one that was read before"
-            );
-            return Err(fail(Fault::Corrupt(why)));
-        }
-        // What is still on its way to the disk belongs to the answer too.
-        self.kernel.journal.sync().await.map_err(fail)?;
-        let appended = self.kernel.appended.notified();
-        let read = || self.kernel.journal.read_from(after, max);
-        let mut frames = read();
-        if frames.is_empty() {
-            let _ = tokio::time::timeout(PULL_WAIT, appended).await;
-            frames = read();
-        }
-        let mut list = results.get().init_records(frames.len() as u32);
-        for (index, frame) in frames.iter().enumerate() {
-            let record = codec::decode(&frame.payload).map_err(|e| fail(Fault::internal(e)))?;
-            let mut out = list.reborrow().get(index as u32);
-            out.set_seq(frame.seq);
-            out.set_time_ms(frame.time_ms);
-            write_record(&record, out);
-        }
-        Ok(())
-    }
-
-    async fn ack(
-        self: Rc<Self>,
-        params: outbox::AckParams,
-        _: outbox::AckResults,
-    ) -> Result<(), capnp::Error> {
-        let up_to = params.get()?.get_up_to();
-        let snapshot =
-            || self.kernel.forest.borrow().snapshot().iter().map(codec::encode).collect();
-        self.kernel.journal.acknowledge(up_to, now_ms(), snapshot);
-        Ok(())
-    }
-}
-
-/// What an auditor reads of a journal record: every change of authority with its holder and
-/// lineage.
-fn write_record(record: &Record, mut out: kernel_capnp::record::Builder<'_>) {
-    let (kind, detail) = match record {
-        Record::Boot { epoch, image_hash } => {
-            ("boot", format!("epoch {epoch}, image {}", hex(image_hash)))
-        }
-        Record::Floor { epoch, time_ms } => ("floor", format!("epoch {epoch}, time {time_ms}")),
-        Record::Tenant(tenant) => {
-            out.set_tenant(tenant.id.0);
-            out.set_holder(&tenant.holder.0);
-            ("tenant", format!("{} with {} slots", tenant.name, tenant.slot_quota))
-        }
-        Record::Node(node) => {
-            out.set_vat(node.vat.as_str());
-            out.set_tenant(node.tenant.0);
-            out.set_cap_id(node.cap.0);
-            write_lineage(&node.lineage, out.reborrow());
-            write_holder(&node.holder, out.reborrow());
-            let kind = match (&node.link, node.life) {
-                (Some(_), _) => "redeem",
-                (None, distos_core::Life::Durable) => "mint",
-                (None, distos_core::Life::Edge) => "edge",
-                (None, _) => "derive",
-            };
-            let link = node.link.map(|l| format!(", link {l}")).unwrap_or_default();
-            let issuer = node.issuer.map(|i| format!(", by {i}")).unwrap_or_default();
-            let holder = match &node.holder {
-                Holder::Key(_) => String::new(),
-                Holder::Vat(vat) => format!(", held by {vat}"),
-            };
-            let what = distos_types::kind::name(node.kind);
-            let caveats = describe_caveats(&node.authority.caveats);
-            let rights = node.authority.rights;
-            (kind, format!("{what} {}: {rights}{caveats}{holder}{link}{issuer}", node.object))
-        }
-        Record::Revoke(revoked) => {
-            out.set_vat(revoked.vat.as_str());
-            out.set_tenant(revoked.tenant.0);
-            out.set_cap_id(revoked.cap.0);
-            write_lineage(&revoked.lineage, out.reborrow());
-            write_holder(&revoked.holder, out.reborrow());
-            (
-                "revoke",
-                format!("with {} below it ({:?})", revoked.descendants, revoked.reason)
-                    .to_lowercase(),
-            )
-        }
-        Record::Tombstone { under, link, expires_ms } => {
-            out.set_cap_id(under.0);
-            ("revoke", format!("link {link} before it was redeemed, until {expires_ms}"))
-        }
-        Record::SessionEnded { vat, session, ended } => {
-            out.set_vat(vat.as_str());
-            ("session", format!("{session} ended with {ended} capabilities"))
-        }
-        Record::VatDied { vat, ended } => {
-            out.set_vat(vat.as_str());
-            ("vat", format!("ended with {ended} capabilities"))
-        }
-        Record::Event { vat, kind, tenant, cap, lineage, detail } => {
-            out.set_vat(vat.as_str());
-            out.set_tenant(tenant.0);
-            out.set_cap_id(cap.0);
-            write_lineage(lineage, out.reborrow());
-            (kind.as_str(), detail.clone())
-        }
-    };
-    out.set_kind(kind);
-    out.set_detail(&detail);
-}
-
-fn write_lineage(lineage: &[CapId], out: kernel_capnp::record::Builder<'_>) {
-    let mut list = out.init_lineage(lineage.len() as u32);
-    for (index, cap) in lineage.iter().enumerate() {
-        list.set(index as u32, cap.0);
-    }
-}
-
-fn write_holder(holder: &Holder, mut out: kernel_capnp::record::Builder<'_>) {
-    if let Holder::Key(key) = holder {
-        out.set_holder(&key.0);
-    }
-}
-
-fn describe_caveats(caveats: &Caveats) -> String {
-    let mut text = String::new();
-    if caveats.range != ByteRange::WHOLE {
-        text += &format!(", bytes {}..{}", caveats.range.start, caveats.range.end);
-    }
-    if caveats.expires_ms != u64::MAX {
-        text += &format!(", until {}", caveats.expires_ms);
-    }
-    if caveats.quota_bytes != u64::MAX {
-        text += &format!(", at most {} bytes", caveats.quota_bytes);
-    }
-    if caveats.quota_tasks != u32::MAX {
-        text += &format!(", at most {} tasks", caveats.quota_tasks);
-    }
-    text
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    LinkHash(*bytes).to_string()
-}
-
-/// The power to start instances of templates.
-struct SpawnerServer {
-    vats: Rc<Vats>,
-    vat: Rc<Vat>,
-}
-
-impl SpawnerServer {
-    fn may_spawn(&self, template: &str) -> Result<(), capnp::Error> {
-        let granted =
-            self.vat.plan.powers.iter().any(|p| matches!(p, Power::Spawn(t) if t == template));
-        if granted && !self.vat.dead.get() {
-            Ok(())
-        } else {
-            Err(fail(Fault::denied(Rights::SPAWN)))
-        }
-    }
-}
-
-impl spawner::Server for SpawnerServer {
-    async fn start(
-        self: Rc<Self>,
-        params: spawner::StartParams,
-        mut results: spawner::StartResults,
-    ) -> Result<(), capnp::Error> {
-        let (template, tenant) = {
-            let params = params.get()?;
-            (params.get_template()?.to_str()?.to_owned(), TenantId(params.get_tenant()))
-        };
-        self.may_spawn(&template)?;
-        let name = self.vats.start_instance(&template, tenant).await.map_err(fail)?;
-        results.get().set_vat(name.as_str());
-        Ok(())
-    }
-
-    async fn stop(
-        self: Rc<Self>,
-        params: spawner::StopParams,
-        _: spawner::StopResults,
-    ) -> Result<(), capnp::Error> {
-        let name = params.get()?.get_vat()?.to_str()?.to_owned();
-        self.may_spawn(name.split('/').next().unwrap_or_default())?;
-        self.vats.stop_instance(&name).map_err(fail)
-    }
-}
-
-/// The operator's levers.
-struct ControlServer {
-    vats: Rc<Vats>,
-    vat: Rc<Vat>,
-}
-
-impl ControlServer {
-    fn kernel(&self) -> Result<&Rc<Kernel>, capnp::Error> {
-        if self.vat.dead.get() {
-            return Err(fail(Fault::unavailable(0, "this vat has ended")));
-        }
-        Ok(&self.vats.kernel)
-    }
-}
-
-impl control::Server for ControlServer {
-    async fn status(
-        self: Rc<Self>,
-        _: control::StatusParams,
-        mut results: control::StatusResults,
-    ) -> Result<(), capnp::Error> {
-        let kernel = self.kernel()?;
-        let mut out = results.get().init_status();
-        let (counts, epoch) = {
-            let forest = kernel.forest.borrow();
-            (forest.counts(), forest.epoch())
-        };
-        let journal = kernel.journal.status();
-        out.set_node(&kernel.node().0);
-        out.set_image(&self.vats.plan.image);
-        out.set_image_hash(&self.vats.plan.image_hash);
-        out.set_epoch(epoch);
-        out.set_slots_used(counts.used);
-        out.set_slots_capacity(counts.capacity);
-        out.set_journal_seq(journal.last_seq);
-        out.set_journal_acked(journal.acked_seq);
-        out.set_journal_bytes(journal.bytes);
-        out.set_draining(kernel.draining.get());
-        let live: Vec<_> = self.vats.live.borrow().values().cloned().collect();
-        let mut list = out.init_vats(live.len() as u32);
-        for (index, vat) in live.iter().enumerate() {
-            self.write_vat(vat, list.reborrow().get(index as u32));
-        }
-        Ok(())
-    }
-
-    async fn add_tenant(
-        self: Rc<Self>,
-        params: control::AddTenantParams,
-        mut results: control::AddTenantResults,
-    ) -> Result<(), capnp::Error> {
-        let command = {
-            let params = params.get()?;
-            Command::AddTenant {
-                name: params.get_name()?.to_str()?.to_owned(),
-                holder: params.get_holder()?.try_into().map_err(fail)?,
-                slot_quota: params.get_slot_quota(),
-            }
-        };
-        match self.kernel()?.apply(command).await.map_err(fail)? {
-            Outcome::Tenant(id) => results.get().set_id(id.0),
-            _ => return Err(fail(Fault::internal("the command yields no tenant"))),
-        }
-        Ok(())
-    }
-
-    async fn tenants(
-        self: Rc<Self>,
-        _: control::TenantsParams,
-        mut results: control::TenantsResults,
-    ) -> Result<(), capnp::Error> {
-        let tenants = self.kernel()?.forest.borrow().tenants();
-        let mut list = results.get().init_tenants(tenants.len() as u32);
-        for (index, tenant) in tenants.iter().enumerate() {
-            let mut out = list.reborrow().get(index as u32);
-            out.set_id(tenant.id.0);
-            out.set_name(&tenant.name);
-            out.set_holder(&tenant.holder.0);
-            out.set_slot_quota(tenant.slot_quota);
-            out.set_slots_used(tenant.slots_used);
-        }
-        Ok(())
-    }
-
-    async fn tree(
-        self: Rc<Self>,
-        params: control::TreeParams,
-        mut results: control::TreeResults,
-    ) -> Result<(), capnp::Error> {
-        let (tenant, max) = {
-            let params = params.get()?;
-            let tenant = (!params.get_all()).then(|| TenantId(params.get_tenant()));
-            (tenant, (params.get_max() as usize).clamp(1, MAX_TREE))
-        };
-        let (nodes, truncated) = self.kernel()?.forest.borrow().tree(tenant, max);
-        let mut out = results.get();
-        out.set_truncated(truncated);
-        let mut list = out.init_nodes(nodes.len() as u32);
-        for (index, node) in nodes.iter().enumerate() {
-            let mut out = list.reborrow().get(index as u32);
-            out.set_cap_id(node.cap.0);
-            out.set_parent(node.parent.map_or(0, |parent| parent.0));
-            out.set_vat(node.vat.as_str());
-            out.set_kind(node.kind.0);
-            out.set_object(node.object.0);
-            out.set_rights(node.authority.rights.0);
-            write_caveats(node.authority.caveats, out.reborrow().init_caveats());
-            out.set_tenant(node.tenant.0);
-            if let Holder::Key(key) = &node.holder {
-                out.set_holder(&key.0);
-            }
-            if let Some(link) = &node.link {
-                out.set_link(&link.0);
-            }
-            out.set_durable(node.life == distos_core::Life::Durable);
-        }
-        Ok(())
-    }
-
-    async fn drain(
-        self: Rc<Self>,
-        _: control::DrainParams,
-        _: control::DrainResults,
-    ) -> Result<(), capnp::Error> {
-        self.kernel()?;
-        self.vats.drain().await;
-        Ok(())
-    }
-
-    async fn shutdown(
-        self: Rc<Self>,
-        params: control::ShutdownParams,
-        _: control::ShutdownResults,
-    ) -> Result<(), capnp::Error> {
-        self.kernel()?;
-        self.vats.shutdown_now.set(params.get()?.get_now());
-        self.vats.shutdown.notify_one();
-        Ok(())
-    }
-}
-
-impl ControlServer {
-    fn write_vat(&self, vat: &Vat, mut out: kernel_capnp::vat_status::Builder<'_>) {
-        out.set_name(vat.name.as_str());
-        out.set_program(match &vat.plan.program {
-            crate::plan::Program::Builtin(name) => name,
-            crate::plan::Program::Path(_) => "a path",
-        });
-        out.set_pid(vat.pid() as u32);
-        out.set_restarts(self.vats.restarts.borrow().get(vat.name.as_str()).copied().unwrap_or(0));
-        out.set_up_ms(vat.started.elapsed().as_millis() as u64);
-        out.set_rss_bytes(resident_bytes(vat.pid()));
-        if vat.plan.listen {
-            out.set_socket(self.vats.socket_path(vat.name.as_str()).display().to_string());
-        }
-        let protections = vat.protections.borrow();
-        let mut list = out.init_protections(protections.len() as u32);
-        for (index, protection) in protections.iter().enumerate() {
-            let mut entry = list.reborrow().get(index as u32);
-            entry.set_name(&protection.name);
-            entry.set_enforced(protection.enforced);
-            entry.set_detail(&protection.detail);
-        }
-    }
-}
-
-/// A process's resident memory in bytes; 0 if it cannot be told.
-fn resident_bytes(pid: i32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
