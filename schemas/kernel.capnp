@@ -46,7 +46,7 @@ interface Kernel {
 
   ready @0 (protections :List(Protection)) -> ();
   # The vat has locked itself down, holds its edges and serves. Reports what it could verify of
-  # its own sandbox; the kernel adds what it can see from outside.
+  # its own sandbox; the kernel corrects what it sees to be untrue from outside.
 
   mint @1 (parent :Cap.Slot, hasParent :Bool, kind :UInt16, object :UInt64, rights :UInt64,
            caveats :Cap.Caveats, session :UInt64) -> (grant :Grant);

@@ -29,8 +29,8 @@ impl Base {
         facet: &Facet,
         results: &mut capability::DescribeResults,
     ) -> Result<(), capnp::Error> {
-        // No right is needed, but a dead capability says that it is dead.
-        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        // No right is needed, but a dead capability says that it is dead, and every call counts.
+        facet.check(Rights::NONE).map_err(fail)?;
         facet.describe(facet.reply(results).init_info());
         Ok(())
     }
@@ -42,6 +42,7 @@ impl Base {
         mut results: capability::AttenuateResults,
     ) -> Result<(), capnp::Error> {
         let facet = server.facet();
+        facet.check(Rights::NONE).map_err(fail)?;
         let wanted = {
             let params = params.get()?;
             authority_of(params.get_rights(), params.get_caveats()?)
@@ -71,6 +72,7 @@ impl Base {
         params: capability::RevokeLinkParams,
         mut results: capability::RevokeLinkResults,
     ) -> Result<(), capnp::Error> {
+        // Not counted against a rate: nobody who shares it can use it up to put off a revocation.
         facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
         let (link, expires_ms) = {
             let params = params.get()?;
@@ -98,7 +100,7 @@ impl Base {
             }
             (receiver.to_owned(), authority_of(params.get_rights(), params.get_caveats()?))
         };
-        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        facet.check(Rights::NONE).map_err(fail)?;
         let ticket = facet.gift(&receiver, wanted).await.map_err(fail)?;
         facet.reply(&mut results).set_ticket(&ticket);
         Ok(())
@@ -110,7 +112,7 @@ impl Base {
         params: capability::PersistParams,
         mut results: capability::PersistResults,
     ) -> Result<(), capnp::Error> {
-        facet.permits(Rights::NONE, EMPTY).map_err(fail)?;
+        facet.check(Rights::NONE).map_err(fail)?;
         let wanted: Authority = {
             let params = params.get()?;
             authority_of(params.get_rights(), params.get_caveats()?)

@@ -24,6 +24,8 @@ pub(crate) struct Door {
     pub(crate) session: SessionId,
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
     pub(crate) restores: Cell<u32>,
+    /// Whether anything was restored: a connection on which nothing is does not stay.
+    pub(crate) restored: Rc<Cell<bool>>,
 }
 
 impl door::Server for Door {
@@ -68,6 +70,7 @@ impl door::Server for Door {
             }
         };
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
+        self.restored.set(true);
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())
     }

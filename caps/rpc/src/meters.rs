@@ -81,7 +81,8 @@ impl Meters {
         }
         let mut used = self.used.borrow_mut();
         for ancestor in lineage {
-            *used.entry((ancestor.cap, meter)).or_default() += amount;
+            let count = used.entry((ancestor.cap, meter)).or_default();
+            *count = count.saturating_add(amount);
         }
         Ok(())
     }
@@ -139,6 +140,10 @@ mod tests {
         let a = [limits(1, 100, u32::MAX)];
         meters.charge(&a, Meter::Bytes, 1).unwrap();
         assert!(meters.charge(&a, Meter::Bytes, u64::MAX).is_err());
+        let unlimited = [limits(2, u64::MAX, u32::MAX)];
+        meters.charge(&unlimited, Meter::Bytes, u64::MAX).unwrap();
+        meters.charge(&unlimited, Meter::Bytes, 1).unwrap();
+        assert_eq!(meters.used(CapId(2), Meter::Bytes), u64::MAX);
     }
 
     #[test]

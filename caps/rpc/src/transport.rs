@@ -4,8 +4,10 @@
 //! the moment at which a reply enters the writer, which is where a reply becomes an effect.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
@@ -14,6 +16,7 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
 use distos_abi::{Fault, Meter, SlotRef};
 use distos_table::{GuardPage, View};
+use futures::future::{Either, select};
 use futures::io::{BufReader, BufWriter};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -25,10 +28,11 @@ const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// What one connection may keep a vat busy with.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Calls that were received and not yet answered. Beyond it the vat stops reading from the
-    /// connection until one is answered.
+    /// Calls that were received and not yet answered, and likewise messages that the other side
+    /// has not taken yet. Beyond it the vat stops reading from the connection until there are
+    /// fewer, so that a client which calls and does not read fills its own socket only.
     pub calls: usize,
-    /// Their parameters, in 8-byte words.
+    /// What both hold in memory, in 8-byte words.
     pub call_words: u64,
     /// The longest message, in 8-byte words; a longer one ends the connection before any memory
     /// is set aside for it.
@@ -40,7 +44,7 @@ pub struct Bounds {
 impl Bounds {
     /// For connections from holders, whom nobody vouches for.
     pub const HOLDER: Bounds =
-        Bounds { calls: 128, call_words: 4 << 20, message_words: (9 << 20) / 8, exports: 4096 };
+        Bounds { calls: 32, call_words: 4 << 20, message_words: (9 << 20) / 8, exports: 4096 };
     /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
     /// there, so reading never stops.
     pub const EDGE: Bounds = Bounds {
@@ -97,10 +101,20 @@ struct Ledger {
     /// Unanswered calls and the words of their parameters, by question.
     calls: RefCell<HashMap<u32, u64>>,
     call_words: Cell<u64>,
+    /// Messages that wait for the other side to take them, oldest first, and their words. Not kept
+    /// where there is no bound.
+    unwritten: RefCell<VecDeque<(u64, Written)>>,
+    unwritten_words: Cell<u64>,
     exports: Cell<usize>,
     /// Exports made by an answer that its caller has not finished with.
     answer_exports: RefCell<HashMap<u32, usize>>,
     room: Notify,
+    /// That callers are done with calls which still run. It is passed on once they are answered:
+    /// a call that was given up goes on to hold what it holds, so it goes on to count.
+    finishes: RefCell<HashMap<u32, Box<dyn IncomingMessage>>>,
+    /// What comes before anything else from the socket.
+    next: RefCell<VecDeque<Box<dyn IncomingMessage>>>,
+    next_added: Notify,
 }
 
 impl Ledger {
@@ -110,20 +124,81 @@ impl Ledger {
             checker,
             calls: RefCell::default(),
             call_words: Cell::new(0),
+            unwritten: RefCell::default(),
+            unwritten_words: Cell::new(0),
             exports: Cell::new(0),
             answer_exports: RefCell::default(),
             room: Notify::new(),
+            finishes: RefCell::default(),
+            next: RefCell::default(),
+            next_added: Notify::new(),
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.calls.borrow().len() < self.bounds.calls
-            && self.call_words.get() < self.bounds.call_words
+    fn is_bounded(&self) -> bool {
+        self.bounds.calls != usize::MAX
     }
 
-    fn note_incoming(&self, body: capnp::any_pointer::Reader<'_>) -> capnp::Result<()> {
+    fn has_room(&self) -> bool {
+        let words = self.call_words.get().saturating_add(self.unwritten_words.get());
+        self.calls.borrow().len() < self.bounds.calls
+            && self.unwritten.borrow().len() < self.bounds.calls
+            && words < self.bounds.call_words
+    }
+
+    /// Resolves when the next message may be read.
+    async fn until_room(&self) {
+        loop {
+            let answered = self.room.notified();
+            futures::pin_mut!(answered);
+            std::future::poll_fn(|cx| {
+                self.forget_written(cx);
+                match answered.as_mut().poll(cx) {
+                    Poll::Pending if !self.has_room() => Poll::Pending,
+                    _ => Poll::Ready(()),
+                }
+            })
+            .await;
+            if self.has_room() {
+                return;
+            }
+        }
+    }
+
+    /// Notes a message that has entered the writer; `written` resolves when it has left.
+    fn note_sent(&self, words: usize, written: Written) {
+        let words = words as u64;
+        self.unwritten_words.set(self.unwritten_words.get().saturating_add(words));
+        self.unwritten.borrow_mut().push_back((words, written));
+    }
+
+    fn forget_written(&self, cx: &mut Context<'_>) {
+        let mut unwritten = self.unwritten.borrow_mut();
+        while let Some((words, written)) = unwritten.front_mut() {
+            // An error means that the connection is gone, and the message with it.
+            if Pin::new(written).poll(cx).is_pending() {
+                return;
+            }
+            self.unwritten_words.set(self.unwritten_words.get().saturating_sub(*words));
+            unwritten.pop_front();
+        }
+    }
+
+    /// Takes in a message from the socket.
+    fn receive(&self, message: Box<dyn IncomingMessage>) -> capnp::Result<()> {
+        match self.note_incoming(message.get_body()?)? {
+            Some(unanswered) => {
+                self.finishes.borrow_mut().insert(unanswered, message);
+            }
+            None => self.next.borrow_mut().push_back(message),
+        }
+        Ok(())
+    }
+
+    /// The question, if the message finishes one that is not answered yet.
+    fn note_incoming(&self, body: capnp::any_pointer::Reader<'_>) -> capnp::Result<Option<u32>> {
         match body.get_as::<message::Reader<'_>>()?.which() {
-            Ok(message::Call(call)) => {
+            Ok(message::Call(call)) if self.is_bounded() => {
                 let words = body.target_size()?.word_count;
                 let call = call?;
                 if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
@@ -136,6 +211,9 @@ impl Ledger {
             }
             Ok(message::Finish(finish)) => {
                 let finish = finish?;
+                if self.calls.borrow().contains_key(&finish.get_question_id()) {
+                    return Ok(Some(finish.get_question_id()));
+                }
                 let made = self.answer_exports.borrow_mut().remove(&finish.get_question_id());
                 if finish.get_release_result_caps() {
                     self.exports.set(self.exports.get().saturating_sub(made.unwrap_or(0)));
@@ -143,13 +221,21 @@ impl Ledger {
             }
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     fn note_returned(&self, answer: u32) {
-        if let Some(words) = self.calls.borrow_mut().remove(&answer) {
-            self.call_words.set(self.call_words.get().saturating_sub(words));
-            self.room.notify_one();
+        let Some(words) = self.calls.borrow_mut().remove(&answer) else { return };
+        self.call_words.set(self.call_words.get().saturating_sub(words));
+        self.room.notify_one();
+    }
+
+    /// Passes on that a call which has just been answered is finished.
+    fn release_finish(&self, answer: u32) {
+        let Some(finish) = self.finishes.borrow_mut().remove(&answer) else { return };
+        if finish.get_body().and_then(|body| self.note_incoming(body)).is_ok() {
+            self.next.borrow_mut().push_back(finish);
+            self.next_added.notify_one();
         }
     }
 
@@ -194,14 +280,19 @@ impl<T: futures::AsyncRead + Unpin> VatNetwork<Side> for Network<T> {
     }
 }
 
+/// A message from the socket; `None` at its end.
+type Read = Promise<Option<Box<dyn IncomingMessage>>, capnp::Error>;
+
 struct Connection {
     inner: Rc<RefCell<DynConnection>>,
     ledger: Rc<Ledger>,
+    /// A read that something else overtook.
+    read: Rc<RefCell<Option<Read>>>,
 }
 
 impl Connection {
     fn wrap(inner: DynConnection, ledger: Rc<Ledger>) -> DynConnection {
-        Box::new(Connection { inner: Rc::new(RefCell::new(inner)), ledger })
+        Box::new(Connection { inner: Rc::new(RefCell::new(inner)), ledger, read: Rc::default() })
     }
 }
 
@@ -223,17 +314,35 @@ impl capnp_rpc::Connection<Side> for Connection {
     fn receive_incoming_message(
         &mut self,
     ) -> Promise<Option<Box<dyn IncomingMessage>>, capnp::Error> {
-        let (inner, ledger) = (self.inner.clone(), self.ledger.clone());
+        let (inner, ledger, read) = (self.inner.clone(), self.ledger.clone(), self.read.clone());
         Promise::from_future(async move {
-            while !ledger.has_room() {
-                ledger.room.notified().await;
+            loop {
+                if let Some(next) = ledger.next.borrow_mut().pop_front() {
+                    return Ok(Some(next));
+                }
+                let overtaken = read.borrow_mut().take();
+                let reading = match overtaken {
+                    Some(reading) => reading,
+                    None => {
+                        let room = ledger.until_room();
+                        let added = ledger.next_added.notified();
+                        futures::pin_mut!(room, added);
+                        if let Either::Right(_) = select(room, added).await {
+                            continue;
+                        }
+                        inner.borrow_mut().receive_incoming_message()
+                    }
+                };
+                let added = ledger.next_added.notified();
+                futures::pin_mut!(added);
+                match select(reading, added).await {
+                    Either::Left((received, _)) => match received? {
+                        Some(message) => ledger.receive(message)?,
+                        None => return Ok(None),
+                    },
+                    Either::Right(((), reading)) => *read.borrow_mut() = Some(reading),
+                }
             }
-            let next = inner.borrow_mut().receive_incoming_message();
-            let received = next.await?;
-            if let Some(message) = &received {
-                ledger.note_incoming(message.get_body()?)?;
-            }
-            Ok(received)
         })
     }
 
@@ -297,6 +406,24 @@ impl Outgoing {
 }
 
 impl Outgoing {
+    fn send_reply(self, reply: &Reply) -> Sent {
+        if let Err(fault) = self.ledger.note_exports(reply.answer, reply.caps) {
+            return self.refuse(reply, &fault);
+        }
+        let (Some(checker), Some(slot)) = (self.ledger.checker.clone(), self.tag) else {
+            return dispatch(self.inner, &self.ledger);
+        };
+        // The commit of a reply (C2): alive, under a guard, into the write queue.
+        let Outgoing { inner, connection, tag, ledger } = self;
+        let mut inner = Some(inner);
+        let commit = || inner.take().map(|message| dispatch(message, &ledger));
+        if let Some(Some(sent)) = checker.guards.commit(&checker.view, slot, commit) {
+            return sent;
+        }
+        let inner = inner.expect("a refused commit does not run its action");
+        Outgoing { inner, connection, tag, ledger }.refuse(reply, &Fault::Revoked)
+    }
+
     /// Sends `fault` in place of this reply. The reply itself stays here, for calls that were
     /// pipelined on it: what it names checks them on its own.
     fn refuse(self, reply: &Reply, fault: &Fault) -> Sent {
@@ -309,7 +436,20 @@ impl Outgoing {
     }
 }
 
-type Sent = (Promise<(), capnp::Error>, Rc<Builder<HeapAllocator>>);
+/// Resolves when a message has been written.
+type Written = Promise<(), capnp::Error>;
+type Sent = (Written, Rc<Builder<HeapAllocator>>);
+
+/// Hands a message to the writer; nobody but the ledger waits until it is written.
+fn dispatch(message: Box<dyn OutgoingMessage>, ledger: &Ledger) -> Sent {
+    let words = message.size_in_words();
+    let (written, message) = message.send();
+    if !ledger.is_bounded() {
+        return (written, message);
+    }
+    ledger.note_sent(words, written);
+    (Promise::ok(()), message)
+}
 
 impl OutgoingMessage for Outgoing {
     fn get_body(&mut self) -> capnp::Result<capnp::any_pointer::Builder<'_>> {
@@ -323,25 +463,14 @@ impl OutgoingMessage for Outgoing {
     fn send(self: Box<Self>) -> Sent {
         let reply = match self.reply() {
             Ok(Some(reply)) => reply,
-            Ok(None) => return self.inner.send(),
+            Ok(None) => return dispatch(self.inner, &self.ledger),
             Err(error) => return (Promise::err(error), Rc::new(self.inner.take())),
         };
-        self.ledger.note_returned(reply.answer);
-        if let Err(fault) = self.ledger.note_exports(reply.answer, reply.caps) {
-            return (*self).refuse(&reply, &fault);
-        }
-        let (Some(checker), Some(slot)) = (self.ledger.checker.clone(), self.tag) else {
-            return self.inner.send();
-        };
-        // The commit of a reply (C2): alive, under a guard, into the write queue.
-        let Outgoing { inner, connection, tag, ledger } = *self;
-        let mut inner = Some(inner);
-        let commit = || inner.take().map(|message| message.send());
-        if let Some(Some(sent)) = checker.guards.commit(&checker.view, slot, commit) {
-            return sent;
-        }
-        let inner = inner.expect("a refused commit does not run its action");
-        Outgoing { inner, connection, tag, ledger }.refuse(&reply, &Fault::Revoked)
+        let (ledger, answer) = (self.ledger.clone(), reply.answer);
+        ledger.note_returned(answer);
+        let sent = self.send_reply(&reply);
+        ledger.release_finish(answer);
+        sent
     }
 
     fn take(self: Box<Self>) -> Builder<HeapAllocator> {
@@ -489,6 +618,101 @@ mod tests {
                 "and all are answered in the end"
             );
         });
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_its_replies_cannot_fill_the_vats_memory() {
+        local(async {
+            let (here, there) = UnixStream::pair().unwrap();
+            let large = capnp_rpc::new_client::<door::Client, _>(Large);
+            let large: capnp::capability::Client = large.cast_to();
+            let bounds = Bounds { calls: 4, ..Bounds::HOLDER };
+            tokio::task::spawn_local(start(there, Side::Server, Some(large.clone()), bounds));
+            // The calls are read; no reply is.
+            let calls = calls_of_a_raw_client(40);
+            let (mut reader, mut writer) = here.into_split();
+            let sending = tokio::task::spawn_local(async move {
+                tokio::io::AsyncWriteExt::write_all(&mut writer, &calls).await.unwrap();
+                writer
+            });
+            for _ in 0..500 {
+                tokio::task::yield_now().await;
+            }
+            let answered = LARGE_REPLIES.with(Cell::get);
+            assert!((1..=8).contains(&answered), "{answered} replies of 1 MiB were made");
+            // Whoever reads gets everything.
+            let mut rest = vec![0; 40 << 20];
+            tokio::io::AsyncReadExt::read_exact(&mut reader, &mut rest).await.unwrap();
+            drop(sending.await);
+        });
+    }
+
+    #[test]
+    fn calls_that_were_given_up_do_not_use_up_a_connection() {
+        local(async {
+            let world = World::new();
+            let door = world.serve(Bounds { calls: 4, ..Bounds::HOLDER }, Rc::new(|| {}));
+            for _ in 0..20 {
+                let call = door.restore_request().send();
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                drop(call);
+            }
+            let call = tokio::task::spawn_local(door.challenge_request().send().promise);
+            for _ in 0..2000 {
+                world.go.notify_one();
+                tokio::task::yield_now().await;
+            }
+            assert!(call.is_finished(), "the calls have ended, so there is room again");
+            assert!(call.await.unwrap().is_ok());
+        });
+    }
+
+    thread_local! {
+        static LARGE_REPLIES: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A server whose every reply is 1 MiB long.
+    struct Large;
+
+    impl door::Server for Large {
+        async fn challenge(
+            self: Rc<Self>,
+            _: door::ChallengeParams,
+            mut results: door::ChallengeResults,
+        ) -> Result<(), capnp::Error> {
+            LARGE_REPLIES.with(|count| count.set(count.get() + 1));
+            results.get().init_nonce(1 << 20);
+            Ok(())
+        }
+
+        async fn restore(
+            self: Rc<Self>,
+            _: door::RestoreParams,
+            _: door::RestoreResults,
+        ) -> Result<(), capnp::Error> {
+            Ok(())
+        }
+    }
+
+    /// The bytes of a client that asks for the bootstrap and calls `challenge` on it.
+    fn calls_of_a_raw_client(count: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut bootstrap = Builder::new_default();
+        bootstrap.init_root::<message::Builder<'_>>().init_bootstrap().set_question_id(0);
+        capnp::serialize::write_message(&mut bytes, &bootstrap).unwrap();
+        for question in 1..=count {
+            let mut message = Builder::new_default();
+            let mut call = message.init_root::<message::Builder<'_>>().init_call();
+            call.set_question_id(question);
+            call.set_interface_id(<door::Client as capnp::traits::HasTypeId>::TYPE_ID);
+            call.set_method_id(0);
+            call.reborrow().init_target().init_promised_answer().set_question_id(0);
+            call.init_params();
+            capnp::serialize::write_message(&mut bytes, &message).unwrap();
+        }
+        bytes
     }
 
     #[test]

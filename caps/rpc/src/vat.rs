@@ -31,6 +31,10 @@ use crate::transport::{self, Bounds, Checker};
 const MAX_WAITING_EVENTS: usize = 1024;
 /// Connections from holders at one time.
 const MAX_CONNECTIONS: usize = 256;
+/// Those of one user of this machine, so that nobody can keep all others out.
+const MAX_CONNECTIONS_OF_A_USER: usize = 192;
+/// How long a connection may last on which nothing was restored.
+const RESTORE_WAIT: Duration = Duration::from_secs(30);
 /// How long [`Vat::edge`] waits for an edge that is being wired again.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
 /// Slots given back in one call.
@@ -70,7 +74,8 @@ struct Core {
     suppressed: Cell<u64>,
     releases: mpsc::UnboundedSender<SlotRef>,
     next_session: Cell<u64>,
-    connections: Cell<usize>,
+    /// Connections from holders, by their uid.
+    connections: RefCell<HashMap<u32, usize>>,
     draining: Cell<bool>,
 }
 
@@ -179,6 +184,12 @@ where
     }
 }
 
+/// Whether one more connection of `user` is taken, beside those that are open.
+fn admits(open: &HashMap<u32, usize>, user: u32) -> bool {
+    let own = open.get(&user).copied().unwrap_or(0);
+    own < MAX_CONNECTIONS_OF_A_USER && open.values().sum::<usize>() < MAX_CONNECTIONS
+}
+
 fn stream(socket: OwnedFd) -> Result<UnixStream, Fault> {
     let socket = std::os::unix::net::UnixStream::from(socket);
     socket.set_nonblocking(true).map_err(Fault::internal)?;
@@ -214,7 +225,7 @@ impl Vat {
                 suppressed: Cell::new(0),
                 releases,
                 next_session: Cell::new(1),
-                connections: Cell::new(0),
+                connections: RefCell::default(),
                 draining: Cell::new(false),
             }),
         })
@@ -445,11 +456,13 @@ impl Vat {
     async fn accept(self, listener: UnixListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) if self.core.connections.get() < MAX_CONNECTIONS => {
-                    self.admit(stream)
-                }
                 // Dropping the stream tells the client at once.
-                Ok(_) => tracing::warn!("a connection is refused: {MAX_CONNECTIONS} are open"),
+                Ok((stream, _)) => match stream.peer_cred().map(|peer| peer.uid()) {
+                    Ok(user) if admits(&self.core.connections.borrow(), user) => {
+                        self.admit(stream, user)
+                    }
+                    _ => tracing::warn!("a connection is refused: too many are open"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -458,10 +471,16 @@ impl Vat {
         }
     }
 
-    fn admit(&self, stream: UnixStream) {
+    fn admit(&self, stream: UnixStream, user: u32) {
         let session = self.next_session();
-        let door =
-            Door { vat: self.clone(), session, nonce: Cell::new(None), restores: Cell::new(0) };
+        let restored = Rc::new(Cell::new(false));
+        let door = Door {
+            vat: self.clone(),
+            session,
+            nonce: Cell::new(None),
+            restores: Cell::new(0),
+            restored: restored.clone(),
+        };
         let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
         let door = capnp::capability::Client::new(door.into_client_hook());
         let system = transport::guarded(
@@ -471,11 +490,21 @@ impl Vat {
             Bounds::HOLDER,
             Some(self.core.checker.clone()),
         );
-        self.core.connections.set(self.core.connections.get() + 1);
+        *self.core.connections.borrow_mut().entry(user).or_default() += 1;
         let vat = self.clone();
         tokio::task::spawn_local(async move {
-            let _ = system.await;
-            vat.core.connections.set(vat.core.connections.get() - 1);
+            let idle = async {
+                tokio::time::sleep(RESTORE_WAIT).await;
+                if restored.get() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                _ = system => {}
+                () = idle => tracing::info!("a connection that restores nothing is closed"),
+            }
+            vat.core.connections.borrow_mut().entry(user).and_modify(|count| *count -= 1);
+            vat.core.connections.borrow_mut().retain(|_, count| *count > 0);
             vat.meters().forget_idle_rates(vat.now_ms());
             vat.end_session(session).await;
         });
@@ -568,5 +597,21 @@ impl kernel_capnp::vat::Server for VatServer {
         _: kernel_capnp::vat::PingResults,
     ) -> Result<(), capnp::Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_keep_all_others_out() {
+        let mut open = HashMap::new();
+        while admits(&open, 1000) {
+            *open.entry(1000).or_default() += 1;
+        }
+        assert!(admits(&open, 0));
+        open.insert(1001, MAX_CONNECTIONS - MAX_CONNECTIONS_OF_A_USER);
+        assert!(!admits(&open, 0));
     }
 }

@@ -177,10 +177,18 @@ impl Forest {
         self.usage.entry(tenant).or_default()
     }
 
-    /// Whether `tenant` may use `extra` more slots or tombstones.
-    pub(crate) fn within_quota(&self, tenant: TenantId, extra: u32) -> Result<(), Fault> {
+    /// Whether `tenant` may use `extra` more slots or tombstones for `holder`. An eighth of the
+    /// quota is for the tenant's own key alone: whoever it delegated to must not be able to use up
+    /// the slots that it needs in order to revoke (C2).
+    pub(crate) fn within_quota(
+        &self,
+        tenant: TenantId,
+        holder: &Holder,
+        extra: u32,
+    ) -> Result<(), Fault> {
         let limit = match self.tenants.get(&tenant) {
-            Some(record) => record.slot_quota,
+            Some(record) if *holder == Holder::Key(record.holder) => record.slot_quota,
+            Some(record) => record.slot_quota - record.slot_quota / 8,
             None if tenant == TenantId::OPERATOR => self.capacity,
             None => return Err(Fault::not_found("no such tenant")),
         };
@@ -197,14 +205,17 @@ impl Forest {
         &self,
         parent: Option<u32>,
         tenant: TenantId,
+        holder: &Holder,
         extra: u32,
     ) -> Result<(), Fault> {
         let above = parent.map_or(0, |at| self.node(at).depth + 1);
         if above + extra as usize > MAX_DEPTH {
             return Err(Fault::TooDeep);
         }
-        self.within_quota(tenant, extra)?;
-        if extra > self.free_slots() {
+        self.within_quota(tenant, holder, extra)?;
+        // Quotas may promise more than there is; the operator's last slots are not for tenants.
+        let kept = if tenant == TenantId::OPERATOR { 0 } else { (self.capacity / 16).min(256) };
+        if extra + kept > self.free_slots() {
             return Err(Fault::unavailable(100, "the capability table is full"));
         }
         match Generation::new(self.epoch, self.counter + u64::from(extra)) {
@@ -221,9 +232,13 @@ impl Forest {
         cap: Option<CapId>,
         facts: Facts,
     ) -> Result<u32, Fault> {
-        self.room(parent, facts.tenant, 1).or_else(|fault| match fault {
+        self.room(parent, facts.tenant, &facts.holder, 1).or_else(|fault| match fault {
             // What the journal holds was within its quota when it was made.
-            Fault::OverQuota { .. } if cap.is_some() && self.free_slots() > 0 => Ok(()),
+            Fault::OverQuota { .. } | Fault::Unavailable { .. }
+                if cap.is_some() && self.free_slots() > 0 =>
+            {
+                Ok(())
+            }
             other => Err(other),
         })?;
         self.counter += 1;

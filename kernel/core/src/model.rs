@@ -59,7 +59,7 @@ pub enum Command {
         /// How many slots and tombstones it may use together.
         slot_quota: u32,
     },
-    /// A durable root for a vat's root object of a kind. See [`crate::Forest::root_of`].
+    /// A durable root for a vat's root object of a kind. See [`crate::Forest::roots_of`].
     MintRoot {
         /// The home.
         vat: VatName,

@@ -13,6 +13,11 @@ use crate::{
     Outcome, Reason, Record, RevokeRecord, TableOp, TenantRecord,
 };
 
+/// By how much a tombstone's time must grow to be worth another record: a day.
+const EXTENSION_MS: u64 = 24 * 3600 * 1000;
+/// What instances of templates that serve the operator are called after.
+const OPERATOR_NAME: &str = "operator";
+
 impl Forest {
     /// Decides one command at `now_ms` (milliseconds since the Unix epoch; the latest time ever
     /// seen counts if that is later). A fault leaves the forest as it was.
@@ -89,10 +94,10 @@ impl Forest {
         holder: HolderKey,
         slot_quota: u32,
     ) -> Result<Applied, Fault> {
-        if name.len() > MAX_TENANT_NAME_BYTES || name.contains('/') || VatName::new(&name).is_err()
-        {
+        let is_name = name.len() <= MAX_TENANT_NAME_BYTES && !name.contains('/');
+        if !is_name || name == OPERATOR_NAME || VatName::new(&name).is_err() {
             return Err(Fault::malformed(format!(
-                "a tenant's name is 1 to {MAX_TENANT_NAME_BYTES} of a-z, 0-9 and '-'"
+                "a tenant's name is 1 to {MAX_TENANT_NAME_BYTES} of a-z, 0-9 and '-', and not '{OPERATOR_NAME}'"
             )));
         }
         if let Some(other) = self.tenants.values().find(|t| t.name == name || t.holder == holder) {
@@ -227,10 +232,13 @@ impl Forest {
             })
             .collect();
         let user = tenants.last().copied().unwrap_or(self.node(at).facts.tenant);
-        self.room(Some(at), user, tenants.len() as u32 + 1)?;
+        let last = links
+            .last()
+            .map_or_else(|| self.node(at).facts.holder.clone(), |claim| Holder::Key(claim.holder));
+        self.room(Some(at), user, &last, tenants.len() as u32 + 1)?;
         for tenant in tenants.iter().filter(|tenant| **tenant != user) {
             let links = tenants.iter().filter(|other| *other == tenant).count();
-            self.within_quota(*tenant, links as u32)?;
+            self.within_quota(*tenant, &last, links as u32)?;
         }
         let mut fresh = Vec::new();
         let new = links.iter().zip(effective).skip(known).zip(tenants);
@@ -373,9 +381,11 @@ impl Forest {
         let expires_ms = expires_ms.min(self.floor_ms.saturating_add(MAX_TOMBSTONE_MS));
         let known = self.tombstones.get(&(self.node(under).cap, link)).copied();
         if known.is_none() {
-            self.within_quota(self.node(under).facts.tenant, 1)?;
+            let facts = &self.node(under).facts;
+            self.within_quota(facts.tenant, &facts.holder, 1)?;
         }
-        if known.is_none_or(|until| until < expires_ms) {
+        // Each call may cost a record, so that only a real extension makes one.
+        if known.is_none_or(|until| until.saturating_add(EXTENSION_MS) < expires_ms) {
             self.entomb(under, link, expires_ms);
             applied.records.push(Record::Tombstone {
                 under: self.node(under).cap,

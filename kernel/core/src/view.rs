@@ -105,22 +105,25 @@ impl Forest {
         self.find(slot).filter(|at| self.is_live(*at)).map(|at| self.grant_at(at))
     }
 
+    /// Whom a live capability is charged to.
+    pub fn tenant_of(&self, slot: SlotRef) -> Option<TenantId> {
+        self.find(slot).filter(|at| self.is_live(*at)).map(|at| self.node(at).facts.tenant)
+    }
+
     /// The slot of a live capability.
     pub fn slot_of(&self, cap: CapId) -> Option<SlotRef> {
         let at = *self.caps.get(&cap)?;
         self.is_live(at).then(|| self.node(at).slot)
     }
 
-    /// The live durable root that [`crate::Command::MintRoot`] made for a tenant, if any.
-    pub fn root_of(&self, vat: &VatName, kind: Kind, tenant: TenantId) -> Option<SlotRef> {
-        let key = |at| (vat.clone(), kind, ObjectId::ROOT, at);
-        self.objects.range(key(0)..=key(u32::MAX)).map(|entry| self.node(entry.3)).find_map(
-            |node| {
-                let fits =
-                    !node.dead && node.facts.life == Life::Durable && node.facts.tenant == tenant;
-                fits.then_some(node.slot)
-            },
-        )
+    /// The live durable roots that [`crate::Command::MintRoot`] made for a tenant.
+    pub fn roots_of(&self, tenant: TenantId) -> Vec<GrantView> {
+        let fits = |at: &u32| {
+            let node = self.node(*at);
+            !node.dead && node.facts.life == Life::Durable && node.facts.tenant == tenant
+        };
+        let roots = self.objects.iter().filter(|(_, _, object, _)| *object == ObjectId::ROOT);
+        roots.map(|(.., at)| *at).filter(fits).map(|at| self.grant_at(at)).collect()
     }
 
     /// Root first, `cap` last; empty if the forest does not know it (any more).

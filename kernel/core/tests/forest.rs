@@ -8,7 +8,8 @@ use distos_abi::{
     SessionId, SlotRef, TenantId, VatName,
 };
 use distos_core::{
-    Applied, Command, Forest, Holder, Life, LinkClaim, Order, Outcome, Record, TableOp, TreeView,
+    Applied, Command, Forest, GrantView, Holder, Life, LinkClaim, Order, Outcome, Record, TableOp,
+    TreeView,
 };
 use proptest::prelude::*;
 
@@ -659,4 +660,49 @@ fn what_the_operator_delegates_to_a_tenants_key_uses_that_tenants_resources_from
         world.forest.tenants().into_iter().find(|t| t.id == TenantId(1)).map(|t| t.slots_used);
     // The world's own root, red's link and session, then blue's two links and session.
     assert_eq!(used, Some(6));
+}
+
+/// A forest with one tenant of 64 slots, its key 1, and a root of its own.
+fn with_one_tenant() -> (Forest, GrantView) {
+    let mut forest = Forest::new(1, 256);
+    let holder = HolderKey([1; 32]);
+    let add = Command::AddTenant { name: "red".to_owned(), holder, slot_quota: 64 };
+    forest.apply(add, 1).expect("a tenant");
+    match forest.apply(mint_root(0, 1), 1).expect("a root").outcome {
+        Outcome::Granted(root) => (forest, root),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_delegatee_cannot_use_up_the_slots_that_its_delegator_needs_to_revoke() {
+    let (mut forest, root) = with_one_tenant();
+    let redeem = |forest: &mut Forest, steps: u8| {
+        let (vat, root_cap, session) = (vat(0), root.cap, SessionId(1));
+        forest.apply(Command::Redeem { vat, root_cap, links: chain(root.cap, steps), session }, 2)
+    };
+    let granted = redeem(&mut forest, 1).expect("red's delegation to key 2").outcome;
+    let Outcome::Granted(blue) = granted else { panic!("a redemption yields a grant") };
+    let wanted = Authority { rights: Rights::READ, caveats: Caveats::NONE };
+    let greedy = Command::Derive { vat: vat(0), parent: blue.slot, wanted, session: SessionId(1) };
+    let taken = (0..100).take_while(|_| forest.apply(greedy.clone(), 3).is_ok()).count();
+    assert!(taken < 100, "there is a quota");
+    assert!(redeem(&mut forest, 0).is_ok(), "red's own key still gets in");
+    let link = chain(root.cap, 1).last().expect("a chain has links").hash;
+    let revoke = Command::RevokeLink { vat: vat(0), under: root.slot, link, expires_ms: u64::MAX };
+    let ended = forest.apply(revoke, 4).expect("red revokes").outcome;
+    assert_eq!(ended, Outcome::Revoked { descendants: 1 + taken as u64 });
+}
+
+#[test]
+fn asking_again_and_again_to_refuse_a_link_writes_no_records() {
+    let (mut forest, root) = with_one_tenant();
+    let mut records = 0;
+    for later in 0..1000 {
+        let (vat, under, link) = (vat(0), root.slot, LinkHash([9; 32]));
+        let expires_ms = 1_000_000 + later;
+        let ask = Command::RevokeLink { vat, under, link, expires_ms };
+        records += forest.apply(ask, 5).expect("a tombstone").records.len();
+    }
+    assert_eq!(records, 1);
 }

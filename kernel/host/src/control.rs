@@ -57,7 +57,7 @@ impl spawner::Server for SpawnerServer {
     ) -> Result<(), capnp::Error> {
         let name = params.get()?.get_vat()?.to_str()?.to_owned();
         self.may_spawn(name.split('/').next().unwrap_or_default())?;
-        self.vats.stop_instance(&name).map_err(fail)
+        self.vats.stop_instance(&name).await.map_err(fail)
     }
 }
 

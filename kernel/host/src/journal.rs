@@ -60,11 +60,24 @@ pub struct JournalHandle {
 struct Shared {
     /// Durable records that the audit service has not taken, and their bytes.
     waiting: Mutex<(VecDeque<Frame>, usize)>,
-    /// The first and last record of each closed segment, oldest first.
-    segments: Mutex<VecDeque<u64>>,
+    /// The closed segments, oldest first.
+    segments: Mutex<VecDeque<Closed>>,
     has_spare: AtomicBool,
     failed: AtomicBool,
     bytes: AtomicU64,
+    /// How much of the current segment is used.
+    end: AtomicU64,
+    /// Whether a snapshot is being written: another one would say the same.
+    compacting: AtomicBool,
+}
+
+/// A segment that is full.
+#[derive(Clone, Copy)]
+struct Closed {
+    /// Its last record.
+    end: u64,
+    /// It holds a part of the newest snapshot, so the state cannot be rebuilt without it.
+    needed: bool,
 }
 
 enum Command {
@@ -111,6 +124,8 @@ impl JournalHandle {
             has_spare: AtomicBool::new(true),
             failed: AtomicBool::new(false),
             bytes: AtomicU64::new(files.bytes),
+            end: AtomicU64::new(files.end),
+            compacting: AtomicBool::new(false),
         });
         let (commands, received) = channel();
         let writer = Writer { files, shared: shared.clone(), written: Vec::new() };
@@ -163,6 +178,15 @@ impl JournalHandle {
             && lock(&self.shared.waiting).1 < MAX_WAITING_BYTES
     }
 
+    /// Whether there is room for what a holder needs in order to revoke: beyond the room for
+    /// increases, at least half of the segment in use.
+    pub fn has_reserve(&self) -> bool {
+        let room = self.shared.has_spare.load(Ordering::Acquire)
+            || self.shared.end.load(Ordering::Acquire) < SEGMENT_BYTES / 2;
+        room && !self.shared.failed.load(Ordering::Acquire)
+            && lock(&self.shared.waiting).1 < 2 * MAX_WAITING_BYTES
+    }
+
     /// Durable records after `after`, oldest first, at most `max` of them.
     pub fn read_from(&self, after: u64, max: usize) -> Vec<Frame> {
         let waiting = lock(&self.shared.waiting);
@@ -184,8 +208,9 @@ impl JournalHandle {
                 waiting.1 -= bytes;
             }
         }
-        let closed_and_taken = lock(&self.shared.segments).front().is_some_and(|end| *end <= up_to);
-        if closed_and_taken {
+        let oldest = lock(&self.shared.segments).front().copied();
+        let taken = oldest.is_some_and(|closed| closed.end <= up_to && !closed.needed);
+        if taken && !self.shared.compacting.swap(true, Ordering::AcqRel) {
             // A failure to send shows at the next wait.
             let _ = self.commands.send(Command::Compact {
                 snapshot: snapshot(),
@@ -257,7 +282,7 @@ struct Opened {
     files: Files,
     frames: Vec<Frame>,
     /// The last record of each closed segment.
-    ends: VecDeque<u64>,
+    ends: VecDeque<Closed>,
 }
 
 fn failed(path: &Path, error: &io::Error) -> Fault {
@@ -308,7 +333,7 @@ impl Files {
             end = read.end as u64;
             frames.extend(read.frames);
             if !last {
-                ends.push_back(read.chain.seq);
+                ends.push_back(Closed { end: read.chain.seq, needed: false });
             }
         }
         let chain = chain.unwrap_or(Chain::START);
@@ -498,7 +523,9 @@ impl Writer {
                 Command::Sync { done } => waiters.push(done),
                 Command::Compact { snapshot, time_ms, acked } => {
                     self.flush(&mut buffer)?;
-                    self.compact(snapshot, time_ms, acked)?;
+                    let compacted = self.compact(snapshot, time_ms, acked);
+                    self.shared.compacting.store(false, Ordering::Release);
+                    compacted?;
                 }
             }
             taken += 1;
@@ -516,7 +543,8 @@ impl Writer {
             let has_spare = self.files.rotate()?;
             self.shared.has_spare.store(has_spare, Ordering::Release);
             self.shared.bytes.store(self.files.bytes, Ordering::Relaxed);
-            lock(&self.shared.segments).push_back(last);
+            let needed = self.shared.compacting.load(Ordering::Acquire);
+            lock(&self.shared.segments).push_back(Closed { end: last, needed });
         }
         let synced = self.files.synced;
         let Files { key, chain, .. } = &mut self.files;
@@ -530,6 +558,7 @@ impl Writer {
     fn flush(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
         self.files.current.write_all_at(buffer, self.files.end)?;
         self.files.end += buffer.len() as u64;
+        self.shared.end.store(self.files.end, Ordering::Release);
         buffer.clear();
         Ok(())
     }
@@ -566,9 +595,11 @@ impl Writer {
         }
         self.flush(&mut buffer)?;
         self.sync()?;
+        // What an older snapshot needed is not needed any more.
+        lock(&self.shared.segments).iter_mut().take(before).for_each(|old| old.needed = false);
         for _ in 0..before {
             let oldest = lock(&self.shared.segments).front().copied();
-            if oldest.is_none_or(|end| end > acked) {
+            if oldest.is_none_or(|closed| closed.end > acked) {
                 break;
             }
             self.files.remove_oldest()?;

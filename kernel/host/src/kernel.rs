@@ -5,10 +5,11 @@
 //! It does not start processes ([`crate::vats`]) and knows no interface ([`crate::server`]).
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use distos_abi::{Fault, NodeId, VatName};
+use distos_abi::{Fault, HolderKey, Meter, NodeId, SlotRef, TenantId, VatName};
 use distos_core::{Applied, Command, Forest, Order, Outcome, TableOp};
 use distos_table::{GuardWatch, Snapshot, Table};
 use distos_types::HolderSecret;
@@ -20,6 +21,13 @@ use crate::journal::{JournalHandle, codec};
 /// A vat that has not reached quiescence after this long is killed (fail closed). A guard covers
 /// one synchronous step that no tenant's input can prolong.
 const QUIESCENCE: Duration = Duration::from_millis(250);
+/// How long a killed vat may take to be gone before the node fences itself.
+const DEATH: Duration = Duration::from_secs(10);
+/// Increases of authority that one tenant, or one key that restores capabilities, may make in a
+/// second: a fraction of what the audit service keeps up with.
+const INCREASES_PER_S: u32 = 1000;
+/// The same for restoring while the journal is full.
+const RESERVED_PER_S: u32 = 4;
 /// Dead slots taken back at a time.
 const RECLAIM_BATCH: u32 = 1024;
 
@@ -39,6 +47,11 @@ pub(crate) struct Kernel {
     pub(crate) appended: Notify,
     table: Table,
     watched: RefCell<Vec<Rc<Watched>>>,
+    /// Capabilities that the forest has and the table does not show yet, because their records
+    /// are not durable.
+    unpublished: RefCell<BTreeSet<SlotRef>>,
+    published: Notify,
+    paces: RefCell<Paces>,
 }
 
 /// What a revocation took.
@@ -68,6 +81,9 @@ impl Kernel {
             appended: Notify::new(),
             table,
             watched: RefCell::default(),
+            unpublished: RefCell::default(),
+            published: Notify::new(),
+            paces: RefCell::default(),
         };
         let replayed = kernel.forest.borrow().table_after_replay();
         kernel.store(&replayed);
@@ -82,17 +98,17 @@ impl Kernel {
     /// Carries out a command. An increase of authority shows nowhere before its record is durable;
     /// a decrease takes effect first, and is durable and quiescent when this returns.
     pub(crate) async fn apply(&self, command: Command) -> Result<Outcome, Fault> {
-        if increases(&command) && !self.journal.has_room_for_increase() {
-            return Err(Fault::unavailable(
-                1000,
-                "the journal is full: free space in the node's directory, or let the audit service catch up",
-            ));
-        }
+        self.admit(&command)?;
         let applied = self.forest.borrow_mut().apply(command, now_ms())?;
         match applied.order {
             Order::RecordFirst => {
-                self.record(&applied, true).await?;
-                self.publish_live(&applied.table)?;
+                let slots: Vec<SlotRef> = applied.table.iter().filter_map(published).collect();
+                self.unpublished.borrow_mut().extend(&slots);
+                let recorded = self.record(&applied, true).await;
+                let shown = recorded.and_then(|()| self.publish_live(&applied.table));
+                self.unpublished.borrow_mut().retain(|slot| !slots.contains(slot));
+                self.published.notify_waiters();
+                shown?;
             }
             Order::TableFirst => {
                 self.store(&applied.table);
@@ -103,8 +119,9 @@ impl Kernel {
                 recorded.await?;
             }
             Order::Lazy => {
-                self.store(&applied.table);
                 self.record_later(&applied);
+                self.until_published(&applied.table).await;
+                self.publish_live(&applied.table)?;
             }
         }
         Ok(applied.outcome)
@@ -129,6 +146,56 @@ impl Kernel {
                 self.record_later(&applied);
             }
             Err(fault) => tracing::debug!(%fault, "nothing to end"),
+        }
+    }
+
+    /// Waits for parents whose own records are still on their way to the disk.
+    async fn until_published(&self, ops: &[TableOp]) {
+        loop {
+            let changed = self.published.notified();
+            let waits = |op: &TableOp| match op {
+                TableOp::Publish { parent: Some(parent), .. } => {
+                    self.unpublished.borrow().contains(parent)
+                }
+                _ => false,
+            };
+            if !ops.iter().any(waits) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether an increase may be recorded now: the journal has room, and its tenant keeps to the
+    /// pace that leaves room for the others. When the journal is full, sturdy capabilities can
+    /// still be restored, slowly: a holder that can't get in can't revoke.
+    fn admit(&self, command: &Command) -> Result<(), Fault> {
+        let Some(payer) = self.payer(command) else { return Ok(()) };
+        let has_room = self.journal.has_room_for_increase();
+        let may_restore =
+            || matches!(command, Command::Redeem { .. }) && self.journal.has_reserve();
+        if !(has_room || may_restore()) {
+            return Err(Fault::unavailable(
+                1000,
+                "the journal is full: free space in the node's directory, or let the audit service catch up",
+            ));
+        }
+        let per_s = if has_room { INCREASES_PER_S } else { RESERVED_PER_S };
+        self.paces.borrow_mut().admit(payer, per_s, now_ms() / 1000)
+    }
+
+    /// Who an increase is counted against; `None` if the command is none, or the node's own.
+    fn payer(&self, command: &Command) -> Option<Payer> {
+        let tenant_of = |slot: &SlotRef| {
+            let tenant = self.forest.borrow().tenant_of(*slot)?;
+            (tenant != TenantId::OPERATOR).then_some(Payer::Tenant(tenant))
+        };
+        match command {
+            Command::Mint { parent: Some(slot), .. }
+            | Command::Derive { parent: slot, .. }
+            | Command::Deposit { parent: slot, .. } => tenant_of(slot),
+            Command::Redeem { links, .. } => links.last().map(|link| Payer::Key(link.holder)),
+            _ => None,
         }
     }
 
@@ -256,31 +323,80 @@ impl Kernel {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        for (vat, _) in waiting {
+        for (vat, _) in &waiting {
             tracing::error!(vat = %vat.name, "no quiescence after 250 ms: the vat is killed");
             (vat.kill)();
         }
+        // Dead is quiescent too, but only once it is dead.
+        let started = Instant::now();
+        while waiting.iter().any(|(vat, _)| self.is_watched(vat)) {
+            if started.elapsed() > DEATH {
+                fence(&"a vat that was killed does not end");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn is_watched(&self, vat: &Rc<Watched>) -> bool {
+        self.watched.borrow().iter().any(|other| Rc::ptr_eq(other, vat))
     }
 }
 
-/// Whether a command adds authority, and so needs room in the journal.
-fn increases(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::AddTenant { .. }
-            | Command::MintRoot { .. }
-            | Command::Mint { .. }
-            | Command::Derive { .. }
-            | Command::Redeem { .. }
-            | Command::Deposit { .. }
-            | Command::Withdraw { .. }
-    )
+fn published(op: &TableOp) -> Option<SlotRef> {
+    match op {
+        TableOp::Publish { slot, .. } => Some(*slot),
+        TableOp::Kill { .. } => None,
+    }
 }
 
-/// The journal can no longer promise durability: the node ends rather than go on (L2). As the
+/// Who uses up the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Payer {
+    Tenant(TenantId),
+    Key(HolderKey),
+}
+
+/// How many increases each payer made in the current second.
+#[derive(Default)]
+struct Paces {
+    second: u64,
+    counts: BTreeMap<Payer, u32>,
+}
+
+impl Paces {
+    fn admit(&mut self, payer: Payer, per_s: u32, second: u64) -> Result<(), Fault> {
+        if self.second != second {
+            *self = Paces { second, counts: BTreeMap::new() };
+        }
+        let count = self.counts.entry(payer).or_default();
+        *count += 1;
+        let (limit, wanted) = (u64::from(per_s), u64::from(*count));
+        if *count > per_s {
+            return Err(Fault::OverQuota { meter: Meter::Rate, limit, wanted });
+        }
+        Ok(())
+    }
+}
+
+/// The kernel can no longer keep its promises (L2, C2): the node ends rather than go on. As the
 /// kernel is init of its services, they end with it.
 fn fence(error: &dyn std::fmt::Display) -> Fault {
-    tracing::error!(%error, "the journal failed: this node fences itself");
-    emit(&Event::Failed { why: format!("the journal failed: {error}") });
+    tracing::error!(%error, "this node fences itself");
+    emit(&Event::Failed { why: format!("this node fences itself: {error}") });
     std::process::exit(i32::from(Fault::Internal(String::new()).code()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_tenant_cannot_fill_the_journal_for_the_others() {
+        let mut paces = Paces::default();
+        let (red, blue) = (Payer::Tenant(TenantId(1)), Payer::Key(HolderKey([2; 32])));
+        assert!((0..10).all(|_| paces.admit(red, 10, 7).is_ok()));
+        assert_eq!(paces.admit(red, 10, 7).unwrap_err().code(), 13);
+        assert!(paces.admit(blue, 10, 7).is_ok());
+        assert!(paces.admit(red, 10, 8).is_ok());
+    }
 }

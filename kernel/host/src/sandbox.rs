@@ -1,7 +1,7 @@
 //! Stage 2 of a sandbox, in the vat itself before it does anything else: an empty root directory,
 //! its own uid, no capabilities, Landlock, a system call filter that denies by default (C3). Then
 //! it looks at what really holds; a step that this machine refuses is reported, not hidden, and
-//! the kernel decides whether such a vat may serve.
+//! `status` shows it.
 //!
 //! It does not limit how much of its permitted calls a vat makes; that is up to quotas.
 

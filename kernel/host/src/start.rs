@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use distos_abi::{Authority, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
-use distos_core::{Command, Forest, Outcome};
+use distos_core::{Command, Forest, GrantView, Outcome};
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
@@ -205,6 +205,7 @@ async fn grant_operator(kernel: &Rc<Kernel>, plan: &Plan, dirs: &Dirs) -> Result
     let holder = operator_key(&dirs.operator)?;
     let path = dirs.operator.join("operator.cap");
     let known = std::fs::read_to_string(&path).ok().and_then(|text| CapFile::parse(&text).ok());
+    withdraw_roots(kernel, plan).await?;
     let mut entries = Vec::new();
     for grant in &plan.operator {
         let chain = operator_chain(kernel, grant, holder, known.as_ref()).await?;
@@ -227,6 +228,24 @@ fn operator_key(dir: &Path) -> Result<HolderKey, Fault> {
     Ok(secret.key())
 }
 
+/// Ends what the operator has and the image does not give it any more, with all that rested on it.
+/// What an image adds comes as a new root beside the old one, so that tenants keep what they were
+/// given.
+async fn withdraw_roots(kernel: &Rc<Kernel>, plan: &Plan) -> Result<(), Fault> {
+    let roots = kernel.forest.borrow().roots_of(TenantId::OPERATOR);
+    for root in roots {
+        let named = |grant: &&OperatorGrant| {
+            grant.vat == root.vat.as_str()
+                && grant.kind == root.kind.0
+                && Rights(grant.rights).contains(root.authority.rights)
+        };
+        if !plan.operator.iter().any(|grant| named(&grant)) {
+            kernel.revoke(Command::Revoke { vat: root.vat, slot: root.slot }).await?;
+        }
+    }
+    Ok(())
+}
+
 /// The operator's chain for one grant: the one it has, if that still says the same.
 async fn operator_chain(
     kernel: &Rc<Kernel>,
@@ -237,33 +256,21 @@ async fn operator_chain(
     let vat = VatName::new(&grant.vat)?;
     let kind = Kind(grant.kind);
     let authority = Authority { rights: Rights(grant.rights), caveats: Caveats::NONE };
-    let present = {
-        let forest = kernel.forest.borrow();
-        forest.root_of(&vat, kind, TenantId::OPERATOR).and_then(|slot| forest.grant(slot))
-    };
-    let slot = match present {
-        Some(view) if view.authority == authority => {
-            let same = |chain: &&Chain| chain.root().cap == view.cap && chain.holder() == holder;
-            if let Some(chain) =
-                known.and_then(|f| f.find(&grant.name)).map(|e| &e.chain).filter(same)
-            {
+    let roots = kernel.forest.borrow().roots_of(TenantId::OPERATOR);
+    let fits =
+        |root: &&GrantView| root.vat == vat && root.kind == kind && root.authority == authority;
+    let slot = match roots.iter().find(fits) {
+        Some(root) => {
+            let same = |chain: &&Chain| chain.root().cap == root.cap && chain.holder() == holder;
+            let known = known.and_then(|file| file.find(&grant.name)).map(|entry| &entry.chain);
+            if let Some(chain) = known.filter(same) {
                 return Ok(chain.clone());
             }
-            view.slot
+            root.slot
         }
-        other => {
-            // The image changed what the operator may do: what rested on the old grant ends.
-            if let Some(view) = other {
-                kernel.revoke(Command::Revoke { vat: vat.clone(), slot: view.slot }).await?;
-            }
-            let mint = Command::MintRoot {
-                vat: vat.clone(),
-                kind,
-                authority,
-                holder,
-                tenant: TenantId::OPERATOR,
-            };
-            match kernel.apply(mint).await? {
+        None => {
+            let (vat, tenant) = (vat.clone(), TenantId::OPERATOR);
+            match kernel.apply(Command::MintRoot { vat, kind, authority, holder, tenant }).await? {
                 Outcome::Granted(view) => view.slot,
                 _ => return Err(Fault::internal("a root yields a grant")),
             }

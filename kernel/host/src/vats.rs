@@ -30,6 +30,8 @@ use crate::spawn::{self, Running, SELF_PROGRAM, SpawnSpec, VatFds};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Instances of templates at one time.
 const MAX_INSTANCES: usize = 64;
+/// How long a vat has to run for its end to be no failure to start.
+const STEADY: Duration = Duration::from_secs(10);
 /// The longest wait before a vat that keeps ending is started again.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// The longest that a vat may take to drain.
@@ -52,7 +54,10 @@ pub(crate) struct Vat {
 }
 
 impl Vat {
-    pub(crate) fn announce_ready(&self, protections: Vec<Protection>) {
+    /// Takes the vat's own report, less what the kernel sees to be untrue from outside.
+    pub(crate) fn announce_ready(&self, mut protections: Vec<Protection>) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        contradict(&mut protections, &status.unwrap_or_default());
         *self.protections.borrow_mut() = protections;
         self.ready.set(true);
         self.changed.notify_waiters();
@@ -65,6 +70,16 @@ impl Vat {
     fn kill(&self) {
         if let Some(running) = self.running.borrow().as_ref() {
             running.kill();
+        }
+    }
+
+    async fn until_dead(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.dead.get() {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -100,8 +115,9 @@ pub(crate) struct Vats {
     pub(crate) shutdown_now: Cell<bool>,
     table: OwnedFd,
     listeners: RefCell<BTreeMap<String, OwnedFd>>,
-    /// Instances that are on their way: whoever asks for one meanwhile waits for it.
-    starting: tokio::sync::Mutex<()>,
+    /// One lock for each vat that was ever started or stopped: there are never two runs of one
+    /// name on their way.
+    starting: RefCell<BTreeMap<String, Rc<tokio::sync::Mutex<()>>>>,
     stopping: Cell<bool>,
 }
 
@@ -116,7 +132,7 @@ impl Vats {
             shutdown_now: Cell::new(false),
             table,
             listeners: RefCell::default(),
-            starting: tokio::sync::Mutex::new(()),
+            starting: RefCell::default(),
             stopping: Cell::new(false),
         }
     }
@@ -148,7 +164,8 @@ impl Vats {
             None => return Err(Fault::not_found(format!("tenant {tenant}"))),
         };
         let name = VatName::new(&format!("{template}/{tenant_name}"))?;
-        let _alone = self.starting.lock().await;
+        let alone = self.lock_of(name.as_str());
+        let _alone = alone.lock().await;
         let running = self.live.borrow().get(name.as_str()).cloned();
         match running {
             Some(vat) => vat.until_ready().await?,
@@ -162,13 +179,21 @@ impl Vats {
         Ok(name)
     }
 
-    pub(crate) fn stop_instance(&self, name: &str) -> Result<(), Fault> {
+    /// Ends an instance and waits until it is gone.
+    pub(crate) async fn stop_instance(&self, name: &str) -> Result<(), Fault> {
+        let alone = self.lock_of(name);
+        let _alone = alone.lock().await;
         let vat = self.live.borrow().get(name).cloned();
         let vat = vat.filter(|vat| vat.name.as_str() != vat.plan.name);
         let vat = vat.ok_or_else(|| Fault::not_found(format!("instance '{name}'")))?;
         self.live.borrow_mut().remove(name);
         vat.kill();
+        vat.until_dead().await;
         Ok(())
+    }
+
+    fn lock_of(&self, name: &str) -> Rc<tokio::sync::Mutex<()>> {
+        self.starting.borrow_mut().entry(name.to_owned()).or_default().clone()
     }
 
     /// Tells every vat to finish what runs.
@@ -190,7 +215,10 @@ impl Vats {
     /// Ends every vat, holders before those that serve them.
     pub(crate) async fn end_all(&self) {
         self.stopping.set(true);
-        let live: Vec<_> = self.live.borrow().values().cloned().collect();
+        let place = |vat: &Rc<Vat>| self.plan.vats.iter().position(|p| p.name == vat.plan.name);
+        let mut live: Vec<_> = self.live.borrow().values().cloned().collect();
+        // Instances of templates have no place in the plan, and go first.
+        live.sort_by_key(|vat| std::cmp::Reverse(place(vat).unwrap_or(usize::MAX)));
         for vat in live {
             vat.kill();
             let running = vat.running.borrow().clone();
@@ -302,7 +330,13 @@ impl Vats {
         self.kernel.watch(watched.clone());
         self.live.borrow_mut().insert(name.to_string(), vat.clone());
         tokio::task::spawn_local(self.clone().supervise(vat.clone(), running, watched, foreign));
-        vat.until_ready().await?;
+        if let Err(fault) = vat.until_ready().await {
+            // What hangs while it starts would keep its name and its holders waiting.
+            self.forget(&vat);
+            vat.kill();
+            vat.until_dead().await;
+            return Err(fault);
+        }
         emit(&Event::Vat {
             name: name.as_str(),
             pid: vat.pid(),
@@ -348,18 +382,9 @@ impl Vats {
         vat.changed.notify_waiters();
         self.kernel.unwatch(&watched);
         self.kernel.drop_at_once(Command::VatDied { vat: vat.name.clone() });
-        // A vat that was stopped on purpose is no longer in the list.
-        let current =
-            self.live.borrow().get(vat.name.as_str()).is_some_and(|live| Rc::ptr_eq(live, &vat));
-        if !current || self.stopping.get() {
-            return;
-        }
-        self.live.borrow_mut().remove(vat.name.as_str());
-        if !vat.ready.get()
-            && vat.tenant == TenantId::OPERATOR
-            && !self.restarts.borrow().contains_key(vat.name.as_str())
-        {
-            // It never served: whoever waits for its start hears of it and decides.
+        // One that was stopped on purpose is no longer in the list, and one that never served has
+        // somebody who waits for its start, hears of its end and decides.
+        if !self.forget(&vat) || self.stopping.get() || !vat.ready.get() {
             return;
         }
         tracing::warn!(vat = %vat.name, ?ended, "a vat ended and is started again");
@@ -367,15 +392,24 @@ impl Vats {
         self.restart(&vat).await;
     }
 
+    /// Takes a run out of the list, if it is still in it.
+    fn forget(&self, vat: &Rc<Vat>) -> bool {
+        let mut live = self.live.borrow_mut();
+        let current = live.get(vat.name.as_str()).is_some_and(|other| Rc::ptr_eq(other, vat));
+        if current {
+            live.remove(vat.name.as_str());
+        }
+        current
+    }
+
     async fn restart(self: &Rc<Self>, vat: &Vat) {
-        loop {
-            let count = {
-                let mut restarts = self.restarts.borrow_mut();
-                let count = restarts.entry(vat.name.to_string()).or_default();
-                *count += 1;
-                *count
-            };
-            let backoff = Duration::from_millis(50 << count.min(7));
+        let alone = self.lock_of(vat.name.as_str());
+        let _alone = alone.lock().await;
+        // A vat that ran for a while did not end because of how it was started.
+        let steady = vat.started.elapsed() > STEADY;
+        for attempt in 0u32.. {
+            *self.restarts.borrow_mut().entry(vat.name.to_string()).or_default() += 1;
+            let backoff = Duration::from_millis(if steady { 50 } else { 200 } << attempt.min(7));
             tokio::time::sleep(backoff.min(MAX_BACKOFF)).await;
             if self.stopping.get() || self.live.borrow().contains_key(vat.name.as_str()) {
                 return;
@@ -530,6 +564,26 @@ impl Vats {
     }
 }
 
+/// Corrects a vat's report by its process's status, as the system gives it: a vat that was taken
+/// over before it reported could claim anything.
+fn contradict(protections: &mut [Protection], status: &str) {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    let seen = [
+        ("no_new_privs", field("NoNewPrivs") == "1"),
+        ("seccomp", field("Seccomp") == "2"),
+        ("capabilities", field("CapEff").trim_matches('0').is_empty()),
+    ];
+    for (name, holds) in seen {
+        for claimed in protections.iter_mut().filter(|p| p.name == name && p.enforced && !holds) {
+            claimed.enforced = false;
+            claimed.detail = "claimed by the vat, but the system says otherwise".to_owned();
+        }
+    }
+}
+
 fn pair(kind: SocketType) -> std::io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
 }
@@ -545,6 +599,20 @@ fn uid_of(name: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vat_cannot_claim_a_protection_that_it_does_not_have() {
+        let claim =
+            |name: &str| Protection { name: name.into(), enforced: true, detail: "yes".into() };
+        let names = ["no_new_privs", "seccomp", "capabilities", "landlock"];
+        let mut claims: Vec<Protection> = names.map(claim).into();
+        let honest = "Name:\tdistos\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+        contradict(&mut claims, honest);
+        assert!(claims.iter().all(|p| p.enforced));
+        contradict(&mut claims, "CapEff:\t0000000000200000\nNoNewPrivs:\t0\nSeccomp:\t0\n");
+        let kept: Vec<bool> = claims.iter().map(|p| p.enforced).collect();
+        assert_eq!(kept, [false, false, false, true]);
+    }
 
     #[test]
     fn a_vat_keeps_its_uid_across_boots_and_shares_it_with_nobody() {

@@ -42,18 +42,26 @@ pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     Ok(Rc::new(Memory { vat, store }))
 }
 
-/// A region without a live capability was being made or dropped when the vat ended, or its tenant
-/// lost it: it is erased. A capability without a region is revoked.
+/// A region that no live capability names and that holds nothing was being made when the vat
+/// ended: it is erased. One that holds data is kept, for what was acknowledged may only end by
+/// being dropped (M3): its tenant reaches it by name through whatever capability to regions it
+/// has or gets. A capability without a region is revoked.
 async fn reconcile(vat: &Vat, store: &Rc<Store>) -> Result<(), Fault> {
     let objects = vat.objects().await?;
     let mut live: BTreeSet<ObjectId> =
         objects.into_iter().filter(|(kind, ..)| *kind == REGION).map(|(_, o, _)| o).collect();
-    for (object, bytes, lineage) in store.found() {
-        if live.remove(&object) {
-            vat.meters().restore(&lineage, Meter::Bytes, bytes);
+    for Summary { object, facts, written_pages } in store.found() {
+        let named = live.remove(&object);
+        if named || written_pages > 0 {
+            vat.meters().restore(&facts.lineage, Meter::Bytes, facts.bytes);
             store.activate(object);
+            if !named {
+                let why =
+                    format!("region {object} '{}' is kept: no capability names it", facts.name);
+                vat.report("region", facts.tenant, CapId(0), why);
+            }
         } else {
-            tracing::info!(%object, "a region that nobody can reach is erased");
+            tracing::info!(%object, "a region that was never finished is erased");
             // A disk that is full must not keep the others from their regions; the next start
             // tries again, and until then nobody sees this one.
             if let Err(fault) = store.erase(object).await {

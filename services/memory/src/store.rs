@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
-use distos_abi::{ByteRange, CapId, Fault, ObjectId, TenantId};
+use distos_abi::{ByteRange, Fault, ObjectId, TenantId};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use zeroize::Zeroizing;
 
@@ -466,10 +466,9 @@ impl Store {
         self.index.borrow().check_new(tenant, name)
     }
 
-    /// Every region that was found at start, with the meters that its bytes are charged to.
-    pub(crate) fn found(&self) -> Vec<(ObjectId, u64, Vec<CapId>)> {
-        let index = self.index.borrow();
-        index.all().map(|(o, r)| (o, r.facts.bytes, r.facts.lineage.clone())).collect()
+    /// Every region that was found at start.
+    pub(crate) fn found(&self) -> Vec<Summary> {
+        self.index.borrow().all().map(|(object, region)| summary(object, region)).collect()
     }
 
     /// BLAKE3 over the hashes of all pages in order, as one moment had them.

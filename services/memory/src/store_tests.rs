@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tokio::task::LocalSet;
 
 use super::*;
+use distos_abi::CapId;
 use crate::disk::Directory;
 use crate::log::SECTOR;
 
@@ -208,7 +209,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 
 fn open(disk: Arc<dyn Disk>) -> Rc<Store> {
     let store = Store::open(disk, SMALL).unwrap();
-    store.found().iter().for_each(|(object, ..)| store.activate(*object));
+    store.found().iter().for_each(|region| store.activate(region.object));
     store
 }
 

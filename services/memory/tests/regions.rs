@@ -489,12 +489,14 @@ fn a_quota_counts_what_is_held_and_a_drop_gives_it_back() {
 }
 
 #[test]
-fn a_restart_keeps_what_the_kernel_knows_and_erases_what_nobody_can_reach() {
+fn a_restart_keeps_what_holds_data_and_erases_what_was_never_finished() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
         let node = boot(dir.path(), Rights::ALL, &[]).await;
         let kept = create(&node.red, "kept", 2 * PAGE).await.unwrap();
-        create(&node.red, "orphan", PAGE).await.unwrap();
+        create(&node.red, "unfinished", PAGE).await.unwrap();
+        let orphan = create(&node.red, "orphan", PAGE).await.unwrap();
+        write(&orphan, 0, b"acknowledged").await.unwrap();
         write(&kept, PAGE + 5, b"still here").await.unwrap();
         let object = object_of(&kept).await;
         node.end().await;
@@ -502,11 +504,13 @@ fn a_restart_keeps_what_the_kernel_knows_and_erases_what_nobody_can_reach() {
         let node = boot(dir.path(), Rights::ALL, &[object, unknown]).await;
         let left: Vec<ObjectId> = node.forest.borrow().nodes.iter().map(|n| n.object).collect();
         assert!(!left.contains(&unknown), "a capability without a region is revoked");
-        assert_eq!(list(&node.red).await, ["kept"]);
-        assert_eq!(used(&node.red).await, 2 * PAGE);
+        assert_eq!(list(&node.red).await, ["kept", "orphan"]);
+        assert_eq!(used(&node.red).await, 3 * PAGE);
+        let orphan = open(&node.red, "orphan").await.unwrap();
+        assert_eq!(read(&orphan, 0, 12).await.unwrap(), b"acknowledged");
         let kept = open(&node.red, "kept").await.unwrap();
         assert_eq!(read(&kept, PAGE + 5, 10).await.unwrap(), b"still here");
-        assert!(object_of(&create(&node.red, "orphan", 1).await.unwrap()).await > object);
+        assert!(object_of(&create(&node.red, "unfinished", 1).await.unwrap()).await > object);
         node.end().await;
     });
 }
