@@ -44,7 +44,7 @@ pub struct Bounds {
 impl Bounds {
     /// For connections from holders, whom nobody vouches for.
     pub const HOLDER: Bounds =
-        Bounds { calls: 32, call_words: 4 << 20, message_words: (9 << 20) / 8, exports: 4096 };
+        Bounds { calls: 32, call_words: 1 << 20, message_words: (2 << 20) / 8, exports: 4096 };
     /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
     /// there, so reading never stops.
     pub const EDGE: Bounds = Bounds {

@@ -37,6 +37,9 @@ const MAX_CONNECTIONS_OF_A_USER: usize = 192;
 const RESTORE_WAIT: Duration = Duration::from_secs(30);
 /// How long [`Vat::edge`] waits for an edge that is being wired again.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
+/// The setting of an image that says how long a message from a holder may be, for a service that
+/// takes longer ones than most.
+const MESSAGE_BYTES: &str = "message_bytes";
 /// Slots given back in one call.
 const MAX_RELEASES: usize = 256;
 
@@ -58,6 +61,8 @@ pub struct Vat {
 }
 
 struct Core {
+    /// What each connection from a holder may keep this vat busy with.
+    bounds: Bounds,
     name: VatName,
     node: NodeId,
     tenant: TenantId,
@@ -190,6 +195,15 @@ fn admits(open: &HashMap<u32, usize>, user: u32) -> bool {
     own < MAX_CONNECTIONS_OF_A_USER && open.values().sum::<usize>() < MAX_CONNECTIONS
 }
 
+/// The bounds of connections from holders, with the longest message that the image allows.
+fn holder_bounds(message_bytes: Option<&String>) -> Result<Bounds, Fault> {
+    let Some(text) = message_bytes else { return Ok(Bounds::HOLDER) };
+    let bytes: usize = text
+        .parse()
+        .map_err(|_| Fault::malformed(format!("{MESSAGE_BYTES} is a number, not '{text}'")))?;
+    Ok(Bounds { message_words: bytes / 8, ..Bounds::HOLDER })
+}
+
 fn stream(socket: OwnedFd) -> Result<UnixStream, Fault> {
     let socket = std::os::unix::net::UnixStream::from(socket);
     socket.set_nonblocking(true).map_err(Fault::internal)?;
@@ -209,6 +223,7 @@ impl Vat {
             .map_err(|e| Fault::internal(format!("the node's name in the manifest: {e}")))?;
         Ok(Vat {
             core: Rc::new(Core {
+                bounds: holder_bounds(manifest.params.get(MESSAGE_BYTES))?,
                 name: VatName::new(&manifest.vat)?,
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
@@ -487,7 +502,7 @@ impl Vat {
             stream,
             Side::Server,
             Some(door),
-            Bounds::HOLDER,
+            self.core.bounds,
             Some(self.core.checker.clone()),
         );
         *self.core.connections.borrow_mut().entry(user).or_default() += 1;

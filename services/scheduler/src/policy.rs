@@ -106,9 +106,9 @@ impl Policy {
 pub struct Evidence {
     /// The last evidence matched what was expected (integrity).
     pub good: bool,
-    /// Until when it counts as fresh, in Unix milliseconds.
+    /// Until when it counts as fresh, in Unix milliseconds; 0 if it no longer does.
     pub fresh_until_ms: u64,
-    /// Why it is not good.
+    /// Why it is not good, or not fresh.
     pub reason: String,
 }
 
@@ -125,8 +125,12 @@ impl Evidence {
             return Err(Fault::StaleAttestation(reason.to_owned()));
         }
         if now_ms >= self.fresh_until_ms {
-            let age = now_ms - self.fresh_until_ms;
-            return Err(Fault::StaleAttestation(format!("the evidence ran out {age} ms ago")));
+            let why = match (self.fresh_until_ms, self.reason.as_str()) {
+                (0, "") => "the evidence ran out".to_owned(),
+                (0, reason) => reason.to_owned(),
+                (until, _) => format!("the evidence ran out {} ms ago", now_ms - until),
+            };
+            return Err(Fault::StaleAttestation(why));
         }
         Ok(())
     }
@@ -173,5 +177,7 @@ mod tests {
         let bad = Evidence { good: false, reason: "PCR 7 differs".into(), ..good };
         assert_eq!(bad.check(0), Err(Fault::StaleAttestation("PCR 7 differs".into())));
         assert!(Evidence::none("").check(0).is_err());
+        let old = Evidence { good: true, fresh_until_ms: 0, reason: "9 ms old".into() };
+        assert_eq!(old.check(9), Err(Fault::StaleAttestation("9 ms old".into())));
     }
 }

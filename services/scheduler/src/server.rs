@@ -36,6 +36,11 @@ const BUSY_TENANTS: u32 = 2;
 const RECHECK: Duration = Duration::from_secs(1);
 /// How long `wait` waits.
 const WAIT: Duration = Duration::from_secs(1);
+/// How long an executor stays when its tenant runs nothing: a node has room for so many at once,
+/// and whoever comes next needs one. Long enough for a job's gifts, which wait 30 s.
+const IDLE_MS: u64 = 60_000;
+/// How often idle executors are looked for.
+const IDLE_CHECK: Duration = Duration::from_secs(15);
 /// No bytes of the object: the queue has none.
 const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
@@ -46,6 +51,8 @@ pub(crate) struct Scheduler {
     state: RefCell<State>,
     /// What jobs that have not ended hold.
     live: RefCell<HashMap<JobId, Rc<Live>>>,
+    /// Each tenant's executor, and when it was last asked for, in Unix milliseconds.
+    executors: RefCell<HashMap<TenantId, (String, u64)>>,
     /// Something happened that may let a task be placed.
     work: Notify,
     /// A task or a job ended.
@@ -72,10 +79,12 @@ impl Scheduler {
             slots,
             state: RefCell::new(State::new(slots)),
             live: RefCell::default(),
+            executors: RefCell::default(),
             work: Notify::new(),
             ended: Notify::new(),
         });
         tokio::task::spawn_local(Rc::clone(&scheduler).dispatch());
+        tokio::task::spawn_local(Rc::clone(&scheduler).end_idle_executors());
         Ok(scheduler)
     }
 
@@ -111,7 +120,39 @@ impl Scheduler {
         request.get().set_tenant(tenant.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let name = response.get().and_then(|r| r.get_vat()).map_err(|e| fault_of(&e))?;
-        Ok(String::from_utf8_lossy(name.as_bytes()).into_owned())
+        let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
+        self.executors.borrow_mut().insert(tenant, (name.clone(), self.vat.now_ms()));
+        Ok(name)
+    }
+
+    async fn end_idle_executors(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE_CHECK).await;
+            for (tenant, name) in self.idle_executors() {
+                self.executors.borrow_mut().remove(&tenant);
+                if let Err(fault) = self.stop_executor(&name).await {
+                    tracing::warn!(%fault, name, "an idle executor could not be stopped");
+                }
+            }
+        }
+    }
+
+    fn idle_executors(&self) -> Vec<(TenantId, String)> {
+        let now_ms = self.vat.now_ms();
+        let state = self.state.borrow();
+        let executors = self.executors.borrow();
+        let idle = executors.iter().filter(|(tenant, (_, used_ms))| {
+            used_ms.saturating_add(IDLE_MS) < now_ms
+                && state.jobs_of(**tenant).all(|(_, job)| job.ended())
+        });
+        idle.map(|(tenant, (name, _))| (*tenant, name.clone())).collect()
+    }
+
+    async fn stop_executor(&self, name: &str) -> Result<(), Fault> {
+        let mut request = self.vat.spawner().await?.stop_request();
+        request.get().set_vat(name);
+        request.send().promise.await.map_err(|e| fault_of(&e))?;
+        Ok(())
     }
 
     /// Admits a job in the name of `facet` (S1) and has its program loaded.
