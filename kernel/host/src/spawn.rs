@@ -183,7 +183,9 @@ pub fn spawn_foreign(
 ) -> io::Result<Running> {
     let uid = mapped_uid(uid);
     own_directory(data_dir, uid)?;
-    let mut fds = standard_streams(None)?;
+    // What it has to say is for whoever looks into its directory, not for the operator's screen.
+    let log = fs::File::create(data_dir.join("output.log"))?;
+    let mut fds = standard_streams(Some(log.into()))?;
     fds.push((fd, MANIFEST_FD));
     let number = MANIFEST_FD.to_string();
     let name = plan.path.file_name().unwrap_or(plan.path.as_os_str());
