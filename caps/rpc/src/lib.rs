@@ -19,6 +19,7 @@ pub mod control;
 mod door;
 mod facet;
 mod faults;
+mod framing;
 mod meters;
 pub mod transport;
 mod vat;

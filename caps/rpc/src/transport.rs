@@ -22,8 +22,12 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use crate::framing::{Framed, Lengths};
+
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+/// How often a message may be read through before it counts as an attempt to keep the vat busy.
+const TRAVERSALS: usize = 8;
 
 /// What one connection may keep a vat busy with.
 #[derive(Clone, Copy, Debug)]
@@ -83,20 +87,25 @@ pub(crate) fn guarded(
 ) -> RpcSystem<Side> {
     let (reader, writer) = stream.into_split();
     let mut options = ReaderOptions::new();
-    options.traversal_limit_in_words(Some(bounds.message_words)).nesting_limit(32);
+    // Reading a field again counts again, so this is several times what a message may hold.
+    options.traversal_limit_in_words(Some(bounds.message_words * TRAVERSALS)).nesting_limit(32);
+    let lengths = Lengths::default();
+    let reader = Framed::new(reader.compat(), bounds.message_words as u64, lengths.clone());
     let network = twoparty::VatNetwork::new(
-        BufReader::with_capacity(READ_BUFFER_BYTES, reader.compat()),
+        BufReader::with_capacity(READ_BUFFER_BYTES, reader),
         BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer.compat_write()),
         side,
         options,
     );
-    let ledger = Rc::new(Ledger::new(bounds, checker));
+    let ledger = Rc::new(Ledger::new(bounds, checker, lengths));
     RpcSystem::new(Box::new(Network { inner: network, ledger }), bootstrap)
 }
 
 /// The books of one connection.
 struct Ledger {
     bounds: Bounds,
+    /// Of messages that were read and not taken in.
+    lengths: Lengths,
     checker: Option<Rc<Checker>>,
     /// Unanswered calls and the words of their parameters, by question.
     calls: RefCell<HashMap<u32, u64>>,
@@ -118,9 +127,10 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn new(bounds: Bounds, checker: Option<Rc<Checker>>) -> Ledger {
+    fn new(bounds: Bounds, checker: Option<Rc<Checker>>, lengths: Lengths) -> Ledger {
         Ledger {
             bounds,
+            lengths,
             checker,
             calls: RefCell::default(),
             call_words: Cell::new(0),
@@ -186,7 +196,8 @@ impl Ledger {
 
     /// Takes in a message from the socket.
     fn receive(&self, message: Box<dyn IncomingMessage>) -> capnp::Result<()> {
-        match self.note_incoming(message.get_body()?)? {
+        let words = self.lengths.borrow_mut().pop_front().unwrap_or(0);
+        match self.note_incoming(message.get_body()?, words)? {
             Some(unanswered) => {
                 self.finishes.borrow_mut().insert(unanswered, message);
             }
@@ -196,10 +207,13 @@ impl Ledger {
     }
 
     /// The question, if the message finishes one that is not answered yet.
-    fn note_incoming(&self, body: capnp::any_pointer::Reader<'_>) -> capnp::Result<Option<u32>> {
+    fn note_incoming(
+        &self,
+        body: capnp::any_pointer::Reader<'_>,
+        words: u64,
+    ) -> capnp::Result<Option<u32>> {
         match body.get_as::<message::Reader<'_>>()?.which() {
             Ok(message::Call(call)) if self.is_bounded() => {
-                let words = body.target_size()?.word_count;
                 let call = call?;
                 if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
                     self.call_words.set(self.call_words.get().saturating_add(words));
@@ -233,7 +247,7 @@ impl Ledger {
     /// Passes on that a call which has just been answered is finished.
     fn release_finish(&self, answer: u32) {
         let Some(finish) = self.finishes.borrow_mut().remove(&answer) else { return };
-        if finish.get_body().and_then(|body| self.note_incoming(body)).is_ok() {
+        if finish.get_body().and_then(|body| self.note_incoming(body, 0)).is_ok() {
             self.next.borrow_mut().push_back(finish);
             self.next_added.notify_one();
         }

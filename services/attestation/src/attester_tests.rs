@@ -206,7 +206,32 @@ fn a_tpm_that_never_answers_does_not_hang_the_service() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let mut tpm = Tpm::new(TimedFd::new(ours.into(), Duration::from_millis(20)).unwrap());
     assert!(matches!(tpm.startup(), Err(TpmError::Io(_))));
-    assert!(matches!(tpm.startup(), Err(TpmError::Lost)), "a late answer would be mistaken");
+    assert!(matches!(tpm.startup(), Err(TpmError::Io(_))));
+}
+
+#[test]
+fn a_late_answer_is_not_taken_for_that_to_the_next_command() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut tpm = Tpm::new(TimedFd::new(ours.into(), Duration::from_millis(500)).unwrap());
+    assert!(matches!(tpm.startup(), Err(TpmError::Io(_))));
+    let answer = |code: u8| [0x80, 1, 0, 0, 0, 10, 0, 0, 1, code];
+    theirs.write_all(&answer(0x01)).unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut commands = [0u8; 2 * 12];
+        theirs.read_exact(&mut commands).unwrap();
+        theirs.write_all(&answer(0x03)).unwrap();
+    });
+    assert!(matches!(tpm.startup(), Err(TpmError::Refused { code: 0x103, .. })));
+    answering.join().unwrap();
+}
+
+#[test]
+fn a_tpm_that_stops_in_the_middle_of_an_answer_is_given_up() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let mut tpm = Tpm::new(TimedFd::new(ours.into(), Duration::from_millis(20)).unwrap());
+    theirs.write_all(&[0x80, 1, 0]).unwrap();
+    assert!(matches!(tpm.startup(), Err(TpmError::Io(_))));
+    assert!(matches!(tpm.startup(), Err(TpmError::Lost)));
 }
 
 #[test]

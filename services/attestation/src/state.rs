@@ -83,6 +83,8 @@ pub(crate) struct State {
     open: Option<([u8; 32], Now)>,
     integrity: Integrity,
     silence: Option<String>,
+    /// When evidence was last asked for.
+    tried: Option<Now>,
 }
 
 impl State {
@@ -95,6 +97,7 @@ impl State {
             open: None,
             integrity: Integrity::Unknown,
             silence: None,
+            tried: None,
         })
     }
 
@@ -108,6 +111,7 @@ impl State {
             .finalize()
             .into();
         self.open = Some((qualifying, now));
+        self.tried = Some(now);
         qualifying
     }
 
@@ -181,11 +185,13 @@ impl State {
     /// attempt does not make the node stale.
     pub(crate) fn next_in_ms(&self, now: Now) -> u64 {
         let half = self.bound_ms / 2;
+        // A clock that was put back hides how long ago that was.
+        let tried_ms = self.tried.and_then(|tried| now.since(tried)).unwrap_or(u64::MAX);
         match &self.integrity {
-            _ if self.silence.is_some() => RETRY_MS.min(half),
+            _ if self.silence.is_some() => RETRY_MS.min(half).saturating_sub(tried_ms),
             Integrity::Unknown => 0,
             // It won't mend itself soon, and every attempt is an audit record.
-            Integrity::Refused(_) => half,
+            Integrity::Refused(_) => half.saturating_sub(tried_ms),
             Integrity::Matched(good) => {
                 now.since(good.taken).map_or(0, |age_ms| half.saturating_sub(age_ms))
             }
@@ -307,6 +313,8 @@ mod tests {
         let verdict = state.verdict(at(90_000));
         assert_eq!((verdict.good, verdict.fresh_until_ms), (false, 0));
         assert_eq!(verdict.reason, "PCR 0");
+        assert_eq!(state.next_in_ms(at(150_099)), 1);
+        assert_eq!(state.next_in_ms(at(150_100)), 0, "it is asked again");
     }
 
     #[test]
@@ -319,6 +327,7 @@ mod tests {
         assert!(verdict.good && verdict.fresh_until_ms > 0);
         assert_eq!(verdict.reason, "dead");
         assert_eq!(state.next_in_ms(at(100)), RETRY_MS);
+        assert_eq!(state.next_in_ms(at(100 + RETRY_MS)), 0, "it is asked again");
         assert_eq!(state.verdict(at(400_000)).fresh_until_ms, 0);
     }
 

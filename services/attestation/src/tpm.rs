@@ -91,12 +91,23 @@ pub(crate) struct Evidence {
 #[derive(Debug)]
 pub(crate) struct Tpm<T> {
     io: T,
-    lost: bool,
+    talk: Talk,
+}
+
+/// Where the conversation with a TPM stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Talk {
+    /// Every command has its answer.
+    Settled,
+    /// Not one byte of the answer to the last command, which had this code, came in time.
+    Awaited(u32),
+    /// It stopped half way.
+    Lost,
 }
 
 impl<T: Read + Write> Tpm<T> {
     pub(crate) fn new(io: T) -> Self {
-        Tpm { io, lost: false }
+        Tpm { io, talk: Talk::Settled }
     }
 
     /// `TPM2_Startup(CLEAR)`; a TPM that is started already says so, which is well.
@@ -190,27 +201,50 @@ impl<T: Read + Write> Tpm<T> {
 
     /// Sends one command and reads its answer: what follows the header.
     fn call(&mut self, command: &Command) -> Result<Vec<u8>, TpmError> {
-        if self.lost {
-            return Err(TpmError::Lost);
-        }
-        let answer = self.exchange(command);
-        self.lost = matches!(answer, Err(TpmError::Io(_) | TpmError::Malformed(_)));
-        let (tag, code, body) = answer?;
+        self.settle()?;
+        // Until the command has left as a whole.
+        self.talk = Talk::Lost;
+        self.io.write_all(&command.bytes())?;
+        self.io.flush()?;
+        let (tag, code, body) = self.answer(command.code)?;
         let wanted = if code == 0 { command.tag } else { TAG_NO_SESSIONS };
         match code {
-            _ if tag != wanted => Err(Broken("tag").into()),
+            _ if tag != wanted => {
+                self.talk = Talk::Lost;
+                Err(Broken("tag").into())
+            }
             0 => Ok(body),
             _ => Err(TpmError::Refused { command: command.code, code }),
         }
     }
 
-    fn exchange(&mut self, command: &Command) -> Result<(u16, u32, Vec<u8>), TpmError> {
-        self.io.write_all(&command.bytes())?;
-        self.io.flush()?;
+    /// Reads the answer that did not come in time, or it would be taken for that to the next
+    /// command. A TPM gives one answer to each command, in order.
+    fn settle(&mut self) -> Result<(), TpmError> {
+        match self.talk {
+            Talk::Settled => Ok(()),
+            Talk::Lost => Err(TpmError::Lost),
+            Talk::Awaited(command) => match self.answer(command)? {
+                // Nobody knows this key's handle: it would fill the TPM.
+                (_, 0, body) if command == CC_CREATE_PRIMARY => {
+                    self.flush(Reader::new(&body).u32("handle")?)
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Reads the answer to a command with the code `command`: tag, code, and what follows them.
+    fn answer(&mut self, command: u32) -> Result<(u16, u32, Vec<u8>), TpmError> {
+        self.talk = Talk::Lost;
         // A character device gives an answer to one read only as long as the buffer is; the socket
         // gives a stream. Reading into one whole buffer suits both.
         let mut buffer = vec![0u8; MAX_RESPONSE_BYTES];
-        let mut filled = self.fill(&mut buffer, 0, HEADER_BYTES)?;
+        let first = self.fill(&mut buffer, 0, 1);
+        if matches!(&first, Err(TpmError::Io(error)) if error.kind() == ErrorKind::TimedOut) {
+            self.talk = Talk::Awaited(command);
+        }
+        let mut filled = self.fill(&mut buffer, first?, HEADER_BYTES)?;
         let mut header = Reader::new(&buffer);
         let (tag, size, code) =
             (header.u16("tag")?, header.u32("responseSize")?, header.u32("responseCode")?);
@@ -222,6 +256,7 @@ impl<T: Read + Write> Tpm<T> {
         if filled != size {
             return Err(Broken("responseSize").into());
         }
+        self.talk = Talk::Settled;
         Ok((tag, code, buffer[HEADER_BYTES..size].to_vec()))
     }
 

@@ -95,7 +95,11 @@ impl Keeper {
                 let link = link.as_mut().expect("it was made if there was none");
                 self.round(link, &now_ms).await
             };
-            let failure = round.await.err().map(|fault| fault.to_string());
+            let failure = round.await.err().map(|fault| match fault {
+                // The time to wait is told by who tells of this.
+                Fault::Unavailable { why, .. } => why,
+                other => other.to_string(),
+            });
             let failed = failure.is_some();
             let mut is_new = false;
             self.progress.send_modify(|p| {
@@ -149,7 +153,16 @@ impl Keeper {
     ) -> Result<(), Fault> {
         self.with_store(|store| work(&mut lock(store)))
             .await?
-            .map_err(|e| Fault::unavailable(RETRY_MS, e.to_string()))
+            .map_err(|e| Fault::unavailable(RETRY_MS, disk_failure(&e)))
+    }
+}
+
+fn disk_failure(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full: free some space on it".to_owned()
+        }
+        _ => error.to_string(),
     }
 }
 

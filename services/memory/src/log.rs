@@ -276,10 +276,11 @@ fn open_header(dir: &str, len: u64, read: ReadAt<'_>) -> Result<Tail, StoreError
     read(0, &mut sector)?;
     let mut reader = Reader(&sector[16..]);
     let found = reader.u32().unwrap_or(0);
-    if sector[..16] != FILE_MAGIC
-        || blake3::hash(&sector[..SECTOR - HASH]) != sector[SECTOR - HASH..]
-    {
+    if sector[..16] != FILE_MAGIC {
         return Err(damaged(0, "it does not begin like an index"));
+    }
+    if blake3::hash(&sector[..SECTOR - HASH]) != sector[SECTOR - HASH..] {
+        return Err(damaged(0, "its header is not what was written"));
     }
     if found > FORMAT {
         return Err(StoreError::Newer { dir: dir.to_owned(), found, known: FORMAT });

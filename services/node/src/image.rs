@@ -232,7 +232,8 @@ impl<'a> Reader<'a> {
         let params = params.into_iter().map(|p| p.value).collect();
         let plan = VatPlan {
             name,
-            program: program?,
+            // If there is none, that is the fault: those who name the vat are not at fault too.
+            program: program.unwrap_or_else(|| Program::Builtin(String::new())),
             serves,
             listen,
             data,

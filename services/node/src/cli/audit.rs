@@ -1,7 +1,11 @@
 //! `audit list` and `audit verify`.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use distos_abi::{Fault, HolderKey};
+use distos_audit::Checkpoint;
+use distos_client::fault_of;
 use distos_schemas::audit_capnp::{checkpoint, entry, log};
 use distos_schemas::node_capnp::node;
 use serde_json::{Value, json};
@@ -14,7 +18,6 @@ use super::{Context, Report, node as node_commands};
 const BATCH: u32 = 1024;
 /// The most that one `audit list` shows.
 const MAX_LISTED: usize = 100_000;
-const CHECKPOINT_DOMAIN: &[u8] = b"distos-checkpoint-v1";
 
 /// Commands about the audit log.
 #[derive(Subcommand)]
@@ -32,16 +35,31 @@ pub enum AuditCommand {
         tenant: Option<String>,
     },
     /// Check the stored log from its first to its last entry
-    #[command(after_help = "Example:\n  distos audit verify")]
-    Verify,
+    #[command(after_help = "\
+Examples:
+  distos audit verify --json > checkpoint.json
+  distos audit verify --dir copy-of-the-log --since checkpoint.json   # offline, trusting no node")]
+    Verify {
+        /// Read the log in this directory (DIR/vats/audit, or a copy) instead of asking a node
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// A checkpoint that was kept: the log must be a continuation of it
+        #[arg(long, value_name = "FILE", requires = "dir")]
+        since: Option<PathBuf>,
+    },
 }
 
 pub(super) async fn command(context: &Context, command: AuditCommand) -> Result<Report, Fault> {
-    let holder = context.holder()?;
     match command {
-        AuditCommand::List { from, tenant } => list(&holder, from, tenant).await,
-        AuditCommand::Verify => {
-            let verified = verify(&holder).await?;
+        AuditCommand::List { from, tenant } => list(&context.holder()?, from, tenant).await,
+        AuditCommand::Verify { dir: Some(dir), since } => {
+            let since = since.map(|file| kept_checkpoint(&file)).transpose()?;
+            let work = move || verify_offline(&dir, since);
+            let verified = tokio::task::spawn_blocking(work).await.map_err(Fault::internal)??;
+            Ok(Report { text: verified.text(), json: verified.0 })
+        }
+        AuditCommand::Verify { dir: None, .. } => {
+            let verified = verify(&context.holder()?).await?;
             Ok(Report { text: verified.text(), json: verified.0 })
         }
     }
@@ -146,82 +164,108 @@ pub async fn verify(holder: &Holder) -> Result<Verified, Fault> {
     let answer = call(client.verify_request()).await?;
     let (ok, wrong, checkpoint) = read(|| {
         let v = answer.get()?.get_verification()?;
-        let wrong = format!(
-            "the audit log is wrong at entry {}, {} byte {}: {}",
-            v.get_bad_index(),
-            v.get_bad_file()?.to_str()?,
-            v.get_bad_offset(),
-            v.get_reason()?.to_str()?
-        );
-        Ok((v.get_ok(), wrong, Checkpoint::of(v.get_checkpoint()?)?))
+        let file = v.get_bad_file()?.to_str()?.to_owned();
+        let reason = v.get_reason()?.to_str()?.to_owned();
+        let wrong = wrong(v.get_bad_index(), &file, v.get_bad_offset(), &reason);
+        Ok((v.get_ok(), wrong, v.get_checkpoint().and_then(checkpoint_of)))
     })?;
     if !ok {
-        return Err(Fault::Corrupt(wrong));
+        return Err(wrong);
     }
-    checkpoint.check()?;
-    Ok(Verified(json!({ "ok": true, "checkpoint": checkpoint.json() })))
+    let checkpoint = checkpoint.map_err(|e| fault_of(&e))?;
+    verified(&checkpoint)
 }
 
-struct Checkpoint {
-    size: u64,
-    head: Vec<u8>,
-    time_ms: u64,
-    key: Vec<u8>,
-    signature: Vec<u8>,
+/// Verifies a log that no service is writing, from its files alone. [`Fault::Corrupt`] tells where
+/// it is wrong, or that it does not continue `since`.
+fn verify_offline(dir: &Path, since: Option<Checkpoint>) -> Result<Verified, Fault> {
+    let found = distos_audit::verify_dir(dir, since);
+    match (found.damage, found.checkpoint) {
+        (None, Some(checkpoint)) => verified(&checkpoint),
+        (Some(damage), _) => Err(wrong(damage.index, &damage.file, damage.offset, &damage.reason)),
+        (None, None) => Err(Fault::internal("verification found nothing")),
+    }
 }
 
-impl Checkpoint {
-    fn of(from: checkpoint::Reader<'_>) -> capnp::Result<Checkpoint> {
-        Ok(Checkpoint {
-            size: from.get_size(),
-            head: from.get_head()?.to_vec(),
-            time_ms: from.get_time_ms(),
-            key: from.get_key()?.to_vec(),
-            signature: from.get_signature()?.to_vec(),
-        })
-    }
+fn verified(checkpoint: &Checkpoint) -> Result<Verified, Fault> {
+    checkpoint.verify()?;
+    Ok(Verified(json!({ "ok": true, "checkpoint": checkpoint_json(checkpoint) })))
+}
 
-    /// Fails with [`Fault::Unauthenticated`] if the signature does not cover these values.
-    fn check(&self) -> Result<(), Fault> {
-        let key = HolderKey::try_from(self.key.as_slice())?;
-        let size = self.size.to_le_bytes();
-        let time = self.time_ms.to_le_bytes();
-        let message = [CHECKPOINT_DOMAIN, &size, &time, &self.head].concat();
-        distos_types::verify_signature(key, &message, &self.signature)
-    }
+fn wrong(index: u64, file: &str, offset: u64, reason: &str) -> Fault {
+    Fault::Corrupt(format!(
+        "the audit log is wrong at entry {index}, {file} byte {offset}: {reason}"
+    ))
+}
 
-    fn json(&self) -> Value {
-        json!({
-            "size": self.size, "head": hex::encode(&self.head), "time_ms": self.time_ms,
-            "key": hex::encode(&self.key), "signature": hex::encode(&self.signature),
-        })
-    }
+fn checkpoint_of(from: checkpoint::Reader<'_>) -> capnp::Result<Checkpoint> {
+    let malformed = |what: &str| capnp::Error::failed(format!("a checkpoint's {what}"));
+    Ok(Checkpoint {
+        size: from.get_size(),
+        head: from.get_head()?.try_into().map_err(|_| malformed("head"))?,
+        time_ms: from.get_time_ms(),
+        key: HolderKey::try_from(from.get_key()?).map_err(|_| malformed("key"))?,
+        signature: from.get_signature()?.try_into().map_err(|_| malformed("signature"))?,
+    })
+}
+
+fn checkpoint_json(checkpoint: &Checkpoint) -> Value {
+    json!({
+        "size": checkpoint.size, "head": hex::encode(checkpoint.head),
+        "time_ms": checkpoint.time_ms, "key": checkpoint.key.to_string(),
+        "signature": hex::encode(checkpoint.signature),
+    })
+}
+
+/// Reads what `audit verify --json` printed.
+fn kept_checkpoint(file: &Path) -> Result<Checkpoint, Fault> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| Fault::not_found(format!("{}: {e}", file.display())))?;
+    let broken = || {
+        let file = file.display();
+        Fault::malformed(format!("{file} is not what `distos audit verify --json` prints"))
+    };
+    let value: Value = serde_json::from_str(&text).map_err(|_| broken())?;
+    let from = &value["checkpoint"];
+    let mut checkpoint = Checkpoint {
+        size: from["size"].as_u64().ok_or_else(broken)?,
+        head: [0; 32],
+        time_ms: from["time_ms"].as_u64().ok_or_else(broken)?,
+        key: HolderKey([0; 32]),
+        signature: [0; 64],
+    };
+    let bytes = |key: &str, into: &mut [u8]| {
+        let text = from[key].as_str().ok_or_else(broken)?;
+        hex::decode_to_slice(text, into).map_err(|_| broken())
+    };
+    bytes("head", &mut checkpoint.head)?;
+    bytes("key", &mut checkpoint.key.0)?;
+    bytes("signature", &mut checkpoint.signature)?;
+    Ok(checkpoint)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distos_types::HolderSecret;
 
     #[test]
-    fn a_checkpoint_with_another_size_or_head_is_refused() {
-        let secret = HolderSecret::from_seed([3; 32]);
-        let message =
-            [CHECKPOINT_DOMAIN, &7u64.to_le_bytes(), &9u64.to_le_bytes(), &[5; 32]].concat();
-        let mut checkpoint = Checkpoint {
+    fn a_checkpoint_that_was_kept_is_read_back_and_a_broken_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("checkpoint.json");
+        let checkpoint = Checkpoint {
             size: 7,
-            head: vec![5; 32],
+            head: [5; 32],
             time_ms: 9,
-            key: secret.key().0.to_vec(),
-            signature: secret.sign(&message).to_vec(),
+            key: HolderKey([3; 32]),
+            signature: [4; 64],
         };
-        assert_eq!(checkpoint.check(), Ok(()));
-        checkpoint.size = 8;
-        assert_eq!(checkpoint.check().unwrap_err().code(), 22);
-        checkpoint.size = 7;
-        checkpoint.head[0] ^= 1;
-        assert!(checkpoint.check().is_err());
-        checkpoint.key.pop();
-        assert!(checkpoint.check().is_err());
+        let printed = json!({ "ok": true, "checkpoint": checkpoint_json(&checkpoint) });
+        std::fs::write(&file, printed.to_string()).unwrap();
+        assert!(kept_checkpoint(&file).unwrap() == checkpoint);
+        assert_eq!(checkpoint.verify().unwrap_err().code(), 22);
+        for broken in ["", "{}", "{\"checkpoint\":{\"size\":1,\"time_ms\":1,\"head\":\"00\"}}"] {
+            std::fs::write(&file, broken).unwrap();
+            assert_eq!(kept_checkpoint(&file).unwrap_err().code(), 16, "{broken}");
+        }
     }
 }

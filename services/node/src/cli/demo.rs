@@ -67,7 +67,7 @@ pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report,
     let mut tell = |event: &Value| talk.event(event);
     let booted = tokio::select! {
         booted = node.until_ready(&mut tell) => booted,
-        _ = tokio::signal::ctrl_c() => Err(Stop::Interrupted),
+        asked = super::interrupted() => Err(asked.map_or_else(Stop::Fault, |()| Stop::Interrupted)),
     };
     let outcome = match booted {
         Ok(()) => node.beside(steps(context, &args, module, input), &mut tell).await,

@@ -1,9 +1,10 @@
 //! Files that commands read and write. Output appears whole or not at all: it is written beside
 //! its place and renamed into it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use distos_abi::Fault;
@@ -27,6 +28,10 @@ pub fn io_fault(path: &Path, error: &io::Error) -> Fault {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Fault::unavailable(10_000, format!("{what}: free some space"))
         }
+        io::ErrorKind::IsADirectory => {
+            Fault::malformed(format!("{} is a directory, not a file", path.display()))
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory => Fault::malformed(what),
         io::ErrorKind::AlreadyExists => Fault::Exists(path.display().to_string()),
         _ => Fault::internal(what),
     }
@@ -65,29 +70,81 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
 }
 
 /// A file that is being written beside its place. Dropped without [`Draft::keep`], it leaves
-/// nothing.
+/// nothing. A device such as `/dev/null` is written directly, and stays what it is.
 pub struct Draft {
     file: File,
-    at: PathBuf,
+    /// Where the draft stands; `None` for a device, and once it is kept.
+    at: Option<PathBuf>,
     place: PathBuf,
-    kept: bool,
+}
+
+/// Whether `name` is that of a draft of `place`, made by this process or by one that was killed.
+pub fn is_draft_of(place: &Path, name: &OsStr) -> bool {
+    let (place, name) = (place.file_name().unwrap_or_default(), name.to_string_lossy());
+    let number = name.strip_prefix('.').and_then(|n| n.strip_prefix(&*place.to_string_lossy()));
+    number.and_then(|n| n.strip_prefix('.')).is_some_and(|n| n.parse::<u32>().is_ok())
+}
+
+/// What stands where an output is to go.
+enum Place {
+    /// A file or nothing: here.
+    File(PathBuf),
+    Device,
+}
+
+/// A secret follows no link and goes to no device: whoever made those would get it.
+fn place_of(place: &Path, mode: u32) -> Result<Place, Fault> {
+    let refuse = |why: &str| Err(Fault::malformed(format!("{} {why}", place.display())));
+    if place.file_name().is_none() {
+        return refuse("does not name a file");
+    }
+    let found = match fs::symlink_metadata(place) {
+        Ok(found) if found.is_file() => return Ok(Place::File(place.to_path_buf())),
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Ok(Place::File(place.to_path_buf()));
+        }
+        Err(e) => return Err(io_fault(place, &e)),
+    };
+    if found.is_dir() {
+        return refuse("is a directory: name a file in it");
+    }
+    if mode != PUBLIC {
+        return refuse("is a link or a device: a secret is not written there");
+    }
+    let target = fs::metadata(place).map_err(|e| io_fault(place, &e))?;
+    if target.is_file() {
+        return Ok(Place::File(place.canonicalize().map_err(|e| io_fault(place, &e))?));
+    }
+    if target.file_type().is_char_device() {
+        return Ok(Place::Device);
+    }
+    refuse("is no file: leave the option out and redirect the standard output")
 }
 
 impl Draft {
     /// Starts a file that is to stand at `place`.
     pub fn create(place: &Path, mode: u32) -> Result<Draft, Fault> {
-        let name = place
-            .file_name()
-            .ok_or_else(|| Fault::malformed(format!("{} does not name a file", place.display())))?;
-        let at =
-            place.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&at)
-            .map_err(|e| io_fault(place, &e))?;
-        Ok(Draft { file, at, place: place.to_path_buf(), kept: false })
+        let place = match place_of(place, mode)? {
+            Place::File(place) => place,
+            Place::Device => {
+                let file = OpenOptions::new().write(true).open(place);
+                let file = file.map_err(|e| io_fault(place, &e))?;
+                return Ok(Draft { file, at: None, place: place.to_path_buf() });
+            }
+        };
+        let name = place.file_name().unwrap_or_default().to_string_lossy();
+        let at = place.with_file_name(format!(".{name}.{}", std::process::id()));
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&at).map_err(|e| {
+                match e.kind() {
+                    io::ErrorKind::NotFound => {
+                        Fault::NotFound(format!("{}: there is no such directory", place.display()))
+                    }
+                    _ => io_fault(&place, &e),
+                }
+            })?;
+        Ok(Draft { file, at: Some(at), place })
     }
 
     /// Adds bytes at the end.
@@ -97,18 +154,19 @@ impl Draft {
 
     /// Puts the file into its place, durably.
     pub fn keep(mut self) -> Result<(), Fault> {
+        let Some(at) = &self.at else { return Ok(()) };
         self.file.sync_all().map_err(|e| io_fault(&self.place, &e))?;
-        fs::rename(&self.at, &self.place).map_err(|e| io_fault(&self.place, &e))?;
-        self.kept = true;
+        fs::rename(at, &self.place).map_err(|e| io_fault(&self.place, &e))?;
+        self.at = None;
         Ok(())
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.kept {
+        if let Some(at) = &self.at {
             // Nothing is lost if this fails: the draft has a name of its own.
-            let _ = fs::remove_file(&self.at);
+            let _ = fs::remove_file(at);
         }
     }
 }
@@ -312,6 +370,26 @@ mod tests {
         write(&place, b"secret", SECRET).unwrap();
         assert_eq!(fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn output_to_a_device_or_through_a_link_leaves_both_and_a_secret_goes_to_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let (device, file) = (dir.path().join("device"), dir.path().join("file"));
+        std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+        write(&device, b"x", PUBLIC).unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        assert!(fs::symlink_metadata(&device).unwrap().is_symlink());
+        let link = dir.path().join("link");
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write(&link, b"new", PUBLIC).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        for place in [&device, &link] {
+            assert_eq!(write(place, b"secret", SECRET).unwrap_err().code(), 16);
+        }
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use capnp::capability::{FromClientHook, Request, Response};
-use distos_abi::{Fault, VatName};
+use distos_abi::{Fault, HolderKey, VatName};
 use distos_client::{Connection, fault_of};
 use distos_schemas::capability_capnp::capability;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret};
@@ -16,6 +17,9 @@ use super::files;
 
 /// The longest capability or key file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 << 10;
+/// How long a service may take to let somebody in. Its socket is there while it is started again,
+/// and also while that fails.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Somebody with a key and capabilities. What it restores lives as long as it does: its connections
 /// end with it.
@@ -53,6 +57,20 @@ pub fn read_secret(cap_path: &Path) -> Result<HolderSecret, Fault> {
     HolderSecret::from_file_text(&text).map_err(|f| named(&path, f))
 }
 
+/// A node would refuse a key that is not the file's too, without knowing which file to mend (C4).
+fn check_key(path: &Path, file: &CapFile, secret: &HolderSecret) -> Result<(), Fault> {
+    let holders: Vec<HolderKey> = file.entries.iter().map(|e| e.chain.holder()).collect();
+    match holders.first() {
+        Some(holder) if !holders.contains(&secret.key()) => Err(Fault::Unauthenticated(format!(
+            "{} is not the key of {}, which is bound to key {}…: copy the right one beside it",
+            path.with_extension("key").display(),
+            path.display(),
+            super::text::short(&holder.to_string())
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Puts the file's name in front of what is wrong with it.
 pub fn named(path: &Path, fault: Fault) -> Fault {
     match fault {
@@ -82,6 +100,7 @@ impl Holder {
     pub fn load(path: &Path, node: Option<&Path>) -> Result<Holder, Fault> {
         let file = read_cap_file(path)?;
         let secret = read_secret(path)?;
+        check_key(path, &file, &secret)?;
         let hint = file.sockets.as_ref().map(PathBuf::from);
         let sockets = node.map(|n| n.join("run")).or(hint).ok_or_else(|| {
             Fault::malformed(format!(
@@ -115,8 +134,12 @@ impl Holder {
 
     /// A live capability for a chain, proving possession of this holder's key (C4).
     pub async fn restore<T: FromClientHook>(&self, chain: &Chain) -> Result<T, Fault> {
-        let connection = self.connection(&chain.root().vat).await?;
-        connection.restore(chain, &self.secret).await
+        let vat = &chain.root().vat;
+        let connection = self.connection(vat).await?;
+        let live = connection.restore(chain, &self.secret);
+        tokio::time::timeout(ANSWER_WAIT, live)
+            .await
+            .unwrap_or_else(|_| Err(self.explain(vat, Fault::unavailable(1000, "it is silent"))))
     }
 
     /// A capability file with one capability of this node.

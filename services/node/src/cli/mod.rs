@@ -16,21 +16,26 @@ pub mod tenant;
 pub mod text;
 pub mod up;
 
-use std::future::Future;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::task::Poll;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use distos_abi::Fault;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use holder::Holder;
 
 /// Where a node lives if nobody says.
 pub const DEFAULT_NODE: &str = ".distos";
-/// The exit code after Ctrl-C, as shells have it.
+/// The exit code after Ctrl-C, as shells have it; also after SIGTERM and SIGHUP.
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
@@ -110,7 +115,7 @@ enum Command {
 pub enum Stop {
     /// A fault; its code is the exit code.
     Fault(Fault),
-    /// Ctrl-C.
+    /// Ctrl-C, SIGTERM or SIGHUP.
     Interrupted,
     /// The arguments do not go together.
     Usage(String),
@@ -222,12 +227,83 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
     }
 }
 
-/// Does `work` unless Ctrl-C comes first; then it is dropped, and with it whatever it had begun.
+/// How long a command that was interrupted may take to undo what it had begun.
+const UNDO_WAIT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// Listens from the first [`interruptible`] work to the end of the process, so that a signal
+    /// between two of them is not lost. Before that, a signal ends the process at once.
+    static INTERRUPTS: RefCell<Option<Interrupts>> = const { RefCell::new(None) };
+}
+
+/// The signals by which terminals, service managers and `kill` ask a program to end.
+struct Interrupts {
+    signals: Vec<Signal>,
+    came: bool,
+}
+
+impl Interrupts {
+    fn listen() -> std::io::Result<Interrupts> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        Ok(Interrupts {
+            signals: kinds.map(signal).into_iter().collect::<Result<_, _>>()?,
+            came: false,
+        })
+    }
+
+    fn poll(&mut self, context: &mut std::task::Context<'_>) -> Poll<()> {
+        self.came |= self.signals.iter_mut().any(|s| s.poll_recv(context).is_ready());
+        if self.came { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Resolves when a signal has asked this command to end, also if that was earlier.
+pub async fn interrupted() -> Result<(), Fault> {
+    let listening = INTERRUPTS.with_borrow_mut(|interrupts| {
+        if interrupts.is_none() {
+            *interrupts = Some(Interrupts::listen()?);
+        }
+        Ok(())
+    });
+    listening.map_err(|e: std::io::Error| Fault::internal(format!("no signals: {e}")))?;
+    poll_fn(|context| {
+        INTERRUPTS.with_borrow_mut(|interrupts| {
+            interrupts.as_mut().map_or(Poll::Pending, |i| i.poll(context))
+        })
+    })
+    .await;
+    Ok(())
+}
+
+/// Does `work` unless Ctrl-C, SIGTERM or SIGHUP comes first; then it is dropped, and with it
+/// whatever it had begun.
 pub async fn interruptible<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Stop> {
     tokio::select! {
+        biased;
+        asked = interrupted() => Err(asked.map_or_else(Stop::Fault, |()| Stop::Interrupted)),
         done = work => Ok(done?),
-        _ = tokio::signal::ctrl_c() => Err(Stop::Interrupted),
     }
+}
+
+/// Does short work that leaves something behind: an interruption that comes meanwhile is seen by
+/// the next [`interruptible`] work, when it is known what there is to undo.
+pub async fn settled<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Stop> {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        _ = interrupted() => {}
+        done = &mut work => return Ok(done?),
+    }
+    match tokio::time::timeout(UNDO_WAIT, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Stop::Interrupted),
+    }
+}
+
+/// Undoes what a command had begun, for a bounded time. The failure that led here is the one to
+/// report, so that of undoing is not.
+pub async fn undo<T>(work: impl Future<Output = Result<T, Fault>>) {
+    let _ = tokio::time::timeout(UNDO_WAIT, work).await;
 }
 
 fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
@@ -242,22 +318,23 @@ fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
         }
         Err(Stop::Fault(fault)) => {
             if context.json {
-                eprintln!("{}", text::fault_json(&fault));
+                complain(&text::fault_json(&fault).to_string());
             } else {
-                eprintln!("distos: {fault}");
+                complain(&format!("distos: {fault}"));
             }
             ExitCode::from(fault.code())
         }
         Err(Stop::Ended { code, why }) => {
             if context.json {
-                eprintln!("{}", serde_json::json!({ "error": { "code": code, "message": why } }));
+                let error = serde_json::json!({ "error": { "code": code, "message": why } });
+                complain(&error.to_string());
             } else {
-                eprintln!("distos: {why}");
+                complain(&format!("distos: {why}"));
             }
             ExitCode::from(code)
         }
         Err(Stop::Interrupted) => {
-            eprintln!("distos: interrupted");
+            complain("distos: interrupted");
             ExitCode::from(INTERRUPTED)
         }
         Err(Stop::Usage(what)) => {
@@ -274,11 +351,20 @@ pub fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// Writes raw bytes to standard output.
-pub fn emit(bytes: &[u8]) -> Result<(), Fault> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(bytes).and_then(|()| out.flush());
-    written.map_err(|e| match e.kind() {
+/// Prints a line to standard error. A terminal that has gone away is no reason to panic.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Writes raw bytes to standard output, on a thread of its own: a reader that does not read keeps
+/// nobody from Ctrl-C.
+pub async fn emit(bytes: &[u8]) -> Result<(), Fault> {
+    let mut out = tokio::io::stdout();
+    let written = async {
+        out.write_all(bytes).await?;
+        out.flush().await
+    };
+    written.await.map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => {
             Fault::unavailable(0, "nobody reads the standard output any more")
         }

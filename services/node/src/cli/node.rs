@@ -1,6 +1,7 @@
 //! `status`, `drain` and `down`.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use clap::Args;
 use distos_abi::Fault;
@@ -22,6 +23,9 @@ pub struct DownArgs {
     #[arg(long)]
     now: bool,
 }
+
+/// How long the screen waits for the attestation service, which may be what is wrong.
+const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
 
 /// The short names of the protections in the table of `status`.
 const PROTECTIONS: [(&str, &str); 6] = [
@@ -64,9 +68,10 @@ pub(super) async fn status(context: &Context) -> Result<Report, Fault> {
     let answer = call(client.status_request()).await?;
     let status = read(|| kernel_json(answer.get()?.get_status()?))?;
     let tenants = tenants(&client).await.unwrap_or_default();
-    let verdict = match attest::status(&holder).await {
-        Ok(verdict) => verdict.json(),
-        Err(fault) => json!({ "good": false, "reason": fault.to_string() }),
+    let verdict = match tokio::time::timeout(EVIDENCE_WAIT, attest::status(&holder)).await {
+        Ok(Ok(verdict)) => verdict.json(),
+        Ok(Err(fault)) => json!({ "good": false, "reason": fault.to_string() }),
+        Err(_) => json!({ "good": false, "reason": "the attestation service does not answer" }),
     };
     let mut all = status;
     all["tenants"] = Value::Array(tenants);
@@ -161,7 +166,8 @@ pub(super) fn evidence_line(verdict: &Value, now_ms: u64) -> String {
         return format!("NOT GOOD: {}  {tpm}", verdict["reason"].as_str().unwrap_or("no evidence"));
     }
     if until <= now_ms {
-        return format!("STALE since {}  {tpm}", text::instant(until));
+        let reason = verdict["reason"].as_str().filter(|r| !r.is_empty());
+        return format!("STALE: {}  {tpm}", reason.unwrap_or("its time is over"));
     }
     format!("good, fresh for {}  {tpm}", text::span_ms(until - now_ms))
 }

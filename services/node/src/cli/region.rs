@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::files::{self, Draft, Input, InputReader};
 use super::holder::{Holder, call, pick, read, read_cap_file};
 use super::text::{self, row};
-use super::{Context, Report, Stop, interruptible};
+use super::{Context, Report, Stop, interruptible, settled, undo};
 
 /// The most that one call moves.
 const CALL_BYTES: u64 = 1 << 20;
@@ -126,7 +126,7 @@ pub(super) async fn command(context: &Context, command: RegionCommand) -> Result
     match command {
         RegionCommand::Put(args) => put_command(context, args).await,
         RegionCommand::Get(args) => interruptible(get_command(context, args)).await,
-        RegionCommand::Create(args) => interruptible(create_command(context, args)).await,
+        RegionCommand::Create(args) => settled(create_command(context, args)).await,
         RegionCommand::List => interruptible(list_command(context)).await,
         RegionCommand::Drop { name } => interruptible(drop_command(context, &name)).await,
     }
@@ -258,7 +258,7 @@ pub async fn put(
     bar: &ProgressBar,
 ) -> Result<Put, Stop> {
     let (total, count) = (input.total(), input.files());
-    let (region, chain) = interruptible(open_or_create(holder, name, total, volatile)).await?;
+    let (region, chain) = settled(open_or_create(holder, name, total, volatile)).await?;
     let work = async {
         store(&region, 0, &mut input.read(), total, bar).await?;
         info(&region).await
@@ -270,8 +270,11 @@ pub async fn put(
         }
         Err(stop) => {
             if chain.is_some() {
-                // The first failure is the one to report.
-                let _ = drop_region(&region).await;
+                undo(drop_region(&region)).await;
+            } else {
+                super::complain(&format!(
+                    "distos: region {name} may hold old and new content mixed: store it again"
+                ));
             }
             Err(stop)
         }
@@ -312,7 +315,7 @@ async fn get_command(context: &Context, args: GetArgs) -> Result<Report, Fault> 
     let offset = args.offset.unwrap_or(reach.start);
     let len = match args.len {
         Some(len) => len,
-        None => info(&region).await?.bytes.min(reach.end).saturating_sub(offset),
+        None => to_the_end(offset, info(&region).await?.bytes.min(reach.end))?,
     };
     let bar = super::progress(context, len, "fetching", true);
     let Some(out) = &args.out else {
@@ -320,10 +323,16 @@ async fn get_command(context: &Context, args: GetArgs) -> Result<Report, Fault> 
         return Ok(Report::nothing());
     };
     let mut draft = Draft::create(out, files::PUBLIC)?;
-    fetch(&region, offset, len, &bar, &mut |bytes| draft.append(bytes)).await?;
+    fetch(&region, offset, len, &bar, &mut async |bytes| draft.append(bytes)).await?;
     draft.keep()?;
     let json = json!({ "bytes": len, "offset": offset, "out": out.display().to_string() });
     Ok(Report { json, text: format!("{} in {}", text::bytes(len), out.display()) })
+}
+
+fn to_the_end(offset: u64, end: u64) -> Result<u64, Fault> {
+    end.checked_sub(offset).filter(|len| *len > 0).ok_or_else(|| {
+        Fault::malformed(format!("--offset {offset} is not before the end at byte {end}"))
+    })
 }
 
 /// The region that a file's capability speaks of, and the bytes that it reaches.
@@ -458,7 +467,7 @@ pub async fn fetch(
     offset: u64,
     len: u64,
     bar: &ProgressBar,
-    sink: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+    sink: &mut impl AsyncFnMut(&[u8]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     let mut flight = FuturesOrdered::new();
     let mut rest = pieces(len);
@@ -473,7 +482,7 @@ pub async fn fetch(
         let Some(answer) = flight.next().await else { break };
         let answer = answer?;
         let data = read(|| answer.get()?.get_data())?;
-        sink(data)?;
+        sink(data).await?;
         bar.inc(data.len() as u64);
     }
     bar.finish_and_clear();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::files::{self, Draft};
 use super::holder::{Holder, call, random, read};
 use super::text::{self, PAGE_BYTES, row};
-use super::{Context, Report, Stop, interruptible, region as regions};
+use super::{Context, Report, Stop, interruptible, region as regions, settled, undo};
 
 /// The longest module that a node takes.
 const MAX_MODULE_BYTES: u64 = 8 << 20;
@@ -150,7 +150,10 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
         limits: args.limits,
     };
     // The file is opened first: a result that cannot be kept is not worth computing.
-    let draft = args.out.as_deref().map(|out| Draft::create(out, files::PUBLIC)).transpose()?;
+    let draft = interruptible(async {
+        args.out.as_deref().map(|out| Draft::create(out, files::PUBLIC)).transpose()
+    })
+    .await?;
     let bar = super::progress(context, 0, "running", false);
     let done = run(&holder, &job, &bar).await?;
     if let Some(mut draft) = draft {
@@ -163,8 +166,8 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
         json["output"] = json!(String::from_utf8_lossy(&done.output));
         return Ok(Report { json, text: String::new() });
     }
-    super::emit(&done.output)?;
-    eprintln!("{}", done.text());
+    interruptible(super::emit(&done.output)).await?;
+    super::complain(&done.text());
     Ok(Report::nothing())
 }
 
@@ -172,27 +175,39 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
 pub async fn run(holder: &Holder, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
     let started = std::time::Instant::now();
     let queue: queue::Client = interruptible(holder.root("queue")).await?;
-    let prepared = interruptible(prepare(holder, &queue, job)).await?;
+    let plan = interruptible(plan(holder, &queue, job)).await?;
+    let prepared = settled(prepare(holder, plan)).await?;
     let output = prepared.output.clone();
     let outcome = work(&queue, job, prepared, bar).await;
     bar.finish_and_clear();
-    let dropped = regions::drop_region(&output).await;
-    let mut done = outcome?;
-    dropped?;
+    let mut done = match outcome {
+        Ok(done) => done,
+        Err(stop) => {
+            undo(regions::drop_region(&output)).await;
+            return Err(stop);
+        }
+    };
+    regions::drop_region(&output).await?;
     let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     done.json["micros"] = json!(micros);
     Ok(done)
 }
 
-struct Prepared {
+/// What a job needs before it can be submitted.
+struct Plan {
     input: region::Client,
     input_bytes: u64,
-    output: region::Client,
     executor: String,
+    tasks: u32,
     pages_per_task: u32,
 }
 
-async fn prepare(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Prepared, Fault> {
+struct Prepared {
+    plan: Plan,
+    output: region::Client,
+}
+
+async fn plan(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Plan, Fault> {
     let input = regions::open(holder, &job.input).await?;
     let input_bytes = regions::info(&input).await?.bytes;
     let mut request = queue.plan_request();
@@ -203,11 +218,15 @@ async fn prepare(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Pr
         read(|| Ok((plan.get()?.get_tasks(), plan.get()?.get_pages_per_task())))?;
     let answer = call(queue.executor_request()).await?;
     let executor = read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?;
+    Ok(Plan { input, input_bytes, executor, tasks, pages_per_task })
+}
+
+async fn prepare(holder: &Holder, plan: Plan) -> Result<Prepared, Fault> {
     // One page for each map task and one for the reduce task.
-    let bytes = (u64::from(tasks) + 1) * PAGE_BYTES;
+    let bytes = (u64::from(plan.tasks) + 1) * PAGE_BYTES;
     let name = format!("run-{}", hex::encode(random::<8>()?));
     let (output, _) = regions::create(holder, &name, bytes, true).await?;
-    Ok(Prepared { input, input_bytes, output, executor, pages_per_task })
+    Ok(Prepared { plan, output })
 }
 
 async fn work(
@@ -220,8 +239,7 @@ async fn work(
     match interruptible(follow(&running, bar)).await {
         Ok(status) => Ok(interruptible(result(&running, &prepared.output, status)).await?),
         Err(stop) => {
-            // The first failure is the one to report.
-            let _ = call(running.cancel_request()).await;
+            undo(call(running.cancel_request())).await;
             Err(stop)
         }
     }
@@ -232,17 +250,18 @@ async fn submit(
     job: &Job,
     prepared: &Prepared,
 ) -> Result<job::Client, Fault> {
-    let input = gift(&prepared.input, &prepared.executor, Rights::READ).await?;
+    let plan = &prepared.plan;
+    let input = gift(&plan.input, &plan.executor, Rights::READ).await?;
     let both = Rights::READ.join(Rights::WRITE);
-    let output = gift(&prepared.output, &prepared.executor, both).await?;
+    let output = gift(&prepared.output, &plan.executor, both).await?;
     let mut request = queue.submit_request();
     let mut spec = request.get().init_spec();
     spec.set_name(job.name.as_str());
     spec.set_module(&job.module);
     spec.set_input(&input);
-    spec.set_input_bytes(prepared.input_bytes);
+    spec.set_input_bytes(plan.input_bytes);
     spec.set_output(&output);
-    spec.set_pages_per_task(prepared.pages_per_task);
+    spec.set_pages_per_task(plan.pages_per_task);
     spec.set_reduce(job.reduce.is_some());
     let empty = Vec::new();
     let reduce = job.reduce.as_ref().unwrap_or(&empty);
@@ -362,7 +381,7 @@ async fn result(job: &job::Client, output: &region::Client, status: Status) -> R
         }
         let len = if has_reduce { status.output_bytes } else { task.output_bytes };
         let at = u64::from(task.index) * PAGE_BYTES;
-        regions::fetch(output, at, len.into(), &hidden, &mut |part| {
+        regions::fetch(output, at, len.into(), &hidden, &mut async |part: &[u8]| {
             bytes.extend_from_slice(part);
             Ok(())
         })

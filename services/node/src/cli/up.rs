@@ -1,9 +1,10 @@
 //! `up`: boots a node from an image and stays with it. Also the face that the binary shows as the
 //! kernel process itself.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -36,6 +37,8 @@ const LOCK_FD: i32 = 5;
 const VERSION: u32 = 1;
 /// The longest image file, in bytes.
 const MAX_IMAGE_BYTES: u64 = 1 << 20;
+/// How much of a log is looked through for errors, in bytes.
+const MAX_LOG_BYTES: u64 = 64 << 10;
 /// How long `down` waits for the last process to end.
 const END_WAIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
@@ -131,6 +134,8 @@ pub struct Node {
     failure: Option<String>,
     /// Whether a signal asked for the end.
     asked: bool,
+    /// Whether the kernel was told to end.
+    ending: bool,
 }
 
 impl Node {
@@ -140,6 +145,7 @@ impl Node {
         let plan = plan(image, directory)?;
         prepare_directory(directory)?;
         let lock = lock(directory)?;
+        remove_drafts(directory);
         let plan = Plan { data_dir: full_path(directory)?, ..plan };
         Ok(Node::spawn(&plan, lock)?)
     }
@@ -156,7 +162,14 @@ impl Node {
             .map_err(|e| Fault::internal(format!("the kernel does not start: {e}")))?;
         let events = pipe::Receiver::from_owned_fd(read).map_err(Fault::internal)?;
         let events = BufReader::new(events).lines();
-        Ok(Node { kernel, isolation: isolation.detail, events, failure: None, asked: false })
+        Ok(Node {
+            kernel,
+            isolation: isolation.detail,
+            events,
+            failure: None,
+            asked: false,
+            ending: false,
+        })
     }
 
     /// How the kernel is isolated.
@@ -213,7 +226,7 @@ impl Node {
 
     /// Shuts the node down in order, and waits for it.
     pub async fn stop(&mut self, tell: &mut dyn FnMut(&Value)) -> Result<(), Stop> {
-        self.kernel.terminate();
+        self.terminate();
         self.attend(tell).await
     }
 
@@ -225,7 +238,10 @@ impl Node {
         loop {
             tokio::select! {
                 event = self.event() => match event? {
-                    Some(event) => tell(&event),
+                    Some(event) => {
+                        tell(&event);
+                        self.terminate_again(&event);
+                    }
                     None => return self.end(tell).await,
                 },
                 _ = interrupt.recv() => self.end_asked(),
@@ -234,12 +250,25 @@ impl Node {
         }
     }
 
+    fn terminate(&mut self) {
+        self.ending = true;
+        self.kernel.terminate();
+    }
+
+    /// The first process of a PID namespace does not get signals that it does not listen to yet,
+    /// so a kernel that goes on starting may not have heard.
+    fn terminate_again(&mut self, event: &Value) {
+        if self.ending && (event["event"] == "vat" || event["event"] == "ready") {
+            self.kernel.terminate();
+        }
+    }
+
     fn end_asked(&mut self) {
         if std::mem::replace(&mut self.asked, true) {
             self.kernel.kill();
         } else {
-            self.kernel.terminate();
-            eprintln!("shutting down; Ctrl-C again ends running work at once");
+            self.terminate();
+            super::complain("shutting down; Ctrl-C again ends running work at once");
         }
     }
 
@@ -291,14 +320,28 @@ fn prepare_directory(directory: &Path) -> Result<(), Fault> {
     }
     let make = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory);
     make.map_err(|e| io_fault(directory, &e))?;
+    let foreign = |name: &OsStr| !files::is_draft_of(&version, name);
     let mut content = std::fs::read_dir(directory).map_err(|e| io_fault(directory, &e))?;
-    if content.next().is_some() {
+    // What a start that was killed had begun to write is no reason to refuse the next one.
+    if content.any(|entry| entry.map_or(true, |e| foreign(&e.file_name()))) {
         return Err(Fault::malformed(format!(
             "{} holds other files and is not a node's directory: choose another --node",
             directory.display()
         )));
     }
     files::write(&version, format!("{VERSION}\n").as_bytes(), files::PUBLIC)
+}
+
+/// Removes what starts that were killed had begun to write. The lock is held: nobody writes it now.
+fn remove_drafts(directory: &Path) {
+    let version = directory.join("VERSION");
+    let Ok(content) = std::fs::read_dir(directory) else { return };
+    for entry in content.flatten() {
+        if files::is_draft_of(&version, &entry.file_name()) {
+            // A draft that cannot be removed is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn check_version(directory: &Path, text: &str) -> Result<(), Fault> {
@@ -371,11 +414,14 @@ async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
     let mut options = OpenOptions::new();
     let log =
         options.create(true).append(true).open(&log_path).map_err(|e| io_fault(&log_path, &e))?;
+    let log_start = log.metadata().map_err(|e| io_fault(&log_path, &e))?.len();
     let program = std::env::current_exe().map_err(Fault::internal)?;
     let mut command = std::process::Command::new(program);
     command.arg("up").arg(image).arg("--node").arg(directory).arg("--json");
     // A process group of its own: Ctrl-C in this terminal is not meant for it.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
+    // From here on a signal is listened to: it must not end this process and leave the other.
+    super::interruptible(async { Ok(()) }).await?;
     let mut child = command.spawn().map_err(Fault::internal)?;
     let Some(events) = child.stdout.take() else {
         return Err(Fault::internal("the node has no output").into());
@@ -409,7 +455,8 @@ async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
             let status = child.wait().map_err(Fault::internal)?;
             let code = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1);
             let why = why.unwrap_or_else(|| "it ended before it was ready".into());
-            Err(Stop::Ended { code, why: format!("{why} (see {})", log_path.display()) })
+            let said = errors_in(&log_path, log_start);
+            Err(Stop::Ended { code, why: format!("{why} (see {}){said}", log_path.display()) })
         }
         Err(stop) => {
             let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
@@ -421,6 +468,20 @@ async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
             Err(stop)
         }
     }
+}
+
+/// What a node's log says about errors from byte `start` on, for the message of a failed start.
+fn errors_in(log: &Path, start: u64) -> String {
+    let mut text = Vec::new();
+    let read = File::open(log).and_then(|mut file| {
+        file.seek(SeekFrom::Start(start))?;
+        file.take(MAX_LOG_BYTES).read_to_end(&mut text)
+    });
+    if read.is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&text);
+    text.lines().filter(|line| line.contains(" ERROR ")).map(|line| format!("\n  {line}")).collect()
 }
 
 /// The kernel process: what [`Node::start`] started.
@@ -468,8 +529,12 @@ mod tests {
     fn a_directory_of_a_newer_node_or_of_somebody_elses_files_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let node = dir.path().join("a/b");
+        std::fs::create_dir_all(&node).unwrap();
+        std::fs::write(node.join(".VERSION.77"), "").unwrap();
         prepare_directory(&node).unwrap();
         prepare_directory(&node).unwrap();
+        remove_drafts(&node);
+        assert_eq!(std::fs::read_dir(&node).unwrap().count(), 1);
         std::fs::write(node.join("VERSION"), "2\n").unwrap();
         let fault = prepare_directory(&node).unwrap_err();
         assert!(fault.to_string().contains("newer DistOS"), "{fault}");

@@ -1,0 +1,198 @@
+//! Watches the framing of Cap'n Proto messages as their bytes come in, so that a message that is
+//! too long ends the connection before any memory is set aside for it.
+//!
+//! A message is a table, the number of segments less one and then each segment's length in words,
+//! as 32-bit little-endian numbers padded to a whole word; and then the segments
+//! (<https://capnproto.org/encoding.html#serialization-over-a-stream>).
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use futures::AsyncRead;
+
+/// Most segments of a message: what the reader behind accepts.
+const MAX_SEGMENTS: u32 = 512;
+
+/// The lengths, in words, of messages whose table was seen and which the reader behind has not
+/// been asked about.
+pub(crate) type Lengths = Rc<RefCell<VecDeque<u64>>>;
+
+/// A stream of messages, each of which has at most so many words.
+pub(crate) struct Framed<R> {
+    inner: R,
+    frames: Frames,
+}
+
+impl<R> Framed<R> {
+    pub(crate) fn new(inner: R, max_words: u64, lengths: Lengths) -> Framed<R> {
+        Framed { inner, frames: Frames { max_words, lengths, at: At::Table(Table::default()) } }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Framed<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let Framed { inner, frames } = &mut *self;
+        Pin::new(inner).poll_read(cx, buffer).map(|read| {
+            let read = read?;
+            frames.take(&buffer[..read])?;
+            Ok(read)
+        })
+    }
+}
+
+/// Where in which message the stream stands.
+struct Frames {
+    max_words: u64,
+    lengths: Lengths,
+    at: At,
+}
+
+enum At {
+    Table(Table),
+    /// Within the segments: bytes that are still to come.
+    Segments(u64),
+}
+
+/// A table of which a part has been seen.
+#[derive(Default)]
+struct Table {
+    number: [u8; 4],
+    have: usize,
+    /// Numbers to come after the first, padding included; `None` before the first.
+    left: Option<u32>,
+    /// Of `left`, those that are lengths.
+    lengths: u32,
+    words: u64,
+}
+
+impl Frames {
+    fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match &mut self.at {
+                At::Segments(left) => {
+                    let passed = (*left).min(bytes.len() as u64);
+                    *left -= passed;
+                    bytes = &bytes[passed as usize..];
+                    if *left == 0 {
+                        self.at = At::Table(Table::default());
+                    }
+                }
+                At::Table(table) => {
+                    if let Some(words) = table.push(bytes[0])? {
+                        if words > self.max_words {
+                            let what = format!(
+                                "a message of {words} words is longer than {}",
+                                self.max_words
+                            );
+                            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                        }
+                        self.lengths.borrow_mut().push_back(words);
+                        self.at = if words == 0 {
+                            At::Table(Table::default())
+                        } else {
+                            At::Segments(words * 8)
+                        };
+                    }
+                    bytes = &bytes[1..];
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Takes one byte; the message's length once the table is complete.
+    fn push(&mut self, byte: u8) -> io::Result<Option<u64>> {
+        self.number[self.have] = byte;
+        self.have += 1;
+        if self.have < 4 {
+            return Ok(None);
+        }
+        self.have = 0;
+        let number = u32::from_le_bytes(self.number);
+        let left = match self.left {
+            None => {
+                if number >= MAX_SEGMENTS {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a message of too many segments",
+                    ));
+                }
+                self.lengths = number + 1;
+                // With the first number, the table fills whole words.
+                self.lengths + (self.lengths + 1) % 2
+            }
+            Some(left) => {
+                if self.lengths > 0 {
+                    self.lengths -= 1;
+                    self.words += u64::from(number);
+                }
+                left - 1
+            }
+        };
+        self.left = Some(left);
+        Ok((left == 0).then_some(self.words))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(max_words: u64) -> (Frames, Lengths) {
+        let lengths = Lengths::default();
+        (Frames { max_words, lengths: lengths.clone(), at: At::Table(Table::default()) }, lengths)
+    }
+
+    fn message(segments: &[u32]) -> Vec<u8> {
+        let mut bytes = (segments.len() as u32 - 1).to_le_bytes().to_vec();
+        segments.iter().for_each(|words| bytes.extend(words.to_le_bytes()));
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes.resize(bytes.len() + segments.iter().sum::<u32>() as usize * 8, 0xa5);
+        bytes
+    }
+
+    #[test]
+    fn every_message_is_measured_however_its_bytes_arrive() {
+        let all = [vec![1], vec![2, 3], vec![0, 5, 1], vec![0], vec![4; 9]];
+        let stream: Vec<u8> = all.iter().flat_map(|segments| message(segments)).collect();
+        for step in [1, 3, 7, 64, stream.len()] {
+            let (mut frames, lengths) = frames(100);
+            stream.chunks(step).for_each(|bytes| frames.take(bytes).unwrap());
+            assert_eq!(*lengths.borrow(), [1, 5, 6, 0, 36]);
+        }
+    }
+
+    #[test]
+    fn what_the_library_writes_is_measured_as_the_library_reads_it() {
+        let mut builder = capnp::message::Builder::new_default();
+        builder.set_root::<capnp::data::Owned>(&[7u8; 100_000][..]).unwrap();
+        let bytes = capnp::serialize::write_message_to_words(&builder);
+        let (mut frames, lengths) = frames(20_000);
+        frames.take(&bytes).unwrap();
+        frames.take(&bytes).unwrap();
+        assert_eq!(lengths.borrow().len(), 2);
+        let table = (bytes.len() as u64 / 8) - lengths.borrow()[0];
+        assert!((1..=2).contains(&table));
+    }
+
+    #[test]
+    fn a_message_that_would_be_too_long_is_refused_by_its_table_alone() {
+        let (mut frames, _) = frames(10);
+        assert!(frames.take(&message(&[10])).is_ok());
+        assert!(frames.take(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0x7f]).is_err());
+        let (mut frames, _) = self::frames(10);
+        assert!(frames.take(&[2, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0]).is_err());
+        let (mut frames, _) = self::frames(10);
+        assert!(frames.take(&[0xff, 0xff, 0, 0]).is_err());
+    }
+}
