@@ -60,12 +60,7 @@ impl door::Server for Door {
         let facet = match self.redeem(&chain, &signature).await {
             Ok(facet) => facet,
             Err(fault) => {
-                self.vat.report(
-                    "denial",
-                    TenantId::OPERATOR,
-                    CapId(0),
-                    format!("restore: {fault}"),
-                );
+                self.report_denial(&chain, &fault);
                 return Err(fail(fault));
             }
         };
@@ -77,6 +72,15 @@ impl door::Server for Door {
 }
 
 impl Door {
+    /// Names the capability that was presented. Whose key it was presented with is not proven.
+    fn report_denial(&self, chain: &[u8], fault: &Fault) {
+        let claimed = Chain::decode(chain).ok();
+        let cap = claimed.as_ref().map_or(CapId(0), |chain| chain.root().cap);
+        let holder = claimed.map_or_else(String::new, |chain| format!(" for {}", chain.holder()));
+        let detail = format!("restore{holder}: {fault}");
+        self.vat.report("denial", TenantId::OPERATOR, cap, detail);
+    }
+
     /// Authenticates the holder (C4), then has the kernel decide about the chain.
     async fn redeem(&self, bytes: &[u8], signature: &[u8]) -> Result<Facet, Fault> {
         let nonce = self.nonce.take().ok_or_else(|| {

@@ -321,6 +321,13 @@ impl Facet {
         Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
     }
 
+    /// Puts a refusal into the audit log that this facet could not see: of something that the
+    /// caller asked for by name. Gives the fault back.
+    pub fn refused(&self, fault: Fault) -> Fault {
+        self.report_denial(&fault);
+        fault
+    }
+
     /// Charges this capability's meter and every ancestor's, or none of them.
     pub fn charge(&self, meter: Meter, amount: u64) -> Result<(), Fault> {
         self.audited(self.inner.vat.meters().charge(&self.inner.lineage, meter, amount))
@@ -353,12 +360,13 @@ impl Facet {
     }
 
     fn audited<T>(&self, outcome: Result<T, Fault>) -> Result<T, Fault> {
-        if let Err(fault) = &outcome {
-            let what = distos_types::kind::name(self.inner.kind);
-            let detail = format!("{what} {}: {fault}", self.inner.object);
-            self.inner.vat.report("denial", self.inner.tenant, self.inner.cap, detail);
-        }
-        outcome
+        outcome.inspect_err(|fault| self.report_denial(fault))
+    }
+
+    fn report_denial(&self, fault: &Fault) {
+        let what = distos_types::kind::name(self.inner.kind);
+        let detail = format!("{what} {}: {fault}", self.inner.object);
+        self.inner.vat.report("denial", self.inner.tenant, self.inner.cap, detail);
     }
 
     fn granted(

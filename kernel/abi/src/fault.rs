@@ -268,6 +268,7 @@ impl fmt::Display for Fault {
             Fault::StaleAttestation(t) => write!(f, "stale attestation: {t}"),
             Fault::NotFound(t) => write!(f, "not found: {t}"),
             Fault::Malformed(t) => write!(f, "malformed: {t}"),
+            Fault::Unavailable { retry_after_ms: 0, why } => write!(f, "unavailable: {why}"),
             Fault::Unavailable { retry_after_ms, why } => {
                 write!(f, "unavailable: {why} (try again in {retry_after_ms} ms)")
             }

@@ -451,6 +451,8 @@ pub enum Record {
         tenant: TenantId,
         /// In whose name; zero if none.
         cap: CapId,
+        /// Who holds that capability.
+        holder: Option<Holder>,
         /// That capability's lineage, root first, as far as the forest still knows it.
         lineage: Vec<CapId>,
         /// What happened.

@@ -82,7 +82,8 @@ impl Forest {
             Command::Release { token } => Ok(self.release(token)),
             Command::Report { vat, kind, tenant, cap, detail } => {
                 let (kind, detail, lineage) = (cut(kind), cut(detail), self.lineage(cap));
-                let event = Record::Event { vat, kind, tenant, cap, lineage, detail };
+                let holder = self.caps.get(&cap).map(|at| self.node(*at).facts.holder.clone());
+                let event = Record::Event { vat, kind, tenant, cap, holder, lineage, detail };
                 Ok(done(vec![event], Order::Lazy))
             }
         }

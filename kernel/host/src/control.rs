@@ -10,7 +10,7 @@ use distos_schemas::kernel_capnp;
 use kernel_capnp::{control, spawner};
 
 use crate::kernel::Kernel;
-use crate::plan::Power;
+use crate::plan::{Power, VatPlan};
 use crate::vats::{Vat, Vats};
 
 /// Nodes of the forest in one answer.
@@ -100,7 +100,14 @@ impl control::Server for ControlServer {
         out.set_journal_bytes(journal.bytes);
         out.set_draining(kernel.draining.get());
         let live: Vec<_> = self.vats.live.borrow().values().cloned().collect();
-        let mut list = out.init_vats(live.len() as u32);
+        let is_up = |plan: &&VatPlan| live.iter().any(|vat| vat.name.as_str() == plan.name);
+        let down: Vec<_> = self.vats.plan.vats.iter().filter(|plan| !is_up(plan)).collect();
+        let mut list = out.init_vats((live.len() + down.len()) as u32);
+        for (index, plan) in down.iter().enumerate() {
+            let mut out = list.reborrow().get((live.len() + index) as u32);
+            out.set_name(&plan.name);
+            out.set_restarts(self.vats.restarts.borrow().get(&plan.name).copied().unwrap_or(0));
+        }
         for (index, vat) in live.iter().enumerate() {
             self.write_vat(vat, list.reborrow().get(index as u32));
         }

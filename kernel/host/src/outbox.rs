@@ -132,7 +132,10 @@ fn write_record(record: &Record, mut out: kernel_capnp::record::Builder<'_>) {
             out.set_vat(vat.as_str());
             ("vat", format!("ended with {ended} capabilities"))
         }
-        Record::Event { vat, kind, tenant, cap, lineage, detail } => {
+        Record::Event { vat, kind, tenant, cap, holder, lineage, detail } => {
+            if let Some(holder) = holder {
+                write_holder(holder, out.reborrow());
+            }
             out.set_vat(vat.as_str());
             out.set_tenant(tenant.0);
             out.set_cap_id(cap.0);

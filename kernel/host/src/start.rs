@@ -47,8 +47,7 @@ async fn live(plan: Plan) -> Result<(), Fault> {
     forbid_dumps();
     let dirs = Dirs::make(&plan.data_dir)?;
     let secret = kernel_secret(&dirs.kernel)?;
-    let (journal, frames) =
-        JournalHandle::open(&dirs.kernel.join("journal")).map_err(Fault::internal)?;
+    let (journal, frames) = JournalHandle::open(&dirs.kernel.join("journal"))?;
 
     let mut records = Vec::with_capacity(frames.len());
     for frame in &frames {
@@ -92,7 +91,7 @@ async fn live(plan: Plan) -> Result<(), Fault> {
         }
     }
     vats.end_all().await;
-    kernel.journal.sync().await.map_err(Fault::internal)
+    kernel.journal.sync().await
 }
 
 /// Keeps the kernel's keys out of core files and away from debuggers.

@@ -24,7 +24,7 @@ use crate::events::{Event, emit};
 use crate::kernel::{Kernel, Watched};
 use crate::plan::{Device, EdgePlan, Plan, Program, VatPlan};
 use crate::server::KernelServer;
-use crate::spawn::{self, Running, SELF_PROGRAM, SpawnSpec, VatFds};
+use crate::spawn::{self, Exit, Running, SELF_PROGRAM, SpawnSpec, VatFds};
 
 /// How long a vat may take from its start until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,6 +46,8 @@ pub(crate) struct Vat {
     /// Set when the process is gone: what still arrives from it has no effect.
     pub(crate) dead: Cell<bool>,
     pub(crate) started: Instant,
+    /// How the process ended.
+    exit: Cell<Option<Exit>>,
     ready: Cell<bool>,
     changed: Notify,
     running: RefCell<Option<Rc<Running>>>,
@@ -73,6 +75,22 @@ impl Vat {
         }
     }
 
+    /// Why a vat that ended before it served did so, as far as its exit code tells.
+    fn failure(&self) -> Fault {
+        let why = |detail: &str| format!("'{}' ended while it started: {detail}", self.name);
+        let (malformed, corrupt) = (Fault::malformed(""), Fault::Corrupt(String::new()));
+        match self.exit.get() {
+            Some(Exit::Code(code)) if code == i32::from(malformed.code()) => {
+                Fault::Malformed(why("its settings or its files are not valid; its log says which"))
+            }
+            Some(Exit::Code(code)) if code == i32::from(corrupt.code()) => {
+                Fault::Corrupt(why("its files are not what was written; its log says which"))
+            }
+            Some(exit) => Fault::unavailable(1000, why(&format!("{exit:?}"))),
+            None => Fault::unavailable(1000, why("unknown")),
+        }
+    }
+
     async fn until_dead(&self) {
         loop {
             let changed = self.changed.notified();
@@ -88,10 +106,7 @@ impl Vat {
             loop {
                 let changed = self.changed.notified();
                 if self.dead.get() {
-                    return Err(Fault::unavailable(
-                        1000,
-                        format!("'{}' ended while it started", self.name),
-                    ));
+                    return Err(self.failure());
                 }
                 if self.ready.get() {
                     return Ok(());
@@ -262,6 +277,7 @@ impl Vats {
             protections: RefCell::default(),
             dead: Cell::new(false),
             started: Instant::now(),
+            exit: Cell::new(None),
             ready: Cell::new(false),
             changed: Notify::new(),
             running: RefCell::new(None),
@@ -378,6 +394,7 @@ impl Vats {
             None => running.wait().await,
         };
         drop(foreign);
+        vat.exit.set(ended.as_ref().ok().copied());
         vat.dead.set(true);
         vat.changed.notify_waiters();
         self.kernel.unwatch(&watched);

@@ -228,7 +228,8 @@ impl regions::Server for RegionsServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
         let name = name_of(params.get()?.get_name()).map_err(fail)?;
-        let object = self.memory.store.by_name(self.facet.tenant(), &name).map_err(fail)?;
+        let object = self.memory.store.by_name(self.facet.tenant(), &name);
+        let object = object.map_err(|fault| fail(self.facet.refused(fault)))?;
         let facet = self.memory.open_region(&self.facet, object).await.map_err(fail)?;
         let server = RegionServer { memory: self.memory.clone(), facet };
         self.facet.reply(&mut results).set_region(FromClientHook::new(server.hook()));

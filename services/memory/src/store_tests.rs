@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use tokio::task::LocalSet;
 
 use super::*;
-use distos_abi::CapId;
 use crate::disk::Directory;
 use crate::log::SECTOR;
+use distos_abi::CapId;
 
 const RED: TenantId = TenantId(1);
 const SMALL: Limits = Limits { volatile_bytes: 1 << 20, compact_bytes: 4_096 };

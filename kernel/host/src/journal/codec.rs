@@ -85,12 +85,16 @@ pub fn encode(record: &Record) -> Vec<u8> {
             out.text(vat.as_str());
             out.u64(*ended);
         }
-        Record::Event { vat, kind, tenant, cap, lineage, detail } => {
+        Record::Event { vat, kind, tenant, cap, holder, lineage, detail } => {
             out.u8(8);
             out.text(vat.as_str());
             out.text(kind);
             out.u32(tenant.0);
             out.u64(cap.0);
+            out.u8(u8::from(holder.is_some()));
+            if let Some(holder) = holder {
+                out.holder(holder);
+            }
             out.lineage(lineage);
             out.text(detail);
         }
@@ -150,6 +154,11 @@ pub fn decode(bytes: &[u8]) -> Result<Record, CodecError> {
             kind: input.text()?,
             tenant: TenantId(input.u32()?),
             cap: CapId(input.u64()?),
+            holder: match input.u8()? {
+                0 => None,
+                1 => Some(input.holder()?),
+                _ => return Err(CodecError::Invalid("optional field")),
+            },
             lineage: input.lineage()?,
             detail: input.text()?,
         },
@@ -384,6 +393,7 @@ mod tests {
                 kind: "denial".into(),
                 tenant: TenantId(2),
                 cap: CapId(7),
+                holder: Some(Holder::Key(HolderKey([4; 32]))),
                 lineage,
                 detail: "region 3: denied".into(),
             },
