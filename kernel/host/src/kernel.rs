@@ -45,6 +45,10 @@ pub(crate) struct Kernel {
     pub(crate) secret: HolderSecret,
     pub(crate) draining: Cell<bool>,
     pub(crate) appended: Notify,
+    /// The node is going down in order: the outbox gives nothing more.
+    pub(crate) closing: Cell<bool>,
+    /// The auditor has made everything durable that it was given.
+    pub(crate) audited: Notify,
     table: Table,
     watched: RefCell<Vec<Rc<Watched>>>,
     /// Capabilities that the forest has and the table does not show yet, because their records
@@ -79,6 +83,8 @@ impl Kernel {
             secret,
             draining: Cell::new(false),
             appended: Notify::new(),
+            closing: Cell::new(false),
+            audited: Notify::new(),
             table,
             watched: RefCell::default(),
             unpublished: RefCell::default(),

@@ -86,7 +86,7 @@ async fn live(plan: Plan) -> Result<(), Fault> {
     if !vats.shutdown_now.get() {
         // A second signal does not wait for the drain.
         tokio::select! {
-            () = vats.drain() => {}
+            () = async { vats.drain().await; vats.close_outbox().await } => {}
             () = stop.asked() => {}
         }
     }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use crate::events::{Event, emit};
 use crate::kernel::{Kernel, Watched};
-use crate::plan::{Device, EdgePlan, Plan, Program, VatPlan};
+use crate::plan::{Device, EdgePlan, Plan, Power, Program, VatPlan};
 use crate::server::KernelServer;
 use crate::spawn::{self, Exit, Running, SELF_PROGRAM, SpawnSpec, VatFds};
 
@@ -34,6 +34,8 @@ const MAX_INSTANCES: usize = 64;
 const STEADY: Duration = Duration::from_secs(10);
 /// The longest wait before a vat that keeps ending is started again.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// The longest that the auditor may take to come to rest.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a vat may take to drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -225,6 +227,22 @@ impl Vats {
             }
         });
         futures::future::join_all(drains).await;
+    }
+
+    /// Lets the auditor come to rest, so that its files end with what it has acknowledged.
+    pub(crate) async fn close_outbox(&self) {
+        let audits = |vat: &Rc<Vat>| vat.plan.powers.contains(&Power::Outbox);
+        if !self.live.borrow().values().any(audits) {
+            return;
+        }
+        let audited = self.kernel.audited.notified();
+        self.kernel.closing.set(true);
+        self.kernel.appended.notify_waiters();
+        if tokio::time::timeout(AUDIT_TIMEOUT, audited).await.is_err() {
+            tracing::warn!(
+                "the auditor did not come to rest: it will mend its files at its next start"
+            );
+        }
     }
 
     /// Ends every vat, holders before those that serve them.

@@ -226,3 +226,39 @@ fn an_auditor_is_told_that_entries_were_cut_off() {
     node.reboot();
     node.refused(&["audit", "verify"], 23);
 }
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn an_auditor_who_kept_a_checkpoint_finds_a_whole_log_put_back_without_any_node() {
+    let mut node = Node::boot();
+    let log = node.directory().join("vats/audit");
+    node.tenants(&["red"]);
+    node.down();
+    copy(&log, &node.file("old"));
+    node.reboot();
+    node.tenants(&["blue"]);
+    let kept = node.json(&["audit", "verify"]);
+    fs::write(node.file("kept.json"), kept.to_string()).unwrap();
+    node.down();
+    copy(&log, &node.file("copy"));
+
+    let offline = ["audit", "verify", "--dir"];
+    let found = node.json(&[&offline[..], &["copy", "--since", "kept.json"]].concat());
+    assert!(found["checkpoint"]["size"].as_u64() >= kept["checkpoint"]["size"].as_u64());
+    // The older log is whole in itself. Only the checkpoint shows that entries are gone.
+    node.ok(&[&offline[..], &["old"]].concat());
+    node.refused(&[&offline[..], &["old", "--since", "kept.json"]].concat(), 23);
+    let segment = node.file("copy/log-00000000000000000000.seg");
+    let mut changed = fs::read(&segment).unwrap();
+    changed[200] ^= 1;
+    fs::write(&segment, changed).unwrap();
+    let said = node.refused(&[&offline[..], &["copy"]].concat(), 23);
+    assert!(said.contains("log-00000000000000000000.seg byte "), "{said}");
+}
