@@ -51,6 +51,8 @@ impl outbox::Server for OutboxServer {
         let mut frames = read();
         if frames.is_empty() {
             let _ = tokio::time::timeout(PULL_WAIT, appended).await;
+            // An empty answer means that there is nothing, so what woke this has to be in it.
+            self.kernel.journal.sync().await.map_err(fail)?;
             frames = read();
         }
         let mut list = results.get().init_records(frames.len() as u32);
