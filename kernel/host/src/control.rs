@@ -45,7 +45,11 @@ impl spawner::Server for SpawnerServer {
             (params.get_template()?.to_str()?.to_owned(), TenantId(params.get_tenant()))
         };
         self.may_spawn(&template)?;
-        let name = self.vats.start_instance(&template, tenant).await.map_err(fail)?;
+        // Finished even if the caller gives up: a vat that is half started is watched by nobody.
+        let vats = self.vats.clone();
+        let start = async move { vats.start_instance(&template, tenant).await };
+        let started = tokio::task::spawn_local(start).await.map_err(Fault::internal);
+        let name = started.and_then(|started| started).map_err(fail)?;
         results.get().set_vat(name.as_str());
         Ok(())
     }

@@ -13,6 +13,7 @@ use distos_abi::{Fault, HolderKey, Meter, NodeId, SlotRef, TenantId, VatName};
 use distos_core::{Applied, Command, Forest, Order, Outcome, TableOp};
 use distos_table::{GuardWatch, Snapshot, Table};
 use distos_types::HolderSecret;
+use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::events::{Event, emit};
@@ -103,38 +104,57 @@ impl Kernel {
 
     /// Carries out a command. An increase of authority shows nowhere before its record is durable;
     /// a decrease takes effect first, and is durable and quiescent when this returns.
-    pub(crate) async fn apply(&self, command: Command) -> Result<Outcome, Fault> {
+    ///
+    /// What is decided here at once is finished in a task of its own: a caller that gives up, as
+    /// one does whose client hangs up, must not leave a command half done.
+    pub(crate) async fn apply(self: &Rc<Self>, command: Command) -> Result<Outcome, Fault> {
         self.admit(&command)?;
         let applied = self.forest.borrow_mut().apply(command, now_ms())?;
-        match applied.order {
+        let Applied { outcome, table, order, .. } = &applied;
+        let outcome = outcome.clone();
+        if *order == Order::Lazy && !self.waits_for_parent(table) {
+            self.record_later(&applied);
+            self.publish_live(table)?;
+            return Ok(outcome);
+        }
+        let kernel = self.clone();
+        let finish: LocalBoxFuture<'static, Result<(), Fault>> = match order {
             Order::RecordFirst => {
-                let slots: Vec<SlotRef> = applied.table.iter().filter_map(published).collect();
+                let slots: Vec<SlotRef> = table.iter().filter_map(published).collect();
                 self.unpublished.borrow_mut().extend(&slots);
-                let recorded = self.record(&applied, true).await;
-                let shown = recorded.and_then(|()| self.publish_live(&applied.table));
-                self.unpublished.borrow_mut().retain(|slot| !slots.contains(slot));
-                self.published.notify_waiters();
-                shown?;
+                let recorded = self.record(&applied, true);
+                Box::pin(async move {
+                    let recorded = recorded.await;
+                    let shown = recorded.and_then(|()| kernel.publish_live(&applied.table));
+                    kernel.unpublished.borrow_mut().retain(|slot| !slots.contains(slot));
+                    kernel.published.notify_waiters();
+                    shown
+                })
             }
             Order::TableFirst => {
-                self.store(&applied.table);
+                self.store(table);
                 // Taken after the stores: whoever starts later sees them.
                 let guards = self.guards();
                 let recorded = self.record(&applied, true);
-                self.quiesce(guards).await;
-                recorded.await?;
+                Box::pin(async move {
+                    kernel.quiesce(guards).await;
+                    recorded.await
+                })
             }
             Order::Lazy => {
                 self.record_later(&applied);
-                self.until_published(&applied.table).await;
-                self.publish_live(&applied.table)?;
+                Box::pin(async move {
+                    kernel.until_published(&applied.table).await;
+                    kernel.publish_live(&applied.table)
+                })
             }
-        }
-        Ok(applied.outcome)
+        };
+        tokio::task::spawn_local(finish).await.map_err(Fault::internal)??;
+        Ok(outcome)
     }
 
     /// Carries out a revocation and times it.
-    pub(crate) async fn revoke(&self, command: Command) -> Result<Revoked, Fault> {
+    pub(crate) async fn revoke(self: &Rc<Self>, command: Command) -> Result<Revoked, Fault> {
         let started = Instant::now();
         let outcome = self.apply(command).await?;
         let descendants = match outcome {
@@ -159,17 +179,19 @@ impl Kernel {
     async fn until_published(&self, ops: &[TableOp]) {
         loop {
             let changed = self.published.notified();
-            let waits = |op: &TableOp| match op {
-                TableOp::Publish { parent: Some(parent), .. } => {
-                    self.unpublished.borrow().contains(parent)
-                }
-                _ => false,
-            };
-            if !ops.iter().any(waits) {
+            if !self.waits_for_parent(ops) {
                 return;
             }
             changed.await;
         }
+    }
+
+    fn waits_for_parent(&self, ops: &[TableOp]) -> bool {
+        let unpublished = self.unpublished.borrow();
+        ops.iter().any(|op| match op {
+            TableOp::Publish { parent: Some(parent), .. } => unpublished.contains(parent),
+            _ => false,
+        })
     }
 
     /// Whether an increase may be recorded now: the journal has room, and its tenant keeps to the
@@ -395,6 +417,38 @@ fn fence(error: &dyn std::fmt::Display) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A client that hangs up while its capability is being made must not keep the next one from it.
+    #[test]
+    fn a_caller_that_gives_up_leaves_nothing_half_made() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
+            let (table, fd) = Table::create(64).unwrap();
+            let view = distos_table::View::map(&fd).unwrap();
+            let secret = HolderSecret::from_seed([1; 32]);
+            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
+            let vat = VatName::new("memory").unwrap();
+            let mint = Command::MintRoot {
+                vat: vat.clone(),
+                kind: distos_abi::Kind(1),
+                authority: distos_abi::Authority::FULL,
+                holder: HolderKey([2; 32]),
+                tenant: TenantId::OPERATOR,
+            };
+            let mut given_up = Box::pin(kernel.apply(mint));
+            assert!(futures::poll!(given_up.as_mut()).is_pending(), "it waits for the disk");
+            drop(given_up);
+            let parent = kernel.forest.borrow().roots_of(TenantId::OPERATOR)[0].slot;
+            let wanted = distos_abi::Authority::FULL;
+            let session = distos_abi::SessionId(1);
+            let derive = kernel.apply(Command::Derive { vat, parent, wanted, session });
+            let derived = tokio::time::timeout(Duration::from_secs(10), derive).await.unwrap();
+            let Outcome::Granted(derived) = derived.unwrap() else { panic!("no grant") };
+            assert!(view.alive(derived.slot), "the parent is in the table, and so the child lives");
+        });
+    }
 
     #[test]
     fn one_tenant_cannot_fill_the_journal_for_the_others() {
