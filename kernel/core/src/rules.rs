@@ -430,7 +430,7 @@ impl Forest {
             facts.vat == vat || facts.holder == Holder::Vat(vat.clone())
         }));
         let mut applied = self.end_each(all, Reason::Asked, false);
-        self.retain_gifts(|gift| gift.vat != vat && gift.receiver != vat);
+        self.retain_gifts(|_, gift| gift.vat != vat && gift.receiver != vat);
         if let Outcome::Revoked { descendants: ended } = applied.outcome {
             applied.records.push(Record::VatDied { vat, ended });
         }
@@ -564,10 +564,12 @@ impl Forest {
         }))
     }
 
-    /// Forgets tombstones and gifts whose time is over.
+    /// Forgets tombstones whose time is over, and gifts that nobody can take any more.
     fn forget_late(&mut self) {
         let now = self.floor_ms;
-        self.retain_gifts(|gift| now < gift.expires_ms);
+        self.retain_gifts(|forest, gift| {
+            now < gift.expires_ms && forest.usable(&gift.vat, gift.parent).is_ok()
+        });
         let late: Vec<_> = self
             .tombstones
             .iter()
@@ -582,9 +584,9 @@ impl Forest {
         }
     }
 
-    fn retain_gifts(&mut self, keep: impl Fn(&Gift) -> bool) {
-        let gone: Vec<_> =
-            self.gifts.iter().filter(|(_, gift)| !keep(gift)).map(|(ticket, _)| *ticket).collect();
+    fn retain_gifts(&mut self, keep: impl Fn(&Forest, &Gift) -> bool) {
+        let gone = self.gifts.iter().filter(|(_, gift)| !keep(self, gift));
+        let gone: Vec<_> = gone.map(|(ticket, _)| *ticket).collect();
         gone.iter().for_each(|ticket| self.drop_gift(ticket));
     }
 }

@@ -565,6 +565,28 @@ fn an_object_made_in_a_session_outlives_it_but_not_its_quota() {
     world.check_replay();
 }
 
+/// Otherwise a tenant that revokes what it has passed on could pass on nothing more for half a
+/// minute.
+#[test]
+fn gifts_that_nobody_can_take_any_more_leave_room_for_others() {
+    let (mut world, session, _) = redeemed();
+    let wanted = rights(1);
+    let deposit = |parent, n: u16| {
+        let mut ticket = [0; 32];
+        ticket[..2].copy_from_slice(&n.to_le_bytes());
+        let (vat, receiver) = (vat(0), vat(1));
+        Command::Deposit { vat, parent, receiver, wanted, ticket, expires_ms: u64::MAX }
+    };
+    let derive = Command::Derive { vat: vat(0), parent: session, wanted, session: SessionId(1) };
+    let Outcome::Granted(brief) = world.run(derive).expect("a child").outcome else { panic!() };
+    for n in 0..distos_core::MAX_GIFTS_PER_TENANT as u16 {
+        world.run(deposit(brief.slot, n)).expect("a gift");
+    }
+    assert!(matches!(world.run(deposit(session, 999)), Err(Fault::OverQuota { .. })));
+    world.run(Command::Revoke { vat: vat(0), slot: brief.slot }).expect("a revocation");
+    world.run(deposit(session, 999)).expect("room for one more");
+}
+
 #[test]
 fn time_that_goes_back_does_not_revive_what_expired() {
     let (mut world, session, root_cap) = redeemed();
