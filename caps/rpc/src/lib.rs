@@ -28,7 +28,7 @@ pub use base::{Base, Faceted};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use meters::Meters;
-pub use vat::{Service, Vat, run};
+pub use vat::{Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

@@ -115,7 +115,7 @@ where
     };
     let name = boot.manifest.vat.clone();
     let local = tokio::task::LocalSet::new();
-    match local.block_on(&runtime, live(boot, start)) {
+    match local.block_on(&runtime, serve(boot, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             tracing::error!(vat = name, %fault, "a vat cannot go on");
@@ -124,7 +124,12 @@ where
     }
 }
 
-async fn live<F, Fut>(boot: Boot, start: F) -> Result<(), Fault>
+/// The whole life of a vat on the calling thread's `LocalSet`: what [`run`] does in a process of its
+/// own. Resolves when the kernel is gone; tasks that it has started end with the `LocalSet`.
+///
+/// # Errors
+/// Something that the manifest promises is missing, or `start` fails.
+pub async fn serve<F, Fut>(boot: Boot, start: F) -> Result<(), Fault>
 where
     F: FnOnce(Vat) -> Fut,
     Fut: Future<Output = Result<Rc<dyn Service>, Fault>>,

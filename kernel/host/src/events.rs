@@ -5,23 +5,44 @@ use std::io::Write;
 use distos_rpc::boot::Protection;
 use serde::Serialize;
 
-/// One JSON object a line on its standard output.
-#[derive(Serialize)]
+/// Something that happened to the node as a whole.
+#[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-pub(crate) enum Event<'a> {
+pub enum Event<'a> {
     /// A vat serves.
-    Vat { name: &'a str, pid: i32, protections: &'a [Protection] },
+    Vat {
+        /// Its name.
+        name: &'a str,
+        /// Its process.
+        pid: i32,
+        /// What its sandbox was seen to enforce.
+        protections: &'a [Protection],
+    },
     /// A vat ended and is being started again.
-    Restart { name: &'a str, why: &'a str },
+    Restart {
+        /// Its name.
+        name: &'a str,
+        /// How it ended.
+        why: &'a str,
+    },
     /// Every vat of the image serves.
-    Ready { node: String, epoch: u32 },
+    Ready {
+        /// The node's public key.
+        node: String,
+        /// The boot's number.
+        epoch: u32,
+    },
     /// The node cannot go on.
-    Failed { why: String },
+    Failed {
+        /// What to tell the operator.
+        why: String,
+    },
     /// The node has stopped in order.
     Stopped,
 }
 
-/// Tells it. Nobody may be listening any more, which is no reason to stop.
+/// Tells it as one JSON object a line on standard output. Nobody may be listening any more, which
+/// is no reason to stop.
 pub(crate) fn emit(event: &Event<'_>) {
     if let Ok(line) = serde_json::to_string(event) {
         let mut out = std::io::stdout().lock();

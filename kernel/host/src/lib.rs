@@ -2,7 +2,7 @@
 #![deny(unsafe_code)]
 
 mod control;
-mod events;
+pub mod events;
 mod filter;
 pub mod journal;
 mod kernel;

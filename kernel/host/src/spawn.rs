@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use distos_rpc::boot::{MANIFEST_FD, Manifest};
+use futures::future::LocalBoxFuture;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::{Pid, Resource, Signal, WaitId, WaitIdOptions};
 use rustix::thread::{Gid, Uid, UnshareFlags};
@@ -78,6 +79,38 @@ pub struct VatFds {
     pub log: Option<OwnedFd>,
 }
 
+impl VatFds {
+    /// Gives every descriptor but the log a number above [`MANIFEST_FD`] and writes it into the
+    /// manifest.
+    ///
+    /// # Errors
+    /// The manifest names more or fewer edges than there are descriptors.
+    pub fn place(self, manifest: &mut Manifest) -> io::Result<Vec<(OwnedFd, RawFd)>> {
+        if manifest.edges.len() != self.edges.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "edges and descriptors differ",
+            ));
+        }
+        let mut placed = Vec::new();
+        let mut place = |fd: OwnedFd| {
+            let number = MANIFEST_FD + 1 + placed.len() as RawFd;
+            placed.push((fd, number));
+            number
+        };
+        manifest.kernel_fd = place(self.kernel);
+        manifest.control_fd = place(self.control);
+        manifest.table_fd = place(self.table);
+        manifest.guard_fd = place(self.guard);
+        manifest.listen_fd = self.listen.map(&mut place);
+        for (edge, fd) in manifest.edges.iter_mut().zip(self.edges) {
+            edge.fd = place(fd);
+        }
+        manifest.devices = self.devices.into_iter().map(|(name, fd)| (name, place(fd))).collect();
+        Ok(placed)
+    }
+}
+
 /// What stage 1 tells stage 2, as JSON in the sealed memfd at [`MANIFEST_FD`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Handover {
@@ -97,6 +130,18 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+}
+
+/// A running vat, as its supervisor sees it.
+pub trait Run {
+    /// Its process's id in this PID namespace.
+    fn pid(&self) -> i32;
+
+    /// Ends it at once; nothing happens if it has ended.
+    fn kill(&self);
+
+    /// Resolves when it has ended, also for several tasks and also afterwards.
+    fn wait(&self) -> LocalBoxFuture<'_, io::Result<Exit>>;
 }
 
 /// A running process. Dropping it kills and reaps it.
@@ -128,25 +173,8 @@ pub fn spawn_vat(spec: SpawnSpec) -> io::Result<Running> {
     if let Some(dir) = &manifest.data_dir {
         own_directory(dir, uid)?;
     }
-    let mut placed = standard_streams(fds.log)?;
-    let mut next = MANIFEST_FD;
-    let mut place = |fd: OwnedFd| {
-        next += 1;
-        placed.push((fd, next));
-        next
-    };
-    manifest.kernel_fd = place(fds.kernel);
-    manifest.control_fd = place(fds.control);
-    manifest.table_fd = place(fds.table);
-    manifest.guard_fd = place(fds.guard);
-    manifest.listen_fd = fds.listen.map(&mut place);
-    if manifest.edges.len() != fds.edges.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "edges and descriptors differ"));
-    }
-    for (edge, fd) in manifest.edges.iter_mut().zip(fds.edges) {
-        edge.fd = place(fd);
-    }
-    manifest.devices = fds.devices.into_iter().map(|(name, fd)| (name, place(fd))).collect();
+    let mut placed = standard_streams(fds.log.as_ref())?;
+    placed.extend(fds.place(&mut manifest)?);
     let kernel_namespaces = sandbox::namespaces();
     let handover = Handover { manifest, profile, limits, uid, kernel_namespaces };
     let handover = serde_json::to_vec(&handover)?;
@@ -185,7 +213,7 @@ pub fn spawn_foreign(
     own_directory(data_dir, uid)?;
     // What it has to say is for whoever looks into its directory, not for the operator's screen.
     let log = fs::File::create(data_dir.join("output.log"))?;
-    let mut fds = standard_streams(Some(log.into()))?;
+    let mut fds = standard_streams(Some(&log.into()))?;
     fds.push((fd, MANIFEST_FD));
     let number = MANIFEST_FD.to_string();
     let name = plan.path.file_name().unwrap_or(plan.path.as_os_str());
@@ -275,6 +303,20 @@ impl Running {
     }
 }
 
+impl Run for Running {
+    fn pid(&self) -> i32 {
+        Running::pid(self)
+    }
+
+    fn kill(&self) {
+        Running::kill(self);
+    }
+
+    fn wait(&self) -> LocalBoxFuture<'_, io::Result<Exit>> {
+        Box::pin(Running::wait(self))
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.exit().is_none() {
@@ -301,10 +343,10 @@ pub(crate) fn c_string(bytes: &[u8]) -> io::Result<CString> {
 }
 
 /// Standard input from nowhere; output and error to `log` or to this process's standard error.
-fn standard_streams(log: Option<OwnedFd>) -> io::Result<Vec<(OwnedFd, RawFd)>> {
+fn standard_streams(log: Option<&OwnedFd>) -> io::Result<Vec<(OwnedFd, RawFd)>> {
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let log = match log {
-        Some(log) => log,
+        Some(log) => log.try_clone()?,
         None => write_only(io::stderr())?,
     };
     Ok(vec![(null, 0), (log.try_clone()?, 1), (log, 2)])

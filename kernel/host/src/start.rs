@@ -13,13 +13,26 @@ use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 use crate::kernel::Kernel;
 use crate::plan::{OperatorGrant, Plan};
 use crate::server::sign_root;
+use crate::spawn::{Run, SpawnSpec, spawn_vat};
 use crate::vats::Vats;
+
+/// What a node needs of the machine that it runs on. Production has one ([`main`]); simulation
+/// has others, in which vats are threads or tasks of one process.
+pub struct Host {
+    /// Starts a vat.
+    pub spawn: Box<dyn Fn(SpawnSpec) -> std::io::Result<Rc<dyn Run>>>,
+    /// Hears what happens to the node.
+    pub tell: Box<dyn Fn(&Event<'_>)>,
+    /// A message asks the node to stop; a second one, while it drains, to stop at once.
+    pub stop: mpsc::Receiver<()>,
+}
 
 /// Runs a node until it is told to stop; the body of the kernel process. Exit code 0 after an
 /// orderly stop, else the fault's.
@@ -28,7 +41,16 @@ pub fn main(plan: Plan) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&Fault::internal(error)),
     };
-    match tokio::task::LocalSet::new().block_on(&runtime, live(plan)) {
+    let node = async {
+        forbid_dumps();
+        let host = Host {
+            spawn: Box::new(|spec| Ok(Rc::new(spawn_vat(spec)?))),
+            tell: Box::new(emit),
+            stop: stop_signals()?,
+        };
+        live(plan, host).await
+    };
+    match tokio::task::LocalSet::new().block_on(&runtime, node) {
         Ok(()) => {
             emit(&Event::Stopped);
             ExitCode::SUCCESS
@@ -42,9 +64,12 @@ fn failed(fault: &Fault) -> ExitCode {
     ExitCode::from(fault.code())
 }
 
-async fn live(plan: Plan) -> Result<(), Fault> {
-    let mut stop = Stop::new()?;
-    forbid_dumps();
+/// The life of a node, on the calling thread's `LocalSet`.
+///
+/// # Errors
+/// The node's directory is damaged or of another kind, or a vat cannot be started.
+pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
+    let Host { spawn, tell, mut stop } = host;
     let dirs = Dirs::make(&plan.data_dir)?;
     let secret = kernel_secret(&dirs.kernel)?;
     let (journal, frames) = JournalHandle::open(&dirs.kernel.join("journal"))?;
@@ -69,25 +94,25 @@ async fn live(plan: Plan) -> Result<(), Fault> {
     let epoch = kernel.forest.borrow().epoch();
     tokio::task::spawn_local(kernel.clone().housekeep());
 
-    let vats = Rc::new(Vats::new(kernel.clone(), plan, table_fd));
+    let vats = Rc::new(Vats::new(kernel.clone(), plan, table_fd, spawn, tell));
     let started = tokio::select! {
         started = vats.start_all() => started,
-        () = stop.asked() => Err(Fault::unavailable(0, "stopped while it started")),
+        () = asked(&mut stop) => Err(Fault::unavailable(0, "stopped while it started")),
     };
     if let Err(fault) = started {
         vats.end_all().await;
         return Err(fault);
     }
-    emit(&Event::Ready { node: kernel.node().to_string(), epoch });
+    (vats.tell)(&Event::Ready { node: kernel.node().to_string(), epoch });
     tokio::select! {
-        () = stop.asked() => {}
+        () = asked(&mut stop) => {}
         () = vats.shutdown.notified() => {}
     }
     if !vats.shutdown_now.get() {
         // A second signal does not wait for the drain.
         tokio::select! {
             () = async { vats.drain().await; vats.close_outbox().await } => {}
-            () = stop.asked() => {}
+            () = asked(&mut stop) => {}
         }
     }
     vats.end_all().await;
@@ -104,25 +129,28 @@ fn forbid_dumps() {
     }
 }
 
-/// SIGTERM and SIGINT.
-struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+/// Each SIGTERM and SIGINT as a message.
+fn stop_signals() -> Result<mpsc::Receiver<()>, Fault> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Fault::internal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Fault::internal)?;
+    // Two are all that anybody can mean.
+    let (asks, asked) = mpsc::channel(2);
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = asks.try_send(());
+        }
+    });
+    Ok(asked)
 }
 
-impl Stop {
-    fn new() -> Result<Stop, Fault> {
-        Ok(Stop {
-            terminate: signal(SignalKind::terminate()).map_err(Fault::internal)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(Fault::internal)?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+/// Resolves when the node is asked to stop. Nobody who could ask is no reason to.
+async fn asked(stop: &mut mpsc::Receiver<()>) {
+    if stop.recv().await.is_none() {
+        std::future::pending().await
     }
 }
 

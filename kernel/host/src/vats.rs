@@ -20,11 +20,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
-use crate::events::{Event, emit};
+use crate::events::Event;
 use crate::kernel::{Kernel, Watched};
 use crate::plan::{Device, EdgePlan, Plan, Power, Program, VatPlan};
 use crate::server::KernelServer;
-use crate::spawn::{self, Exit, Running, SELF_PROGRAM, SpawnSpec, VatFds};
+use crate::spawn::{self, Exit, Run, Running, SELF_PROGRAM, SpawnSpec, VatFds};
 
 /// How long a vat may take from its start until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ pub(crate) struct Vat {
     exit: Cell<Option<Exit>>,
     ready: Cell<bool>,
     changed: Notify,
-    running: RefCell<Option<Rc<Running>>>,
+    running: RefCell<Option<Rc<dyn Run>>>,
     control: OwnedFd,
     client: RefCell<Option<kernel_capnp::vat::Client>>,
 }
@@ -130,6 +130,8 @@ pub(crate) struct Vats {
     pub(crate) restarts: RefCell<BTreeMap<String, u32>>,
     pub(crate) shutdown: Notify,
     pub(crate) shutdown_now: Cell<bool>,
+    pub(crate) tell: Box<dyn Fn(&Event<'_>)>,
+    spawn: Box<dyn Fn(SpawnSpec) -> std::io::Result<Rc<dyn Run>>>,
     table: OwnedFd,
     listeners: RefCell<BTreeMap<String, OwnedFd>>,
     /// One lock for each vat that was ever started or stopped: there are never two runs of one
@@ -139,7 +141,13 @@ pub(crate) struct Vats {
 }
 
 impl Vats {
-    pub(crate) fn new(kernel: Rc<Kernel>, plan: Plan, table: OwnedFd) -> Vats {
+    pub(crate) fn new(
+        kernel: Rc<Kernel>,
+        plan: Plan,
+        table: OwnedFd,
+        spawn: Box<dyn Fn(SpawnSpec) -> std::io::Result<Rc<dyn Run>>>,
+        tell: Box<dyn Fn(&Event<'_>)>,
+    ) -> Vats {
         Vats {
             kernel,
             plan,
@@ -147,6 +155,8 @@ impl Vats {
             restarts: RefCell::default(),
             shutdown: Notify::new(),
             shutdown_now: Cell::new(false),
+            tell,
+            spawn,
             table,
             listeners: RefCell::default(),
             starting: RefCell::default(),
@@ -350,7 +360,7 @@ impl Vats {
             profile: plan.profile,
             limits: plan.limits,
         };
-        let running = Rc::new(spawn::spawn_vat(spec).map_err(failed("process", &name))?);
+        let running = (self.spawn)(spec).map_err(failed("process", &name))?;
         *vat.running.borrow_mut() = Some(running.clone());
         self.connect(&vat, kernel_end)?;
         let watched = Rc::new(Watched {
@@ -371,7 +381,7 @@ impl Vats {
             vat.until_dead().await;
             return Err(fault);
         }
-        emit(&Event::Vat {
+        (self.tell)(&Event::Vat {
             name: name.as_str(),
             pid: vat.pid(),
             protections: &vat.protections.borrow(),
@@ -396,7 +406,7 @@ impl Vats {
     async fn supervise(
         self: Rc<Self>,
         vat: Rc<Vat>,
-        running: Rc<Running>,
+        running: Rc<dyn Run>,
         watched: Rc<Watched>,
         foreign: Option<Running>,
     ) {
@@ -423,7 +433,7 @@ impl Vats {
             return;
         }
         tracing::warn!(vat = %vat.name, ?ended, "a vat ended and is started again");
-        emit(&Event::Restart { name: vat.name.as_str(), why: &format!("{ended:?}") });
+        (self.tell)(&Event::Restart { name: vat.name.as_str(), why: &format!("{ended:?}") });
         self.restart(&vat).await;
     }
 

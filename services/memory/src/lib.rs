@@ -27,8 +27,10 @@ mod store;
 
 use std::process::ExitCode;
 
+pub use server::start;
+
 /// Runs the memory service until its kernel is gone. Setting `volatile_bytes` (default 268435456):
 /// how many bytes all volatile regions of the node may have together, since they stand in memory.
 pub fn run(boot: distos_rpc::boot::Boot) -> ExitCode {
-    distos_rpc::run(boot, server::start)
+    distos_rpc::run(boot, start)
 }

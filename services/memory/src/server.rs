@@ -27,7 +27,10 @@ pub(crate) struct Memory {
 }
 
 /// Opens the store and brings it and the kernel to agree on which regions there are.
-pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+///
+/// # Errors
+/// The image gives it no directory, or its files are damaged or made by a newer version.
+pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let dir = vat.data_dir().ok_or_else(|| {
         Fault::malformed("the image gives the memory service no directory: data = true")
     })?;

@@ -32,7 +32,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(boot: Boot) -> ExitCode {
+/// Runs the program that the manifest names until its kernel is gone, with whatever confinement
+/// the calling process has.
+pub fn run(boot: Boot) -> ExitCode {
     match boot.manifest.program.as_str() {
         "memory" => distos_memory::run(boot),
         "scheduler" => distos_scheduler::run(boot),

@@ -38,6 +38,13 @@ fn an_unknown_key_is_told_with_what_was_meant() {
     refused("data = true ", "dato = true ", &["unknown key 'dato'", "[vat.memory]", "'data'"]);
 }
 
+/// Vats as threads of one process confine nothing, and are for tests alone.
+#[test]
+fn no_image_can_ask_for_services_without_processes_of_their_own() {
+    let asked = "slots = 262144, mode = \"threads\" }";
+    refused("slots = 262144 }", asked, &["unknown key 'mode'"]);
+}
+
 #[test]
 fn a_missing_program_is_told_with_what_there_is() {
     refused("program = \"gpu\"", "program = \"gppu\"", &["no program 'gppu'", "builtin: memory"]);
