@@ -24,6 +24,11 @@ setup: ## Installs the Debian packages that the build needs; nothing if all are 
 wasm: setup ## Builds the demo's WASI program
 	@services/node/demo/build.sh
 
+.PHONY: foreign
+foreign: setup ## Builds the examples of clients in Python and C++
+	@docs/examples/python/setup.sh
+	@$(MAKE) --silent --directory docs/examples/cpp CARGO="$(CARGO)"
+
 .PHONY: run
 run: setup wasm ## Boots a node and does the main job; INPUT=path for your own data
 	$(CARGO) build --release --locked -p distos-node
@@ -54,9 +59,10 @@ conformance: setup ## Arrows between rooms, size of the kernel, unsafe code, doc
 lint: setup ## Clippy, with warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-# End-to-end tests start the `distos` binary and the WASI program, so both are built first.
+# End-to-end tests start the `distos` binary, the WASI program and the examples of clients, so all
+# are built first.
 .PHONY: unit
-unit: setup wasm ## Every test of the workspace, from unit to end-to-end
+unit: setup wasm foreign ## Every test of the workspace, from unit to end-to-end
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked --doc --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
