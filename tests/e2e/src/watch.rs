@@ -26,11 +26,16 @@ pub struct Watched {
 
 impl Watched {
     /// Starts it, with no standard input.
-    pub fn spawn(mut command: Command) -> Watched {
+    pub fn spawn(command: Command) -> Watched {
+        Watched::spawn_reading(command, Stdio::null())
+    }
+
+    /// Starts it with this standard input.
+    pub fn spawn_reading(mut command: Command, stdin: Stdio) -> Watched {
         let file = || tempfile::tempfile().expect("a temporary file");
         let (out, err) = (file(), file());
         let copy = |file: &File| file.try_clone().expect("a second descriptor");
-        command.stdin(Stdio::null()).stdout(copy(&out)).stderr(copy(&err));
+        command.stdin(stdin).stdout(copy(&out)).stderr(copy(&err));
         let child = command.spawn().expect("the command can be started");
         Watched { child, out, err, seen: Vec::new() }
     }
