@@ -4,8 +4,9 @@
 # Authority: a reference to a Capability is itself the authority; nothing else is checked against
 # the caller. Revocation: every method of every interface that extends Capability fails with the
 # fault "revoked" from the moment at which `revoke` of the capability or of any ancestor returned.
-# Failure: exceptions whose reason is a fault line, `distos:NAME;key=value: text`
-# (docs/faults.md lists the names, their fields and exit codes).
+# Failure: exceptions whose reason holds a fault, `distos:NAME;KEY=VALUE;…: TEXT`, behind whatever
+# the RPC library puts before it (docs/faults.md lists the names and their fields).
+# docs/foreign.md tells how to write a client, and has the formats of keys, files and chains.
 
 struct Caveats {
   # Conditions. The all-ones default of each means "no condition".
@@ -41,19 +42,22 @@ interface Capability {
 
   attenuate @1 (rights :UInt64, caveats :Caveats) -> (cap :Capability);
   # A weaker capability to the same object, of the same interface. It belongs to this session and
-  # dies with the connection. Fails: "denied" naming the rights that this one lacks; "too-deep";
-  # "over-quota" (slots).
+  # dies with the connection. Of each caveat the narrower counts, this one's or the one asked for;
+  # rights are never left out in silence. Fails: "denied" naming the rights that this one lacks;
+  # "too-deep"; "over-quota" (slots).
 
   revoke @2 () -> (micros :UInt64, descendants :UInt64);
-  # Ends this capability and all that was derived from it, by anyone; one that was restored from a
-  # certificate can't be restored again. When it returns, no use of any of them takes effect. `micros` is the time from the command to quiescence; `descendants`
-  # counts what ended with it. Needs no right: whoever holds authority may give it up.
+  # Ends this capability and all that was derived from it, by anyone. One that was restored from a
+  # chain can't be restored again, and what others restored from the same chain ends with it. When
+  # it returns, no use of any of them takes effect. `micros` is the time from the command to
+  # quiescence; `descendants` counts what ended with it. Needs no right: whoever holds authority
+  # may give it up.
 
   revokeLink @3 (link :Data, expiresMs :UInt64) -> (micros :UInt64, descendants :UInt64);
-  # Ends the delegation whose certificate has this BLAKE3 hash and which was made from this
-  # capability or a descendant of it. If nobody has redeemed it yet, it is remembered as revoked
-  # until `expiresMs` and can never be redeemed. Fails: "not-found" if it exists but does not
-  # descend from this capability.
+  # Ends the delegation whose link has this hash (32 bytes; BLAKE3 in its key derivation mode,
+  # docs/foreign.md) and which was made from this capability or a descendant of it. If nobody has
+  # redeemed it yet, it is remembered as revoked until `expiresMs` and can never be redeemed.
+  # Fails: "not-found" if it exists but does not descend from this capability.
 
   gift @4 (receiver :Text, rights :UInt64, caveats :Caveats) -> (ticket :Data);
   # Deposits, here at the object's home, a one-shot capability for the vat `receiver` of this node
@@ -73,9 +77,21 @@ interface Door {
   # 32 random bytes, good for one `restore` on this connection.
 
   restore @1 (chain :Data, signature :Data) -> (cap :Capability);
-  # Turns a sturdy capability into a live one. `signature` is the holder's Ed25519 signature over
-  # "distos-restore-v1" ‖ nonce ‖ node ‖ vat ‖ BLAKE3(chain). Fails: "unauthenticated" (signature, or no
-  # challenge), "malformed", "expired", "revoked", "not-found" (another vat or node).
+  # Turns a sturdy capability into a live one of the interface that its object has: cast `cap` to
+  # it. `signature` is the Ed25519 signature, by the key of the chain's last holder, over these
+  # bytes one after the other, with nothing between them:
+  #
+  #   "distos-restore-v1"   17 bytes of ASCII
+  #   nonce                 32 bytes, as `challenge` returned them
+  #   node                  32 bytes, likewise
+  #   vat                   the name's bytes, likewise, with no terminator
+  #   BLAKE3 of `chain`     32 bytes, BLAKE3 in its plain mode
+  #
+  # Sign only if `node` and `vat` are those that the chain names: otherwise a stranger at the socket
+  # could use the signature elsewhere. The capability lasts as long as the connection. Fails:
+  # "unauthenticated" (signature, or no challenge since the last `restore`), "malformed", "denied",
+  # "expired", "revoked", "not-found" (another vat or node), "unavailable" (after 1,024 on one
+  # connection).
 }
 
 interface Edge {

@@ -11,7 +11,8 @@ struct RegionInfo {
   bytes    @1 :UInt64;   # Length as created: reads and writes beyond it are "malformed".
   durable  @2 :Bool;
   object   @3 :UInt64;
-  root     @4 :Data;     # BLAKE3 over the pages' hashes, in order; all-zero pages that were never written count as such.
+  root     @4 :Data;     # BLAKE3 over the BLAKE3 hashes of all pages, in order. A page is hashed in
+                         # full: one never written, and what the last one has too much, as zeros.
   writtenPages @5 :UInt64;
 }
 
@@ -22,8 +23,10 @@ interface Regions extends(Cap.Capability) {
   create @0 (name :Text, bytes :UInt64, volatile :Bool) -> (region :Region, chain :Data);
   # Needs "create". The region is all zeros, charged in full to the quota of this capability and
   # of every ancestor. Durable unless `volatile`: an acknowledged write survives any crash (M3).
-  # `chain` is the sturdy capability to it for the caller's key. Fails: "over-quota", "exists",
-  # "malformed" (name is 1 to 64 of a-z A-Z 0-9 . _ -; bytes is 1 to 2^40), "unavailable" (disk full).
+  # `chain` is the sturdy capability to it for the caller's key; it is issued from `region`, so
+  # revoking `region` ends both, and revoking what was restored from `chain` leaves `region`.
+  # Fails: "over-quota", "exists", "malformed" (name is 1 to 64 of a-z A-Z 0-9 . _ -; bytes is 1 to
+  # 2^40), "unavailable" (disk full).
 
   open @1 (name :Text) -> (region :Region);
   # Needs "list". A region of the caller's tenant by its name; "not-found" for anybody else's. It
