@@ -1,8 +1,13 @@
 //! Holders' keys: Ed25519 pairs, their files, and what a holder signs to prove possession (C4).
 
+use std::convert::Infallible;
+use std::fmt::Write as _;
+
 use distos_abi::{Fault, HolderKey, NodeId, VatName};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use zeroize::{Zeroize, Zeroizing};
+
+use crate::secret::{SECRET_BYTES, SecretPage};
 
 const RESTORE_DOMAIN: &[u8] = b"distos-restore-v1";
 const KEY_FILE: &str = "distos holder key v";
@@ -12,32 +17,64 @@ const SECRET_WARNING: &str = " — keep private";
 /// A key file is two short lines; anything longer is another file.
 const MAX_FILE_BYTES: usize = 1024;
 
-/// The private half of a holder's (or kernel's) key. Erased from memory when dropped; never shown
-/// by `Debug`.
-pub struct HolderSecret(SigningKey);
+/// The private half of a holder's (or kernel's) key. Its seed stays in a [`SecretPage`]; the rest
+/// of the private key is derived for each signature, on the stack, and erased when that is made.
+/// Never shown by `Debug`.
+pub struct HolderSecret {
+    seed: SecretPage,
+    key: HolderKey,
+}
 
 impl HolderSecret {
-    /// The key pair of a seed, which is to be 32 random bytes.
-    pub fn from_seed(mut seed: [u8; 32]) -> Self {
-        let secret = HolderSecret(SigningKey::from_bytes(&seed));
-        seed.zeroize();
+    /// The key pair of a seed, which `fill` writes where it stays: 32 random bytes, or those of an
+    /// earlier seed. An error of `fill` is passed on.
+    pub fn fill<E>(fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>) -> Result<Self, E> {
+        let seed = SecretPage::fill(fill)?;
+        let key = HolderKey(SigningKey::from_bytes(seed.expose()).verifying_key().to_bytes());
+        Ok(HolderSecret { seed, key })
+    }
+
+    /// The key pair of a seed. A copy of the seed that the caller keeps is the caller's to erase:
+    /// [`HolderSecret::fill`] needs none.
+    pub fn from_seed(mut seed: [u8; SECRET_BYTES]) -> Self {
+        let Ok(secret) = HolderSecret::fill::<Infallible>(|place| {
+            place.copy_from_slice(&seed);
+            seed.zeroize();
+            Ok(())
+        });
         secret
+    }
+
+    /// The seed, for the file that keeps it.
+    pub fn seed(&self) -> &[u8; SECRET_BYTES] {
+        self.seed.expose()
     }
 
     /// The public half.
     pub fn key(&self) -> HolderKey {
-        HolderKey(self.0.verifying_key().to_bytes())
+        self.key
+    }
+
+    /// Why the seed's page is not protected; `None` if it is.
+    pub fn exposure(&self) -> Option<&str> {
+        self.seed.exposure()
     }
 
     /// The Ed25519 signature over `msg`.
     pub fn sign(&self, msg: &[u8]) -> [u8; 64] {
-        self.0.sign(msg).to_bytes()
+        SigningKey::from_bytes(self.seed.expose()).sign(msg).to_bytes()
     }
 
     /// The content of a secret key file.
     pub fn to_file_text(&self) -> Zeroizing<String> {
-        let seed = Zeroizing::new(hex::encode(self.0.as_bytes()));
-        Zeroizing::new(format!("{SECRET_FILE}{FILE_VERSION}{SECRET_WARNING}\n{}\n", *seed))
+        // Long enough from the start: a string that grows leaves its old bytes behind.
+        let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES));
+        let _ = writeln!(text, "{SECRET_FILE}{FILE_VERSION}{SECRET_WARNING}");
+        for byte in self.seed.expose() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+        text
     }
 
     /// Reads [`HolderSecret::to_file_text`]. [`Fault::Malformed`] says which line is wrong,
@@ -48,9 +85,7 @@ impl HolderSecret {
                 "this is a public key file: the secret key file is needed here",
             ));
         }
-        let mut seed = Zeroizing::new([0; 32]);
-        read_key_file(text, SECRET_FILE, "secret key", &mut seed)?;
-        Ok(HolderSecret::from_seed(*seed))
+        HolderSecret::fill(|seed| read_key_file(text, SECRET_FILE, "secret key", seed))
     }
 }
 

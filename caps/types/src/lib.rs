@@ -6,6 +6,7 @@
 //! possession of its key (C4), by signing [`restore_message`].
 //!
 //! There is no I/O here, no clock and no source of randomness: bytes and time come in as arguments.
+//! All that is asked of Linux is memory that suits a secret ([`SecretPage`]).
 //! Whether a link was revoked is not known here either, but to the kernel that redeems it.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,7 +16,9 @@ mod chain;
 mod encoding;
 mod key;
 pub mod kind;
+mod secret;
 
 pub use capfile::{CapEntry, CapFile};
 pub use chain::{Chain, LinkFacts, Root};
 pub use key::{HolderSecret, key_file_text, parse_key_file, restore_message, verify_signature};
+pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

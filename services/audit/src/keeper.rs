@@ -251,7 +251,16 @@ mod tests {
     }
 
     fn start(journal: &Rc<Journal>) -> Rc<Keeper> {
-        let store = Store::open(&journal.log, || Ok([7; 32]), 1, 4_000).unwrap();
+        let store = Store::open(
+            &journal.log,
+            |seed| {
+                seed.fill(7);
+                Ok(())
+            },
+            1,
+            4_000,
+        )
+        .unwrap();
         let keeper = Rc::new(Keeper::new(store));
         let (kept, journal) = (keeper.clone(), journal.clone());
         tokio::task::spawn_local(async move {

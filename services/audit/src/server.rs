@@ -12,7 +12,7 @@ use distos_abi::{CapId, Fault, ObjectId, Rights, TenantId};
 use distos_rpc::boot::Boot;
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
 use distos_schemas::audit_capnp::{checkpoint, log, verification};
-use distos_types::kind;
+use distos_types::{SECRET_BYTES, kind};
 use futures::future::LocalBoxFuture;
 
 use crate::format::Checkpoint;
@@ -63,10 +63,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     Ok(service)
 }
 
-fn seed() -> io::Result<[u8; 32]> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|e| io::Error::other(e.to_string()))?;
-    Ok(seed)
+fn seed(seed: &mut [u8; SECRET_BYTES]) -> io::Result<()> {
+    getrandom::fill(seed).map_err(|e| io::Error::other(e.to_string()))
 }
 
 /// The service: one log.

@@ -9,12 +9,13 @@
 //! What this cannot see: whoever can write the directory can put back an older copy of all of it.
 //! Only a checkpoint that was kept elsewhere shows that ([`verify_dir`]'s second argument).
 
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use distos_types::HolderSecret;
+use distos_types::{HolderSecret, SECRET_BYTES};
 use zeroize::Zeroizing;
 
 use crate::format::{self, Bad, ChainHash, Checkpoint, SEGMENT_HEADER, SegmentHeader};
@@ -134,11 +135,11 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the log in `dir`, or makes one with a key from `seed`. Cuts a torn tail, and refuses
+    /// Opens the log in `dir`, or makes one with a key whose seed `seed` writes. Cuts a torn tail, and refuses
     /// a log that is damaged elsewhere.
     pub(crate) fn open(
         dir: &Path,
-        seed: impl FnOnce() -> io::Result<[u8; 32]>,
+        seed: impl FnOnce(&mut [u8; SECRET_BYTES]) -> io::Result<()>,
         now_ms: u64,
         segment_bytes: u64,
     ) -> Result<Store, OpenError> {
@@ -480,8 +481,11 @@ fn read_key(dir: &Path) -> Result<Option<HolderSecret>, Damage> {
     };
     let bytes = Zeroizing::new(bytes);
     let damaged = || file_damage(KEY, 0, "the key is damaged".into());
-    let (seed, public) = bytes.split_first_chunk::<32>().ok_or_else(damaged)?;
-    let secret = HolderSecret::from_seed(*seed);
+    let (seed, public) = bytes.split_first_chunk::<SECRET_BYTES>().ok_or_else(damaged)?;
+    let Ok(secret) = HolderSecret::fill::<Infallible>(|place| {
+        place.copy_from_slice(seed);
+        Ok(())
+    });
     if secret.key().0.as_slice() == public { Ok(Some(secret)) } else { Err(damaged()) }
 }
 
@@ -510,15 +514,14 @@ fn read_small(dir: &Path, name: &str, len: usize) -> Result<Option<Vec<u8>>, Dam
 /// A new log: a head that names no entry, then the key.
 fn create(
     dir: &Path,
-    seed: impl FnOnce() -> io::Result<[u8; 32]>,
+    seed: impl FnOnce(&mut [u8; SECRET_BYTES]) -> io::Result<()>,
     now_ms: u64,
 ) -> io::Result<(HolderSecret, Checkpoint)> {
-    let seed = Zeroizing::new(seed()?);
-    let secret = HolderSecret::from_seed(*seed);
+    let secret = HolderSecret::fill(seed)?;
     let head = Checkpoint::sign(&secret, 0, format::genesis(secret.key()), now_ms);
     write_head(dir, head)?;
     sync_dir(dir)?;
-    let bytes = Zeroizing::new([seed.as_slice(), &secret.key().0].concat());
+    let bytes = Zeroizing::new([secret.seed().as_slice(), &secret.key().0].concat());
     replace(dir, KEY, &bytes)?;
     sync_dir(dir)?;
     Ok((secret, head))
@@ -575,8 +578,9 @@ mod tests {
     /// Small enough for a log of a few batches to have several segments.
     const TINY_SEGMENT: u64 = 700;
 
-    fn seed() -> io::Result<[u8; 32]> {
-        Ok([7; 32])
+    fn seed(seed: &mut [u8; SECRET_BYTES]) -> io::Result<()> {
+        seed.fill(7);
+        Ok(())
     }
 
     fn open(dir: &Path) -> Result<Store, OpenError> {
@@ -824,7 +828,19 @@ mod tests {
 
         // Another log altogether, and a checkpoint that nobody signed.
         let other = tempfile::tempdir().unwrap();
-        grow(&mut Store::open(other.path(), || Ok([8; 32]), 1, TINY_SEGMENT).unwrap(), 2);
+        grow(
+            &mut Store::open(
+                other.path(),
+                |seed| {
+                    seed.fill(8);
+                    Ok(())
+                },
+                1,
+                TINY_SEGMENT,
+            )
+            .unwrap(),
+            2,
+        );
         assert!(
             verify_dir(other.path(), Some(kept)).damage.unwrap().reason.contains("another key")
         );
@@ -856,7 +872,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         open(dir.path()).unwrap();
         fs::remove_file(dir.path().join(KEY)).unwrap();
-        grow(&mut Store::open(dir.path(), || Ok([9; 32]), 1, TINY_SEGMENT).unwrap(), 1);
+        grow(
+            &mut Store::open(
+                dir.path(),
+                |seed| {
+                    seed.fill(9);
+                    Ok(())
+                },
+                1,
+                TINY_SEGMENT,
+            )
+            .unwrap(),
+            1,
+        );
         assert_eq!(verify_dir(dir.path(), None).damage, None);
         fs::remove_file(dir.path().join(KEY)).unwrap();
         assert!(matches!(open(dir.path()), Err(OpenError::Damaged(_))), "not with entries in it");
