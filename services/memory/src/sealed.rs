@@ -4,16 +4,66 @@
 //! counter has to survive a crash. Region, page and version are authenticated with it: a page that
 //! is moved, or an old version put back in place of a newer one, does not open (M2).
 
-use std::sync::LazyLock;
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock};
 
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305, XNonce};
+use distos_types::{SECRET_BYTES, SecretPage};
 use zeroize::Zeroizing;
 
 use crate::state::PAGE_BYTES;
 
-/// A region's secret key.
-pub(crate) type RegionKey = Zeroizing<[u8; 32]>;
+/// A region's secret key. It stands here masked, because regions are many and a process may lock
+/// little memory: the mask is in a page that is locked, so that nothing which may reach swap or a
+/// core file tells the key. Unmasked it is on the stack, while a page is sealed or opened.
+pub(crate) struct RegionKey {
+    region: u64,
+    masked: [u8; SECRET_BYTES],
+    mask: Arc<Mask>,
+}
+
+/// From which every region's mask is derived; made anew at each start.
+pub(crate) struct Mask(SecretPage);
+
+impl Mask {
+    /// Lets `random` write it where it stays.
+    pub(crate) fn new<E>(
+        random: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>,
+    ) -> Result<Mask, E> {
+        SecretPage::fill(random).map(Mask)
+    }
+
+    /// A region's own mask: its number, which is never used again, under a keyed hash.
+    fn apply(&self, region: u64, key: &mut [u8; SECRET_BYTES]) {
+        let hash = blake3::keyed_hash(self.0.expose(), &region.to_le_bytes());
+        key.iter_mut().zip(hash.as_bytes()).for_each(|(key, mask)| *key ^= mask);
+    }
+}
+
+impl RegionKey {
+    /// A new region's key. What `random` writes is the masked key: the key itself is random too,
+    /// and needs to stand nowhere for that.
+    pub(crate) fn new<E>(
+        mask: &Arc<Mask>,
+        region: u64,
+        random: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>,
+    ) -> Result<RegionKey, E> {
+        let mut masked = [0; SECRET_BYTES];
+        random(&mut masked)?;
+        Ok(RegionKey { region, masked, mask: mask.clone() })
+    }
+
+    pub(crate) fn unmask(&self) -> Zeroizing<[u8; SECRET_BYTES]> {
+        let mut key = Zeroizing::new(self.masked);
+        self.mask.apply(self.region, &mut key);
+        key
+    }
+
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        XChaCha20Poly1305::new((&*self.unmask()).into())
+    }
+}
 /// BLAKE3 of a page's plain text.
 pub(crate) type PageHash = [u8; 32];
 
@@ -70,7 +120,8 @@ pub(crate) fn seal(
     assert_eq!(buffer.len(), SEALED, "a sealed page has one size");
     let associated = address.header();
     let hash = *blake3::hash(&buffer[HEADER..HEADER + PAGE]).as_bytes();
-    let tag = XChaCha20Poly1305::new((&**key).into())
+    let tag = key
+        .cipher()
         .encrypt_inout_detached(
             &XNonce::from(nonce),
             &associated,
@@ -103,32 +154,35 @@ pub(crate) fn open<'a>(
     }
     let tag = Tag::try_from(&buffer[HEADER + PAGE..]).ok()?;
     let text = &mut buffer[HEADER..HEADER + PAGE];
-    XChaCha20Poly1305::new((&**key).into())
+    key.cipher()
         .decrypt_inout_detached(&XNonce::from(nonce), &associated, (&mut *text).into(), &tag)
         .ok()?;
     (blake3::hash(text) == *expected).then_some(&*text)
 }
 
-/// A key slot that holds the key of `region`.
-pub(crate) fn key_slot(region: u64, key: &RegionKey) -> Zeroizing<Vec<u8>> {
+/// A key slot that holds the region's key.
+pub(crate) fn key_slot(key: &RegionKey) -> Zeroizing<Vec<u8>> {
     let mut slot = Zeroizing::new(vec![0; KEY_SLOT]);
     slot[..8].copy_from_slice(&KEY_MAGIC);
-    slot[8..16].copy_from_slice(&region.to_le_bytes());
-    slot[16..48].copy_from_slice(&key[..]);
+    slot[8..16].copy_from_slice(&key.region.to_le_bytes());
+    slot[16..48].copy_from_slice(&key.unmask()[..]);
     let check = blake3::hash(&slot[..48]);
     slot[48..80].copy_from_slice(check.as_bytes());
     slot
 }
 
 /// The key of `region`, if the slot holds it undamaged.
-pub(crate) fn key_of(region: u64, slot: &[u8]) -> Option<RegionKey> {
+pub(crate) fn key_of(mask: &Arc<Mask>, region: u64, slot: &[u8]) -> Option<RegionKey> {
     let whole = slot.len() == KEY_SLOT
         && slot[..8] == KEY_MAGIC
         && slot[8..16] == region.to_le_bytes()
         && blake3::hash(&slot[..48]) == <[u8; 32]>::try_from(&slot[48..80]).ok()?;
-    let mut key = Zeroizing::new([0; 32]);
-    key.copy_from_slice(&slot[16..48]);
-    whole.then_some(key)
+    let copy = |masked: &mut [u8; SECRET_BYTES]| {
+        masked.copy_from_slice(&slot[16..48]);
+        mask.apply(region, masked);
+        Ok::<(), Infallible>(())
+    };
+    whole.then(|| RegionKey::new(mask, region, copy).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -136,6 +190,29 @@ mod tests {
     use super::*;
 
     const ADDRESS: Address = Address { region: 7, page: 3, version: 9 };
+
+    fn mask(byte: u8) -> Arc<Mask> {
+        let filled = Mask::new(|mask| {
+            mask.fill(byte);
+            Ok::<(), ()>(())
+        });
+        Arc::new(filled.unwrap())
+    }
+
+    /// A key that is `byte` 32 times, as a slot gives it.
+    fn key(region: u64, byte: u8) -> RegionKey {
+        let mask = mask(1);
+        let masked = |masked: &mut [u8; SECRET_BYTES]| {
+            masked.fill(byte);
+            mask.apply(region, masked);
+            Ok::<(), ()>(())
+        };
+        RegionKey::new(&mask, region, masked).unwrap()
+    }
+
+    fn unmasked(mask: &Arc<Mask>, region: u64, slot: &[u8]) -> Option<[u8; SECRET_BYTES]> {
+        key_of(mask, region, slot).map(|key| *key.unmask())
+    }
 
     fn sealed(key: &RegionKey) -> (Vec<u8>, PageHash) {
         let mut buffer = vec![0x5a; SEALED];
@@ -145,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_page_opens_only_as_the_page_and_version_that_it_is() {
-        let key = Zeroizing::new([4; 32]);
+        let (key, other) = (key(7, 4), key(7, 5));
         let (buffer, hash) = sealed(&key);
         assert_eq!(open(&key, ADDRESS, &hash, &mut buffer.clone()), Some(&[0x5a; PAGE][..]));
         for wrong in [
@@ -155,13 +232,13 @@ mod tests {
         ] {
             assert_eq!(open(&key, wrong, &hash, &mut buffer.clone()), None);
         }
-        assert_eq!(open(&Zeroizing::new([5; 32]), ADDRESS, &hash, &mut buffer.clone()), None);
+        assert_eq!(open(&other, ADDRESS, &hash, &mut buffer.clone()), None);
         assert_eq!(open(&key, ADDRESS, &[0; 32], &mut buffer.clone()), None);
     }
 
     #[test]
     fn a_flipped_byte_anywhere_in_a_stored_page_is_never_served() {
-        let key = Zeroizing::new([4; 32]);
+        let key = key(7, 4);
         let (buffer, hash) = sealed(&key);
         let ends = (0..HEADER + 40).chain(SEALED - 60..SEALED);
         for at in ends.chain((0..SEALED).step_by(4099)) {
@@ -173,21 +250,31 @@ mod tests {
 
     #[test]
     fn a_stored_page_shows_nothing_of_its_text() {
-        let (buffer, _) = sealed(&Zeroizing::new([4; 32]));
+        let (buffer, _) = sealed(&key(7, 4));
         assert!(!buffer.windows(8).any(|w| w == [0x5a; 8]));
     }
 
     #[test]
     fn a_key_slot_gives_its_key_to_its_own_region_only_and_not_if_damaged() {
-        let key = Zeroizing::new([9; 32]);
-        let slot = key_slot(5, &key);
-        assert_eq!(key_of(5, &slot), Some(key));
-        assert_eq!(key_of(6, &slot), None);
+        let (slot, mask) = (key_slot(&key(5, 9)), mask(2));
+        assert_eq!(unmasked(&mask, 5, &slot), Some([9; 32]));
+        assert_eq!(unmasked(&mask, 6, &slot), None);
         for at in 0..80 {
             let mut damaged = slot.clone();
             damaged[at] ^= 1;
-            assert_eq!(key_of(5, &damaged), None, "byte {at}");
+            assert_eq!(unmasked(&mask, 5, &damaged), None, "byte {at}");
         }
-        assert_eq!(key_of(0, &[0; KEY_SLOT]), None);
+        assert_eq!(unmasked(&mask, 0, &[0; KEY_SLOT]), None);
+    }
+
+    #[test]
+    fn a_key_in_ordinary_memory_tells_nothing_without_the_locked_page() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (mask, region) in [(mask(1), 5), (mask(1), 6), (mask(2), 5)] {
+            let key = key_of(&mask, region, &key_slot(&key(region, 9))).unwrap();
+            assert_eq!(*key.unmask(), [9; 32]);
+            assert!(key.masked.iter().filter(|byte| **byte == 9).count() < 8, "{:?}", key.masked);
+            assert!(seen.insert(key.masked), "one key, masked alike for two regions or starts");
+        }
     }
 }

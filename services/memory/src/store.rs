@@ -29,7 +29,9 @@ use crate::committer::{Answer, Committer, write_new_log};
 use crate::disk::{Disk, Name};
 use crate::error::StoreError;
 use crate::log::{self, PageRecord, Record};
-use crate::sealed::{self, Address, HEADER, KEY_SLOT, PAGE, PageHash, RegionKey, SEALED, STRIDE};
+use crate::sealed::{
+    self, Address, HEADER, KEY_SLOT, Mask, PAGE, PageHash, RegionKey, SEALED, STRIDE,
+};
 use crate::state::{
     self, Facts, Index, Page, Phase, Place, Places, Plain, Region, Slot, Span, checked_range,
 };
@@ -69,6 +71,7 @@ pub(crate) struct Store {
     disk: Arc<dyn Disk>,
     index: RefCell<Index>,
     keys: RefCell<BTreeMap<ObjectId, Arc<RegionKey>>>,
+    mask: Arc<Mask>,
     extents: Rc<RefCell<Places>>,
     key_slots: Rc<RefCell<Places>>,
     sealers: Sealers,
@@ -115,7 +118,8 @@ impl Store {
         for (from, end) in extents.borrow().free_ranges() {
             punch(&*disk, from, end)?;
         }
-        let (index, keys) = replayed.restore(&*disk, &extents, &key_slots)?;
+        let mask = Arc::new(Mask::new(|mask| random(mask))?);
+        let (index, keys) = replayed.restore(&*disk, &mask, &extents, &key_slots)?;
         let thread = |error: std::io::Error| io("start a thread", &error);
         Ok(Rc::new(Store {
             sealers: Sealers::start().map_err(thread)?,
@@ -123,6 +127,7 @@ impl Store {
             disk,
             index: RefCell::new(index),
             keys: RefCell::new(keys),
+            mask,
             extents,
             key_slots,
             calls: Semaphore::new(MAX_CALLS),
@@ -173,8 +178,7 @@ impl Store {
         let key_slot = durable.then(|| take(&self.key_slots)).transpose()?;
         let object = index.prepare(facts, key_slot)?;
         if durable {
-            let mut key = Zeroizing::new([0; 32]);
-            random(&mut key[..])?;
+            let key = RegionKey::new(&self.mask, object.0, |key| random(key))?;
             self.keys.borrow_mut().insert(object, Arc::new(key));
         }
         Ok(object)
@@ -184,19 +188,24 @@ impl Store {
         let key = self.keys.borrow().get(&object).cloned();
         let slot = self.with_any(object, |r| r.key_slot.as_ref().map(|s| s.number()))?;
         if let (Some(key), Some(slot)) = (key, slot) {
-            let bytes = sealed::key_slot(object.0, &key);
-            self.write_key(slot, bytes).await?;
+            self.write_key(slot, Some(key)).await?;
         }
         let record = self.with_any(object, |region| state::created(object, region))?;
         let answer = self.committer.append(vec![record]);
         self.settle(answer, Vec::new()).await
     }
 
-    async fn write_key(&self, slot: u32, bytes: Zeroizing<Vec<u8>>) -> Result<(), Fault> {
+    /// Writes a key to its slot, or zeros over the one that stands there.
+    async fn write_key(&self, slot: u32, key: Option<Arc<RegionKey>>) -> Result<(), Fault> {
         let disk = self.disk.clone();
         self.sealers
             .run(move || {
-                disk.write(Name::Keys, u64::from(slot) * KEY_SLOT as u64, &bytes)
+                let zeros = || Zeroizing::new(vec![0; KEY_SLOT]);
+                let write = |bytes: Zeroizing<Vec<u8>>| {
+                    disk.write(Name::Keys, u64::from(slot) * KEY_SLOT as u64, &bytes)
+                };
+                // The bytes are erased before the wait for the disk.
+                write(key.as_deref().map_or_else(zeros, sealed::key_slot))
                     .and_then(|()| disk.sync(Name::Keys))
                     .map_err(|error| StoreError::io(&disk.name(), "write a region's key", &error))
             })
@@ -226,7 +235,7 @@ impl Store {
         self.keys.borrow_mut().remove(&object);
         self.roots.borrow_mut().remove(&object);
         if let Some(slot) = key_slot {
-            self.write_key(slot, Zeroizing::new(vec![0; KEY_SLOT])).await?;
+            self.write_key(slot, None).await?;
         }
         self.punch_all(slots).await?;
         let (region, answer) = {
@@ -682,13 +691,14 @@ impl Replayed {
     fn restore(
         self,
         disk: &dyn Disk,
+        mask: &Arc<Mask>,
         extents: &Rc<RefCell<Places>>,
         key_slots: &Rc<RefCell<Places>>,
     ) -> Result<(Index, BTreeMap<ObjectId, Arc<RegionKey>>), StoreError> {
         let mut index = Index::continuing(self.last_object, self.last_version);
         let mut keys = BTreeMap::new();
         for (object, (facts, key_slot, pages)) in self.regions {
-            let key = key_slot.and_then(|slot| stored_key(disk, object, slot));
+            let key = key_slot.and_then(|slot| stored_key(disk, mask, object, slot));
             let lost = match (facts.durable, &key) {
                 (false, _) => Some(LOST_VOLATILE),
                 (true, None) => Some(LOST_KEY),
@@ -717,10 +727,10 @@ impl Replayed {
     }
 }
 
-fn stored_key(disk: &dyn Disk, object: ObjectId, slot: u32) -> Option<RegionKey> {
+fn stored_key(disk: &dyn Disk, mask: &Arc<Mask>, object: ObjectId, slot: u32) -> Option<RegionKey> {
     let mut bytes = Zeroizing::new(vec![0; KEY_SLOT]);
     disk.read(Name::Keys, u64::from(slot) * KEY_SLOT as u64, &mut bytes).ok()?;
-    sealed::key_of(object.0, &bytes)
+    sealed::key_of(mask, object.0, &bytes)
 }
 
 /// Where a page's content comes from, in terms that another thread can use.
