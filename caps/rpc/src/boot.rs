@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use distos_types::SecretPages;
 use serde::{Deserialize, Serialize};
 
 /// The descriptor at which a new process finds its manifest (a sealed memfd holding JSON).
@@ -78,12 +79,34 @@ pub struct EdgeGrant {
 /// Whether one protection is in force in this process, and how that was found out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Protection {
-    /// `own uid`, `no_new_privs`, `seccomp`, `landlock`, `namespaces`, `rlimits`, `capabilities`, `no core dumps`.
+    /// `own uid`, `no_new_privs`, `seccomp`, `landlock`, `namespaces`, `rlimits`, `capabilities`, `no core dumps`,
+    /// `keys locked`.
     pub name: String,
     /// Whether it was seen to hold.
     pub enforced: bool,
     /// What was seen, or why not.
     pub detail: String,
+}
+
+impl Protection {
+    /// Name of [`Protection::keys_locked`].
+    pub const KEYS_LOCKED: &str = "keys locked";
+    /// Its detail where there is no key to protect.
+    pub const NO_KEYS: &str = "holds no key; a page was locked in trial";
+
+    /// Whether the secret keys of this process, as they stand, are locked in memory, kept out of
+    /// core files and from children. A process without a key tries whether one would be.
+    pub fn keys_locked() -> Protection {
+        let SecretPages { held, exposed, why } = SecretPages::now();
+        let found = match (held, exposed, why) {
+            (0, ..) => SecretPages::trial().map(|()| Protection::NO_KEYS.to_owned()),
+            (_, 0, _) => Ok(format!("{held} in pages of their own")),
+            (.., why) => Err(format!("{exposed} of {held}: {}", why.unwrap_or_default())),
+        };
+        let enforced = found.is_ok();
+        let detail = found.unwrap_or_else(|why| why);
+        Protection { name: Protection::KEYS_LOCKED.to_owned(), enforced, detail }
+    }
 }
 
 /// A vat that is about to start: its manifest, and what its sandbox turned out to enforce.

@@ -134,7 +134,7 @@ where
     F: FnOnce(Vat) -> Fut,
     Fut: Future<Output = Result<Rc<dyn Service>, Fault>>,
 {
-    let Boot { manifest, protections, mut fds } = boot;
+    let Boot { manifest, mut protections, mut fds } = boot;
     let mut take = |number: i32, what: &str| {
         fds.remove(&number)
             .ok_or_else(|| Fault::internal(format!("the kernel did not hand over {what}")))
@@ -183,6 +183,10 @@ where
             listener.set_nonblocking(true).map_err(Fault::internal)?;
             let listener = UnixListener::from_std(listener).map_err(Fault::internal)?;
             tokio::task::spawn_local(vat.clone().accept(listener));
+        }
+        // The service has its keys now; when the sandbox was entered it had none.
+        for keys in protections.iter_mut().filter(|p| p.name == Protection::KEYS_LOCKED) {
+            *keys = Protection::keys_locked();
         }
         vat.announce(&protections).await?;
         std::future::pending::<Result<(), Fault>>().await

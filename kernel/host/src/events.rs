@@ -9,6 +9,13 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event<'a> {
+    /// The kernel has its key.
+    Kernel {
+        /// Its process.
+        pid: u32,
+        /// What protects its memory.
+        protections: &'a [Protection],
+    },
     /// A vat serves.
     Vat {
         /// Its name.

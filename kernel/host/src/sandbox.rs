@@ -25,7 +25,7 @@ use crate::filter;
 pub(crate) use crate::filter::foreign as foreign_filter;
 use crate::pidns::read_bounded;
 use crate::plan::{Profile, VatLimits};
-use crate::spawn::Handover;
+use crate::spawn::{self, Handover};
 use crate::sys;
 
 /// The largest manifest that a vat reads.
@@ -74,6 +74,7 @@ pub fn enter() -> Result<Boot, Fault> {
     found.push(drop_capabilities());
     found.push(check_limits(&limits, uid.is_some()));
     found.push(forbid_dumps());
+    found.push(Protection::keys_locked());
     found.push(forbid_privileges());
     let restricted = ruleset.and_then(RulesetCreated::restrict_self);
     let filtered = filter::install(profile);
@@ -263,6 +264,7 @@ fn check_limits(limits: &VatLimits, own_uid: bool) -> Protection {
         (Resource::Core, 0, "core"),
         (Resource::Nofile, limits.open_files, "files"),
         (Resource::Data, limits.memory_bytes, "memory"),
+        (Resource::Memlock, spawn::locked_bytes(), "locked"),
     ];
     if own_uid {
         wanted.push((Resource::Nproc, limits.threads, "threads"));
@@ -284,7 +286,8 @@ fn check_limits(limits: &VatLimits, own_uid: bool) -> Protection {
     )
 }
 
-fn forbid_dumps() -> Protection {
+/// Keeps this process's memory out of core files and away from debuggers.
+pub(crate) fn forbid_dumps() -> Protection {
     let set = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let seen = rustix::process::dumpable_behavior();
     protection(

@@ -375,7 +375,16 @@ fn resource_limits(limits: &VatLimits) -> Vec<(Resource, u64)> {
         (Resource::Core, 0),
         (Resource::Nofile, limits.open_files),
         (Resource::Data, limits.memory_bytes),
+        (Resource::Memlock, locked_bytes()),
     ]
+}
+
+/// Pages that a vat may lock: it has few keys, and locked memory is taken from everybody.
+const LOCKED_PAGES: u64 = 16;
+
+/// The bytes of memory that a vat may lock.
+pub(crate) fn locked_bytes() -> u64 {
+    LOCKED_PAGES * rustix::param::page_size() as u64
 }
 
 /// `uid`, if this process is root in a user namespace that knows it.

@@ -9,9 +9,10 @@ use std::rc::Rc;
 
 use distos_abi::{Authority, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
 use distos_core::{Command, Forest, GrantView, Outcome};
+use distos_rpc::boot::Protection;
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -19,6 +20,7 @@ use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 use crate::kernel::Kernel;
 use crate::plan::{OperatorGrant, Plan};
+use crate::sandbox;
 use crate::server::sign_root;
 use crate::spawn::{Run, SpawnSpec, spawn_vat};
 use crate::vats::Vats;
@@ -32,6 +34,8 @@ pub struct Host {
     pub tell: Box<dyn Fn(&Event<'_>)>,
     /// A message asks the node to stop; a second one, while it drains, to stop at once.
     pub stop: mpsc::Receiver<()>,
+    /// What protects the kernel's own process.
+    pub protections: Vec<Protection>,
 }
 
 /// Runs a node until it is told to stop; the body of the kernel process. Exit code 0 after an
@@ -42,11 +46,11 @@ pub fn main(plan: Plan) -> ExitCode {
         Err(error) => return failed(&Fault::internal(error)),
     };
     let node = async {
-        forbid_dumps();
         let host = Host {
             spawn: Box::new(|spec| Ok(Rc::new(spawn_vat(spec)?))),
             tell: Box::new(emit),
             stop: stop_signals()?,
+            protections: vec![forbid_dumps()],
         };
         live(plan, host).await
     };
@@ -69,9 +73,11 @@ fn failed(fault: &Fault) -> ExitCode {
 /// # Errors
 /// The node's directory is damaged or of another kind, or a vat cannot be started.
 pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
-    let Host { spawn, tell, mut stop } = host;
+    let Host { spawn, tell, mut stop, mut protections } = host;
     let dirs = Dirs::make(&plan.data_dir)?;
     let secret = kernel_secret(&dirs.kernel)?;
+    protections.push(Protection::keys_locked());
+    tell(&Event::Kernel { pid: std::process::id(), protections: &protections });
     let (journal, frames) = JournalHandle::open(&dirs.kernel.join("journal"))?;
 
     let mut records = Vec::with_capacity(frames.len());
@@ -119,14 +125,13 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
     kernel.journal.sync().await
 }
 
-/// Keeps the kernel's keys out of core files and away from debuggers.
-fn forbid_dumps() {
+/// Keeps the kernel's memory out of core files and away from debuggers, and says whether it is.
+fn forbid_dumps() -> Protection {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = setrlimit(Resource::Core, none)
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
-    {
-        tracing::warn!(%error, "the kernel's memory may end up in a core file");
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "core files are not limited");
     }
+    sandbox::forbid_dumps()
 }
 
 /// Each SIGTERM and SIGINT as a message.
@@ -199,9 +204,7 @@ fn kernel_secret(dir: &Path) -> Result<HolderSecret, Fault> {
 }
 
 fn new_secret() -> Result<HolderSecret, Fault> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(Fault::internal)?;
-    Ok(HolderSecret::from_seed(seed))
+    HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)
 }
 
 /// Writes a whole file durably: a crash leaves the old one or the new one.

@@ -616,7 +616,12 @@ fn contradict(protections: &mut [Protection], status: &str) {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned()
     };
+    let keys = Protection::KEYS_LOCKED;
+    // Where there is no key, nothing needs to be locked.
+    let keyless = protections.iter().any(|p| p.name == keys && p.detail == Protection::NO_KEYS);
+    let locks = field("VmLck").parse().is_ok_and(|kib: u64| kib > 0);
     let seen = [
+        (keys, keyless || locks),
         ("no_new_privs", field("NoNewPrivs") == "1"),
         ("seccomp", field("Seccomp") == "2"),
         ("capabilities", field("CapEff").trim_matches('0').is_empty()),
@@ -649,14 +654,20 @@ mod tests {
     fn a_vat_cannot_claim_a_protection_that_it_does_not_have() {
         let claim =
             |name: &str| Protection { name: name.into(), enforced: true, detail: "yes".into() };
-        let names = ["no_new_privs", "seccomp", "capabilities", "landlock"];
+        let names = ["keys locked", "no_new_privs", "seccomp", "capabilities", "landlock"];
         let mut claims: Vec<Protection> = names.map(claim).into();
-        let honest = "Name:\tdistos\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+        let honest = "Name:\tdistos\nVmLck:\t       4 kB\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n";
         contradict(&mut claims, honest);
         assert!(claims.iter().all(|p| p.enforced));
-        contradict(&mut claims, "CapEff:\t0000000000200000\nNoNewPrivs:\t0\nSeccomp:\t0\n");
+        let taken = "VmLck:\t       0 kB\nCapEff:\t0000000000200000\nNoNewPrivs:\t0\nSeccomp:\t0\n";
+        let mut keyless = Protection { detail: Protection::NO_KEYS.into(), ..claim("keys locked") };
+        contradict(std::slice::from_mut(&mut keyless), taken);
+        assert!(keyless.enforced, "without a key there is nothing to lock");
+        // No other protection can hide behind those words.
+        claims[2].detail = Protection::NO_KEYS.into();
+        contradict(&mut claims, taken);
         let kept: Vec<bool> = claims.iter().map(|p| p.enforced).collect();
-        assert_eq!(kept, [false, false, false, true]);
+        assert_eq!(kept, [false, false, false, false, true]);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use distos_host::sandbox;
 use distos_host::spawn::{
     Exit, Running, SELF_PROGRAM, SpawnSpec, VatFds, spawn_foreign, spawn_vat, vat_uid,
 };
-use distos_rpc::boot::{EdgeEnd, Manifest};
+use distos_rpc::boot::{EdgeEnd, Manifest, Protection};
+use distos_types::HolderSecret;
 
 const TESTS: &[(&str, fn())] = &[
     ("a_vat_can_do_its_work_and_nothing_else", a_vat_can_do_its_work_and_nothing_else),
@@ -40,6 +41,8 @@ const TESTS: &[(&str, fn())] = &[
     ),
     ("a_software_tpm_works_in_its_sandbox", a_software_tpm_works_in_its_sandbox),
     ("the_kernels_death_takes_its_vats_along", the_kernels_death_takes_its_vats_along),
+    // The last one: it lowers this process's own limit, for good.
+    ("a_vat_that_may_lock_no_memory_says_so", a_vat_that_may_lock_no_memory_says_so),
 ];
 
 fn main() {
@@ -128,6 +131,10 @@ fn probe() {
     note("tokio", outcome(tokio_works()));
     note("uid", rustix::process::getuid().as_raw().to_string());
     note("environment", std::env::vars_os().count().to_string());
+    let secret = HolderSecret::from_seed([7; 32]);
+    note("secret", secret.exposure().unwrap_or("protected").to_owned());
+    let keys = Protection::keys_locked();
+    note("keys", format!("{}: {}", keys.enforced, keys.detail));
     note("edge", boot.manifest.edges[0].fd.to_string());
     note(
         "limits",
@@ -350,6 +357,23 @@ fn a_vat_can_do_its_work_and_nothing_else() {
         let what = &found[&format!("protection {name}")];
         assert!(what.starts_with("true"), "{name}: {what}");
     }
+    let without_key = format!("true: {}", Protection::NO_KEYS);
+    assert_eq!(found["protection keys locked"], without_key, "see ulimit -l");
+    assert_eq!(found["secret"], "protected", "a key inside the sandbox");
+    assert_eq!(found["keys"], "true: 1 in pages of their own");
+}
+
+/// A node must not pass over in silence that its keys can reach swap.
+fn a_vat_that_may_lock_no_memory_says_so() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(rustix::process::Resource::Memlock, none).expect("limit");
+    let (found, _) = findings(Profile::Service);
+    for name in ["protection keys locked", "keys"] {
+        let said = &found[name];
+        assert!(said.starts_with("false: ") && said.contains("not locked: "), "{name}: {said}");
+    }
+    assert!(found["secret"].starts_with("not locked: "), "{}", found["secret"]);
+    assert!(found["protection rlimits"].starts_with("true"), "lower is as good");
 }
 
 fn compiled_code_runs_only_where_the_profile_says_so() {

@@ -63,7 +63,8 @@ impl Node {
                 let _ = ready.send(true);
             }
         };
-        let host = Host { spawn, tell: Box::new(tell), stop: asked };
+        let protections = vec![nothing("a process")];
+        let host = Host { spawn, tell: Box::new(tell), stop: asked, protections };
         let dir = plan.data_dir.clone();
         let (ends, mut ended) = oneshot::channel();
         let (end, ending) = oneshot::channel();
@@ -138,9 +139,12 @@ fn unconfined(spec: SpawnSpec, what: &str) -> io::Result<Boot> {
     }
     let fds: BTreeMap<i32, OwnedFd> =
         fds.place(&mut manifest)?.into_iter().map(|(fd, number)| (number, fd)).collect();
+    Ok(Boot { manifest, protections: vec![nothing(what)], fds })
+}
+
+fn nothing(what: &str) -> Protection {
     let detail = format!("{what} of a simulation");
-    let protections = vec![Protection { name: "process".into(), enforced: false, detail }];
-    Ok(Boot { manifest, protections, fds })
+    Protection { name: "process".into(), enforced: false, detail }
 }
 
 /// Every vat is a thread of this process, with an event loop of its own.

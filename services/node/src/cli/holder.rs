@@ -54,7 +54,11 @@ pub fn read_secret(cap_path: &Path) -> Result<HolderSecret, Fault> {
         )),
         other => other,
     })?;
-    HolderSecret::from_file_text(&text).map_err(|f| named(&path, f))
+    let secret = HolderSecret::from_file_text(&text).map_err(|f| named(&path, f))?;
+    if let Some(why) = secret.exposure() {
+        super::complain(&format!("{}: the key in memory is {why}", path.display()));
+    }
+    Ok(secret)
 }
 
 /// A node would refuse a key that is not the file's too, without knowing which file to mend (C4).

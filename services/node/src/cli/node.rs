@@ -28,13 +28,14 @@ pub struct DownArgs {
 const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
 
 /// The short names of the protections in the table of `status`.
-const PROTECTIONS: [(&str, &str); 6] = [
+const PROTECTIONS: [(&str, &str); 7] = [
     ("own uid", "uid"),
     ("no_new_privs", "nnp"),
     ("seccomp", "seccomp"),
     ("landlock", "landlock"),
     ("namespaces", "ns"),
     ("rlimits", "rlimits"),
+    ("keys locked", "keys"),
 ];
 
 pub(super) async fn drain(context: &Context) -> Result<Report, Fault> {

@@ -95,7 +95,8 @@ pub fn tell(event: &Value, json: bool) {
 fn event_text(event: &Value) -> Option<String> {
     let word = |key: &str| event[key].as_str().unwrap_or_default();
     match word("event") {
-        "vat" => Some(vat_text(event)),
+        "kernel" => Some(vat_text("kernel", event)),
+        "vat" => Some(vat_text(event["name"].as_str().unwrap_or("?"), event)),
         "restart" => Some(format!("{} ended ({}) and is started again", word("name"), word("why"))),
         "ready" => Some(format!(
             "ready: node {}…, boot {}",
@@ -107,7 +108,8 @@ fn event_text(event: &Value) -> Option<String> {
     }
 }
 
-fn vat_text(event: &Value) -> String {
+/// A process and what protects it.
+fn vat_text(name: &str, event: &Value) -> String {
     let protections = event["protections"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut marks = Vec::new();
     let mut reasons = String::new();
@@ -120,7 +122,6 @@ fn vat_text(event: &Value) -> String {
             reasons += &format!("\n{:15}✗ {name}: {detail}", "");
         }
     }
-    let name = event["name"].as_str().unwrap_or("?");
     let pid = format!("pid {}", event["pid"]);
     format!("{name:<14} {pid:<10} {}{reasons}", marks.join("  "))
 }
