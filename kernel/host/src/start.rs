@@ -12,7 +12,7 @@ use distos_core::{Command, Forest, GrantView, Outcome};
 use distos_rpc::boot::Protection;
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::Resource;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -20,10 +20,10 @@ use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 use crate::kernel::Kernel;
 use crate::plan::{OperatorGrant, Plan};
-use crate::sandbox;
 use crate::server::sign_root;
 use crate::spawn::{Run, SpawnSpec, spawn_vat};
 use crate::vats::Vats;
+use crate::{sandbox, sys};
 
 /// What a node needs of the machine that it runs on. Production has one ([`main`]); simulation
 /// has others, in which vats are threads or tasks of one process.
@@ -46,11 +46,13 @@ pub fn main(plan: Plan) -> ExitCode {
         Err(error) => return failed(&Fault::internal(error)),
     };
     let node = async {
+        // Lowering one's own limit is always permitted; what holds is read back next.
+        let _ = sys::limit(Resource::Core, 0);
         let host = Host {
             spawn: Box::new(|spec| Ok(Rc::new(spawn_vat(spec)?))),
             tell: Box::new(emit),
             stop: stop_signals()?,
-            protections: vec![forbid_dumps()],
+            protections: vec![sandbox::forbid_dumps()],
         };
         live(plan, host).await
     };
@@ -123,15 +125,6 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
     }
     vats.end_all().await;
     kernel.journal.sync().await
-}
-
-/// Keeps the kernel's memory out of core files and away from debuggers, and says whether it is.
-fn forbid_dumps() -> Protection {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = setrlimit(Resource::Core, none) {
-        tracing::warn!(%error, "core files are not limited");
-    }
-    sandbox::forbid_dumps()
 }
 
 /// Each SIGTERM and SIGINT as a message.
