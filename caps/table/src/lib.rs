@@ -45,7 +45,7 @@ pub use table::{Table, View};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
 
 /// Why a descriptor can't be used as a table or as a guard page.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,8 @@ const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(Sea
 /// here and not at a later store.
 fn memfd(name: &str, len: u64) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    // Whoever is handed a descriptor that only reads does not get another through `/proc`.
+    rustix::fs::fchmod(&fd, Mode::RUSR)?;
     rustix::fs::ftruncate(&fd, len)?;
     rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len)?;
     Ok(fd)

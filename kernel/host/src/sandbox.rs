@@ -228,9 +228,10 @@ fn change_user(uid: Option<u32>, limits: &VatLimits) -> Protection {
         let detail = "has the kernel's uid, and the kernel may not give out others";
         return protection("own uid", Err(detail.to_owned()));
     };
-    // Threads are counted by uid; a vat has its uid for itself.
-    let threads = sys::limit(Resource::Nproc, limits.threads);
-    let changed = threads.and_then(|()| sys::become_user(uid));
+    // Threads are counted by uid; a vat has its uid for itself. Whether the limit holds is read
+    // back with the others.
+    let _ = sys::limit(Resource::Nproc, limits.threads);
+    let changed = sys::become_user(uid);
     // Changing the uid forgot the signal by which the kernel's death ends this process.
     let tied = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let seen = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());

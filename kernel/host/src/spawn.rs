@@ -20,7 +20,7 @@ use distos_rpc::boot::{MANIFEST_FD, Manifest};
 use futures::future::LocalBoxFuture;
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::{Pid, Resource, Signal, WaitId, WaitIdOptions};
-use rustix::thread::{Gid, Uid, UnshareFlags};
+use rustix::thread::{CapabilitySet, Gid, Uid, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{ForeignPlan, Profile, VatLimits};
@@ -387,10 +387,13 @@ pub(crate) fn locked_bytes() -> u64 {
     LOCKED_PAGES * rustix::param::page_size() as u64
 }
 
-/// `uid`, if this process is root in a user namespace that knows it.
+/// `uid`, if this process may hand it and its files out: in a user namespace that knows it, with
+/// the capabilities that it takes.
 fn mapped_uid(uid: u32) -> Option<u32> {
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    let held = rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(needed));
     let maps = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    (rustix::process::geteuid().is_root() && covers(&maps, uid)).then_some(uid)
+    (held && covers(&maps, uid)).then_some(uid)
 }
 
 /// Whether one of the lines `inside outside count` covers `uid`.
