@@ -8,6 +8,7 @@
 pub mod watch;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write as _};
@@ -256,6 +257,8 @@ pub struct Node {
     up: Option<Child>,
     /// How often earlier boots have said that they are ready.
     readies: usize,
+    /// What `distos up` is started by, and with.
+    under: Vec<OsString>,
 }
 
 impl Node {
@@ -280,10 +283,20 @@ impl Node {
     /// A directory with the image in it, and nothing that runs yet.
     pub fn new(image: &str) -> Node {
         let directory = tempfile::Builder::new().prefix("distos-e2e-").tempdir();
-        let node =
-            Node { directory: directory.expect("a temporary directory"), up: None, readies: 0 };
+        let node = {
+            let directory = directory.expect("a temporary directory");
+            Node { directory, up: None, readies: 0, under: Vec::new() }
+        };
         fs::create_dir(node.work()).expect("a directory in it");
         fs::write(node.image(), image).expect("a file in it");
+        node
+    }
+
+    /// The same, with `distos up` started by another program, which gets it as its last arguments.
+    pub fn under(image: &str, program: &Path, args: &[&str]) -> Node {
+        let mut node = Node::new(image);
+        node.under = vec![program.into()];
+        node.under.extend(args.iter().map(OsString::from));
         node
     }
 
@@ -333,6 +346,10 @@ impl Node {
         let mut log = fs::OpenOptions::new();
         let log = log.create(true).append(true).open(self.log_path()).expect("a log file");
         let mut command = self.command(&["up"]);
+        if let [program, args @ ..] = &self.under[..] {
+            command = self.in_work(Command::new(program));
+            command.args(args).arg(distos()).arg("up");
+        }
         command.arg(self.image()).arg("--json").stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         self.up = Some(command.spawn().expect("distos can be started"));
@@ -358,8 +375,13 @@ impl Node {
 
     /// A `distos` command for this node, in [`Node::work`].
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(distos());
-        command.args(args).current_dir(self.work()).env("DISTOS_NODE", self.directory());
+        let mut command = self.in_work(Command::new(distos()));
+        command.args(args);
+        command
+    }
+
+    fn in_work(&self, mut command: Command) -> Command {
+        command.current_dir(self.work()).env("DISTOS_NODE", self.directory());
         command
     }
 
