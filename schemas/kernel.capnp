@@ -190,6 +190,7 @@ struct KernelStatus {
   journalBytes   @8 :UInt64;
   draining       @9 :Bool;
   vats           @10 :List(VatStatus);
+  imageSigner    @11 :Data;     # Ed25519 public key that signed the image; empty: it is unsigned.
 }
 
 interface Control {

@@ -96,6 +96,9 @@ impl control::Server for ControlServer {
         out.set_node(&kernel.node().0);
         out.set_image(&self.vats.plan.image);
         out.set_image_hash(&self.vats.plan.image_hash);
+        if let Some(signer) = &self.vats.plan.image_signer {
+            out.set_image_signer(signer);
+        }
         out.set_epoch(epoch);
         out.set_slots_used(counts.used);
         out.set_slots_capacity(counts.capacity);

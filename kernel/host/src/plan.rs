@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// The name in which the kernel itself reports to the auditor: no vat may be called so.
+pub const KERNEL_NAME: &str = "kernel";
+
 /// What one boot starts, and who is given what.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
@@ -13,6 +16,9 @@ pub struct Plan {
     pub image: String,
     /// BLAKE3 of the image file.
     pub image_hash: [u8; 32],
+    /// The Ed25519 public key whose signature over the image was checked; `None` if the image was
+    /// booted unsigned, at the operator's word.
+    pub image_signer: Option<[u8; 32]>,
     /// The node's directory: `kernel/` (journal, keys), `vats/NAME/` (each vat's own), `run/`
     /// (sockets), `operator/` (the operator's capability file and key).
     pub data_dir: PathBuf,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use distos_abi::{Authority, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
+use distos_abi::{Authority, CapId, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
 use distos_core::{Command, Forest, GrantView, Outcome};
 use distos_rpc::boot::Protection;
 use distos_table::Table;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::events::{Event, emit};
 use crate::journal::{JournalHandle, codec};
 use crate::kernel::Kernel;
-use crate::plan::{OperatorGrant, Plan};
+use crate::plan::{KERNEL_NAME, OperatorGrant, Plan};
 use crate::server::sign_root;
 use crate::spawn::{Run, SpawnSpec, spawn_vat};
 use crate::vats::Vats;
@@ -98,6 +98,7 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
     let (table, table_fd) = Table::create(plan.slots).map_err(Fault::internal)?;
     let kernel = Rc::new(Kernel::new(forest, table, journal, secret));
     kernel.apply(Command::Boot { image_hash: plan.image_hash }).await?;
+    record_signer(&kernel, &plan).await?;
     grant_operator(&kernel, &plan, &dirs).await?;
     let epoch = kernel.forest.borrow().epoch();
     tokio::task::spawn_local(kernel.clone().housekeep());
@@ -124,6 +125,24 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
         }
     }
     vats.end_all().await;
+    kernel.journal.sync().await
+}
+
+/// Tells the auditor whose word the image rests on, durably before any service starts. Only the
+/// kernel reports in this name: no vat may have it.
+async fn record_signer(kernel: &Rc<Kernel>, plan: &Plan) -> Result<(), Fault> {
+    let who = match plan.image_signer {
+        Some(signer) => format!("signed by {}", HolderKey(signer)),
+        None => "unsigned".to_owned(),
+    };
+    let report = Command::Report {
+        vat: VatName::new(KERNEL_NAME)?,
+        kind: "image".to_owned(),
+        tenant: TenantId::OPERATOR,
+        cap: CapId(0),
+        detail: format!("image: {who}, {}", plan.image),
+    };
+    kernel.apply(report).await?;
     kernel.journal.sync().await
 }
 

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use distos_abi::{Rights, VatName};
 use distos_host::plan::{
-    Device, EdgePlan, ForeignPlan, OperatorGrant, Plan, Power, Profile, Program, VatLimits, VatPlan,
+    Device, EdgePlan, ForeignPlan, KERNEL_NAME, OperatorGrant, Plan, Power, Profile, Program,
+    VatLimits, VatPlan,
 };
 use distos_types::kind;
 use toml_edit::{Document, Item, TableLike, Value};
@@ -68,7 +69,7 @@ const DEFAULT_SLOTS: i64 = 262_144;
 const MAX_LIMIT: i64 = 1 << 47;
 
 /// Reads the image in `text`. `file` is for messages and for programs named relative to it;
-/// `data_dir` becomes the plan's.
+/// `data_dir` becomes the plan's. Who signed the image is not known here: the plan says "nobody".
 ///
 /// A vat with devices also gets, as settings, `image_hash` (64 hexadecimal digits) and for each
 /// device a setting of its name: `hardware`, or `software` if a foreign program stands behind it.
@@ -218,6 +219,10 @@ impl<'a> Reader<'a> {
         if VatName::new(&name).is_err() || name.contains('/') {
             let what = format!("'{name}' is not a vat's name");
             self.error(section.line, what, "1 to 32 of a-z, 0-9 and '-'");
+        }
+        if name == KERNEL_NAME {
+            let what = format!("no vat may be called '{name}'");
+            self.error(section.line, what, "the kernel reports in that name");
         }
         let program = self.program(section);
         let profile = self.profile(section);
@@ -655,6 +660,7 @@ impl Reader<'_> {
         Plan {
             image: name,
             image_hash,
+            image_signer: None,
             data_dir: data_dir.to_path_buf(),
             slots,
             vats: vats.into_iter().map(|v| v.plan).collect(),
@@ -1021,6 +1027,15 @@ serves = ["regions"]
         let error = only_error("image = { name = \"t\" }\ngrant = [\n  5, #!\n]\n");
         assert!(error.what.contains("integer"));
         assert!(only_error("image = { name = \"t\", slots = 1 } #!\n").what.contains("slots"));
+    }
+
+    /// Otherwise it could write into the audit log what the kernel alone may say there.
+    #[test]
+    fn no_vat_passes_for_the_kernel() {
+        for kind in ["vat", "template"] {
+            let error = only_error(&with(&format!("[{kind}.kernel] #!\nprogram = \"memory\"\n")));
+            assert!(error.what.contains("'kernel'"), "{error}");
+        }
     }
 
     #[test]

@@ -101,6 +101,10 @@ fn kernel_json(status: kernel_status::Reader<'_>) -> capnp::Result<Value> {
         "node": hex::encode(status.get_node()?),
         "image": status.get_image()?.to_str()?,
         "image_hash": hex::encode(status.get_image_hash()?),
+        "image_signer": match status.get_image_signer()? {
+            [] => Value::Null,
+            signer => json!(hex::encode(signer)),
+        },
         "epoch": status.get_epoch(),
         "slots_used": status.get_slots_used(), "slots_capacity": status.get_slots_capacity(),
         "journal_seq": status.get_journal_seq(), "journal_acked": status.get_journal_acked(),
@@ -131,13 +135,17 @@ fn screen(status: &Value, now_ms: u64) -> String {
     let number = |key: &str| status[key].as_u64().unwrap_or(0);
     let word = |key: &str| status[key].as_str().unwrap_or("?");
     let mut out = format!(
-        "node {}…  image {} ({}…)  boot {}{}\n",
+        "node {}…  boot {}{}\n",
         text::short(word("node")),
-        word("image"),
-        text::short(word("image_hash")),
         number("epoch"),
         if status["draining"] == true { "  DRAINING" } else { "" }
     );
+    let signer = match status["image_signer"].as_str() {
+        Some(signer) => format!("signed by {}…", text::short(signer)),
+        None => "unsigned".to_owned(),
+    };
+    let (image, hash) = (word("image"), text::short(word("image_hash")));
+    let _ = writeln!(out, "image: {signer}   {image} {hash}…");
     let unread = number("journal_seq").saturating_sub(number("journal_acked"));
     let _ = writeln!(
         out,
@@ -247,7 +255,8 @@ mod tests {
             { "name": "seccomp", "enforced": true, "detail": "" },
         ]);
         let status = json!({
-            "node": "ab".repeat(32), "image": "single", "image_hash": "cd".repeat(32), "epoch": 2,
+            "node": "ab".repeat(32), "image": "single", "image_hash": "cd".repeat(32),
+            "image_signer": null, "epoch": 2,
             "slots_used": 5, "slots_capacity": 100, "journal_seq": 9, "journal_acked": 7,
             "journal_bytes": 2048, "draining": true,
             "vats": [{ "name": "memory", "pid": 0, "rss_bytes": 0, "up_ms": 0, "restarts": 3, "protections": protections }],
@@ -255,11 +264,20 @@ mod tests {
             "attestation": { "good": true, "fresh_until_ms": 1000, "tpm": "software TPM" },
         });
         let text = screen(&status, 2000);
-        for part in ["DRAINING", "2 not yet", "STALE", "down", "✗ memory: own uid: not root", "red"]
-        {
+        for part in [
+            "DRAINING",
+            "image: unsigned",
+            "2 not yet",
+            "STALE",
+            "down",
+            "✗ memory: own uid: not root",
+            "red",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(text.lines().count() < 24);
+        let signed = json!({ "image": "single", "image_signer": "12".repeat(32) });
+        assert!(screen(&signed, 0).contains("image: signed by 1212121212121212…"));
     }
 
     #[test]
