@@ -134,7 +134,8 @@ fn read_key_file(text: &str, header: &str, what: &str, out: &mut [u8; 32]) -> Re
 }
 
 /// Refuses a file's version unless it is `known`, and says what to do about a newer one.
-pub(crate) fn check_version(found: &str, known: u32, what: &str) -> Result<(), Fault> {
+/// [`Fault::Malformed`] speaks of line 1, where every text file of DistOS has its version.
+pub fn check_version(found: &str, known: u32, what: &str) -> Result<(), Fault> {
     match found.parse::<u32>() {
         Ok(version) if version == known => Ok(()),
         Ok(version) if version > known => Err(Fault::malformed(format!(

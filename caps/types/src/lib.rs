@@ -20,5 +20,7 @@ mod secret;
 
 pub use capfile::{CapEntry, CapFile};
 pub use chain::{Chain, LinkFacts, Root};
-pub use key::{HolderSecret, key_file_text, parse_key_file, restore_message, verify_signature};
+pub use key::{
+    HolderSecret, check_version, key_file_text, parse_key_file, restore_message, verify_signature,
+};
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

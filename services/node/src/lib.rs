@@ -8,4 +8,5 @@
 pub mod cli;
 pub mod image;
 pub mod server;
+pub mod signature;
 pub mod vat;

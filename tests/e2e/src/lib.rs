@@ -288,7 +288,8 @@ impl Node {
             Node { directory, up: None, readies: 0, under: Vec::new() }
         };
         fs::create_dir(node.work()).expect("a directory in it");
-        fs::write(node.image(), image).expect("a file in it");
+        node.ok(&["image", "keygen", &path_text(&node.signer())]);
+        node.write_image(image);
         node
     }
 
@@ -300,9 +301,21 @@ impl Node {
         node
     }
 
+    /// Replaces the image, and signs it as the node's operator does.
+    pub fn write_image(&self, image: &str) {
+        fs::write(self.image(), image).expect("a file in the node's temporary directory");
+        let (image, key) = (path_text(&self.image()), path_text(&self.signer()));
+        self.ok(&["image", "sign", &image, "--key", &key]);
+    }
+
     /// The image file.
     pub fn image(&self) -> PathBuf {
         self.directory.path().join("image.toml")
+    }
+
+    /// The secret key that signs the image; the public one has the extension `pub`.
+    pub fn signer(&self) -> PathBuf {
+        self.directory.path().join("signer.key")
     }
 
     /// The node's directory, as `--node` names it.
@@ -335,12 +348,24 @@ impl Node {
     /// # Panics
     /// It runs already, or is not ready within [`BOOT_TIMEOUT`].
     pub fn reboot(&mut self) {
-        self.start();
+        self.reboot_with(&[]);
+    }
+
+    /// Boots the node again with more options of `distos up`.
+    ///
+    /// # Panics
+    /// It runs already, or is not ready within [`BOOT_TIMEOUT`].
+    pub fn reboot_with(&mut self, options: &[&str]) {
+        self.start_with(options);
         self.wait_until_ready();
     }
 
     /// Starts `distos up` and does not wait.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    fn start_with(&mut self, options: &[&str]) {
         assert!(self.up.is_none(), "the node runs already");
         self.readies = readies(&self.log());
         let mut log = fs::OpenOptions::new();
@@ -350,7 +375,7 @@ impl Node {
             command = self.in_work(Command::new(program));
             command.args(args).arg(distos()).arg("up");
         }
-        command.arg(self.image()).arg("--json").stdin(Stdio::null());
+        command.arg(self.image()).args(options).arg("--json").stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         self.up = Some(command.spawn().expect("distos can be started"));
     }
@@ -531,6 +556,10 @@ impl Node {
         }
         status.and_then(|s| s.code()).unwrap_or(-1)
     }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().expect("a temporary directory has a plain name").to_owned()
 }
 
 fn readies(log: &str) -> usize {

@@ -115,7 +115,7 @@ fn a_program_that_ends_at_once_is_named_and_the_node_does_not_stay() {
     assert!(output.stderr.contains("'gpu' ended while it started"), "{}", output.stderr);
     let sockets = fs::read_dir(node.directory().join("run")).expect("the directory was made");
     assert_eq!(sockets.count(), 0, "a socket is left");
-    fs::write(node.image(), single_image()).expect("the image can be written");
+    node.write_image(&single_image());
     let mut node = node;
     node.reboot();
     assert!(node.vat("gpu").is_some());

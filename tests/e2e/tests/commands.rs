@@ -12,11 +12,15 @@ use std::time::Duration;
 
 use distos_e2e::{Node, distos, run, wordcount};
 
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 28] = [
     "up",
     "down",
     "drain",
     "status",
+    "image keygen",
+    "image sign",
+    "image verify",
+    "image trust",
     "tenant add",
     "tenant list",
     "region create",

@@ -309,6 +309,9 @@ fn an_interrupted_demo_takes_its_node_with_it() {
             );
         }
     }
+    // The demo signs with a key of its own; the directory's owner names another.
+    let public = node.signer().with_extension("pub");
+    node.ok(&["image", "trust", public.to_str().expect("a plain path")]);
     node.reboot();
     node.ok(&["audit", "verify"]);
 }

@@ -156,7 +156,7 @@ pub(super) async fn command(context: &Context, command: CapCommand) -> Result<Re
         }
         CapCommand::Delegate(args) => {
             let secret = signer(context, &args.from.file)?;
-            let to = parse_holder(&args.to)?;
+            let to = public_key(&args.to)?;
             derive(&args.from, &secret, to, &args.weaker, &args.out)
         }
         CapCommand::Redeem(args) => redeem_command(context, &args).await,
@@ -170,7 +170,8 @@ fn signer(context: &Context, file: &Path) -> Result<HolderSecret, Fault> {
     read_secret(context.acting().unwrap_or(file))
 }
 
-fn parse_holder(text: &str) -> Result<HolderKey, Fault> {
+/// A holder's public key: the key itself in hexadecimal, or the file that it is in.
+pub fn public_key(text: &str) -> Result<HolderKey, Fault> {
     if let Ok(bytes) = hex::decode(text)
         && let Ok(key) = HolderKey::try_from(bytes.as_slice())
     {
@@ -586,13 +587,13 @@ mod tests {
     #[test]
     fn a_key_is_digits_or_a_file_and_never_a_secret() {
         let key = secret(1).key();
-        assert_eq!(parse_holder(&key.to_string()).unwrap(), key);
+        assert_eq!(public_key(&key.to_string()).unwrap(), key);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k");
         std::fs::write(&path, distos_types::key_file_text(key)).unwrap();
-        assert_eq!(parse_holder(path.to_str().unwrap()).unwrap(), key);
+        assert_eq!(public_key(path.to_str().unwrap()).unwrap(), key);
         std::fs::write(&path, secret(1).to_file_text().as_bytes()).unwrap();
-        assert_eq!(parse_holder(path.to_str().unwrap()).unwrap_err().code(), 16);
+        assert_eq!(public_key(path.to_str().unwrap()).unwrap_err().code(), 16);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::cap::{self, Weaker};
 use super::files::{self, Input, io_fault};
-use super::holder::{Holder, call, now_ms, read_cap_file};
+use super::holder::{Holder, call, now_ms, read_cap_file, read_secret_file};
+use super::image::{self, Booting, Signed};
 use super::run::{self, Job, Limits};
 use super::tenant::{self, Quotas};
 use super::text::{self, PAGE_BYTES};
@@ -31,7 +33,7 @@ const REGION: &str = "demo-text";
 /// How long Blue may read Red's page.
 const LENT_MS: u64 = 60_000;
 /// Kinds of audit records that the steps must have left behind.
-const EXPECTED: [&str; 5] = ["tenant", "attestation", "placement", "denial", "revoke"];
+const EXPECTED: [&str; 6] = ["image", "tenant", "attestation", "placement", "denial", "revoke"];
 
 /// Arguments of `demo`.
 #[derive(Args)]
@@ -40,7 +42,9 @@ Examples:
   distos demo
   distos demo --input ~/books --node /srv/demo
 
-Uses the node that runs in --node DIR, or else boots one there and shuts it down at the end.")]
+Uses the node that runs in --node DIR, or else boots one there and shuts it down at the end. The
+image is signed with a key that the demo makes in DIR/operator, unless DIR takes the images of
+somebody else: then it has to be signed as for `distos up`.")]
 pub struct DemoArgs {
     /// The text to count: a file, or every file below a directory
     #[arg(long, default_value = "/usr/share/common-licenses", value_name = "PATH")]
@@ -62,7 +66,8 @@ pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report,
     }
     let talk = Talk { json: context.json };
     talk.head(1, &format!("boot {}", args.image.display()));
-    let mut node = Node::start(&args.image, context.node())?;
+    let mut node = Node::start(&signed(&args.image, context.node())?, context.node())?;
+    talk.event(node.image());
     talk.line(&format!("kernel: {}", node.isolation()));
     let mut tell = |event: &Value| talk.event(event);
     let booted = tokio::select! {
@@ -77,6 +82,34 @@ pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report,
     let report = outcome?;
     stopped?;
     Ok(report)
+}
+
+/// The image, signed with the demo's own key in a directory that is new or that takes that key's
+/// images; elsewhere with whatever signature stands beside it. The demo's signature goes to the
+/// directory, for the image may stand where nobody can write.
+fn signed(image: &Path, node: &Path) -> Result<Booting, Fault> {
+    let place = node.join("operator");
+    let key = place.join("demo-signer.key");
+    let trust = image::trust(node)?;
+    let is_new = trust.pinned.is_none() && !trust.booted;
+    if is_new && !key.exists() {
+        up::prepare_directory(node)?;
+        make_closed(&place)?;
+        image::new_key(&key)?;
+    }
+    let secret = if key.exists() { Some(read_secret_file(&key)?) } else { None };
+    let Some(secret) = secret.filter(|s| is_new || trust.pinned == Some(s.key())) else {
+        return Ok(Booting::of(image));
+    };
+    let signed = Signed::at(image, &place.join("demo-image.sig"));
+    signed.sign(&secret)?;
+    Ok(Booting::signed(signed, Some(secret.key())))
+}
+
+/// Makes a directory that only its owner enters.
+fn make_closed(directory: &Path) -> Result<(), Fault> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|e| io_fault(directory, &e))
 }
 
 /// Prints the transcript, unless a program reads along.
@@ -160,10 +193,7 @@ async fn attested(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
 
 async fn tenants(node: &Path, operator: &Holder, talk: &Talk) -> Result<(Holder, Holder), Fault> {
     let out = node.join("tenants");
-    let closed = std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-        .recursive(true)
-        .create(&out);
-    closed.map_err(|e| io_fault(&out, &e))?;
+    make_closed(&out)?;
     let quotas = Quotas { quota_bytes: 8 << 30, quota_tasks: 64, quota_slots: 4096 };
     let mut holders = Vec::new();
     for name in ["red", "blue"] {
@@ -370,7 +400,9 @@ async fn audited(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
     if let Some(missing) = EXPECTED.iter().find(|k| !kinds.contains_key(**k)) {
         return Err(unexpected(format!("no '{missing}' is in the audit log")));
     }
-    talk.held("tenants, evidence, placements, denials and the revocation are in it");
+    talk.held(
+        "the image's signer, tenants, evidence, placements, denials and the revocation are in it",
+    );
     Ok(json!({ "checkpoint": verified.0["checkpoint"], "kinds": kinds }))
 }
 

@@ -46,15 +46,20 @@ pub fn read_cap_file(path: &Path) -> Result<CapFile, Fault> {
 /// Reads the secret key of a capability file: the file beside it with the extension `key`.
 pub fn read_secret(cap_path: &Path) -> Result<HolderSecret, Fault> {
     let path = cap_path.with_extension("key");
-    let text = files::read_text(&path, MAX_FILE_BYTES).map_err(|fault| match fault {
+    read_secret_file(&path).map_err(|fault| match fault {
         Fault::NotFound(_) => Fault::NotFound(format!(
             "{} (the secret key of {}): name the capability file of who acts with --as FILE",
             path.display(),
             cap_path.display()
         )),
         other => other,
-    })?;
-    let secret = HolderSecret::from_file_text(&text).map_err(|f| named(&path, f))?;
+    })
+}
+
+/// Reads a secret key file, and complains where its key is not kept out of swap and dumps.
+pub fn read_secret_file(path: &Path) -> Result<HolderSecret, Fault> {
+    let text = files::read_text(path, MAX_FILE_BYTES)?;
+    let secret = HolderSecret::from_file_text(&text).map_err(|f| named(path, f))?;
     if let Some(why) = secret.exposure() {
         super::complain(&format!("{}: the key in memory is {why}", path.display()));
     }

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod files;
 pub mod gpu;
 pub mod holder;
+pub mod image;
 pub mod node;
 pub mod region;
 pub mod run;
@@ -40,6 +41,8 @@ const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
+  distos image keygen signer.key               make a key to sign images with
+  distos image sign images/single.toml --key signer.key
   distos up images/single.toml --detach        boot a node in ./.distos
   distos tenant add red                        make a tenant: red.cap and red.key
   distos region put books /usr/share/common-licenses --as red.cap
@@ -86,6 +89,9 @@ enum Command {
     /// Show the node on one screen: protections, evidence, tenants
     #[command(after_help = "Example:\n  distos status --json | jq .vats[].name")]
     Status,
+    /// Sign images, check signatures, and say whose images a node takes
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Make tenants
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
@@ -219,6 +225,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Down(args) => interruptible(node::down(context, args)).await,
         Command::Drain => interruptible(node::drain(context)).await,
         Command::Status => interruptible(node::status(context)).await,
+        Command::Image(command) => interruptible(image::command(context, command)).await,
         Command::Tenant(command) => interruptible(tenant::command(context, command)).await,
         Command::Cap(command) => interruptible(cap::command(context, command)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
@@ -413,7 +420,7 @@ mod tests {
         let command = Cli::command();
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
-        let all = "attest audit cap demo down drain gpu region run status tenant up";
+        let all = "attest audit cap demo down drain gpu image region run status tenant up";
         assert_eq!(names.join(" "), all);
     }
 

@@ -18,14 +18,16 @@ use distos_host::pidns::{self, KernelSpec};
 use distos_host::plan::Plan;
 use distos_host::spawn::{Exit, Running};
 use rustix::fs::FlockOperation;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::files::{self, io_fault};
+use super::image::{Booting, Checked, PIN};
 use super::{Context, Report, Stop, say};
 use crate::image::{self, Machine};
+use crate::signature::Pin;
 
 /// The hidden subcommand of the kernel process.
 pub const KERNEL_COMMAND: &str = "kernel";
@@ -35,8 +37,6 @@ const LOCK_FD: i32 = 5;
 
 /// The layout of a node's directory that this program reads and writes.
 const VERSION: u32 = 1;
-/// The longest image file, in bytes.
-const MAX_IMAGE_BYTES: u64 = 1 << 20;
 /// How much of a log is looked through for errors, in bytes.
 const MAX_LOG_BYTES: u64 = 64 << 10;
 /// How long `down` waits for the last process to end.
@@ -47,14 +47,18 @@ const POLL: Duration = Duration::from_millis(20);
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
+  distos image keygen signer.key && distos image sign images/single.toml --key signer.key
   distos up images/single.toml                     stay in the foreground; Ctrl-C shuts down
   distos up images/single.toml --detach            return when the node is ready
-  distos up images/single.toml --node /srv/distos
+  distos up images/single.toml --node /srv/distos --signer signer.pub
+
+The image must be signed. Without --signer, the first boot of a directory pins the key that signed,
+and later boots take no other's images.
 
 Ctrl-C lets running work end; a second one ends it at once.")]
 pub struct UpArgs {
-    /// The image: which services there are and who is given what
-    image: PathBuf,
+    #[command(flatten)]
+    booting: Booting,
     /// Return once the node is ready, and leave it running
     #[arg(long)]
     detach: bool,
@@ -62,10 +66,11 @@ pub struct UpArgs {
 
 pub(super) async fn up(context: &Context, args: UpArgs) -> Result<Report, Stop> {
     if args.detach {
-        return detach(context, &args.image).await;
+        return detach(context, &args.booting).await;
     }
-    let mut node = Node::start(&args.image, context.node())?;
+    let mut node = Node::start(&args.booting, context.node())?;
     let json = context.json;
+    tell(node.image(), json);
     if !json {
         say(&format!("node {}: kernel is {}", context.node().display(), node.isolation()));
     }
@@ -95,6 +100,7 @@ pub fn tell(event: &Value, json: bool) {
 fn event_text(event: &Value) -> Option<String> {
     let word = |key: &str| event[key].as_str().unwrap_or_default();
     match word("event") {
+        "image" => Some(image_text(event)),
         "kernel" => Some(vat_text("kernel", event)),
         "vat" => Some(vat_text(event["name"].as_str().unwrap_or("?"), event)),
         "restart" => Some(format!("{} ended ({}) and is started again", word("name"), word("why"))),
@@ -106,6 +112,22 @@ fn event_text(event: &Value) -> Option<String> {
         "stopped" => Some("the node is down".into()),
         _ => None,
     }
+}
+
+/// Whose word the image rests on, and whether that is new.
+fn image_text(event: &Value) -> String {
+    let name = event["image"].as_str().unwrap_or("?");
+    let Some(signer) = event["image_signer"].as_str() else {
+        return format!("image: unsigned, {name}: nobody answers for it");
+    };
+    let pinned = match event["pinned"].as_str() {
+        Some("first") => {
+            "\n  pinned on first use: from now on this node takes images of this key only"
+        }
+        Some("named") => "\n  pinned as named: from now on this node takes images of this key only",
+        _ => "",
+    };
+    format!("image: {name}, signed by {signer}{pinned}")
 }
 
 /// A process and what protects it.
@@ -130,6 +152,8 @@ fn vat_text(name: &str, event: &Value) -> String {
 pub struct Node {
     kernel: Running,
     isolation: String,
+    /// An event: what was booted, and by whose word.
+    image: Value,
     events: Lines<BufReader<pipe::Receiver>>,
     /// Told by the kernel when it could not go on.
     failure: Option<String>,
@@ -140,18 +164,20 @@ pub struct Node {
 }
 
 impl Node {
-    /// Reads the image, takes the node's directory for itself and starts the kernel. Nothing is
-    /// touched if the image is wrong.
-    pub fn start(image: &Path, directory: &Path) -> Result<Node, Stop> {
-        let plan = plan(image, directory)?;
+    /// Checks and reads the image, takes the node's directory for itself and starts the kernel.
+    /// Nothing is touched if the image is wrong, or if its signature is not one that counts here.
+    pub fn start(booting: &Booting, directory: &Path) -> Result<Node, Stop> {
+        let (checked, plan) = plan(booting, directory)?;
         prepare_directory(directory)?;
         let lock = lock(directory)?;
         remove_drafts(directory);
+        // Asked again, for the directory is this node's only since the lock.
+        let pin = checked.pin(directory)?;
         let plan = Plan { data_dir: full_path(directory)?, ..plan };
-        Ok(Node::spawn(&plan, lock)?)
+        Ok(Node::spawn(&plan, pin, lock)?)
     }
 
-    fn spawn(plan: &Plan, lock: File) -> Result<Node, Fault> {
+    fn spawn(plan: &Plan, pin: Pin, lock: File) -> Result<Node, Fault> {
         let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
         let (read, write) = pipe.map_err(Fault::internal)?;
         let spec = KernelSpec {
@@ -166,6 +192,7 @@ impl Node {
         Ok(Node {
             kernel,
             isolation: isolation.detail,
+            image: image_event(plan, pin),
             events,
             failure: None,
             asked: false,
@@ -176,6 +203,11 @@ impl Node {
     /// How the kernel is isolated.
     pub fn isolation(&self) -> &str {
         &self.isolation
+    }
+
+    /// What was booted and by whose word, as an event.
+    pub fn image(&self) -> &Value {
+        &self.image
     }
 
     /// The kernel's next event; `None` when it has closed its end. Nothing is lost if the future
@@ -293,9 +325,22 @@ impl Node {
     }
 }
 
-/// Reads and resolves the image against this machine.
-pub fn plan(image: &Path, directory: &Path) -> Result<Plan, Fault> {
-    let text = files::read_text(image, MAX_IMAGE_BYTES)?;
+fn image_event(plan: &Plan, pin: Pin) -> Value {
+    let pinned = match pin {
+        Pin::Stays => None,
+        Pin::First => Some("first"),
+        Pin::Named => Some("named"),
+    };
+    json!({
+        "event": "image", "image": plan.image, "image_hash": hex::encode(plan.image_hash),
+        "image_signer": plan.image_signer.map(hex::encode), "pinned": pinned,
+    })
+}
+
+/// Checks the image's signature, and only then reads and resolves the image against this machine.
+fn plan(booting: &Booting, directory: &Path) -> Result<(Checked, Plan), Fault> {
+    let checked = booting.check()?;
+    checked.admit(directory)?;
     let machine = Machine {
         builtins: &crate::vat::PROGRAMS,
         executable: &|path| {
@@ -303,16 +348,19 @@ pub fn plan(image: &Path, directory: &Path) -> Result<Plan, Fault> {
         },
         exists: &|path| path.exists(),
     };
-    image::parse(&text, image, directory, &machine).map_err(|errors| {
+    let parsed = image::parse(&checked.text, &checked.path, directory, &machine);
+    let plan = parsed.map_err(|errors| {
         let count = errors.0.len();
         let faults = if count == 1 { "one fault".into() } else { format!("{count} faults") };
         Fault::malformed(format!("the image has {faults}; nothing was started\n{errors}"))
-    })
+    })?;
+    let image_signer = checked.signer.map(|signer| signer.0);
+    Ok((checked, Plan { image_signer, ..plan }))
 }
 
 /// Makes the directory if it is not there, and refuses one that is not a node's or that a newer
 /// program wrote.
-fn prepare_directory(directory: &Path) -> Result<(), Fault> {
+pub fn prepare_directory(directory: &Path) -> Result<(), Fault> {
     let version = directory.join("VERSION");
     match files::read_text(&version, 64) {
         Ok(text) => return check_version(directory, &text),
@@ -335,10 +383,10 @@ fn prepare_directory(directory: &Path) -> Result<(), Fault> {
 
 /// Removes what starts that were killed had begun to write. The lock is held: nobody writes it now.
 fn remove_drafts(directory: &Path) {
-    let version = directory.join("VERSION");
+    let places = [directory.join("VERSION"), directory.join(PIN)];
     let Ok(content) = std::fs::read_dir(directory) else { return };
     for entry in content.flatten() {
-        if files::is_draft_of(&version, &entry.file_name()) {
+        if places.iter().any(|place| files::is_draft_of(place, &entry.file_name())) {
             // A draft that cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(entry.path());
         }
@@ -406,9 +454,9 @@ pub async fn wait_for_end(directory: &Path) -> Result<(), Fault> {
 }
 
 /// Starts this same command in the background and waits until its node is ready.
-async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
+async fn detach(context: &Context, booting: &Booting) -> Result<Report, Stop> {
     let directory = context.node();
-    plan(image, directory)?;
+    plan(booting, directory)?;
     prepare_directory(directory)?;
     drop(lock(directory)?);
     let log_path = directory.join("node.log");
@@ -418,7 +466,8 @@ async fn detach(context: &Context, image: &Path) -> Result<Report, Stop> {
     let log_start = log.metadata().map_err(|e| io_fault(&log_path, &e))?.len();
     let program = std::env::current_exe().map_err(Fault::internal)?;
     let mut command = std::process::Command::new(program);
-    command.arg("up").arg(image).arg("--node").arg(directory).arg("--json");
+    command.arg("up").arg(booting.image()).args(booting.options());
+    command.arg("--node").arg(directory).arg("--json");
     // A process group of its own: Ctrl-C in this terminal is not meant for it.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).process_group(0);
     // From here on a signal is listened to: it must not end this process and leave the other.
@@ -511,7 +560,6 @@ fn enter_kernel() -> Result<(Plan, OwnedFd), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_second_node_in_one_directory_is_told_who_is_there() {
@@ -550,7 +598,14 @@ mod tests {
         let image = dir.path().join("x.toml");
         std::fs::write(&image, "image = { name = \"x\" }\n[vat.y]\nprogram = \"nosuch\"\n")
             .unwrap();
-        let fault = plan(&image, dir.path()).unwrap_err();
+        let booting = Booting::of(&image);
+        // The signature comes first: what nobody answers for is not even read.
+        assert_eq!(plan(&booting, dir.path()).err().unwrap().code(), 22);
+        let secret = distos_types::HolderSecret::from_seed([1; 32]);
+        super::super::image::Signed::at(&image, &dir.path().join("x.toml.sig"))
+            .sign(&secret)
+            .unwrap();
+        let fault = plan(&booting, dir.path()).err().unwrap();
         assert_eq!(fault.code(), 16);
         assert!(fault.to_string().contains("x.toml:3: there is no program 'nosuch'"), "{fault}");
     }
