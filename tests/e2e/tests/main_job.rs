@@ -55,6 +55,7 @@ fn the_demo_does_every_step_of_the_main_job() {
     let said = output.text();
     assert_eq!(output.code, 0, "{said}\n{}", output.stderr);
     let steps = [
+        ("image: single, signed by ", "step 1: whose word the image rests on"),
         ("memory", "a service and its protections"),
         ("seccomp", "a protection"),
         ("software TPM", "the label of the TPM, unless there is a hardware one"),

@@ -172,6 +172,9 @@ fn an_unsigned_boot_is_asked_for_by_name_and_shown_to_operator_and_auditor() {
     let log = images_in_log(&node);
     assert!(log[0]["detail"].as_str().unwrap().contains("image: unsigned"), "{log:?}");
     node.down();
+    let detached = ["up", &text(node.image()), "--unsigned", "--detach"];
+    assert!(node.ok(&detached).text().contains("image: unsigned"));
+    node.ok(&["down"]);
     // It is asked for at each boot, and a signer that comes later is not taken unasked.
     fails(&node, &[], UNAUTHENTICATED);
     node.write_image(&single_image());

@@ -251,9 +251,9 @@ pub fn trust(directory: &Path) -> Result<Trust, Fault> {
         Err(Fault::NotFound(_)) => None,
         Err(fault) => return Err(fault),
     };
-    // The kernel makes its key at the first boot and needs it at every other.
-    let key = directory.join("kernel").join("kernel.key");
-    let booted = key.try_exists().map_err(|e| io_fault(&key, &e))?;
+    // The first thing that a kernel makes, and what no later one can do without.
+    let kernel = directory.join("kernel");
+    let booted = kernel.try_exists().map_err(|e| io_fault(&kernel, &e))?;
     Ok(Trust { pinned, booted })
 }
 
