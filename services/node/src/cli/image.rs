@@ -251,7 +251,7 @@ pub fn trust(directory: &Path) -> Result<Trust, Fault> {
         Err(Fault::NotFound(_)) => None,
         Err(fault) => return Err(fault),
     };
-    // The first thing that a kernel makes, and what no later one can do without.
+    // Made by the first kernel that runs here, before its key and its journal.
     let kernel = directory.join("kernel");
     let booted = kernel.try_exists().map_err(|e| io_fault(&kernel, &e))?;
     Ok(Trust { pinned, booted })
