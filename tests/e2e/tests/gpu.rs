@@ -41,14 +41,10 @@ impl Machine {
         assert_eq!(image.matches(own).count(), 1);
         let library = library.display();
         let settings = format!("{own}\ndata = true\nparams = {{ nvml = \"{library}\" }}");
-        machine.write_image(&image.replace(own, &settings));
+        machine.node.write_image(&image.replace(own, &settings));
         let mut machine = machine;
         machine.node.reboot();
         machine
-    }
-
-    fn write_image(&self, image: &str) {
-        fs::write(self.node.image(), image).expect("the image");
     }
 
     fn place(&self, name: &str) -> PathBuf {

@@ -67,7 +67,7 @@ fn node(services: &[&str], under: Option<(&Path, &str)>) -> Node {
         Some((program, protection)) => Node::under(&image, program, &[protection]),
         None => Node::new(&image),
     };
-    fs::write(node.image(), probed(services, &node.directory())).expect("the image");
+    node.write_image(&probed(services, &node.directory()));
     node
 }
 
@@ -140,7 +140,7 @@ fn taken_away(protection: &str) {
     let own = "\"socket\", \"--tpm2\",";
     assert_eq!(image.matches(own).count(), 1, "the image starts a software TPM");
     let image = image.replace(own, &format!("{own} \"--seccomp\", \"action=none\","));
-    fs::write(node.image(), image).expect("the image");
+    node.write_image(&image);
     node.reboot();
     let status = node.json(&["status"]);
     let vats = status["vats"].as_array().expect("vats");

@@ -481,6 +481,7 @@ fn plan(dir: &std::path::Path) -> Plan {
     Plan {
         image: "races".to_owned(),
         image_hash: [0; 32],
+        image_signer: None,
         data_dir: dir.to_path_buf(),
         slots: 1 << 16,
         vats: vec![
