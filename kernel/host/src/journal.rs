@@ -52,6 +52,7 @@ pub struct JournalStatus {
 pub struct JournalHandle {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    segment_bytes: u64,
     last_seq: AtomicU64,
     acked_seq: AtomicU64,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -111,9 +112,20 @@ impl JournalHandle {
     /// [`Fault::Corrupt`] names the file and offset of anything durable that is not as it was
     /// written; [`Fault::Unavailable`] if the disk is full.
     pub fn open(dir: &Path) -> Result<(JournalHandle, Vec<Frame>), Fault> {
+        JournalHandle::open_sized(dir, SEGMENT_BYTES)
+    }
+
+    /// [`JournalHandle::open`] with segments of another size, at least that of the longest frame:
+    /// in small ones, rotation and trimming are a matter of a few records.
+    ///
+    /// # Errors
+    /// Those of [`JournalHandle::open`].
+    pub fn open_sized(
+        dir: &Path,
+        segment_bytes: u64,
+    ) -> Result<(JournalHandle, Vec<Frame>), Fault> {
         std::fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
-        let opened = Files::open(dir)?;
-        let Opened { files, frames, ends } = opened;
+        let Opened { files, frames, ends } = Files::open(dir, segment_bytes)?;
         let last_seq = files.chain.seq;
         let records: VecDeque<Frame> =
             frames.iter().filter(|frame| frame.kind == FrameKind::Record).cloned().collect();
@@ -136,6 +148,7 @@ impl JournalHandle {
         let handle = JournalHandle {
             shared,
             commands,
+            segment_bytes,
             last_seq: AtomicU64::new(last_seq),
             acked_seq: AtomicU64::new(0),
             thread: Some(thread),
@@ -182,7 +195,7 @@ impl JournalHandle {
     /// increases, at least half of the segment in use.
     pub fn has_reserve(&self) -> bool {
         let room = self.shared.has_spare.load(Ordering::Acquire)
-            || self.shared.end.load(Ordering::Acquire) < SEGMENT_BYTES / 2;
+            || self.shared.end.load(Ordering::Acquire) < self.segment_bytes / 2;
         room && !self.shared.failed.load(Ordering::Acquire)
             && lock(&self.shared.waiting).1 < 2 * MAX_WAITING_BYTES
     }
@@ -272,7 +285,10 @@ struct Files {
     end: u64,
     number: u64,
     chain: Chain,
-    synced: u64,
+    /// How far the chain is durable.
+    synced: Chain,
+    /// Bytes of a segment.
+    segment_bytes: u64,
     bytes: u64,
     /// Numbers of the closed segments, oldest first.
     closed: VecDeque<u64>,
@@ -300,7 +316,7 @@ fn segment_name(number: u64) -> String {
 }
 
 impl Files {
-    fn open(dir: &Path) -> Result<Opened, Fault> {
+    fn open(dir: &Path, segment_bytes: u64) -> Result<Opened, Fault> {
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(|e| failed(dir, &e))? {
             let name = entry.map_err(|e| failed(dir, &e))?.file_name();
@@ -309,10 +325,10 @@ impl Files {
             numbers.extend(number);
         }
         numbers.sort_unstable();
-        make_spare(dir).map_err(|e| failed(dir, &e))?;
+        make_spare(dir, segment_bytes).map_err(|e| failed(dir, &e))?;
         if numbers.is_empty() {
             adopt_spare(dir, 1).map_err(|e| failed(dir, &e))?;
-            make_spare(dir).map_err(|e| failed(dir, &e))?;
+            make_spare(dir, segment_bytes).map_err(|e| failed(dir, &e))?;
             numbers.push(1);
         }
         let mut chain = (numbers[0] == 1).then_some(Chain::START);
@@ -327,7 +343,7 @@ impl Files {
                     return Err(damaged(&path, &Damage::Frame(read.end)));
                 }
                 tracing::warn!(file = %path.display(), offset = read.end, "an unfinished write is cut off");
-                erase_tail(&path, read.end as u64).map_err(|e| failed(&path, &e))?;
+                erase_tail(&path, read.end as u64, segment_bytes).map_err(|e| failed(&path, &e))?;
             }
             chain = Some(read.chain);
             end = read.end as u64;
@@ -340,7 +356,7 @@ impl Files {
         let number = numbers.pop().unwrap_or(1);
         let path = dir.join(segment_name(number));
         let (current, key) = open_segment(&path).map_err(|e| failed(&path, &e))?;
-        let bytes = (numbers.len() as u64 + 2) * SEGMENT_BYTES;
+        let bytes = (numbers.len() as u64 + 2) * segment_bytes;
         let files = Files {
             dir: dir.to_owned(),
             current,
@@ -348,30 +364,30 @@ impl Files {
             end,
             number,
             chain,
-            synced: chain.seq,
+            synced: chain,
+            segment_bytes,
             bytes,
             closed: numbers.into(),
         };
         Ok(Opened { files, frames, ends })
     }
 
-    /// Moves on to the segment in reserve and sets the next one aside. `Ok(false)`: there is no
-    /// room for another reserve.
-    fn rotate(&mut self) -> io::Result<bool> {
+    /// Moves on to the segment in reserve.
+    fn rotate(&mut self) -> io::Result<()> {
         self.current.sync_data()?;
         adopt_spare(&self.dir, self.number + 1)?;
         self.closed.push_back(self.number);
         self.number += 1;
         (self.current, self.key) = open_segment(&self.dir.join(segment_name(self.number)))?;
         self.end = SEGMENT_HEADER_BYTES as u64;
-        self.refill()
+        Ok(())
     }
 
-    /// Sets a segment aside, if none is.
+    /// Sets a segment aside, if none is. `Ok(false)`: there is no room for one.
     fn refill(&mut self) -> io::Result<bool> {
-        match make_spare(&self.dir) {
+        match make_spare(&self.dir, self.segment_bytes) {
             Ok(()) => {
-                self.bytes = (self.closed.len() as u64 + 2) * SEGMENT_BYTES;
+                self.bytes = (self.closed.len() as u64 + 2) * self.segment_bytes;
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(false),
@@ -411,16 +427,16 @@ fn open_segment(path: &Path) -> io::Result<(File, Key)> {
 }
 
 /// Makes sure that a segment of full size is set aside, durably.
-fn make_spare(dir: &Path) -> io::Result<()> {
+fn make_spare(dir: &Path, segment_bytes: u64) -> io::Result<()> {
     let path = dir.join(SPARE);
-    if path.metadata().is_ok_and(|meta| meta.len() == SEGMENT_BYTES) {
+    if path.metadata().is_ok_and(|meta| meta.len() == segment_bytes) {
         return Ok(());
     }
     let new = dir.join("spare.new");
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|e| io::Error::other(e.to_string()))?;
-    let made = set_aside(&file)
+    let made = set_aside(&file, segment_bytes)
         .and_then(|()| file.write_all_at(&segment::header(&key), 0))
         .and_then(|()| file.sync_all());
     if let Err(error) = made {
@@ -432,18 +448,18 @@ fn make_spare(dir: &Path) -> io::Result<()> {
 }
 
 /// Takes the room of a whole segment, so that writing into it cannot fail for lack of it.
-fn set_aside(file: &File) -> io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, SEGMENT_BYTES) {
-        Err(rustix::io::Errno::OPNOTSUPP) => fill_with_zeros(file, 0),
+fn set_aside(file: &File, segment_bytes: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, segment_bytes) {
+        Err(rustix::io::Errno::OPNOTSUPP) => fill_with_zeros(file, 0, segment_bytes),
         other => Ok(other?),
     }
 }
 
-fn fill_with_zeros(file: &File, from: u64) -> io::Result<()> {
+fn fill_with_zeros(file: &File, from: u64, end: u64) -> io::Result<()> {
     let zeros = vec![0; 1 << 16];
     let mut at = from;
-    while at < SEGMENT_BYTES {
-        let len = (SEGMENT_BYTES - at).min(zeros.len() as u64);
+    while at < end {
+        let len = (end - at).min(zeros.len() as u64);
         file.write_all_at(&zeros[..len as usize], at)?;
         at += len;
     }
@@ -456,9 +472,9 @@ fn adopt_spare(dir: &Path, number: u64) -> io::Result<()> {
 }
 
 /// Zeroes what follows `end`, durably, so that no old bytes can be taken for a frame later.
-fn erase_tail(path: &Path, end: u64) -> io::Result<()> {
+fn erase_tail(path: &Path, end: u64, segment_bytes: u64) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
-    fill_with_zeros(&file, end)?;
+    fill_with_zeros(&file, end, segment_bytes)?;
     file.sync_all()
 }
 
@@ -537,16 +553,15 @@ impl Writer {
     /// Adds a frame to the buffer, moving on to the next segment first if it does not fit.
     fn put(&mut self, buffer: &mut Vec<u8>, frame: Frame) -> io::Result<()> {
         let len = segment::frame_bytes(frame.payload.len()) as u64;
-        if self.files.end + buffer.len() as u64 + len > SEGMENT_BYTES {
+        if self.files.end + buffer.len() as u64 + len > self.files.segment_bytes {
             self.flush(buffer)?;
             let last = self.files.chain.seq;
-            let has_spare = self.files.rotate()?;
-            self.shared.has_spare.store(has_spare, Ordering::Release);
-            self.shared.bytes.store(self.files.bytes, Ordering::Relaxed);
+            self.files.rotate()?;
+            self.refill()?;
             let needed = self.shared.compacting.load(Ordering::Acquire);
             lock(&self.shared.segments).push_back(Closed { end: last, needed });
         }
-        let synced = self.files.synced;
+        let synced = self.files.synced.seq;
         let Files { key, chain, .. } = &mut self.files;
         segment::append(buffer, key, chain, synced, &frame);
         if frame.kind == FrameKind::Record {
@@ -565,11 +580,11 @@ impl Writer {
 
     /// Makes what was written durable, and shows it to the audit service.
     fn sync(&mut self) -> io::Result<()> {
-        if self.files.synced == self.files.chain.seq && self.written.is_empty() {
+        if self.files.synced.seq == self.files.chain.seq && self.written.is_empty() {
             return Ok(());
         }
         self.files.current.sync_data()?;
-        self.files.synced = self.files.chain.seq;
+        self.files.synced = self.files.chain;
         let mut waiting = lock(&self.shared.waiting);
         for frame in self.written.drain(..) {
             waiting.1 += frame.payload.len();
@@ -610,10 +625,11 @@ impl Writer {
 
     /// Whether so many bytes fit without touching the last segment in reserve.
     fn has_room_for(&self, bytes: u64) -> bool {
-        if self.files.end + bytes <= SEGMENT_BYTES {
+        if self.files.end + bytes <= self.files.segment_bytes {
             return true;
         }
-        let needed = (bytes / (SEGMENT_BYTES / 2) + 2) * SEGMENT_BYTES;
+        let size = self.files.segment_bytes;
+        let needed = (bytes / (size / 2) + 2) * size;
         let free =
             rustix::fs::statvfs(&self.files.dir).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
         self.shared.has_spare.load(Ordering::Acquire) && free > needed

@@ -22,5 +22,5 @@ mod walk;
 
 pub use format::{ChainHash, Checkpoint, entry_hash};
 pub use server::run;
-pub use store::{Verification, verify_dir};
+pub use store::{Incoming, OpenError, Store, Verification, verify_dir};
 pub use walk::Damage;

@@ -85,7 +85,7 @@ fn verify_offline(dir: &Path, outside: Option<Checkpoint>) -> Result<Checkpoint,
 
 /// Why a log could not be opened for writing.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub enum OpenError {
     /// It is not what was signed. It can still be read and verified; nothing is added to it.
     #[error("the stored log is damaged: {0}")]
     Damaged(Damage),
@@ -115,10 +115,10 @@ pub(crate) struct Stored {
 
 /// A record on its way into the log: its journal sequence number (0 for the service's own) and
 /// its body.
-pub(crate) type Incoming = (u64, Vec<u8>);
+pub type Incoming = (u64, Vec<u8>);
 
 /// The log, open for writing.
-pub(crate) struct Store {
+pub struct Store {
     dir: PathBuf,
     secret: HolderSecret,
     segment_bytes: u64,
@@ -136,8 +136,12 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens the log in `dir`, or makes one with a key whose seed `seed` writes. Cuts a torn tail, and refuses
-    /// a log that is damaged elsewhere.
-    pub(crate) fn open(
+    /// a log that is damaged elsewhere. A batch goes to a new segment once the present one has
+    /// `segment_bytes`.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong, and whose affair it is.
+    pub fn open(
         dir: &Path,
         seed: impl FnOnce(&mut [u8; SECRET_BYTES]) -> io::Result<()>,
         now_ms: u64,
@@ -216,7 +220,10 @@ impl Store {
 
     /// Adds a batch and signs it. When this returns, the batch survives a crash and the head file
     /// names it. On an error nothing was added, and the same batch can be tried again.
-    pub(crate) fn append(&mut self, batch: &[Incoming], now_ms: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn append(&mut self, batch: &[Incoming], now_ms: u64) -> io::Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -282,12 +289,15 @@ impl Store {
     }
 
     /// Makes the head file's new name durable. Records are acknowledged after this.
-    pub(crate) fn settle(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn settle(&self) -> io::Result<()> {
         sync_dir(&self.dir)
     }
 
     /// The newest checkpoint.
-    pub(crate) fn checkpoint(&self) -> Checkpoint {
+    pub fn checkpoint(&self) -> Checkpoint {
         self.checkpoint
     }
 
@@ -297,7 +307,7 @@ impl Store {
     }
 
     /// The newest journal sequence number in the log.
-    pub(crate) fn last_seq(&self) -> u64 {
+    pub fn last_seq(&self) -> u64 {
         self.end.seq
     }
 

@@ -25,6 +25,9 @@ mod server;
 mod state;
 mod store;
 
+pub use state::Facts;
+pub use store::{Limits, Store, Summary};
+
 use std::process::ExitCode;
 
 pub use server::start;

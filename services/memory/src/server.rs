@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -12,7 +11,6 @@ use distos_schemas::memory_capnp::{region, region_info, regions};
 use distos_types::kind::{REGION, REGIONS};
 use futures::future::LocalBoxFuture;
 
-use crate::disk::Directory;
 use crate::state::{Facts, MAX_CALL_BYTES, checked_bytes, checked_name};
 use crate::store::{Limits, Store, Summary};
 
@@ -40,7 +38,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
             .parse()
             .map_err(|_| Fault::malformed(format!("volatile_bytes is a number, not '{text}'")))?;
     }
-    let store = Store::open(Arc::new(Directory::new(dir)), limits)?;
+    let store = Store::open_directory(dir, limits)?;
     reconcile(&vat, &store).await?;
     Ok(Rc::new(Memory { vat, store }))
 }

@@ -215,17 +215,17 @@ pub(crate) struct Page {
 
 /// What is fixed about a region when it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
+pub struct Facts {
     /// Unique among its tenant's.
-    pub(crate) name: String,
+    pub name: String,
     /// Whose it is.
-    pub(crate) tenant: TenantId,
+    pub tenant: TenantId,
     /// Its length.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Whether it survives a restart.
-    pub(crate) durable: bool,
+    pub durable: bool,
     /// The capabilities whose meters its bytes were charged to, root first.
-    pub(crate) lineage: Vec<CapId>,
+    pub lineage: Vec<CapId>,
 }
 
 /// Where a region is in its life.

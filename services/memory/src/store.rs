@@ -26,7 +26,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use zeroize::Zeroizing;
 
 use crate::committer::{Answer, Committer, write_new_log};
-use crate::disk::{Disk, Name};
+use crate::disk::{Directory, Disk, Name};
 use crate::error::StoreError;
 use crate::log::{self, PageRecord, Record};
 use crate::sealed::{
@@ -45,11 +45,11 @@ const LOST_KEY: &str = "the region's key is damaged, its content cannot be read"
 
 /// Bounds of a store.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Bytes of all volatile regions together, which all might come to stand in memory.
-    pub(crate) volatile_bytes: u64,
+    pub volatile_bytes: u64,
     /// The log is compacted when it has this many bytes and twice what the last time left.
-    pub(crate) compact_bytes: u64,
+    pub compact_bytes: u64,
 }
 
 impl Default for Limits {
@@ -60,14 +60,17 @@ impl Default for Limits {
 
 /// What a caller may know about a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Summary {
-    pub(crate) object: ObjectId,
-    pub(crate) facts: Facts,
-    pub(crate) written_pages: u64,
+pub struct Summary {
+    /// Its number.
+    pub object: ObjectId,
+    /// What is fixed about it.
+    pub facts: Facts,
+    /// How many of its pages are not the zeros that they began as.
+    pub written_pages: u64,
 }
 
 /// All regions of the vat.
-pub(crate) struct Store {
+pub struct Store {
     disk: Arc<dyn Disk>,
     index: RefCell<Index>,
     keys: RefCell<BTreeMap<ObjectId, Arc<RegionKey>>>,
@@ -92,6 +95,15 @@ pub(crate) struct Store {
 type Retired = Vec<Rc<Slot>>;
 
 impl Store {
+    /// Opens the store in the directory `dir`, which exists, or makes one if it is empty. Cuts a
+    /// torn tail of the index.
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`] names what is not as it was written and no crash explains.
+    pub fn open_directory(dir: &std::path::Path, limits: Limits) -> Result<Rc<Store>, Fault> {
+        Ok(Store::open(Arc::new(Directory::new(dir)), limits)?)
+    }
+
     /// Opens the store in `disk`'s directory, or makes one in an empty directory. Cuts
     /// a torn tail of the log; any other damage of the index is an error.
     pub(crate) fn open(disk: Arc<dyn Disk>, limits: Limits) -> Result<Rc<Store>, StoreError> {
@@ -143,7 +155,10 @@ impl Store {
     }
 
     /// Makes a region that nobody can see until it is activated. Durable when it returns.
-    pub(crate) async fn create(self: &Rc<Self>, facts: Facts) -> Result<ObjectId, Fault> {
+    ///
+    /// # Errors
+    /// The fault that its maker is told.
+    pub async fn create(self: &Rc<Self>, facts: Facts) -> Result<ObjectId, Fault> {
         let this = self.clone();
         unbroken(async move { this.create_whole(facts).await }).await
     }
@@ -214,13 +229,16 @@ impl Store {
     }
 
     /// Lets a created region be seen.
-    pub(crate) fn activate(&self, object: ObjectId) {
+    pub fn activate(&self, object: ObjectId) {
         self.index.borrow_mut().activate(object);
     }
 
     /// Erases a region: key, content, record. The caller has ended every capability to it.
     /// Returns what was fixed about it, so that its bytes can be given back.
-    pub(crate) async fn erase(self: &Rc<Self>, object: ObjectId) -> Result<Facts, Fault> {
+    ///
+    /// # Errors
+    /// The fault that its holder is told; what was not erased is, at the next start.
+    pub async fn erase(self: &Rc<Self>, object: ObjectId) -> Result<Facts, Fault> {
         let this = self.clone();
         unbroken(async move { this.erase_whole(object).await }).await
     }
@@ -259,7 +277,10 @@ impl Store {
     }
 
     /// The bytes of a range of a region. Every page is checked against its hash (M2).
-    pub(crate) async fn read(&self, object: ObjectId, range: ByteRange) -> Result<Vec<u8>, Fault> {
+    ///
+    /// # Errors
+    /// The fault that the reader is told.
+    pub async fn read(&self, object: ObjectId, range: ByteRange) -> Result<Vec<u8>, Fault> {
         let _call = self.call().await?;
         let (job, _pins) = self.read_job(object, range)?;
         self.sealers.run(move || job.execute()).await?
@@ -286,7 +307,10 @@ impl Store {
     /// act of publishing them, and calls it if the caller is still allowed to (C2); if it does not,
     /// nothing has happened. Returns when the write is durable, unless the region is volatile (M3).
     /// Goes on to its end even if the caller stops waiting.
-    pub(crate) async fn write(
+    ///
+    /// # Errors
+    /// The fault that the writer is told.
+    pub async fn write(
         self: &Rc<Self>,
         object: ObjectId,
         offset: u64,
@@ -476,7 +500,7 @@ impl Store {
     }
 
     /// Every region that was found at start.
-    pub(crate) fn found(&self) -> Vec<Summary> {
+    pub fn found(&self) -> Vec<Summary> {
         self.index.borrow().all().map(|(object, region)| summary(object, region)).collect()
     }
 
