@@ -417,11 +417,13 @@ fn damaged(path: &Path, damage: &Damage) -> Fault {
     })
 }
 
-/// Opens a segment for writing, with its key.
+/// Opens a segment for writing, with its key. What a process that was killed wrote to it is read at
+/// the next start whether it was synced or not: from here on it is durable.
 fn open_segment(path: &Path) -> io::Result<(File, Key)> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut header = [0; SEGMENT_HEADER_BYTES];
     file.read_exact_at(&mut header, 0)?;
+    file.sync_data()?;
     let key = segment::key_of(&header).map_err(|_| io::Error::other("not a journal segment"))?;
     Ok((file, key))
 }
