@@ -26,6 +26,8 @@ use segment::{Chain, Damage, Key, MAX_PAYLOAD_BYTES, SEGMENT_HEADER_BYTES};
 pub use segment::{Frame, FrameKind};
 use tokio::sync::oneshot;
 
+use crate::start::make_dir;
+
 /// Size of a segment: what is set aside at a time.
 const SEGMENT_BYTES: u64 = 8 << 20;
 /// Records that the audit service has not taken: beyond it, increases are refused.
@@ -124,7 +126,7 @@ impl JournalHandle {
         dir: &Path,
         segment_bytes: u64,
     ) -> Result<(JournalHandle, Vec<Frame>), Fault> {
-        std::fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
+        make_dir(dir, 0o700).map_err(|e| failed(dir, &e))?;
         let Opened { files, frames, ends } = Files::open(dir, segment_bytes)?;
         let last_seq = files.chain.seq;
         let records: VecDeque<Frame> =

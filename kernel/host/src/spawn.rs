@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{ForeignPlan, Profile, VatLimits};
 use crate::sandbox;
+use crate::start::make_dir;
 use crate::sys::{self, Confine, Exec, Skipped, Started};
 
 /// The program of a builtin vat: this very binary, even if its file was replaced meanwhile.
@@ -407,7 +408,7 @@ fn covers(maps: &str, uid: u32) -> bool {
 /// Makes `dir` with mode 0700, and it and everything in it the property of `uid`: an image may
 /// number its vats differently than the last one did.
 fn own_directory(dir: &Path, uid: Option<u32>) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    make_dir(dir, 0o700)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     let Some(uid) = uid else { return Ok(()) };
     if fs::symlink_metadata(dir)?.uid() != uid {

@@ -192,11 +192,21 @@ impl Dirs {
         let closed = [(dirs.kernel.clone(), 0o700), (dirs.operator.clone(), 0o700)];
         for (dir, mode) in modes.into_iter().chain(closed) {
             let failed = |e: std::io::Error| Fault::internal(format!("{}: {e}", dir.display()));
-            std::fs::DirBuilder::new().recursive(true).mode(mode).create(&dir).map_err(failed)?;
+            make_dir(&dir, mode).map_err(failed)?;
             std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode))
                 .map_err(failed)?;
         }
         Ok(dirs)
+    }
+}
+
+/// Makes a directory that no crash takes back with what is in it.
+pub(crate) fn make_dir(dir: &Path, mode: u32) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir)?;
+    // What may not be read is the operator's, and so is making it durable.
+    match dir.parent().map(std::fs::File::open) {
+        Some(Ok(parent)) => parent.sync_all(),
+        _ => Ok(()),
     }
 }
 
