@@ -196,6 +196,8 @@ impl Store {
             return Err(lost(&walk, tail).into());
         }
         let (checkpoint, end) = signed.unwrap_or_else(|| (head, Walk::new(head, 0).place()));
+        let file = cut_tail(dir, &end, firsts)?;
+        sync_dir(dir)?;
         if checkpoint != head {
             // The node stopped between a segment and its head file.
             write_head(dir, checkpoint)?;
@@ -203,7 +205,6 @@ impl Store {
         marks.extend_from_slice(walk.starts());
         marks.sort_unstable_by_key(|m: &Place| (m.segment, m.offset));
         marks.retain(|m| (m.segment, m.offset) <= (end.segment, end.offset));
-        let file = cut_tail(dir, &end, firsts)?;
         let store = Store {
             dir: dir.into(),
             secret,
@@ -559,7 +560,9 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Removes what stands behind `end` and opens the last segment.
+/// Removes what stands behind `end` and opens the last segment. What a process that was killed
+/// wrote there was read whether it was synced or not: it is durable when this returns, so that the
+/// head file never names what could be lost.
 fn cut_tail(dir: &Path, end: &Place, firsts: &[u64]) -> io::Result<Option<File>> {
     let has_entries = end.offset > 0;
     for first in firsts.iter().filter(|first| !has_entries || **first > end.segment) {
@@ -572,8 +575,8 @@ fn cut_tail(dir: &Path, end: &Place, firsts: &[u64]) -> io::Result<Option<File>>
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     if file.metadata()?.len() != end.offset {
         file.set_len(end.offset)?;
-        file.sync_all()?;
     }
+    file.sync_all()?;
     Ok(Some(file))
 }
 
