@@ -45,6 +45,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn write(&self, file: Name, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Returns when all that was written to the file survives a crash.
     fn sync(&self, file: Name) -> io::Result<()>;
+    /// Returns when files that were made or replaced are found after a crash.
+    fn sync_names(&self) -> io::Result<()>;
     /// Cuts or extends the file.
     fn set_len(&self, file: Name, len: u64) -> io::Result<()>;
     /// Makes the range read as zeros, and gives its blocks back where the file system can.
@@ -92,11 +94,6 @@ impl Directory {
         files[slot] = Some(file.clone());
         Ok(file)
     }
-
-    /// Makes the directory's entries durable.
-    fn sync_names(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
-    }
 }
 
 /// Zeros are written in pieces of this many bytes where holes can't be punched.
@@ -125,6 +122,10 @@ impl Disk for Directory {
 
     fn sync(&self, file: Name) -> io::Result<()> {
         self.open(file)?.sync_data()
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
     }
 
     fn set_len(&self, file: Name, len: u64) -> io::Result<()> {

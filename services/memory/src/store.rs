@@ -119,10 +119,13 @@ impl Store {
         let tail = log::replay(&disk.name(), log_bytes, &read, &mut |r| replayed.apply(r))?;
         if tail.offset < log_bytes {
             tracing::info!(bytes = log_bytes - tail.offset, "a torn tail of the index is cut");
-            disk.set_len(Name::Log, tail.offset)
-                .and_then(|()| disk.sync(Name::Log))
-                .map_err(|e| io("cut the index", &e))?;
+            disk.set_len(Name::Log, tail.offset).map_err(|e| io("cut the index", &e))?;
         }
+        // What a process that was killed wrote is read here whether it was synced or not. It is
+        // shown to readers and written after, so it is durable from here on.
+        disk.sync(Name::Log)
+            .and_then(|()| disk.sync_names())
+            .map_err(|e| io("make the index durable", &e))?;
         let extents = places(replayed.pages().map(|page| page.slot), "slot")?;
         let key_slots = places(replayed.key_slots(), "key slot")?;
         erase_orphan_keys(&*disk, &key_slots.borrow())?;
