@@ -11,6 +11,9 @@ IMAGE ?= images/single.toml
 INPUT ?=
 # Where the node keeps its data. Without it, a new directory that is removed after a good run.
 NODE ?=
+# How many runs of the stores are cut in the crash tests, and the first one's seed.
+RUNS ?= 20
+SEED ?= 1
 
 .PHONY: help
 help: ## Lists these commands
@@ -70,6 +73,11 @@ unit: setup wasm foreign ## Every test of the workspace, from unit to end-to-end
 	else \
 	  set -x; $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
+
+.PHONY: crash
+crash: setup ## Cuts the stores' writes everywhere; RUNS=20 for so many runs, SEED=7 for the first
+	DISTOS_CRASH_RUNS=$(RUNS) DISTOS_CRASH_SEED=$(SEED) \
+	  $(CARGO) test --locked -p distos-crash --test crashes -- --nocapture no_crash
 
 .PHONY: deny
 deny: ## Licences, sources and duplicates of dependencies, where cargo-deny is installed
