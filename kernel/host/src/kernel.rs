@@ -138,7 +138,12 @@ impl Kernel {
                 let recorded = self.record(&applied, true);
                 Box::pin(async move {
                     kernel.quiesce(guards).await;
-                    recorded.await
+                    recorded.await?;
+                    if !applied.records.is_empty() {
+                        return Ok(());
+                    }
+                    // What somebody else has ended already may still be on its way to the disk.
+                    kernel.journal.sync().await.map_err(|e| fence(&e))
                 })
             }
             Order::Lazy => {
@@ -447,6 +452,37 @@ mod tests {
             let derived = tokio::time::timeout(Duration::from_secs(10), derive).await.unwrap();
             let Outcome::Granted(derived) = derived.unwrap() else { panic!("no grant") };
             assert!(view.alive(derived.slot), "the parent is in the table, and so the child lives");
+        });
+    }
+
+    /// Else a power failure brings back what the second of two was told is revoked.
+    #[test]
+    fn who_revokes_what_is_being_revoked_waits_for_the_same_record() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
+            let (table, _) = Table::create(64).unwrap();
+            let secret = HolderSecret::from_seed([1; 32]);
+            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
+            let vat = VatName::new("memory").unwrap();
+            let authority = distos_abi::Authority::FULL;
+            let (kind, holder, tenant) =
+                (distos_abi::Kind(1), HolderKey([2; 32]), TenantId::OPERATOR);
+            let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
+            kernel.apply(root).await.unwrap();
+            let under = kernel.forest.borrow().roots_of(tenant)[0].slot;
+            for number in 0..20 {
+                let link = distos_abi::LinkHash([number; 32]);
+                let revoke =
+                    Command::RevokeLink { vat: vat.clone(), under, link, expires_ms: u64::MAX };
+                let mut first = Box::pin(kernel.apply(revoke.clone()));
+                assert!(futures::poll!(first.as_mut()).is_pending(), "it waits for the disk");
+                kernel.apply(revoke).await.unwrap();
+                let durable = kernel.journal.read_from(0, 100).len();
+                assert_eq!(durable, usize::from(number) + 2, "the link is not revoked on the disk");
+                first.await.unwrap();
+            }
         });
     }
 
