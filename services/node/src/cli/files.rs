@@ -158,8 +158,17 @@ impl Draft {
         self.file.sync_all().map_err(|e| io_fault(&self.place, &e))?;
         fs::rename(at, &self.place).map_err(|e| io_fault(&self.place, &e))?;
         self.at = None;
-        Ok(())
+        let dir = self.place.parent().filter(|dir| !dir.as_os_str().is_empty());
+        match File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()) {
+            Err(e) if !cannot_sync(&e) => Err(io_fault(&self.place, &e)),
+            _ => Ok(()),
+        }
     }
+}
+
+/// A directory that may not be read can't be synced, and some file systems know no sync of one.
+fn cannot_sync(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
 }
 
 impl Drop for Draft {
