@@ -5,7 +5,7 @@
 //! as 32-bit little-endian numbers padded to a whole word; and then the segments
 //! (<https://capnproto.org/encoding.html#serialization-over-a-stream>).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -21,15 +21,36 @@ const MAX_SEGMENTS: u32 = 512;
 /// been asked about.
 pub(crate) type Lengths = Rc<RefCell<VecDeque<u64>>>;
 
-/// A stream of messages, each of which has at most so many words.
+/// How long a message may be, in words.
+pub(crate) struct Longest {
+    /// At any time.
+    pub(crate) words: u64,
+    /// Until the other side has shown that it holds a capability here. What a stranger announces
+    /// takes memory and time from everybody, and a certificate chain is short.
+    pub(crate) restored: Option<Rc<Cell<bool>>>,
+}
+
+/// The longest message of a stranger.
+const STRANGERS_WORDS: u64 = (64 << 10) / 8;
+
+impl Longest {
+    fn words(&self) -> u64 {
+        match &self.restored {
+            Some(restored) if !restored.get() => self.words.min(STRANGERS_WORDS),
+            _ => self.words,
+        }
+    }
+}
+
+/// A stream of messages, none of which is too long.
 pub(crate) struct Framed<R> {
     inner: R,
     frames: Frames,
 }
 
 impl<R> Framed<R> {
-    pub(crate) fn new(inner: R, max_words: u64, lengths: Lengths) -> Framed<R> {
-        Framed { inner, frames: Frames { max_words, lengths, at: At::Table(Table::default()) } }
+    pub(crate) fn new(inner: R, longest: Longest, lengths: Lengths) -> Framed<R> {
+        Framed { inner, frames: Frames { longest, lengths, at: At::Table(Table::default()) } }
     }
 }
 
@@ -50,7 +71,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Framed<R> {
 
 /// Where in which message the stream stands.
 struct Frames {
-    max_words: u64,
+    longest: Longest,
     lengths: Lengths,
     at: At,
 }
@@ -87,11 +108,10 @@ impl Frames {
                 }
                 At::Table(table) => {
                     if let Some(words) = table.push(bytes[0])? {
-                        if words > self.max_words {
-                            let what = format!(
-                                "a message of {words} words is longer than {}",
-                                self.max_words
-                            );
+                        let longest = self.longest.words();
+                        if words > longest {
+                            let what =
+                                format!("a message of {words} words is longer than {longest}");
                             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
                         }
                         self.lengths.borrow_mut().push_back(words);
@@ -150,7 +170,8 @@ mod tests {
 
     fn frames(max_words: u64) -> (Frames, Lengths) {
         let lengths = Lengths::default();
-        (Frames { max_words, lengths: lengths.clone(), at: At::Table(Table::default()) }, lengths)
+        let longest = Longest { words: max_words, restored: None };
+        (Frames { longest, lengths: lengths.clone(), at: At::Table(Table::default()) }, lengths)
     }
 
     fn message(segments: &[u32]) -> Vec<u8> {
@@ -194,5 +215,22 @@ mod tests {
         assert!(frames.take(&[2, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0]).is_err());
         let (mut frames, _) = self::frames(10);
         assert!(frames.take(&[0xff, 0xff, 0, 0]).is_err());
+    }
+
+    #[test]
+    fn a_stranger_announces_no_long_message_and_a_holder_may() {
+        let restored = Rc::new(Cell::new(false));
+        let longest = || Longest { words: 100_000, restored: Some(restored.clone()) };
+        let frames = || Frames {
+            longest: longest(),
+            lengths: Lengths::default(),
+            at: At::Table(Table::default()),
+        };
+        let announced = |words: u32| [0, words].map(u32::to_le_bytes).concat();
+        assert!(frames().take(&announced(8192)).is_ok(), "a chain does not get through");
+        assert!(frames().take(&announced(8193)).is_err());
+        restored.set(true);
+        assert!(frames().take(&announced(100_000)).is_ok());
+        assert!(frames().take(&announced(100_001)).is_err());
     }
 }

@@ -22,7 +22,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-use crate::framing::{Framed, Lengths};
+use crate::framing::{Framed, Lengths, Longest};
 
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 const WRITE_BUFFER_BYTES: usize = 64 * 1024;
@@ -75,22 +75,25 @@ pub fn start(
     bootstrap: Option<capnp::capability::Client>,
     bounds: Bounds,
 ) -> RpcSystem<Side> {
-    guarded(stream, side, bootstrap, bounds, None)
+    guarded(stream, side, bootstrap, bounds, None, None)
 }
 
+/// `restored` tells, where there is a door, whether the other side holds a capability here.
 pub(crate) fn guarded(
     stream: UnixStream,
     side: Side,
     bootstrap: Option<capnp::capability::Client>,
     bounds: Bounds,
     checker: Option<Rc<Checker>>,
+    restored: Option<Rc<Cell<bool>>>,
 ) -> RpcSystem<Side> {
     let (reader, writer) = stream.into_split();
     let mut options = ReaderOptions::new();
     // Reading a field again counts again, so this is several times what a message may hold.
     options.traversal_limit_in_words(Some(bounds.message_words * TRAVERSALS)).nesting_limit(32);
     let lengths = Lengths::default();
-    let reader = Framed::new(reader.compat(), bounds.message_words as u64, lengths.clone());
+    let longest = Longest { words: bounds.message_words as u64, restored };
+    let reader = Framed::new(reader.compat(), longest, lengths.clone());
     let network = twoparty::VatNetwork::new(
         BufReader::with_capacity(READ_BUFFER_BYTES, reader),
         BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer.compat_write()),
@@ -575,7 +578,7 @@ mod tests {
             let slow = Slow { checker: checker.clone(), slot, before_sending, running, go };
             let slow: door::Client = capnp_rpc::new_client(slow);
             let slow = capnp::capability::Client::new(slow.into_client_hook());
-            let server = guarded(there, Side::Server, Some(slow), bounds, Some(checker));
+            let server = guarded(there, Side::Server, Some(slow), bounds, Some(checker), None);
             tokio::task::spawn_local(server);
             let mut client = start(here, Side::Client, None, Bounds::EDGE);
             let door = client.bootstrap(Side::Server);

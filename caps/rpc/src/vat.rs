@@ -436,6 +436,7 @@ impl Vat {
             Some(home),
             Bounds::EDGE,
             Some(self.core.checker.clone()),
+            None,
         );
         let vat = self.clone();
         tokio::task::spawn_local(async move {
@@ -513,6 +514,7 @@ impl Vat {
             Some(door),
             self.core.bounds,
             Some(self.core.checker.clone()),
+            Some(restored.clone()),
         );
         *self.core.connections.borrow_mut().entry(user).or_default() += 1;
         let vat = self.clone();
