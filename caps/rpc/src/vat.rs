@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -35,6 +35,8 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_OF_A_USER: usize = 192;
 /// How long a connection may last on which nothing was restored.
 const RESTORE_WAIT: Duration = Duration::from_secs(30);
+/// How often the log says that connections are refused.
+const REFUSALS_TOLD: Duration = Duration::from_secs(10);
 /// How long [`Vat::edge`] waits for an edge that is being wired again.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
 /// The setting of an image that says how long a message from a holder may be, for a service that
@@ -195,6 +197,23 @@ where
         biased;
         () = lost => Ok(()),
         outcome = serve => outcome,
+    }
+}
+
+/// Connections that were refused and not yet told: a log must not grow by a line for each.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Refused {
+    fn note(&mut self, now: Instant) {
+        self.count += 1;
+        if self.told.is_none_or(|told| now.duration_since(told) >= REFUSALS_TOLD) {
+            tracing::warn!(count = self.count, "connections are refused: too many are open");
+            *self = Refused { count: 0, told: Some(now) };
+        }
     }
 }
 
@@ -479,6 +498,7 @@ impl Vat {
     }
 
     async fn accept(self, listener: UnixListener) {
+        let mut refused = Refused::default();
         loop {
             match listener.accept().await {
                 // Dropping the stream tells the client at once.
@@ -486,13 +506,15 @@ impl Vat {
                     Ok(user) if admits(&self.core.connections.borrow(), user) => {
                         self.admit(stream, user)
                     }
-                    _ => tracing::warn!("a connection is refused: too many are open"),
+                    _ => refused.note(Instant::now()),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
+            // One connection, then everybody's turn: who connects without end waits like anyone.
+            tokio::task::yield_now().await;
         }
     }
 
