@@ -210,7 +210,10 @@ impl control::Server for ControlServer {
         _: control::ShutdownResults,
     ) -> Result<(), capnp::Error> {
         self.kernel()?;
-        self.vats.shutdown_now.set(params.get()?.get_now());
+        // Who waits for running work does not hold up who does not.
+        if params.get()?.get_now() {
+            self.vats.shutdown_now.set(true);
+        }
         self.vats.shutdown.notify_one();
         Ok(())
     }

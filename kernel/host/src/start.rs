@@ -118,10 +118,11 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
         () = vats.shutdown.notified() => {}
     }
     if !vats.shutdown_now.get() {
-        // A second signal does not wait for the drain.
+        // A second signal, or `down --now`, does not wait for the drain.
         tokio::select! {
             () = async { vats.drain().await; vats.close_outbox().await } => {}
             () = asked(&mut stop) => {}
+            () = told_at_once(&vats) => {}
         }
     }
     vats.end_all().await;
@@ -168,6 +169,13 @@ fn stop_signals() -> Result<mpsc::Receiver<()>, Fault> {
 async fn asked(stop: &mut mpsc::Receiver<()>) {
     if stop.recv().await.is_none() {
         std::future::pending().await
+    }
+}
+
+/// Resolves when the node is told to end without waiting.
+async fn told_at_once(vats: &Vats) {
+    while !vats.shutdown_now.get() {
+        vats.shutdown.notified().await;
     }
 }
 
