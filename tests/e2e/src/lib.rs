@@ -5,6 +5,10 @@
 //! files, exit codes and processes.
 #![forbid(unsafe_code)]
 
+pub mod attack;
+pub mod blue;
+pub mod disk;
+pub mod holder;
 pub mod watch;
 
 use std::collections::HashMap;

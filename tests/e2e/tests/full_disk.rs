@@ -3,60 +3,15 @@
 //!
 //! Needs the right to mount a small file system; without it, this test says so and checks nothing.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::time::Duration;
 
+use distos_e2e::attack::{Attack, Field};
+use distos_e2e::disk::Disk;
 use distos_e2e::watch::alone;
 use distos_e2e::{COMMAND_TIMEOUT, Node, Output, single_image};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// Enough for the journal's two segments and some data.
-const DISK: &str = "size=40m,mode=0711";
 const FIRST_BYTES: usize = 1 << 20;
-
-/// A small disk; unmounted when dropped.
-struct Disk {
-    at: PathBuf,
-}
-
-impl Disk {
-    /// `None` if this machine does not permit mounting.
-    fn mount(at: &Path) -> Option<Disk> {
-        fs::create_dir(at).expect("a directory");
-        let data = std::ffi::CString::new(DISK).expect("no NUL");
-        match mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(data.as_c_str())) {
-            Ok(()) => Some(Disk { at: at.to_path_buf() }),
-            Err(error) => {
-                eprintln!("not checked: mounting a small disk is not permitted here ({error})");
-                None
-            }
-        }
-    }
-
-    /// Takes all the space that is left.
-    fn fill(&self) {
-        let mut filler = File::create(self.filler()).expect("a file");
-        for size in [1 << 16, 1 << 12, 1] {
-            while filler.write_all(&vec![1; size]).is_ok() {}
-        }
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.filler()).expect("it is there");
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.at.join("filler")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Detached even while a node that a failed test left still uses it.
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-    }
-}
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
@@ -194,4 +149,16 @@ fn a_new_node_on_a_full_disk_says_so() {
     let output = alone(up, COMMAND_TIMEOUT);
     assert!((10..=24).contains(&output.code), "{}", output.code);
     assert!(output.stderr.contains("No space left"), "{}", output.stderr);
+}
+
+/// What needs no space goes on: blue's reads, its empty calls and its new connections.
+#[test]
+fn a_tenant_that_reads_does_not_notice_that_another_meets_a_full_disk() {
+    let Some(field) = Field::on_small_disk() else { return };
+    let measured = field.measure(Attack::FullDisk, Duration::from_millis(700), 2);
+    assert!(measured.faults.is_empty(), "blue sees {:#?}", measured.faults);
+    assert!(measured.unclear.is_empty(), "red is told {:#?}", measured.unclear);
+    assert!(measured.refused > 0, "nothing was refused");
+    let starved = measured.starved();
+    assert!(starved.is_none(), "blue is starved: {}", starved.unwrap_or_default());
 }
