@@ -19,7 +19,16 @@ const SEGMENT_BYTES: u64 = 2_000;
 pub struct Audit;
 
 fn open(dir: &Path, seed: u8) -> Result<Store, String> {
-    Store::open(dir, || Ok([seed; 32]), 1, SEGMENT_BYTES).map_err(|e| e.to_string())
+    Store::open(
+        dir,
+        |place| {
+            place.fill(seed);
+            Ok(())
+        },
+        1,
+        SEGMENT_BYTES,
+    )
+    .map_err(|e| e.to_string())
 }
 
 fn entry(seq: u64, detail: &str) -> Incoming {
