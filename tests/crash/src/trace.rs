@@ -129,10 +129,12 @@ pub fn read(record: &Path, root: &Path) -> Result<Vec<Call>, String> {
     for (at, line) in text.lines().enumerate() {
         let (thread, rest) = line.split_once(' ').ok_or_else(|| format!("line {at}: {line}"))?;
         let rest = rest.trim_start();
-        if rest.starts_with("+++") || rest.starts_with("---") {
+        // Of a thread that is gone as it enters a call strace says no more than that.
+        if ["+++", "---", "???("].iter().any(|other| rest.starts_with(other)) {
             continue;
         }
-        let read = if let Some(begun) = rest.strip_suffix(" <unfinished ...>") {
+        let begun = [" <unfinished ...>", " <detached ...>"];
+        let read = if let Some(begun) = begun.iter().find_map(|end| rest.strip_suffix(end)) {
             unfinished.insert(thread, (at, begun));
             Ok(())
         } else if rest.starts_with("<... ") {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use distos_abi::{ByteRange, Fault, ObjectId, TenantId};
 use distos_memory::{Facts, Limits, Store};
@@ -158,6 +159,8 @@ impl Workload for Memory {
                     _ => work.write_some().await,
                 }
             }
+            // Lets the threads end what nobody waits for, such as a compaction.
+            tokio::time::sleep(Duration::from_millis(100)).await;
         });
     }
 
