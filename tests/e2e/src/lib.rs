@@ -38,13 +38,16 @@ pub fn repository() -> PathBuf {
     here.join("../..").canonicalize().expect("this crate stands two folders below the root")
 }
 
-/// The `distos` binary of the profile that this test was built in.
+/// The `distos` binary of the profile that this program was built in: tests stand in
+/// `target/PROFILE/deps`, other programs in `target/PROFILE`.
 ///
 /// # Panics
 /// It is not built.
 pub fn distos() -> PathBuf {
     let own = std::env::current_exe().expect("Linux knows the path of a running program");
-    let profile = own.parent().and_then(Path::parent).expect("tests stand in target/PROFILE/deps");
+    let folder = own.parent().expect("a program stands in a folder");
+    let is_test = folder.file_name().is_some_and(|name| name == "deps");
+    let profile = if is_test { folder.parent().unwrap_or(folder) } else { folder };
     let binary = profile.join("distos");
     assert!(
         binary.is_file(),

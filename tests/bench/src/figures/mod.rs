@@ -1,0 +1,67 @@
+//! The figures, each in a module of its own. Adding one: write the module, then its line in
+//! [`ALL`].
+
+mod call;
+mod chain;
+mod check;
+mod page;
+mod revoke;
+mod task;
+
+use std::path::Path;
+
+use crate::report::Figure;
+
+/// Why a figure could not be measured.
+pub type Failure = Box<dyn std::error::Error>;
+/// What a measurement yields: one figure or several that one run gives.
+pub type Outcome = Result<Vec<Figure>, Failure>;
+
+/// One measurement.
+pub struct Measurement {
+    /// What `--only` calls it.
+    pub name: &'static str,
+    /// What it measures, for `--list`.
+    pub about: &'static str,
+    /// Runs it. The directory is for what it needs and leaves.
+    pub run: fn(&Path) -> Outcome,
+}
+
+/// Every measurement, in the order in which they run.
+pub const ALL: &[Measurement] = &[
+    Measurement {
+        name: "check-hot",
+        about: "a check with its guard, beside sync::Weak::upgrade",
+        run: check::hot,
+    },
+    Measurement {
+        name: "check-cold",
+        about: "a check out of a million, beside a pointer chase",
+        run: check::cold,
+    },
+    Measurement {
+        name: "call",
+        about: "an authorised null call, beside bare Cap'n Proto and beside gRPC with a macaroon",
+        run: call::null,
+    },
+    Measurement {
+        name: "chain",
+        about: "verifying a certificate chain, beside biscuit-auth; redeeming, beside fdatasync",
+        run: chain::all,
+    },
+    Measurement {
+        name: "page",
+        about: "reading a page of a region, beside Redis",
+        run: page::read,
+    },
+    Measurement {
+        name: "task",
+        about: "a WASM task from submission to result, beside runc",
+        run: task::run,
+    },
+    Measurement {
+        name: "revoke",
+        about: "revoking a capability with a million descendants, beside one with a single one",
+        run: revoke::all,
+    },
+];
