@@ -4,6 +4,7 @@
 //! new facet with narrower authority, not a facet around a facet; quotas and rates are meters
 //! that a facet charges in its own name and in every ancestor's.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 use capnp::capability::Results;
@@ -13,6 +14,7 @@ use distos_abi::{
     Rights, SessionId, SlotRef, TenantId,
 };
 use distos_schemas::{capability_capnp, kernel_capnp};
+use distos_table::Ancestry;
 
 use crate::faults::{authority_of, fault_of, write_caveats};
 use crate::meters::Limits;
@@ -37,6 +39,8 @@ struct Inner {
     vat: Vat,
     session: SessionId,
     slot: SlotRef,
+    /// Known from the first check that found it alive.
+    ancestry: OnceCell<Ancestry>,
     cap: CapId,
     kind: Kind,
     object: ObjectId,
@@ -89,6 +93,7 @@ impl Facet {
                         index: slot.get_index(),
                         generation: Generation(slot.get_generation()),
                     },
+                    ancestry: OnceCell::new(),
                     cap: CapId(grant.get_cap_id()),
                     kind: Kind(grant.get_kind()),
                     object: ObjectId(grant.get_object()),
@@ -113,6 +118,7 @@ impl Facet {
                     index: grant.slot_index,
                     generation: Generation(grant.slot_generation),
                 },
+                ancestry: OnceCell::new(),
                 cap,
                 kind: Kind(grant.kind),
                 object: ObjectId::ROOT,
@@ -195,7 +201,10 @@ impl Facet {
     ) -> Result<T, Fault> {
         let checker = self.inner.vat.checker();
         let allowed = self.permits(need, range).and_then(|()| {
-            checker.guards.commit(&checker.view, self.inner.slot, act).ok_or(Fault::Revoked)
+            let committed = self
+                .ancestry()
+                .and_then(|ancestry| checker.guards.commit_below(&checker.view, ancestry, act));
+            committed.ok_or(Fault::Revoked)
         });
         self.audited(allowed)
     }
@@ -353,10 +362,22 @@ impl Facet {
 
     /// Alive, in time, and sufficient for `need`.
     pub(crate) fn permits(&self, need: Rights, range: ByteRange) -> Result<(), Fault> {
-        if !self.inner.vat.checker().view.alive(self.inner.slot) {
+        let view = &self.inner.vat.checker().view;
+        if !self.ancestry().is_some_and(|ancestry| view.holds(ancestry)) {
             return Err(Fault::Revoked);
         }
         self.inner.authority.permits(need, range, self.inner.vat.now_ms())
+    }
+
+    /// `None` if the capability is not alive.
+    fn ancestry(&self) -> Option<&Ancestry> {
+        let known = &self.inner.ancestry;
+        if known.get().is_none() {
+            let found = self.inner.vat.checker().view.ancestry(self.inner.slot)?;
+            // Nobody was in between: a facet stays on its thread.
+            let _ = known.set(found);
+        }
+        known.get()
     }
 
     fn audited<T>(&self, outcome: Result<T, Fault>) -> Result<T, Fault> {

@@ -9,20 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use distos_abi::SlotRef;
 
 use crate::map::{ReadMapping, WriteMapping};
-use crate::{SIZE_SEALS, TableError, View, memfd, sealed_len};
+use crate::{Ancestry, SIZE_SEALS, TableError, View, memfd, sealed_len};
 
 /// A cell has a cache line of its own, so that threads don't slow each other down.
 const CELL_BYTES: usize = 64;
 /// The most cells that a guard page may have; bounds what the kernel reads at a revocation.
 pub const MAX_CELLS: usize = 1024;
 
-/// A vat's own guard page. Each cell is zero (free) or the number of the guard that holds it.
+/// A vat's own guard page. Each cell counts: even while it is free, odd while a guard holds it. No
+/// value comes twice, so that a cell that was let go and taken again never looks as if it had been
+/// held throughout.
 pub struct GuardPage {
     words: WriteMapping,
     cells: usize,
-    /// The last guard's number. A number is never used twice, so that a cell that was let go and
-    /// taken again never looks as if it had been held throughout.
-    last: AtomicU64,
 }
 
 impl GuardPage {
@@ -37,13 +36,11 @@ impl GuardPage {
         Ok(fd)
     }
 
-    /// Maps a vat's page for writing; the descriptor may be closed afterwards. A process maps its
-    /// page once: two mappings would number their guards alike, and a quick succession of guards
-    /// could then look like one that never ends.
+    /// Maps a vat's page for writing; the descriptor may be closed afterwards.
     pub fn map(fd: impl AsFd) -> Result<GuardPage, TableError> {
         let cells = cells_of(&fd)?;
         let words = WriteMapping::new(fd.as_fd(), cells * CELL_BYTES)?;
-        Ok(GuardPage { words, cells, last: AtomicU64::new(0) })
+        Ok(GuardPage { words, cells })
     }
 
     /// Runs `act` if the capability and all its ancestors are alive; `None` if one is not. Once
@@ -55,28 +52,56 @@ impl GuardPage {
         view.alive(slot).then(act)
     }
 
+    /// The same for a capability whose ancestors are known, which is faster.
+    pub fn commit_below<T>(
+        &self,
+        view: &View,
+        ancestry: &Ancestry,
+        act: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let _guard = self.enter();
+        view.holds(ancestry).then(act)
+    }
+
     /// Takes a guard: whatever [`View::alive`] finds alive from here on, no `revoke` of it
     /// returns before the guard is dropped. Waits for a free cell if all are taken, which needs
     /// as many threads (or nested guards) as there are cells.
     pub fn enter(&self) -> Guard<'_> {
-        let number = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         loop {
-            if let Some(cell) = self.take_cell(number) {
-                // U2 of the crate's argument.
-                fence(Ordering::SeqCst);
-                return Guard { cell, stays_on_thread: PhantomData };
+            if let Some((cell, held)) = self.take_cell() {
+                fence_after_taking();
+                return Guard { cell, held, stays_on_thread: PhantomData };
             }
             std::thread::yield_now();
         }
     }
 
-    fn take_cell(&self, number: u64) -> Option<&AtomicU64> {
+    fn take_cell(&self) -> Option<(&AtomicU64, u64)> {
         // A read-modify-write, so that whoever acquires this value has also acquired what the
         // cell's previous guard released.
-        (0..self.cells).map(|i| self.words.word(i * CELL_BYTES)).find(|cell| {
-            cell.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        (0..self.cells).map(|i| self.words.word(i * CELL_BYTES)).find_map(|cell| {
+            let free = cell.load(Ordering::Relaxed);
+            let held = free.wrapping_add(1);
+            let taken = is_held(held)
+                && cell.compare_exchange(free, held, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            taken.then_some((cell, held))
         })
     }
+}
+
+fn is_held(value: u64) -> bool {
+    !value.is_multiple_of(2)
+}
+
+/// U2 of the crate's argument.
+fn fence_after_taking() {
+    // The cell was taken by a locked instruction, across which this architecture moves neither
+    // loads nor stores (Intel SDM volume 3, "Memory Ordering"; AMD APM volume 2, 7.4.2): it is the
+    // fence, and another one would double what a guard costs. The compiler has to be told.
+    #[cfg(target_arch = "x86_64")]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(not(target_arch = "x86_64"))]
+    fence(Ordering::SeqCst);
 }
 
 impl std::fmt::Debug for GuardPage {
@@ -91,18 +116,20 @@ impl std::fmt::Debug for GuardPage {
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Guard<'a> {
     cell: &'a AtomicU64,
+    /// What stands in the cell.
+    held: u64,
     stays_on_thread: PhantomData<*const ()>,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         // Whatever was done under the guard is visible to whoever sees it gone.
-        self.cell.store(0, Ordering::Release);
+        self.cell.store(self.held.wrapping_add(1), Ordering::Release);
     }
 }
 
-/// The kernel's read-only view of one vat's guard page. What stands there is up to that vat, and
-/// is only ever compared for equality.
+/// The kernel's read-only view of one vat's guard page. What stands there is up to that vat: a
+/// cell is held if its value is odd, and is otherwise only ever compared for equality.
 pub struct GuardWatch {
     words: ReadMapping,
     cells: usize,
@@ -130,13 +157,13 @@ impl GuardWatch {
     /// every guard under which the killed capability may have been found alive and that has not ended.
     pub fn snapshot(&self) -> Snapshot {
         fence(Ordering::SeqCst);
-        let held = (0..self.cells).map(|i| (i, self.load(i))).filter(|(_, number)| *number != 0);
+        let held = (0..self.cells).map(|i| (i, self.load(i))).filter(|(_, value)| is_held(*value));
         Snapshot(held.collect())
     }
 
     /// Whether every guard of the snapshot has ended; forgets those that have. Never waits.
     pub fn quiescent_since(&self, snapshot: &mut Snapshot) -> bool {
-        snapshot.0.retain(|(i, number)| *i < self.cells && self.load(*i) == *number);
+        snapshot.0.retain(|(i, value)| *i < self.cells && self.load(*i) == *value);
         snapshot.is_empty()
     }
 

@@ -13,11 +13,11 @@
 //!
 //! | revoker (kernel) | user (vat, [`GuardPage::commit`]) |
 //! |---|---|
-//! | R1 store generation := 0 | U1 store guard cell := sequence number |
+//! | R1 store generation := 0 | U1 take a guard cell: even → odd |
 //! | R2 `fence(SeqCst)` | U2 `fence(SeqCst)` |
 //! | R3 read all guard cells | U3 read the generations up to the root |
 //! | R4 wait until each cell seen in R3 changed | U4 if all matched: act |
-//! | R5 reply | U5 store guard cell := 0 (release) |
+//! | R5 reply | U5 let the guard cell go: odd → even (release) |
 //!
 //! The two fences stand in one total order. If R2 comes first, then U3 reads R1's zero (or a later
 //! generation, which differs too, as none is ever reused), and the user does not act. If U2 comes
@@ -31,6 +31,10 @@
 //! bound is killed. A vat that forges its guard page lets only its own objects be used after their
 //! revocation, or gets itself killed: the page carries nothing about anybody else's.
 //!
+//! U3 may follow parents from slot to slot ([`View::alive`]) or read the slots of an [`Ancestry`] that
+//! was followed earlier ([`View::holds`]): what a slot's parent is does not change while its
+//! generation stands, so both read the same words.
+//!
 //! The argument is about one machine's coherent memory; nothing here orders disk or network.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -40,7 +44,7 @@ mod map;
 mod table;
 
 pub use guard::{Guard, GuardPage, GuardWatch, MAX_CELLS, Snapshot};
-pub use table::{Table, View};
+pub use table::{Ancestry, Table, View};
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -39,15 +39,20 @@ impl Mapping {
 
     /// The word at `offset` bytes, which is a multiple of [`WORD`] within the mapping.
     fn word(&self, offset: usize) -> NonNull<u64> {
-        assert!(
-            offset.is_multiple_of(WORD) && offset < self.len && self.len - offset >= WORD,
-            "word {offset} is not in a mapping of {} bytes",
-            self.len
-        );
-        // SAFETY: the assertion keeps the word within the mapping, which is one allocation that
-        // lives as long as `self`.
+        // One comparison, as every check of a capability passes here several times.
+        if !offset.is_multiple_of(WORD) || offset / WORD >= self.len / WORD {
+            outside(offset, self.len);
+        }
+        // SAFETY: the word is within the mapping, which is one allocation that lives as long as
+        // `self`.
         unsafe { self.base.add(offset / WORD) }
     }
+}
+
+/// Apart from its caller, so that what it prints need not stand in memory on the way to a word.
+#[cold]
+fn outside(offset: usize, len: usize) -> ! {
+    panic!("word {offset} is not in a mapping of {len} bytes")
 }
 
 impl Drop for Mapping {
@@ -81,6 +86,48 @@ impl ReadMapping {
         let word = self.load_relaxed(offset);
         fence(Ordering::Acquire);
         word
+    }
+}
+
+/// What certain words of a mapping are expected to be. Where they stand was checked once, so that
+/// comparing them takes no more than reading them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// Offsets, in words, and contents.
+    words: Box<[(usize, u64)]>,
+    /// In words: every offset is below it.
+    within: usize,
+}
+
+impl Expected {
+    /// Takes offsets in bytes. Panics if one is outside the mapping.
+    pub(crate) fn new(mapping: &ReadMapping, words: Vec<(usize, u64)>) -> Expected {
+        let placed = words.into_iter().map(|(offset, content)| {
+            mapping.0.word(offset);
+            (offset / WORD, content)
+        });
+        Expected { words: placed.collect(), within: mapping.0.len / WORD }
+    }
+}
+
+impl ReadMapping {
+    /// Whether every word is as expected. What was written before release stores of them is seen
+    /// by whatever follows. Panics if the expectation is of a larger mapping.
+    pub(crate) fn has(&self, expected: &Expected) -> bool {
+        let words = self.0.len / WORD;
+        if expected.within > words {
+            outside(expected.within * WORD, self.0.len);
+        }
+        let mut differs = 0;
+        for (at, content) in &expected.words {
+            // SAFETY: `at` is below `within` by construction, and `within` is no larger than this
+            // mapping, as was just checked; the word is mapped, aligned and only ever accessed
+            // atomically, and the load is one that is sound on read-only memory (`load_relaxed`).
+            let word = unsafe { AtomicU64::from_ptr(self.0.base.add(*at).as_ptr()) };
+            differs |= word.load(Ordering::Relaxed) ^ content;
+        }
+        fence(Ordering::Acquire);
+        differs == 0
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use distos_abi::{Generation, MAX_DEPTH, SlotRef, TenantId};
-use distos_table::{GuardPage, GuardWatch, MAX_CELLS, Table, TableError, View};
+use distos_table::{Ancestry, GuardPage, GuardWatch, MAX_CELLS, Table, TableError, View};
 use proptest::prelude::*;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -62,6 +62,23 @@ fn a_slot_that_is_used_again_revives_no_old_reference_and_no_old_child() {
 }
 
 #[test]
+fn what_is_known_of_a_capabilitys_ancestors_revives_none_of_them() {
+    let (table, view, _fd) = table(4);
+    let (root, child, leaf) = (slot(0, 1), slot(1, 2), slot(2, 3));
+    assert_eq!(view.ancestry(leaf), None, "nothing is known of what was not made yet");
+    table.publish(root, None, TENANT);
+    table.publish(child, Some(root), TENANT);
+    table.publish(leaf, Some(child), TENANT);
+    let known = view.ancestry(leaf).unwrap();
+    assert!(view.holds(&known));
+    table.kill(child);
+    assert!(!view.holds(&known), "an ancestor in between ended");
+    table.publish(slot(1, 4), Some(root), TENANT);
+    assert!(!view.holds(&known), "another capability in its place is no ancestor");
+    assert_eq!(view.ancestry(leaf), None);
+}
+
+#[test]
 fn references_that_no_kernel_gave_out_are_dead() {
     let (table, view, _fd) = table(4);
     table.publish(slot(1, 1), None, TENANT);
@@ -103,9 +120,9 @@ fn a_table_without_slots_or_with_too_many_is_refused() {
 
 #[test]
 fn a_vat_can_neither_write_nor_resize_nor_empty_the_table_it_was_handed() {
-    let (table, view, fd) = table(100);
+    let (table, view, fd) = table(104);
     table.publish(slot(1, 1), None, TENANT);
-    let len = 4096 + 100 * 32;
+    let len = 4096 + 104 * 24;
     assert_eq!(rustix::io::pwrite(&fd, &[1; 8], 4096), Err(Errno::PERM));
     assert_eq!(rustix::io::write(&fd, &[1; 8]), Err(Errno::PERM));
     assert_eq!(rustix::fs::ftruncate(&fd, 0), Err(Errno::PERM));
@@ -152,7 +169,7 @@ fn memfd(content: &[u8], seals: SealFlags) -> OwnedFd {
 
 fn table_bytes(magic: &[u8; 8], version: u64, capacity: u64, slots: usize) -> Vec<u8> {
     let mut bytes = [*magic, version.to_ne_bytes(), capacity.to_ne_bytes()].concat();
-    bytes.resize(4096 + slots * 32, 0);
+    bytes.resize(4096 + slots * 24, 0);
     bytes
 }
 
@@ -160,7 +177,7 @@ fn table_bytes(magic: &[u8; 8], version: u64, capacity: u64, slots: usize) -> Ve
 fn a_descriptor_that_is_no_table_is_an_error_not_a_crash() {
     let size = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     let all = size | SealFlags::FUTURE_WRITE;
-    let good = table_bytes(b"distosCT", 1, 4, 4);
+    let good = table_bytes(b"distosCT", 2, 4, 4);
     assert!(View::map(memfd(&good, all)).is_ok());
     assert!(matches!(View::map(memfd(&good, size)), Err(TableError::Unsealed)));
     assert!(matches!(View::map(memfd(&good, SealFlags::empty())), Err(TableError::Unsealed)));
@@ -170,9 +187,9 @@ fn a_descriptor_that_is_no_table_is_an_error_not_a_crash() {
         vec![0; 4096],
         vec![0; 8192],
         table_bytes(b"distosXX", 1, 4, 4),
-        table_bytes(b"distosCT", 2, 4, 4),
-        table_bytes(b"distosCT", 1, 5, 4),
-        table_bytes(b"distosCT", 1, u64::MAX, 4),
+        table_bytes(b"distosCT", 1, 4, 4),
+        table_bytes(b"distosCT", 2, 5, 4),
+        table_bytes(b"distosCT", 2, u64::MAX, 4),
         good[..good.len() - 1].to_vec(),
     ] {
         let mapped = View::map(memfd(&bad, all));
@@ -231,7 +248,7 @@ fn child(round: u64) -> SlotRef {
 
 /// Users act on a child as fast as they can while its root is revoked and made anew. If a use
 /// took effect after a revocation had returned, the round's count would still grow (C2).
-fn race(users: usize, rounds: u64, cells: usize) -> u64 {
+fn race(users: usize, rounds: u64, cells: usize, known: bool) -> u64 {
     let (table, view, _fd) = table(2);
     let (page, watch) = guards(cells);
     let uses: Vec<AtomicU64> = (0..rounds).map(|_| AtomicU64::new(0)).collect();
@@ -244,11 +261,17 @@ fn race(users: usize, rounds: u64, cells: usize) -> u64 {
                     let now = round.load(Ordering::Relaxed);
                     let count = &uses[now as usize];
                     // Not atomic on purpose: an action is more than one step.
-                    let used = page.commit(&view, child(now), || {
+                    let act = || {
                         let before = count.load(Ordering::Relaxed);
                         (0..100).for_each(|_| std::hint::spin_loop());
                         count.store(before + 1, Ordering::Relaxed);
-                    });
+                    };
+                    let used = if known {
+                        let ancestry = view.ancestry(child(now));
+                        ancestry.and_then(|ancestry| page.commit_below(&view, &ancestry, act))
+                    } else {
+                        page.commit(&view, child(now), act)
+                    };
                     if used.is_none() {
                         thread::yield_now();
                     }
@@ -284,8 +307,10 @@ fn race(users: usize, rounds: u64, cells: usize) -> u64 {
 
 #[test]
 fn no_use_takes_effect_after_revoke_returned_c2() {
-    let used = race(1, 5_000, 64) + race(3, 4_000, 64) + race(3, 1_000, 2);
-    assert!(used > 0, "the test is void if nobody ever used a capability");
+    let race =
+        |known| race(1, 5_000, 64, known) + race(3, 4_000, 64, known) + race(3, 1_000, 2, known);
+    assert!(race(false) > 0, "the test is void if nobody ever used a capability");
+    assert!(race(true) > 0, "nor if nobody ever used one whose ancestors were known");
 }
 
 #[derive(Clone, Debug)]
@@ -318,6 +343,7 @@ proptest! {
         let (table, view, _fd) = table(12);
         let mut model: HashMap<SlotRef, Option<SlotRef>> = HashMap::new();
         let mut given: Vec<SlotRef> = Vec::new();
+        let mut known: HashMap<SlotRef, Ancestry> = HashMap::new();
         for op in ops {
             match op {
                 Op::Mint { index, parent } => {
@@ -337,7 +363,13 @@ proptest! {
                 Op::Kill(_) => {}
             }
             for slot in &given {
-                prop_assert_eq!(view.alive(*slot), model_alive(&model, *slot), "{}", slot);
+                let alive = model_alive(&model, *slot);
+                prop_assert_eq!(view.alive(*slot), alive, "{}", slot);
+                let ancestry = view.ancestry(*slot);
+                prop_assert_eq!(ancestry.is_some(), alive, "{}", slot);
+                known.extend(ancestry.map(|ancestry| (*slot, ancestry)));
+                let holds = known.get(slot).is_some_and(|ancestry| view.holds(ancestry));
+                prop_assert_eq!(holds, alive, "what was known earlier of {}", slot);
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::Criterion;
 use distos_abi::{Generation, SlotRef, TenantId};
-use distos_table::{GuardPage, Table, View};
+use distos_table::{Ancestry, GuardPage, Table, View};
 
 use super::{Failure, Outcome};
 use crate::report::Figure;
@@ -56,9 +56,9 @@ pub(super) fn hot(scratch: &Path) -> Outcome {
     let (mut upgrade, mut four, mut sixteen) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let mut check = |depth: u32| {
-            let slot = reference(depth - 1);
-            assert!(guards.commit(&view, slot, || ()).is_some(), "the capability is alive");
-            let commit = || black_box(guards.commit(&view, black_box(slot), || ()));
+            // What a facet keeps of its capability.
+            let ancestry = view.ancestry(reference(depth - 1)).ok_or("a dead capability")?;
+            let commit = || black_box(guards.commit_below(&view, black_box(&ancestry), || ()));
             let name = format!("check-depth-{depth}-{round}");
             criterion.bench_function(&name, |bencher| bencher.iter(commit));
             estimate(scratch, &name)
@@ -114,9 +114,13 @@ pub(super) fn cold(_: &Path) -> Outcome {
     let (_table, view) =
         table(SLOTS, |index| Some(parents[index as usize]).filter(|p| *p != u32::MAX))?;
     let chase: Vec<Link> = parents.iter().map(|next| Link { next: *next }).collect();
-    let starts: Vec<u32> = (0..WALKS * GROUPS)
-        .map(|_| (COLD_DEPTH - 1) * layer + random.below(layer as usize) as u32)
-        .collect();
+    let lowest = (COLD_DEPTH - 1) * layer;
+    // What the facets of a vat keep, as far from one another in memory as the slots are.
+    let known: Option<Vec<Ancestry>> =
+        (lowest..SLOTS).map(|index| view.ancestry(reference(index))).collect();
+    let known = known.ok_or("a dead capability")?;
+    let starts: Vec<u32> =
+        (0..WALKS * GROUPS).map(|_| random.below(layer as usize) as u32).collect();
     let (mut ours, mut peers) = (starts.chunks(WALKS), starts.chunks(WALKS).rev());
     // A check stands alone between other work. The fence keeps the next walk from starting before
     // this one has ended, in both loops alike.
@@ -124,7 +128,7 @@ pub(super) fn cold(_: &Path) -> Outcome {
         GROUPS,
         || {
             for start in ours.next().unwrap_or_default() {
-                if !view.alive(reference(*start)) {
+                if !view.holds(&known[*start as usize]) {
                     return Err(Failure::from("a live capability was found dead"));
                 }
                 fence(Ordering::SeqCst);
@@ -133,7 +137,7 @@ pub(super) fn cold(_: &Path) -> Outcome {
         },
         || {
             for start in peers.next().unwrap_or_default() {
-                let mut at = *start;
+                let mut at = lowest + *start;
                 while let Some(link) = chase.get(at as usize) {
                     at = link.next;
                 }
