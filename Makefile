@@ -1,5 +1,6 @@
 # make run    boots a node and does the main job (INPUT=path takes your own file or directory)
 # make test   the whole test suite
+# make bench  measures DistOS beside its peers (ONLY=name for one figure)
 # make help   lists the rest
 
 SHELL := /bin/bash
@@ -9,6 +10,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 IMAGE ?= images/single.toml
 INPUT ?=
+ONLY ?=
 # Where the node keeps its data. Without it, a new directory that is removed after a good run.
 NODE ?=
 # How many runs of the stores are cut in the crash tests, and the first one's seed.
@@ -78,6 +80,14 @@ unit: setup wasm foreign ## Every test of the workspace, from unit to end-to-end
 crash: setup ## Cuts the stores' writes everywhere; RUNS=20 for so many runs, SEED=7 for the first
 	DISTOS_CRASH_RUNS=$(RUNS) DISTOS_CRASH_SEED=$(SEED) \
 	  $(CARGO) test --locked -p distos-crash --test crashes -- --nocapture no_crash
+
+# The peers are fetched and built with the benchmark; the node is the one that `make run` builds.
+.PHONY: bench
+bench: wasm ## Measures DistOS beside its peers, writes target/bench/figures.json; ONLY=name for one figure
+	@.ci/setup bench
+	$(CARGO) build --release --locked -p distos-node
+	$(CARGO) build --release --locked -p distos-bench
+	target/release/distos-bench $(addprefix --only ,$(ONLY))
 
 .PHONY: deny
 deny: ## Licences, sources and duplicates of dependencies, where cargo-deny is installed

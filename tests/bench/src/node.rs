@@ -75,7 +75,8 @@ impl Holder {
 
     /// Whoever the file belongs to; the key stands beside it.
     pub fn load(node: &Node, file: &Path) -> Result<Holder, Failure> {
-        let secret = HolderSecret::from_file_text(&fs::read_to_string(file.with_extension("key"))?)?;
+        let secret =
+            HolderSecret::from_file_text(&fs::read_to_string(file.with_extension("key"))?)?;
         let file = CapFile::parse(&fs::read_to_string(file)?)?;
         Ok(Holder { file, secret, sockets: node.directory().join("run") })
     }

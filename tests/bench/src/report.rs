@@ -156,9 +156,8 @@ pub fn merge(path: &Path, rows: &[Row]) -> io::Result<()> {
     };
     for row in rows {
         let new = serde_json::to_value(row)?;
-        let same = |old: &&mut serde_json::Value| {
-            old["area"] == new["area"] && old["name"] == new["name"]
-        };
+        let same =
+            |old: &&mut serde_json::Value| old["area"] == new["area"] && old["name"] == new["name"];
         match all.iter_mut().find(same) {
             Some(old) => *old = new,
             None => all.push(new),

@@ -103,11 +103,29 @@ fn no_service_knows_another_services_crate_not_even_in_its_tests() {
 }
 
 #[test]
-fn nothing_depends_on_tests() {
+fn nothing_depends_on_tests_but_other_tests() {
     for (name, room) in rooms() {
+        if name.starts_with("tests/") {
+            continue;
+        }
         for on in room.inside.iter().chain(&room.inside_tests) {
             assert!(!on.starts_with("tests/"), "{name} -> {on}");
         }
+    }
+}
+
+/// What DistOS is measured beside must not come to be what it is made of.
+#[test]
+fn peers_are_known_to_the_benchmark_alone() {
+    let rooms = rooms();
+    let peers = ["biscuit-auth", "macaroon", "redis", "tonic", "tonic-prost"];
+    let measured = &rooms["tests/bench"].outside;
+    for peer in peers {
+        assert!(measured.iter().any(|on| on == peer), "{peer} is no peer any more: take it off");
+    }
+    for (name, room) in rooms.iter().filter(|(name, _)| *name != "tests/bench") {
+        let stray: Vec<_> = room.outside.iter().filter(|on| peers.contains(&on.as_str())).collect();
+        assert!(stray.is_empty(), "{name} -> {stray:?}");
     }
 }
 

@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use biscuit_auth::builder::{Algorithm, AuthorizerBuilder};
 use biscuit_auth::{AuthorizerLimits, Biscuit, KeyPair, PublicKey};
-use distos_abi::{
-    Authority, ByteRange, CapId, Caveats, Fault, NodeId, ObjectId, Rights, VatName,
-};
+use distos_abi::{Authority, ByteRange, CapId, Caveats, Fault, NodeId, ObjectId, Rights, VatName};
 use distos_types::{Chain, HolderSecret, Root, kind};
 
 use super::{Failure, Outcome};
@@ -72,12 +70,10 @@ fn token() -> Result<(Vec<u8>, PublicKey), Failure> {
         ))?
         .build(&root)?;
     let token = first
-        .append(
-            biscuit_auth::builder::BlockBuilder::new().code(format!(
-                r#"check if operation($o), ["read", "write"].contains($o);
+        .append(biscuit_auth::builder::BlockBuilder::new().code(format!(
+            r#"check if operation($o), ["read", "write"].contains($o);
                    check if at($b), $b < 131072; {before}"#
-            ))?,
-        )?
+        ))?)?
         .append(biscuit_auth::builder::BlockBuilder::new().code(format!(
             r#"check if operation("read"); check if at($b), $b < 65536; {before}"#
         ))?)?;

@@ -32,7 +32,11 @@ struct Samples {
 impl Samples {
     /// Command to durable, quiescent and first refusal.
     fn all(&self) -> Vec<u64> {
-        self.durable.iter().zip(&self.refused).map(|(durable, refused)| *durable.max(refused)).collect()
+        self.durable
+            .iter()
+            .zip(&self.refused)
+            .map(|(durable, refused)| *durable.max(refused))
+            .collect()
     }
 }
 
@@ -84,12 +88,8 @@ pub(super) fn all(_: &Path) -> Outcome {
             median(&many.all()),
             median(&one.all()),
         );
-        let minted = Figure::of(
-            "revoke",
-            "mint while 1,000,000 are reclaimed, p99",
-            p99(&busy),
-            p99(&idle),
-        );
+        let minted =
+            Figure::of("revoke", "mint while 1,000,000 are reclaimed, p99", p99(&busy), p99(&idle));
         let note_minted = format!(
             "p50 {} ÷ {}; {} ÷ {} samples",
             time(median(&busy)),

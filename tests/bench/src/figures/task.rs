@@ -120,14 +120,11 @@ impl Tenant {
                 }
             }
         }
-        let (tasks, page) = futures::try_join!(
-            job.tasks_request().send().promise,
-            {
-                let mut read = self.output.read_request();
-                read.get().set_len(PAGE);
-                read.send().promise
-            },
-        )?;
+        let (tasks, page) = futures::try_join!(job.tasks_request().send().promise, {
+            let mut read = self.output.read_request();
+            read.get().set_len(PAGE);
+            read.send().promise
+        },)?;
         let len = tasks.get()?.get_tasks()?.get(0).get_output_bytes() as usize;
         let page = page.get()?.get_data()?;
         Ok(page.get(..len).ok_or("an output longer than its page")?.to_vec())

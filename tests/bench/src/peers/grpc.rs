@@ -80,7 +80,8 @@ impl Null for Guarded {
 pub fn main(socket: &Path) -> ExitCode {
     let serve = async {
         let incoming = UnixListenerStream::new(UnixListener::bind(socket)?);
-        let served = Server::builder().serve_with_incoming(NullServer::new(Guarded::new()), incoming);
+        let served =
+            Server::builder().serve_with_incoming(NullServer::new(Guarded::new()), incoming);
         served.await.map_err(std::io::Error::other)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
