@@ -14,7 +14,7 @@ pub mod sample;
 pub mod vats;
 
 /// What null.capnp says, generated.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rust_2018_idioms)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unimplemented, rust_2018_idioms)]
 pub mod null_capnp {
     include!(concat!(env!("OUT_DIR"), "/null_capnp.rs"));
 }
