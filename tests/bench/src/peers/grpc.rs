@@ -98,7 +98,7 @@ pub fn main(socket: &Path) -> ExitCode {
 pub struct Peer {
     client: NullClient<Channel>,
     token: MetadataValue<Ascii>,
-    _server: Process,
+    server: Process,
 }
 
 impl Peer {
@@ -110,7 +110,7 @@ impl Peer {
         until_listening(socket, &mut server)?;
         let channel = Endpoint::try_from(format!("unix://{}", socket.display()))?.connect().await?;
         let token = token()?.parse()?;
-        let mut peer = Peer { client: NullClient::new(channel), token, _server: server };
+        let mut peer = Peer { client: NullClient::new(channel), token, server };
         // A server that lets anybody in would be no peer.
         let unauthorised = peer.client.null(Request::new(())).await;
         match unauthorised {
@@ -119,6 +119,11 @@ impl Peer {
         }
         peer.call().await?;
         Ok(peer)
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.server.0.id()
     }
 
     /// One call.
