@@ -210,11 +210,9 @@ impl control::Server for ControlServer {
         _: control::ShutdownResults,
     ) -> Result<(), capnp::Error> {
         self.kernel()?;
-        // Who waits for running work does not hold up who does not.
-        if params.get()?.get_now() {
-            self.vats.shutdown_now.set(true);
-        }
-        self.vats.shutdown.notify_one();
+        let told =
+            if params.get()?.get_now() { &self.vats.shutdown_now } else { &self.vats.shutdown };
+        told.notify_one();
         Ok(())
     }
 }

@@ -116,14 +116,13 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
     tokio::select! {
         () = asked(&mut stop) => {}
         () = vats.shutdown.notified() => {}
+        () = vats.shutdown_now.notified() => vats.shutdown_now.notify_one(),
     }
-    if !vats.shutdown_now.get() {
-        // A second signal, or `down --now`, does not wait for the drain.
-        tokio::select! {
-            () = async { vats.drain().await; vats.close_outbox().await } => {}
-            () = asked(&mut stop) => {}
-            () = told_at_once(&vats) => {}
-        }
+    // A second signal, or `down --now`, does not wait for the drain.
+    tokio::select! {
+        () = vats.shutdown_now.notified() => {}
+        () = asked(&mut stop) => {}
+        () = async { vats.drain().await; vats.close_outbox().await } => {}
     }
     vats.end_all().await;
     kernel.journal.sync().await
@@ -169,13 +168,6 @@ fn stop_signals() -> Result<mpsc::Receiver<()>, Fault> {
 async fn asked(stop: &mut mpsc::Receiver<()>) {
     if stop.recv().await.is_none() {
         std::future::pending().await
-    }
-}
-
-/// Resolves when the node is told to end without waiting.
-async fn told_at_once(vats: &Vats) {
-    while !vats.shutdown_now.get() {
-        vats.shutdown.notified().await;
     }
 }
 
