@@ -71,7 +71,8 @@ interface Capability {
 }
 
 interface Door {
-  # What a connection to a vat's socket starts with. It carries no authority.
+  # What a connection to a vat's socket starts with. It carries no authority. Until something is
+  # restored, a message longer than 64 KiB ends the connection: do not send one ahead of the answer.
 
   challenge @0 () -> (nonce :Data, vat :Text, node :Data);
   # 32 random bytes, good for one `restore` on this connection.

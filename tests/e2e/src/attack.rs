@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_millis(300);
 /// See [`Measured::starved`].
 pub const STARVED_RATIO: f64 = 10.0;
 /// See [`Measured::starved`].
-pub const STARVED: Duration = Duration::from_millis(60);
+pub const STARVED: Duration = Duration::from_millis(100);
 /// Commands of red's at one time.
 const COMMANDS: usize = 2;
 /// Declarations that every program here begins with.
