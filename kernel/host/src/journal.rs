@@ -8,7 +8,7 @@
 //! promised any more, and every later wait fails.
 
 pub mod codec;
-mod segment;
+pub mod segment;
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};

@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(10);
 const WASM_STACK_BYTES: usize = 512 * 1024;
 
 /// Compiles programs and runs them, each task in a sandbox of its own ([`Engine::run`]).
-pub(crate) struct Engine {
+pub struct Engine {
     engine: wasmtime::Engine,
     linker: Linker<Cell>,
     ticker: Ticker,
@@ -27,14 +27,14 @@ pub(crate) struct Engine {
 
 /// A compiled WASI command, ready to be instantiated. Cheap to clone, holds no task's state.
 #[derive(Clone)]
-pub(crate) struct Program {
+pub struct Program {
     pub(crate) code: InstancePre<Cell>,
 }
 
 impl Engine {
     /// An engine, and the thread that interrupts what it runs. [`Fault::Internal`] if this
     /// machine cannot run WASM.
-    pub(crate) fn new() -> Result<Engine, Fault> {
+    pub fn new() -> Result<Engine, Fault> {
         let engine = wasmtime::Engine::new(&config()).map_err(internal)?;
         let mut linker = Linker::new(&engine);
         p1::add_to_linker_async(&mut linker, |cell: &mut Cell| &mut cell.wasi).map_err(internal)?;
@@ -44,7 +44,7 @@ impl Engine {
 
     /// Compiles a module: slow (seconds for the largest), so not for the thread that serves
     /// calls. [`Fault::Malformed`] if it is not a WASI preview 1 command.
-    pub(crate) fn compile(&self, module: &[u8]) -> Result<Program, Fault> {
+    pub fn compile(&self, module: &[u8]) -> Result<Program, Fault> {
         program::inspect(module)?;
         let module = Module::new(&self.engine, module)
             .map_err(|e| Fault::malformed(format!("not a valid WASM module: {}", line(&e))))?;

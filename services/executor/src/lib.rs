@@ -24,6 +24,10 @@ mod stdio;
 
 use std::process::ExitCode;
 
+pub use engine::{Engine, Program};
+pub use sandbox::{Limits, Outcome, Task};
+pub use stdio::{Feed, Stdin, stdin};
+
 use distos_rpc::boot::Boot;
 
 /// Runs an executor until its kernel is gone. The image's `workers` says how many tasks run at

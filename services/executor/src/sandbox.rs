@@ -24,37 +24,37 @@ use crate::stdio::{Beyond, Sink, Stdin};
 
 /// What one task may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// WASM instructions, roughly.
-    pub(crate) fuel: u64,
+    pub fuel: u64,
     /// Linear memory.
-    pub(crate) memory_bytes: u64,
+    pub memory_bytes: u64,
     /// stdout; more ends the task.
-    pub(crate) output_bytes: usize,
+    pub output_bytes: usize,
     /// Time from start to end.
-    pub(crate) wall: Duration,
+    pub wall: Duration,
 }
 
 /// One task of a program.
 #[derive(Clone, Debug)]
-pub(crate) struct Task {
+pub struct Task {
     /// argv, without the program's name.
-    pub(crate) args: Vec<String>,
+    pub args: Vec<String>,
     /// What it may use.
-    pub(crate) limits: Limits,
+    pub limits: Limits,
     /// Where its random bytes start: same seed, same bytes.
-    pub(crate) seed: u64,
+    pub seed: u64,
 }
 
 /// A task that ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// Its stdout.
-    pub(crate) output: Vec<u8>,
+    pub output: Vec<u8>,
     /// The fuel it used.
-    pub(crate) fuel: u64,
+    pub fuel: u64,
     /// How long it ran, in microseconds.
-    pub(crate) micros: u64,
+    pub micros: u64,
 }
 
 /// How much of stderr a fault's text can draw on.
@@ -197,7 +197,7 @@ impl Engine {
     ///
     /// [`Fault::LimitExceeded`] names the limit; [`Fault::ProgramFailed`] has the exit status and
     /// the start of stderr; a fault of stdin's feeder ends the task with that fault.
-    pub(crate) fn run(
+    pub fn run(
         &self,
         program: &Program,
         task: &Task,

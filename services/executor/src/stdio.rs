@@ -19,10 +19,10 @@ const CHUNKS_WAITING: usize = 1;
 
 /// The writing end of a task's stdin. A fault that is sent ends the task with that fault;
 /// dropping it before all bytes were sent ends the task as cancelled.
-pub(crate) type Feed = mpsc::Sender<Result<Bytes, Fault>>;
+pub type Feed = mpsc::Sender<Result<Bytes, Fault>>;
 
 /// A stdin of exactly `total` bytes.
-pub(crate) fn stdin(total: u64) -> (Feed, Stdin) {
+pub fn stdin(total: u64) -> (Feed, Stdin) {
     let (feed, chunks) = mpsc::channel(CHUNKS_WAITING);
     let source = Source { chunks, current: Bytes::new(), remaining: total, fault: None };
     (feed, Stdin(Arc::new(Mutex::new(source))))
@@ -30,7 +30,7 @@ pub(crate) fn stdin(total: u64) -> (Feed, Stdin) {
 
 /// The program's end of stdin. Clones share one position.
 #[derive(Clone)]
-pub(crate) struct Stdin(Arc<Mutex<Source>>);
+pub struct Stdin(Arc<Mutex<Source>>);
 
 struct Source {
     chunks: mpsc::Receiver<Result<Bytes, Fault>>,

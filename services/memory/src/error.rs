@@ -9,7 +9,7 @@ const FULL_RETRY_MS: u64 = 5_000;
 
 /// A failure of the region store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// No space is left. Nothing was lost.
     #[error("the disk is full: free space in {dir} and retry")]
     Full {
@@ -47,7 +47,7 @@ pub(crate) enum StoreError {
 
 impl StoreError {
     /// Classifies an I/O error of an attempt to `what` in `dir`.
-    pub(crate) fn io(dir: &str, what: &str, error: &io::Error) -> StoreError {
+    pub fn io(dir: &str, what: &str, error: &io::Error) -> StoreError {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 StoreError::Full { dir: dir.to_owned() }

@@ -18,8 +18,8 @@
 
 mod committer;
 mod disk;
-mod error;
-mod log;
+pub mod error;
+pub mod log;
 mod sealed;
 mod server;
 mod state;
@@ -30,7 +30,9 @@ pub use store::{Limits, Store, Summary};
 
 use std::process::ExitCode;
 
+pub use sealed::PageHash;
 pub use server::start;
+pub use state::Facts;
 
 /// Runs the memory service until its kernel is gone. Setting `volatile_bytes` (default 268435456):
 /// how many bytes all volatile regions of the node may have together, since they stand in memory.

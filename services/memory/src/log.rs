@@ -14,11 +14,11 @@ use crate::sealed::PageHash;
 use crate::state::{Facts, MAX_NAME_BYTES};
 
 /// The newest format that this program reads, and the one that it writes.
-pub(crate) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 /// What a disk writes whole or not at all, in bytes.
-pub(crate) const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 /// The most bytes of records in one frame.
-pub(crate) const MAX_PAYLOAD: usize = 1 << 20;
+pub const MAX_PAYLOAD: usize = 1 << 20;
 
 const FILE_MAGIC: [u8; 16] = *b"distos mem index";
 const FRAME_MAGIC: [u8; 4] = *b"DMXF";
@@ -27,7 +27,7 @@ const HASH: usize = 32;
 
 /// A change of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Record {
+pub enum Record {
     /// Numbers that were given out, so that a compacted log does not forget them.
     Counters {
         /// The last object number.
@@ -60,19 +60,19 @@ pub(crate) enum Record {
 
 /// Where one page's newest version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageRecord {
+pub struct PageRecord {
     /// The page within its region.
-    pub(crate) page: u32,
+    pub page: u32,
     /// The slot of the extent file.
-    pub(crate) slot: u32,
+    pub slot: u32,
     /// Its version.
-    pub(crate) version: u64,
+    pub version: u64,
     /// BLAKE3 of its plain text (M2).
-    pub(crate) hash: PageHash,
+    pub hash: PageHash,
 }
 
 /// Appends a record's bytes to `out`.
-pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
     match record {
         Record::Counters { object, version } => {
             out.push(1);
@@ -191,17 +191,17 @@ fn decode(payload: &[u8]) -> Option<Vec<Record>> {
 
 /// The end of a log: what the next frame continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tail {
+pub struct Tail {
     /// Where the next frame goes.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// Its number.
-    pub(crate) sequence: u64,
+    pub sequence: u64,
     /// Hash of the frame before it.
-    pub(crate) chain: [u8; HASH],
+    pub chain: [u8; HASH],
 }
 
 /// A new log's header sector. `id` is random: frames of one log never continue another.
-pub(crate) fn file_header(id: [u8; 16]) -> (Vec<u8>, Tail) {
+pub fn file_header(id: [u8; 16]) -> (Vec<u8>, Tail) {
     let mut sector = vec![0; SECTOR];
     sector[..16].copy_from_slice(&FILE_MAGIC);
     sector[16..20].copy_from_slice(&FORMAT.to_le_bytes());
@@ -216,7 +216,7 @@ fn frame_bytes(payload: usize) -> usize {
 }
 
 /// A frame that continues `tail`, and the tail after it. At most [`MAX_PAYLOAD`] bytes.
-pub(crate) fn frame(tail: Tail, payload: &[u8]) -> (Vec<u8>, Tail) {
+pub fn frame(tail: Tail, payload: &[u8]) -> (Vec<u8>, Tail) {
     let mut bytes = Vec::with_capacity(frame_bytes(payload.len()));
     bytes.extend(FRAME_MAGIC);
     bytes.extend((payload.len() as u32).to_le_bytes());
@@ -242,11 +242,11 @@ fn frame_header(sector: &[u8]) -> Option<(usize, u64, [u8; HASH])> {
 }
 
 /// Reads bytes of a log at an offset; the range is within its length.
-pub(crate) type ReadAt<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), StoreError>;
+pub type ReadAt<'a> = &'a dyn Fn(u64, &mut [u8]) -> Result<(), StoreError>;
 
 /// Reads a whole log of `len` bytes, giving each record to `each`, which says what is wrong with one
 /// that makes no sense. Returns where the log ends; bytes beyond that are a torn frame, to be cut.
-pub(crate) fn replay(
+pub fn replay(
     dir: &str,
     len: u64,
     read: ReadAt<'_>,

@@ -65,7 +65,7 @@ impl RegionKey {
     }
 }
 /// BLAKE3 of a page's plain text.
-pub(crate) type PageHash = [u8; 32];
+pub type PageHash = [u8; 32];
 
 /// Bytes of a page.
 pub(crate) const PAGE: usize = PAGE_BYTES as usize;

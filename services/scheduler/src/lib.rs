@@ -22,7 +22,7 @@
 pub mod cut;
 pub mod policy;
 mod server;
-mod spec;
+pub mod spec;
 pub mod state;
 
 use std::process::ExitCode;

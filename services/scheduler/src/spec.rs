@@ -8,34 +8,43 @@ use crate::policy::Limits;
 use crate::state::NewJob;
 
 /// The largest module, in bytes.
-pub(crate) const MAX_MODULE_BYTES: usize = 8 * 1024 * 1024;
+pub const MAX_MODULE_BYTES: usize = 8 * 1024 * 1024;
 const MAX_NAME_BYTES: usize = 64;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
 const MAX_TICKET_BYTES: usize = 256;
 
 /// A job that was read: what the state keeps, what the executor needs, and the arguments.
-pub(crate) struct Submission {
-    pub(crate) job: NewJob,
-    pub(crate) payload: Payload,
-    pub(crate) args: Args,
+pub struct Submission {
+    /// What the state keeps.
+    pub job: NewJob,
+    /// What the executor needs.
+    pub payload: Payload,
+    /// The tasks' arguments.
+    pub args: Args,
 }
 
 /// What is handed to the executor once and then forgotten.
-pub(crate) struct Payload {
-    pub(crate) module: Vec<u8>,
-    pub(crate) input: Vec<u8>,
-    pub(crate) output: Vec<u8>,
+pub struct Payload {
+    /// The program.
+    pub module: Vec<u8>,
+    /// The ticket for the region to read.
+    pub input: Vec<u8>,
+    /// The ticket for the region to write.
+    pub output: Vec<u8>,
 }
 
 /// argv[1..] of each kind of task.
-pub(crate) struct Args {
-    pub(crate) map: Vec<String>,
-    pub(crate) reduce: Vec<String>,
+pub struct Args {
+    /// Of a map task.
+    pub map: Vec<String>,
+    /// Of the reduce task.
+    pub reduce: Vec<String>,
 }
 
-/// Reads a job. [`Fault::Malformed`] says which field is wrong.
-pub(crate) fn read(
+/// Reads a job for `workers` workers. [`Fault::Malformed`] says which field is wrong; the outer
+/// error is Cap'n Proto's own, of bytes that are no message.
+pub fn read(
     spec: job_spec::Reader<'_>,
     tenant: TenantId,
     workers: u32,

@@ -17,12 +17,12 @@ const SEGMENT_MAGIC: [u8; 8] = *b"DISTOSJ\n";
 /// Layout that this version writes.
 const VERSION: u32 = 1;
 /// Where frames start.
-pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
+pub const SEGMENT_HEADER_BYTES: usize = 64;
 const FRAME_MAGIC: u32 = 0x4c4e_524a;
 const FRAME_HEADER_BYTES: usize = 4 + 4 + 1 + 8 + 8 + 8 + 32;
 const HASH_BYTES: usize = 32;
 /// Longest payload of one frame.
-pub(crate) const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
+pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
 
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,33 +50,34 @@ pub struct Frame {
 
 /// Where the chain of frames stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Chain {
+pub struct Chain {
     /// Sequence number of the last frame; 0 before the first.
-    pub(crate) seq: u64,
+    pub seq: u64,
     /// Hash of the last frame.
-    pub(crate) hash: [u8; HASH_BYTES],
+    pub hash: [u8; HASH_BYTES],
 }
 
 impl Chain {
     /// Before the first frame of a journal.
-    pub(crate) const START: Chain = Chain { seq: 0, hash: [0; HASH_BYTES] };
+    pub const START: Chain = Chain { seq: 0, hash: [0; HASH_BYTES] };
 }
 
 /// What a segment's bytes hold.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Recovered {
-    pub(crate) frames: Vec<Frame>,
+pub struct Recovered {
+    /// Every whole frame that continues the one before it.
+    pub frames: Vec<Frame>,
     /// Where the next frame goes.
-    pub(crate) end: usize,
+    pub end: usize,
     /// After the last frame.
-    pub(crate) chain: Chain,
+    pub chain: Chain,
     /// Whether bytes of an unfinished write follow.
-    pub(crate) torn: bool,
+    pub torn: bool,
 }
 
 /// Why a segment cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Damage {
+pub enum Damage {
     /// Not a segment at all.
     Header,
     /// Of a later version of DistOS.
@@ -86,10 +87,10 @@ pub(crate) enum Damage {
 }
 
 /// The key of a segment's frames.
-pub(crate) type Key = [u8; 32];
+pub type Key = [u8; 32];
 
 /// The header of a new segment.
-pub(crate) fn header(key: &Key) -> [u8; SEGMENT_HEADER_BYTES] {
+pub fn header(key: &Key) -> [u8; SEGMENT_HEADER_BYTES] {
     let mut out = [0; SEGMENT_HEADER_BYTES];
     out[..8].copy_from_slice(&SEGMENT_MAGIC);
     out[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -103,7 +104,7 @@ pub(crate) fn header(key: &Key) -> [u8; SEGMENT_HEADER_BYTES] {
 ///
 /// # Errors
 /// [`Damage`] if it is no header of this version.
-pub(crate) fn key_of(bytes: &[u8]) -> Result<Key, Damage> {
+pub fn key_of(bytes: &[u8]) -> Result<Key, Damage> {
     if bytes.get(..8) != Some(&SEGMENT_MAGIC[..]) {
         return Err(Damage::Header);
     }
@@ -121,12 +122,12 @@ pub(crate) fn key_of(bytes: &[u8]) -> Result<Key, Damage> {
 }
 
 /// How long a frame with this payload is.
-pub(crate) fn frame_bytes(payload: usize) -> usize {
+pub fn frame_bytes(payload: usize) -> usize {
     FRAME_HEADER_BYTES + payload + HASH_BYTES
 }
 
 /// Appends a frame to `out` and moves the chain on.
-pub(crate) fn append(out: &mut Vec<u8>, key: &Key, chain: &mut Chain, synced: u64, frame: &Frame) {
+pub fn append(out: &mut Vec<u8>, key: &Key, chain: &mut Chain, synced: u64, frame: &Frame) {
     let start = out.len();
     out.extend(FRAME_MAGIC.to_le_bytes());
     out.extend((frame.payload.len() as u32).to_le_bytes());
@@ -202,7 +203,7 @@ impl Whole {
 ///
 /// # Errors
 /// [`Damage`] if something that was durable is not as it was written.
-pub(crate) fn recover(bytes: &[u8], chain: Option<Chain>) -> Result<Recovered, Damage> {
+pub fn recover(bytes: &[u8], chain: Option<Chain>) -> Result<Recovered, Damage> {
     let key = key_of(bytes)?;
     let mut frames = Vec::new();
     let mut end = SEGMENT_HEADER_BYTES;
