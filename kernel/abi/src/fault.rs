@@ -179,19 +179,17 @@ impl Fault {
             Fault::Unavailable { retry_after_ms, .. } => format!(";retry={retry_after_ms}"),
             _ => String::new(),
         };
-        let text: String = match self.text() {
-            Some(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        let text = match self.text() {
+            Some(text) => printable(text),
             None => self.to_string(),
         };
-        let mut cut = text.len().min(MAX_TEXT_BYTES);
-        while !text.is_char_boundary(cut) {
-            cut -= 1;
-        }
-        format!("{WIRE_PREFIX}{}{fields}: {}", self.name(), &text[..cut])
+        format!("{WIRE_PREFIX}{}{fields}: {text}", self.name())
     }
 
     /// Reads [`Fault::to_wire`]'s line wherever it stands in an exception's text. `None` if the
-    /// text is no fault of ours: the caller decides what a foreign error means.
+    /// text is no fault of ours: the caller decides what a foreign error means. The free text is
+    /// cut and made printable here too: whoever sends the line need not have used
+    /// [`Fault::to_wire`], and people read it on their terminals.
     pub fn from_wire(reason: &str) -> Option<Fault> {
         let at = reason.find(WIRE_PREFIX)? + WIRE_PREFIX.len();
         let (head, text) = reason[at..].split_once(": ")?;
@@ -200,10 +198,10 @@ impl Fault {
         let fields: Vec<(&str, &str)> = words.filter_map(|w| w.split_once('=')).collect();
         let field = |key: &str| fields.iter().find(|(k, _)| *k == key).map(|(_, v)| *v);
         let number = |key: &str| field(key).and_then(|v| v.parse::<u64>().ok());
-        let text = text.to_owned();
+        let text = printable(text);
         Some(match name {
             "denied" => Fault::Denied {
-                missing: Rights::parse(field("missing")?).ok()?,
+                missing: Rights::from_shown(field("missing")?)?,
                 range: number("start")
                     .zip(number("end"))
                     .map(|(start, end)| ByteRange { start, end }),
@@ -245,6 +243,15 @@ impl Fault {
             _ => None,
         }
     }
+}
+
+/// At most [`MAX_TEXT_BYTES`] of a text, without control characters.
+fn printable(text: &str) -> String {
+    let mut cut = text.len().min(MAX_TEXT_BYTES);
+    while !text.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    text[..cut].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl fmt::Display for Fault {
@@ -296,6 +303,9 @@ mod tests {
         vec![
             Fault::denied(Rights::WRITE),
             Fault::Denied { missing: Rights::READ, range: Some(ByteRange { start: 1, end: 2 }) },
+            Fault::denied(Rights::NONE),
+            Fault::denied(Rights::READ.join(Rights(1 << 40))),
+            Fault::denied(Rights(1 << 40)),
             Fault::Revoked,
             Fault::Expired { at_ms: 9 },
             Fault::OverQuota { meter: Meter::Tasks, limit: 4, wanted: 5 },
@@ -327,6 +337,9 @@ mod tests {
         let wire = long.to_wire();
         assert!(wire.len() < 600);
         assert!(!wire.contains('\n'));
+        let hostile = format!("distos:not-found: \u{1b}[2J{}", "x".repeat(4000));
+        let Some(Fault::NotFound(text)) = Fault::from_wire(&hostile) else { panic!("no fault") };
+        assert!(text.len() <= MAX_TEXT_BYTES && !text.contains(char::is_control), "{text:?}");
         assert_eq!(Fault::from_wire("some other error"), None);
         assert_eq!(Fault::from_wire("distos:denied;missing=fly: x"), None);
     }

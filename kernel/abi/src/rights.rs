@@ -90,6 +90,23 @@ impl Rights {
     }
 }
 
+impl Rights {
+    /// Reads what `Display` writes, also `none` and rights without a name: a caller may have asked
+    /// for a right that this version does not know, and is told so by its number.
+    pub(crate) fn from_shown(text: &str) -> Option<Rights> {
+        text.split('+').filter(|word| !matches!(*word, "" | "none")).try_fold(
+            Rights::NONE,
+            |set, word| {
+                let right = match word.strip_prefix("0x") {
+                    Some(digits) => Rights(u64::from_str_radix(digits, 16).ok()?),
+                    None => NAMES.iter().find(|(_, name)| *name == word)?.0,
+                };
+                Some(set.join(right))
+            },
+        )
+    }
+}
+
 impl fmt::Display for Rights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = NAMES
