@@ -17,6 +17,10 @@ NODE ?=
 RUNS ?= 20
 SEED ?= 1
 
+# What to fuzz (nothing: every target, one after the other), and for how many seconds.
+T ?=
+S ?= 60
+
 .PHONY: help
 help: ## Lists these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +92,26 @@ bench: wasm ## Measures DistOS beside its peers, writes target/bench/figures.jso
 	$(CARGO) build --release --locked -p distos-node
 	$(CARGO) build --release --locked -p distos-bench
 	target/release/distos-bench $(addprefix --only ,$(ONLY))
+
+# libFuzzer learns from coverage, which these stable options of the compiler make; naming the target
+# keeps them from build scripts.
+COVERAGE := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
+
+.PHONY: fuzz
+fuzz: setup ## Fuzzes for longer than make test, guided by coverage; T=chain S=600 for one target
+	@host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTFLAGS="$(COVERAGE)" $(CARGO) build --locked -p distos-fuzz --features libfuzzer --bin guided \
+	  --target "$$host" --target-dir target/guided; \
+	for target in $(or $(T),$$(ls tests/fuzz/corpus)); do \
+	  mkdir -p "target/fuzz/$$target/corpus"; \
+	  echo "── $$target"; \
+	  DISTOS_FUZZ_TARGET=$$target "target/guided/$$host/debug/guided" \
+	    -max_total_time=$(S) -timeout=60 -rss_limit_mb=4096 -print_final_stats=1 \
+	    -artifact_prefix="target/fuzz/$$target/" "target/fuzz/$$target/corpus" \
+	    "tests/fuzz/corpus/$$target" $$(ls -d "tests/fuzz/findings/$$target" 2>/dev/null || true); \
+	done
 
 .PHONY: deny
 deny: ## Licences, sources and duplicates of dependencies, where cargo-deny is installed

@@ -25,14 +25,12 @@ mod server;
 mod state;
 mod store;
 
-pub use state::Facts;
-pub use store::{Limits, Store, Summary};
-
 use std::process::ExitCode;
 
 pub use sealed::PageHash;
 pub use server::start;
 pub use state::Facts;
+pub use store::{Limits, Store, Summary};
 
 /// Runs the memory service until its kernel is gone. Setting `volatile_bytes` (default 268435456):
 /// how many bytes all volatile regions of the node may have together, since they stand in memory.

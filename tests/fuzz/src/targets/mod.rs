@@ -1,0 +1,46 @@
+//! The targets. Each says what must hold for any bytes.
+
+mod audit;
+mod caps;
+mod evidence;
+mod image;
+mod job;
+mod journal;
+mod plain;
+mod region;
+mod wasm;
+
+use crate::Target;
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "chain", run: caps::chain, seeds: caps::chain_seeds, max_bytes: 5_000 },
+    Target { name: "capfile", run: caps::file, seeds: caps::file_seeds, max_bytes: 70_000 },
+    Target { name: "keyfile", run: caps::key, seeds: caps::key_seeds, max_bytes: 2_000 },
+    Target { name: "fault", run: plain::fault, seeds: plain::fault_seeds, max_bytes: 4_000 },
+    Target {
+        name: "manifest",
+        run: plain::manifest,
+        seeds: plain::manifest_seeds,
+        max_bytes: 8_000,
+    },
+    Target { name: "image", run: image::image, seeds: image::seeds, max_bytes: 16_000 },
+    Target { name: "record", run: journal::record, seeds: journal::record_seeds, max_bytes: 4_000 },
+    Target {
+        name: "journal",
+        run: journal::segment,
+        seeds: journal::segment_seeds,
+        max_bytes: 16_000,
+    },
+    Target { name: "auditlog", run: audit::log_target, seeds: audit::seeds, max_bytes: 16_000 },
+    Target { name: "regionlog", run: region::log, seeds: region::seeds, max_bytes: 16_000 },
+    Target { name: "evidence", run: evidence::quote, seeds: evidence::seeds, max_bytes: 2_000 },
+    Target { name: "job", run: job::spec, seeds: job::seeds, max_bytes: 16_000 },
+    Target { name: "wasm", run: wasm::module, seeds: wasm::seeds, max_bytes: 16_000 },
+    Target { name: "rpc", run: crate::rpc::session, seeds: crate::rpc::seeds, max_bytes: 4_000 },
+];
+
+/// A seed under a name.
+fn seed(name: &str, bytes: impl Into<Vec<u8>>) -> (String, Vec<u8>) {
+    (name.to_owned(), bytes.into())
+}
