@@ -143,11 +143,14 @@ fn peak_memory() -> u64 {
 }
 
 /// Ends the process when an input hangs, after it was saved.
-struct Watchdog(Arc<Mutex<Option<(Instant, Vec<u8>)>>>);
+struct Watchdog(Arc<Mutex<Running>>);
+
+/// Since when which input runs.
+type Running = Option<(Instant, Vec<u8>)>;
 
 impl Watchdog {
     fn start(target: &'static str) -> Watchdog {
-        let running: Arc<Mutex<Option<(Instant, Vec<u8>)>>> = Arc::default();
+        let running: Arc<Mutex<Running>> = Arc::default();
         let seen = Arc::downgrade(&running);
         std::thread::spawn(move || {
             while let Some(running) = seen.upgrade() {

@@ -85,7 +85,7 @@ pub fn check(name: &str) {
     }
     assert!(!corpus.is_empty(), "{name} has no corpus: run `cargo run -p distos-fuzz --bin seeds`");
     match driver::fuzz(target, &corpus, seconds.unwrap_or(DEFAULT_TIME), seed) {
-        Ok(runs) => println!("{name}: {runs} inputs, seed {seed}"),
+        Ok(runs) => eprintln!("{name}: {runs} inputs, seed {seed}"),
         Err(failure) => panic!("{failure}"),
     }
 }

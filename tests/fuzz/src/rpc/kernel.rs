@@ -103,7 +103,7 @@ impl Kernel {
             }
             None => vec![cap],
         };
-        if lineage.len() > distos_abi::MAX_DEPTH as usize {
+        if lineage.len() > distos_abi::MAX_DEPTH {
             return Err(Fault::TooDeep);
         }
         let index = self.free.borrow_mut().pop().ok_or_else(|| Fault::unavailable(1, "no slot"))?;

@@ -73,3 +73,35 @@ fn serve_a_good_client(world: &mut World) {
         Err(_) => panic!("the next client waits in vain"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a script of the corpus makes the vat do: chains redeemed, calls served.
+    fn played(name: &str) -> (u64, u64) {
+        let (_, script) = seeds().into_iter().find(|(seed, _)| seed == name).unwrap();
+        let mut world = world().lock().unwrap_or_else(PoisonError::into_inner);
+        let before = world.seen();
+        let stream = UnixStream::connect(world.socket()).unwrap();
+        world.opened += 1;
+        script::play(&script, stream);
+        let patient = Instant::now() + PATIENCE;
+        while world.seen().ended < world.opened && Instant::now() < patient {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let after = world.seen();
+        (after.redeemed - before.redeemed, after.served - before.served)
+    }
+
+    #[test]
+    fn the_seeds_reach_the_service_that_their_mutations_are_to_break() {
+        assert_eq!(played("reads"), (1, 1));
+        assert_eq!(played("writes"), (1, 2));
+        assert_eq!(played("large"), (1, 2));
+        assert_eq!(played("attenuates").0, 1);
+        assert_eq!(played("revokes"), (1, 0), "a call after the revocation is not served");
+        assert_eq!(played("wrong-key"), (0, 0));
+        assert_eq!(played("forged"), (0, 0));
+    }
+}
