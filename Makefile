@@ -90,7 +90,7 @@ crash: setup ## Cuts the stores' writes everywhere; RUNS=20 for so many runs, SE
 bench: wasm ## Measures DistOS beside its peers, writes target/bench/figures.json; ONLY=name for one figure
 	@.ci/setup bench
 	$(CARGO) build --release --locked -p distos-node
-	$(CARGO) build --release --locked -p distos-bench
+	$(CARGO) build --release --locked -p distos-bench -p distos-e2e --bins
 	target/release/distos-bench $(addprefix --only ,$(ONLY))
 
 # libFuzzer learns from coverage, which these stable options of the compiler make; naming the target

@@ -7,10 +7,12 @@ use distos_abi::{Fault, Rights, TenantId};
 use distos_core::{Command, Holder, Outcome};
 use distos_rpc::{fail, write_caveats};
 use distos_schemas::kernel_capnp;
-use kernel_capnp::{control, spawner};
+use kernel_capnp::control::{self, *};
+use kernel_capnp::spawner::{self, *};
 
 use crate::kernel::Kernel;
 use crate::plan::{Power, VatPlan};
+use crate::server::Done;
 use crate::vats::{Vat, Vats};
 
 /// Nodes of the forest in one answer.
@@ -23,7 +25,7 @@ pub(crate) struct SpawnerServer {
 }
 
 impl SpawnerServer {
-    fn may_spawn(&self, template: &str) -> Result<(), capnp::Error> {
+    fn may_spawn(&self, template: &str) -> Done {
         let granted =
             self.vat.plan.powers.iter().any(|p| matches!(p, Power::Spawn(t) if t == template));
         if granted && !self.vat.dead.get() {
@@ -35,11 +37,7 @@ impl SpawnerServer {
 }
 
 impl spawner::Server for SpawnerServer {
-    async fn start(
-        self: Rc<Self>,
-        params: spawner::StartParams,
-        mut results: spawner::StartResults,
-    ) -> Result<(), capnp::Error> {
+    async fn start(self: Rc<Self>, params: StartParams, mut results: StartResults) -> Done {
         let (template, tenant) = {
             let params = params.get()?;
             (params.get_template()?.to_str()?.to_owned(), TenantId(params.get_tenant()))
@@ -54,11 +52,7 @@ impl spawner::Server for SpawnerServer {
         Ok(())
     }
 
-    async fn stop(
-        self: Rc<Self>,
-        params: spawner::StopParams,
-        _: spawner::StopResults,
-    ) -> Result<(), capnp::Error> {
+    async fn stop(self: Rc<Self>, params: StopParams, _: StopResults) -> Done {
         let name = params.get()?.get_vat()?.to_str()?.to_owned();
         self.may_spawn(name.split('/').next().unwrap_or_default())?;
         self.vats.stop_instance(&name).await.map_err(fail)
@@ -81,11 +75,7 @@ impl ControlServer {
 }
 
 impl control::Server for ControlServer {
-    async fn status(
-        self: Rc<Self>,
-        _: control::StatusParams,
-        mut results: control::StatusResults,
-    ) -> Result<(), capnp::Error> {
+    async fn status(self: Rc<Self>, _: StatusParams, mut results: StatusResults) -> Done {
         let kernel = self.kernel()?;
         let mut out = results.get().init_status();
         let (counts, epoch) = {
@@ -123,9 +113,9 @@ impl control::Server for ControlServer {
 
     async fn add_tenant(
         self: Rc<Self>,
-        params: control::AddTenantParams,
-        mut results: control::AddTenantResults,
-    ) -> Result<(), capnp::Error> {
+        params: AddTenantParams,
+        mut results: AddTenantResults,
+    ) -> Done {
         let command = {
             let params = params.get()?;
             Command::AddTenant {
@@ -141,11 +131,7 @@ impl control::Server for ControlServer {
         Ok(())
     }
 
-    async fn tenants(
-        self: Rc<Self>,
-        _: control::TenantsParams,
-        mut results: control::TenantsResults,
-    ) -> Result<(), capnp::Error> {
+    async fn tenants(self: Rc<Self>, _: TenantsParams, mut results: TenantsResults) -> Done {
         let tenants = self.kernel()?.forest.borrow().tenants();
         let mut list = results.get().init_tenants(tenants.len() as u32);
         for (index, tenant) in tenants.iter().enumerate() {
@@ -159,11 +145,7 @@ impl control::Server for ControlServer {
         Ok(())
     }
 
-    async fn tree(
-        self: Rc<Self>,
-        params: control::TreeParams,
-        mut results: control::TreeResults,
-    ) -> Result<(), capnp::Error> {
+    async fn tree(self: Rc<Self>, params: TreeParams, mut results: TreeResults) -> Done {
         let (tenant, max) = {
             let params = params.get()?;
             let tenant = (!params.get_all()).then(|| TenantId(params.get_tenant()));
@@ -194,21 +176,13 @@ impl control::Server for ControlServer {
         Ok(())
     }
 
-    async fn drain(
-        self: Rc<Self>,
-        _: control::DrainParams,
-        _: control::DrainResults,
-    ) -> Result<(), capnp::Error> {
+    async fn drain(self: Rc<Self>, _: DrainParams, _: DrainResults) -> Done {
         self.kernel()?;
         self.vats.drain().await;
         Ok(())
     }
 
-    async fn shutdown(
-        self: Rc<Self>,
-        params: control::ShutdownParams,
-        _: control::ShutdownResults,
-    ) -> Result<(), capnp::Error> {
+    async fn shutdown(self: Rc<Self>, params: ShutdownParams, _: ShutdownResults) -> Done {
         self.kernel()?;
         let told =
             if params.get()?.get_now() { &self.vats.shutdown_now } else { &self.vats.shutdown };

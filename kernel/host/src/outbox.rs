@@ -8,10 +8,11 @@ use distos_abi::{ByteRange, CapId, Caveats, Fault, LinkHash};
 use distos_core::{Holder, Record};
 use distos_rpc::fail;
 use distos_schemas::kernel_capnp;
-use kernel_capnp::outbox;
+use kernel_capnp::outbox::{self, *};
 
 use crate::journal::codec;
 use crate::kernel::{Kernel, now_ms};
+use crate::server::Done;
 
 /// Most records in one pull.
 const MAX_PULL: usize = 1024;
@@ -24,11 +25,7 @@ pub(crate) struct OutboxServer {
 }
 
 impl outbox::Server for OutboxServer {
-    async fn pull(
-        self: Rc<Self>,
-        params: outbox::PullParams,
-        mut results: outbox::PullResults,
-    ) -> Result<(), capnp::Error> {
+    async fn pull(self: Rc<Self>, params: PullParams, mut results: PullResults) -> Done {
         let (after, max) = {
             let params = params.get()?;
             (params.get_after(), (params.get_max() as usize).min(MAX_PULL))
@@ -66,11 +63,7 @@ impl outbox::Server for OutboxServer {
         Ok(())
     }
 
-    async fn ack(
-        self: Rc<Self>,
-        params: outbox::AckParams,
-        _: outbox::AckResults,
-    ) -> Result<(), capnp::Error> {
+    async fn ack(self: Rc<Self>, params: AckParams, _: AckResults) -> Done {
         let up_to = params.get()?.get_up_to();
         let snapshot =
             || self.kernel.forest.borrow().snapshot().iter().map(codec::encode).collect();

@@ -13,7 +13,7 @@ use distos_rpc::boot::Protection;
 use distos_rpc::{authority_of, fail, write_caveats};
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_types::{Chain, Root};
-use kernel_capnp::kernel;
+use kernel_capnp::kernel::{self, *};
 
 use crate::control::{ControlServer, SpawnerServer};
 use crate::kernel::{Kernel, Revoked, now_ms};
@@ -31,6 +31,9 @@ const MAX_RELEASES: usize = 1024;
 const MAX_EVENTS_PER_S: u32 = 2000;
 /// Protections that a vat may report.
 const MAX_PROTECTIONS: usize = 32;
+
+/// What a method of the kernel's interfaces comes to, beside its results.
+pub(crate) type Done = Result<(), capnp::Error>;
 
 /// What one vat holds of the kernel.
 pub(crate) struct KernelServer {
@@ -59,11 +62,7 @@ impl KernelServer {
         Ok(self.vat.name.clone())
     }
 
-    async fn granted(
-        &self,
-        command: Command,
-        results: kernel_capnp::grant::Builder<'_>,
-    ) -> Result<(), capnp::Error> {
+    async fn granted(&self, command: Command, results: kernel_capnp::grant::Builder<'_>) -> Done {
         match self.kernel.apply(command).await.map_err(fail)? {
             Outcome::Granted(grant) => {
                 write_grant(&grant, results);
@@ -73,7 +72,7 @@ impl KernelServer {
         }
     }
 
-    fn has(&self, power: impl Fn(&Power) -> bool) -> Result<(), capnp::Error> {
+    fn has(&self, power: impl Fn(&Power) -> bool) -> Done {
         let granted = self.vat.plan.powers.iter().any(power);
         if granted { Ok(()) } else { Err(fail(Fault::denied(Rights::ADMIN))) }
     }
@@ -89,11 +88,7 @@ impl KernelServer {
 }
 
 impl kernel::Server for KernelServer {
-    async fn ready(
-        self: Rc<Self>,
-        params: kernel::ReadyParams,
-        _: kernel::ReadyResults,
-    ) -> Result<(), capnp::Error> {
+    async fn ready(self: Rc<Self>, params: ReadyParams, _: ReadyResults) -> Done {
         let mut protections = Vec::new();
         for protection in params.get()?.get_protections()?.iter().take(MAX_PROTECTIONS) {
             protections.push(Protection {
@@ -106,11 +101,7 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
-    async fn mint(
-        self: Rc<Self>,
-        params: kernel::MintParams,
-        mut results: kernel::MintResults,
-    ) -> Result<(), capnp::Error> {
+    async fn mint(self: Rc<Self>, params: MintParams, mut results: MintResults) -> Done {
         let command = {
             let params = params.get()?;
             Command::Mint {
@@ -129,11 +120,7 @@ impl kernel::Server for KernelServer {
         self.granted(command, results.get().init_grant()).await
     }
 
-    async fn derive(
-        self: Rc<Self>,
-        params: kernel::DeriveParams,
-        mut results: kernel::DeriveResults,
-    ) -> Result<(), capnp::Error> {
+    async fn derive(self: Rc<Self>, params: DeriveParams, mut results: DeriveResults) -> Done {
         let command = {
             let params = params.get()?;
             Command::Derive {
@@ -146,11 +133,7 @@ impl kernel::Server for KernelServer {
         self.granted(command, results.get().init_grant()).await
     }
 
-    async fn redeem(
-        self: Rc<Self>,
-        params: kernel::RedeemParams,
-        mut results: kernel::RedeemResults,
-    ) -> Result<(), capnp::Error> {
+    async fn redeem(self: Rc<Self>, params: RedeemParams, mut results: RedeemResults) -> Done {
         let command = {
             let params = params.get()?;
             let chain = Chain::decode(params.get_chain()?).map_err(fail)?;
@@ -182,11 +165,7 @@ impl kernel::Server for KernelServer {
         self.granted(command, results.get().init_grant()).await
     }
 
-    async fn deposit(
-        self: Rc<Self>,
-        params: kernel::DepositParams,
-        mut results: kernel::DepositResults,
-    ) -> Result<(), capnp::Error> {
+    async fn deposit(self: Rc<Self>, params: DepositParams, mut results: DepositResults) -> Done {
         let mut ticket = [0; 32];
         getrandom::fill(&mut ticket).map_err(|e| fail(Fault::internal(e)))?;
         let command = {
@@ -207,9 +186,9 @@ impl kernel::Server for KernelServer {
 
     async fn withdraw(
         self: Rc<Self>,
-        params: kernel::WithdrawParams,
-        mut results: kernel::WithdrawResults,
-    ) -> Result<(), capnp::Error> {
+        params: WithdrawParams,
+        mut results: WithdrawResults,
+    ) -> Done {
         let command = {
             let params = params.get()?;
             let ticket = params.get_ticket()?;
@@ -223,11 +202,7 @@ impl kernel::Server for KernelServer {
         self.granted(command, results.get().init_grant()).await
     }
 
-    async fn persist(
-        self: Rc<Self>,
-        params: kernel::PersistParams,
-        mut results: kernel::PersistResults,
-    ) -> Result<(), capnp::Error> {
+    async fn persist(self: Rc<Self>, params: PersistParams, mut results: PersistResults) -> Done {
         let vat = self.name()?;
         let command = {
             let params = params.get()?;
@@ -243,11 +218,7 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
-    async fn revoke(
-        self: Rc<Self>,
-        params: kernel::RevokeParams,
-        mut results: kernel::RevokeResults,
-    ) -> Result<(), capnp::Error> {
+    async fn revoke(self: Rc<Self>, params: RevokeParams, mut results: RevokeResults) -> Done {
         let command = Command::Revoke { vat: self.name()?, slot: slot(params.get()?.get_slot()?) };
         let done = self.kernel.revoke(command).await.map_err(fail)?;
         results.get().set_micros(done.micros);
@@ -257,9 +228,9 @@ impl kernel::Server for KernelServer {
 
     async fn revoke_link(
         self: Rc<Self>,
-        params: kernel::RevokeLinkParams,
-        mut results: kernel::RevokeLinkResults,
-    ) -> Result<(), capnp::Error> {
+        params: RevokeLinkParams,
+        mut results: RevokeLinkResults,
+    ) -> Done {
         let command = {
             let params = params.get()?;
             Command::RevokeLink {
@@ -277,9 +248,9 @@ impl kernel::Server for KernelServer {
 
     async fn revoke_object(
         self: Rc<Self>,
-        params: kernel::RevokeObjectParams,
-        mut results: kernel::RevokeObjectResults,
-    ) -> Result<(), capnp::Error> {
+        params: RevokeObjectParams,
+        mut results: RevokeObjectResults,
+    ) -> Done {
         let command = {
             let params = params.get()?;
             Command::RevokeObject {
@@ -294,32 +265,20 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
-    async fn end_session(
-        self: Rc<Self>,
-        params: kernel::EndSessionParams,
-        _: kernel::EndSessionResults,
-    ) -> Result<(), capnp::Error> {
+    async fn end_session(self: Rc<Self>, params: EndSessionParams, _: EndSessionResults) -> Done {
         let session = SessionId(params.get()?.get_session());
         self.kernel.drop_at_once(Command::EndSession { vat: self.name()?, session });
         Ok(())
     }
 
-    async fn release(
-        self: Rc<Self>,
-        params: kernel::ReleaseParams,
-        _: kernel::ReleaseResults,
-    ) -> Result<(), capnp::Error> {
+    async fn release(self: Rc<Self>, params: ReleaseParams, _: ReleaseResults) -> Done {
         for dropped in params.get()?.get_slots()?.iter().take(MAX_RELEASES) {
             self.kernel.drop_at_once(Command::Revoke { vat: self.name()?, slot: slot(dropped) });
         }
         Ok(())
     }
 
-    async fn objects(
-        self: Rc<Self>,
-        _: kernel::ObjectsParams,
-        mut results: kernel::ObjectsResults,
-    ) -> Result<(), capnp::Error> {
+    async fn objects(self: Rc<Self>, _: ObjectsParams, mut results: ObjectsResults) -> Done {
         let objects = self.kernel.forest.borrow().objects(&self.name()?);
         let mut list = results.get().init_objects(objects.len() as u32);
         for (index, (kind, object, tenant)) in objects.into_iter().enumerate() {
@@ -331,11 +290,7 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
-    async fn report(
-        self: Rc<Self>,
-        params: kernel::ReportParams,
-        _: kernel::ReportResults,
-    ) -> Result<(), capnp::Error> {
+    async fn report(self: Rc<Self>, params: ReportParams, _: ReportResults) -> Done {
         if !self.admits_event() {
             return Err(fail(Fault::unavailable(1000, "too many events in a second")));
         }
@@ -350,11 +305,7 @@ impl kernel::Server for KernelServer {
         self.kernel.report(command).map_err(fail)
     }
 
-    async fn outbox(
-        self: Rc<Self>,
-        _: kernel::OutboxParams,
-        mut results: kernel::OutboxResults,
-    ) -> Result<(), capnp::Error> {
+    async fn outbox(self: Rc<Self>, _: OutboxParams, mut results: OutboxResults) -> Done {
         self.has(|power| *power == Power::Outbox)?;
         results
             .get()
@@ -362,22 +313,14 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
-    async fn spawner(
-        self: Rc<Self>,
-        _: kernel::SpawnerParams,
-        mut results: kernel::SpawnerResults,
-    ) -> Result<(), capnp::Error> {
+    async fn spawner(self: Rc<Self>, _: SpawnerParams, mut results: SpawnerResults) -> Done {
         self.has(|power| matches!(power, Power::Spawn(_)))?;
         let server = SpawnerServer { vats: self.vats.clone(), vat: self.vat.clone() };
         results.get().set_spawner(capnp_rpc::new_client(server));
         Ok(())
     }
 
-    async fn control(
-        self: Rc<Self>,
-        _: kernel::ControlParams,
-        mut results: kernel::ControlResults,
-    ) -> Result<(), capnp::Error> {
+    async fn control(self: Rc<Self>, _: ControlParams, mut results: ControlResults) -> Done {
         self.has(|power| *power == Power::Control)?;
         let server = ControlServer { vats: self.vats.clone(), vat: self.vat.clone() };
         results.get().set_control(capnp_rpc::new_client(server));

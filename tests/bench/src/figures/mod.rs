@@ -1,6 +1,7 @@
 //! The figures, each in a module of its own. Adding one: write the module, then its line in
 //! [`ALL`].
 
+mod attack;
 mod call;
 mod chain;
 mod check;
@@ -58,6 +59,11 @@ pub const ALL: &[Measurement] = &[
         name: "task",
         about: "a WASM task from submission to result, beside runc",
         run: task::run,
+    },
+    Measurement {
+        name: "attack",
+        about: "a tenant at work while another attacks, beside itself while nobody does",
+        run: attack::all,
     },
     Measurement {
         name: "revoke",
