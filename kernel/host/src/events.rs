@@ -16,6 +16,11 @@ pub enum Event<'a> {
         /// What protects its memory.
         protections: &'a [Protection],
     },
+    /// What the operator is given at this boot; comes before any vat.
+    Operator {
+        /// The text of the operator's capability file.
+        file: String,
+    },
     /// A vat serves.
     Vat {
         /// Its name.

@@ -19,8 +19,8 @@ pub struct Plan {
     /// The Ed25519 public key whose signature over the image was checked; `None` if the image was
     /// booted unsigned, at the operator's word.
     pub image_signer: Option<[u8; 32]>,
-    /// The node's directory: `kernel/` (journal, keys), `vats/NAME/` (each vat's own), `run/`
-    /// (sockets), `operator/` (the operator's capability file and key).
+    /// The node's directory: `kernel/` (journal, key), `vats/NAME/` (each vat's own), `run/`
+    /// (sockets). The rest of it is not the kernel's.
     pub data_dir: PathBuf,
     /// Capacity of the capability table, in slots.
     pub slots: u32,
@@ -34,6 +34,9 @@ pub struct Plan {
     pub edges: Vec<EdgePlan>,
     /// What the operator's capability file holds.
     pub operator: Vec<OperatorGrant>,
+    /// The operator's public key, to which those grants are bound; `None` until whoever boots the
+    /// image has named it.
+    pub operator_key: Option<[u8; 32]>,
 }
 
 /// One vat.

@@ -1,6 +1,7 @@
 //! The life of a node: open the journal, replay it, make the table, start the vats, serve until
 //! told to stop.
 
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use distos_abi::{Authority, CapId, Caveats, Fault, HolderKey, Kind, Rights, Tena
 use distos_core::{Command, Forest, GrantView, Outcome};
 use distos_rpc::boot::Protection;
 use distos_table::Table;
-use distos_types::{CapEntry, CapFile, Chain, HolderSecret, key_file_text, parse_key_file};
+use distos_types::{CapEntry, CapFile, Chain, HolderSecret};
 use rustix::process::Resource;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -99,7 +100,7 @@ pub async fn live(plan: Plan, host: Host) -> Result<(), Fault> {
     let kernel = Rc::new(Kernel::new(forest, table, journal, secret));
     kernel.apply(Command::Boot { image_hash: plan.image_hash }).await?;
     record_signer(&kernel, &plan).await?;
-    grant_operator(&kernel, &plan, &dirs).await?;
+    tell(&Event::Operator { file: grant_operator(&kernel, &plan, &dirs).await?.to_text() });
     let epoch = kernel.forest.borrow().epoch();
     tokio::task::spawn_local(kernel.clone().housekeep());
 
@@ -174,27 +175,21 @@ async fn asked(stop: &mut mpsc::Receiver<()>) {
 /// The node's directories, each with its own readers.
 struct Dirs {
     kernel: PathBuf,
-    operator: PathBuf,
     run: PathBuf,
 }
 
 impl Dirs {
     fn make(root: &Path) -> Result<Dirs, Fault> {
-        let dirs = Dirs {
-            kernel: root.join("kernel"),
-            operator: root.join("operator"),
-            run: root.join("run"),
-        };
+        let dirs = Dirs { kernel: root.join("kernel"), run: root.join("run") };
         // Vats reach their own directories by path before they give the path up, and holders of
         // any uid reach the sockets; the rest is closed.
-        let modes =
-            [(root.to_path_buf(), 0o711), (root.join("vats"), 0o711), (dirs.run.clone(), 0o755)];
-        let closed = [(dirs.kernel.clone(), 0o700), (dirs.operator.clone(), 0o700)];
-        for (dir, mode) in modes.into_iter().chain(closed) {
-            let failed = |e: std::io::Error| Fault::internal(format!("{}: {e}", dir.display()));
-            make_dir(&dir, mode).map_err(failed)?;
-            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode))
-                .map_err(failed)?;
+        let (all, vats) = (root.to_path_buf(), root.join("vats"));
+        for (dir, mode) in
+            [(&all, 0o711), (&vats, 0o711), (&dirs.run, 0o755), (&dirs.kernel, 0o700)]
+        {
+            make_dir(dir, mode)
+                .and_then(|()| std::fs::set_permissions(dir, Permissions::from_mode(mode)))
+                .map_err(|e| Fault::internal(format!("{}: {e}", dir.display())))?;
         }
         Ok(dirs)
     }
@@ -217,67 +212,39 @@ fn kernel_secret(dir: &Path) -> Result<HolderSecret, Fault> {
         Ok(text) => HolderSecret::from_file_text(&zeroize::Zeroizing::new(text))
             .map_err(|e| Fault::Corrupt(format!("{}: {e}", path.display()))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let secret = new_secret()?;
-            write_file(&path, secret.to_file_text().as_bytes(), 0o600)?;
+            let secret =
+                HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)?;
+            write_secret(&path, secret.to_file_text().as_bytes())
+                .map_err(|e| Fault::internal(format!("{}: {e}", path.display())))?;
             Ok(secret)
         }
         Err(error) => Err(Fault::internal(format!("{}: {error}", path.display()))),
     }
 }
 
-fn new_secret() -> Result<HolderSecret, Fault> {
-    HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)
-}
-
-/// Writes a whole file durably: a crash leaves the old one or the new one.
-fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
-    let write = || -> std::io::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)?;
-        match path.parent() {
-            Some(dir) => std::fs::File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
-    };
-    write().map_err(|e| Fault::internal(format!("{}: {e}", path.display())))
+/// Writes a whole file durably: a crash leaves none or a whole one.
+fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
 /// Gives the operator what the image says, as a sturdy capability file bound to the operator's
-/// key. The key is made at the first boot; an operator who moves it elsewhere leaves
-/// `operator.pub` behind, which is all that later boots need.
-async fn grant_operator(kernel: &Rc<Kernel>, plan: &Plan, dirs: &Dirs) -> Result<(), Fault> {
-    let holder = operator_key(&dirs.operator)?;
-    let path = dirs.operator.join("operator.cap");
-    let known = std::fs::read_to_string(&path).ok().and_then(|text| CapFile::parse(&text).ok());
+/// key.
+async fn grant_operator(kernel: &Rc<Kernel>, plan: &Plan, dirs: &Dirs) -> Result<CapFile, Fault> {
+    let holder = plan.operator_key.map(HolderKey);
+    let holder = holder.ok_or_else(|| Fault::malformed("the plan names no key of the operator"))?;
     withdraw_roots(kernel, plan).await?;
     let mut entries = Vec::new();
     for grant in &plan.operator {
-        let chain = operator_chain(kernel, grant, holder, known.as_ref()).await?;
+        let chain = operator_chain(kernel, grant, holder).await?;
         entries.push(CapEntry { name: grant.name.clone(), chain });
     }
-    let sockets = Some(dirs.run.display().to_string());
-    let text = CapFile { node: kernel.node(), sockets, entries }.to_text();
-    write_file(&path, text.as_bytes(), 0o600)
-}
-
-fn operator_key(dir: &Path) -> Result<HolderKey, Fault> {
-    let public = dir.join("operator.pub");
-    if let Ok(text) = std::fs::read_to_string(&public) {
-        return parse_key_file(&text)
-            .map_err(|e| Fault::Corrupt(format!("{}: {e}", public.display())));
-    }
-    let secret = new_secret()?;
-    write_file(&dir.join("operator.key"), secret.to_file_text().as_bytes(), 0o600)?;
-    write_file(&public, key_file_text(secret.key()).as_bytes(), 0o644)?;
-    Ok(secret.key())
+    Ok(CapFile { node: kernel.node(), sockets: Some(dirs.run.display().to_string()), entries })
 }
 
 /// Ends what the operator has and the image does not give it any more, with all that rested on it.
@@ -298,12 +265,11 @@ async fn withdraw_roots(kernel: &Rc<Kernel>, plan: &Plan) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The operator's chain for one grant: the one it has, if that still says the same.
+/// The operator's certificate for one grant, of the root that it has or of a new one.
 async fn operator_chain(
     kernel: &Rc<Kernel>,
     grant: &OperatorGrant,
     holder: HolderKey,
-    known: Option<&CapFile>,
 ) -> Result<Chain, Fault> {
     let vat = VatName::new(&grant.vat)?;
     let kind = Kind(grant.kind);
@@ -312,14 +278,7 @@ async fn operator_chain(
     let fits =
         |root: &&GrantView| root.vat == vat && root.kind == kind && root.authority == authority;
     let slot = match roots.iter().find(fits) {
-        Some(root) => {
-            let same = |chain: &&Chain| chain.root().cap == root.cap && chain.holder() == holder;
-            let known = known.and_then(|file| file.find(&grant.name)).map(|entry| &entry.chain);
-            if let Some(chain) = known.filter(same) {
-                return Ok(chain.clone());
-            }
-            root.slot
-        }
+        Some(root) => root.slot,
         None => {
             let (vat, tenant) = (vat.clone(), TenantId::OPERATOR);
             match kernel.apply(Command::MintRoot { vat, kind, authority, holder, tenant }).await? {

@@ -668,6 +668,7 @@ impl Reader<'_> {
             foreign,
             edges,
             operator,
+            operator_key: None,
         }
     }
 

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod image;
+pub mod operator;
 pub mod server;
 pub mod signature;
 pub mod vat;

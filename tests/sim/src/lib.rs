@@ -25,6 +25,7 @@ use distos_host::events::Event;
 use distos_host::plan::Plan;
 use distos_host::spawn::{Exit, Run, SpawnSpec};
 use distos_host::start::{self, Host};
+use distos_node::operator;
 use distos_rpc::boot::{Boot, Protection};
 use distos_types::{CapFile, HolderSecret};
 use futures::future::LocalBoxFuture;
@@ -57,15 +58,21 @@ impl Node {
     pub async fn boot(plan: Plan, spawn: Spawn) -> Result<Node, Fault> {
         let (stop, asked) = mpsc::channel(2);
         let (ready, mut is_ready) = watch::channel(false);
-        let tell = move |event: &Event<'_>| {
-            if matches!(event, Event::Ready { .. }) {
+        let dir = plan.data_dir.clone();
+        let plan = Plan { operator_key: Some(operator::key(&dir)?.0), ..plan };
+        let node = dir.clone();
+        let tell = move |event: &Event<'_>| match event {
+            Event::Operator { file } => {
+                operator::write_capabilities(&node, file).expect("the operator's file is written")
+            }
+            Event::Ready { .. } => {
                 // Nobody waits once the node is ready.
                 let _ = ready.send(true);
             }
+            _ => {}
         };
         let protections = vec![nothing("a process")];
         let host = Host { spawn, tell: Box::new(tell), stop: asked, protections };
-        let dir = plan.data_dir.clone();
         let (ends, mut ended) = oneshot::channel();
         let (end, ending) = oneshot::channel();
         tokio::task::spawn_local(async move {
@@ -106,7 +113,8 @@ impl Node {
     /// Its files cannot be read.
     pub fn operator(&self) -> Result<(CapFile, HolderSecret), Fault> {
         let read = |name: &str| {
-            std::fs::read_to_string(self.dir.join("operator").join(name)).map_err(Fault::internal)
+            std::fs::read_to_string(operator::directory(&self.dir).join(name))
+                .map_err(Fault::internal)
         };
         let file = CapFile::parse(&read("operator.cap")?)?;
         Ok((file, HolderSecret::from_file_text(&read("operator.key")?)?))

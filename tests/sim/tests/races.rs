@@ -503,5 +503,6 @@ fn plan(dir: &std::path::Path) -> Plan {
             kind: kind::REGIONS.0,
             rights: rights.join(Rights::DROP).0,
         }],
+        operator_key: None,
     }
 }

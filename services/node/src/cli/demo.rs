@@ -88,13 +88,13 @@ pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report,
 /// images; elsewhere with whatever signature stands beside it. The demo's signature goes to the
 /// directory, for the image may stand where nobody can write.
 fn signed(image: &Path, node: &Path) -> Result<Booting, Fault> {
-    let place = node.join("operator");
+    let place = crate::operator::directory(node);
     let key = place.join("demo-signer.key");
     let trust = image::trust(node)?;
     let is_new = trust.pinned.is_none() && !trust.booted;
     if is_new && !key.exists() {
         up::prepare_directory(node)?;
-        make_closed(&place)?;
+        crate::operator::make_directory(node)?;
         image::new_key(&key)?;
     }
     let secret = if key.exists() { Some(read_secret_file(&key)?) } else { None };

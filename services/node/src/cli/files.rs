@@ -69,6 +69,14 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
     draft.keep()
 }
 
+/// The same, durably: whoever looks after a power cut finds the file, and whole.
+pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
+    write(path, bytes, mode)?;
+    let directory = path.parent().unwrap_or(path);
+    let durable = File::open(directory).and_then(|directory| directory.sync_all());
+    durable.map_err(|e| io_fault(directory, &e))
+}
+
 /// A file that is being written beside its place. Dropped without [`Draft::keep`], it leaves
 /// nothing. A device such as `/dev/null` is written directly, and stays what it is.
 pub struct Draft {

@@ -1,7 +1,6 @@
 //! `image keygen`, `image sign`, `image verify` and `image trust`; and what `up` asks of an image's
 //! signature before it reads the image.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -259,10 +258,7 @@ pub fn trust(directory: &Path) -> Result<Trust, Fault> {
 
 /// Pins a signer, durably: whoever boots after a power cut finds it.
 fn write_pin(directory: &Path, signer: HolderKey) -> Result<(), Fault> {
-    let path = directory.join(PIN);
-    files::write(&path, key_file_text(signer).as_bytes(), files::PUBLIC)?;
-    let durable = File::open(directory).and_then(|directory| directory.sync_all());
-    durable.map_err(|e| io_fault(directory, &e))
+    files::write_durably(&directory.join(PIN), key_file_text(signer).as_bytes(), files::PUBLIC)
 }
 
 pub(super) async fn command(context: &Context, command: ImageCommand) -> Result<Report, Fault> {

@@ -186,7 +186,7 @@ impl Context {
 
 /// The operator of the node in `node`.
 pub fn operator(node: &Path) -> Result<Holder, Fault> {
-    let path = node.join("operator").join("operator.cap");
+    let path = crate::operator::capabilities(node);
     Holder::load(&path, Some(node)).map_err(|fault| match fault {
         Fault::NotFound(what) if !up::is_running(node) => Fault::NotFound(format!(
             "{what}; no node was ever booted in {dir}: start one with `distos up images/single.toml --node {dir}`",

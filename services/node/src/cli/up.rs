@@ -27,6 +27,7 @@ use super::files::{self, io_fault};
 use super::image::{Booting, Checked, PIN};
 use super::{Context, Report, Stop, say};
 use crate::image::{self, Machine};
+use crate::operator;
 use crate::signature::Pin;
 
 /// The hidden subcommand of the kernel process.
@@ -151,6 +152,7 @@ fn vat_text(name: &str, event: &Value) -> String {
 /// A node that this process started: it ends with it.
 pub struct Node {
     kernel: Running,
+    directory: PathBuf,
     isolation: String,
     /// An event: what was booted, and by whose word.
     image: Value,
@@ -173,7 +175,9 @@ impl Node {
         remove_drafts(directory);
         // Asked again, for the directory is this node's only since the lock.
         let pin = checked.pin(directory)?;
-        let plan = Plan { data_dir: full_path(directory)?, ..plan };
+        let data_dir = full_path(directory)?;
+        let operator_key = Some(operator::key(&data_dir)?.0);
+        let plan = Plan { data_dir, operator_key, ..plan };
         Ok(Node::spawn(&plan, pin, lock)?)
     }
 
@@ -191,6 +195,7 @@ impl Node {
         let events = BufReader::new(events).lines();
         Ok(Node {
             kernel,
+            directory: plan.data_dir.clone(),
             isolation: isolation.detail,
             image: image_event(plan, pin),
             events,
@@ -211,7 +216,8 @@ impl Node {
     }
 
     /// The kernel's next event; `None` when it has closed its end. Nothing is lost if the future
-    /// is dropped.
+    /// is dropped. What the operator is given goes to its file and to nobody else, and is there
+    /// before the kernel says that it is ready.
     async fn event(&mut self) -> Result<Option<Value>, Fault> {
         loop {
             let Some(line) = self.events.next_line().await.map_err(Fault::internal)? else {
@@ -219,8 +225,14 @@ impl Node {
             };
             // Anything else on the kernel's standard output is not for machines.
             let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
-            if event["event"] == "failed" {
-                self.failure = event["why"].as_str().map(str::to_owned);
+            match event["event"].as_str() {
+                Some("operator") => {
+                    let file = event["file"].as_str().unwrap_or_default();
+                    operator::write_capabilities(&self.directory, file)?;
+                    continue;
+                }
+                Some("failed") => self.failure = event["why"].as_str().map(str::to_owned),
+                _ => {}
             }
             return Ok(Some(event));
         }
@@ -383,9 +395,11 @@ pub fn prepare_directory(directory: &Path) -> Result<(), Fault> {
 
 /// Removes what starts that were killed had begun to write. The lock is held: nobody writes it now.
 fn remove_drafts(directory: &Path) {
-    let places = [directory.join("VERSION"), directory.join(PIN)];
-    let Ok(content) = std::fs::read_dir(directory) else { return };
-    for entry in content.flatten() {
+    let mut places = vec![directory.join("VERSION"), directory.join(PIN)];
+    places.extend(operator::places(directory));
+    let folders = [directory.to_path_buf(), operator::directory(directory)];
+    let contents = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok());
+    for entry in contents.flatten().flatten() {
         if places.iter().any(|place| files::is_draft_of(place, &entry.file_name())) {
             // A draft that cannot be removed is in nobody's way.
             let _ = std::fs::remove_file(entry.path());
@@ -582,8 +596,11 @@ mod tests {
         std::fs::write(node.join(".VERSION.77"), "").unwrap();
         prepare_directory(&node).unwrap();
         prepare_directory(&node).unwrap();
+        let secret = operator::make_directory(&node).unwrap().join(".operator.key.77");
+        std::fs::write(&secret, "").unwrap();
         remove_drafts(&node);
-        assert_eq!(std::fs::read_dir(&node).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(&node).unwrap().count(), 2);
+        assert!(!secret.exists());
         std::fs::write(node.join("VERSION"), "2\n").unwrap();
         let fault = prepare_directory(&node).unwrap_err();
         assert!(fault.to_string().contains("newer DistOS"), "{fault}");
