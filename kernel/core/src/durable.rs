@@ -3,8 +3,7 @@
 
 use distos_abi::Fault;
 
-use crate::forest::Facts;
-use crate::{Forest, Life, NodeRecord, Record, TableOp};
+use crate::{Facts, Forest, Life, NodeRecord, Record, TableOp};
 
 impl Forest {
     /// Takes in one journaled record, in the journal's order; `time_ms` is when it was written.

@@ -11,17 +11,26 @@ use distos_abi::{
 use crate::{Holder, Life, TenantRecord};
 
 /// What a capability is, whatever its place.
-#[derive(Clone, Debug)]
-pub(crate) struct Facts {
-    pub(crate) vat: VatName,
-    pub(crate) kind: Kind,
-    pub(crate) object: ObjectId,
-    pub(crate) authority: Authority,
-    pub(crate) tenant: TenantId,
-    pub(crate) holder: Holder,
-    pub(crate) link: Option<LinkHash>,
-    pub(crate) issuer: Option<HolderKey>,
-    pub(crate) life: Life,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its home.
+    pub vat: VatName,
+    /// Kind of its object.
+    pub kind: Kind,
+    /// Its object.
+    pub object: ObjectId,
+    /// What it allows.
+    pub authority: Authority,
+    /// Whom it is charged to.
+    pub tenant: TenantId,
+    /// Who holds it.
+    pub holder: Holder,
+    /// The certificate link that it stands for.
+    pub link: Option<LinkHash>,
+    /// Who signed that link (C4).
+    pub issuer: Option<HolderKey>,
+    /// How long it lives.
+    pub life: Life,
 }
 
 /// A capability in its place. Children form a doubly linked list through the arena.
@@ -62,8 +71,8 @@ pub(crate) struct Usage {
     pub(crate) gifts: usize,
 }
 
-/// The derivation forest of one node.
-#[derive(Clone, Debug)]
+/// The derivation forest of one node. The default one has no room for anything.
+#[derive(Clone, Debug, Default)]
 pub struct Forest {
     pub(crate) epoch: u32,
     pub(crate) capacity: u32,
@@ -94,27 +103,7 @@ impl Forest {
     /// An empty forest of boot number `epoch` (from 1, later than any before it) over a table of
     /// `capacity` slots.
     pub fn new(epoch: u32, capacity: u32) -> Forest {
-        Forest {
-            epoch,
-            capacity,
-            counter: 0,
-            floor_ms: 0,
-            nodes: Vec::new(),
-            free: Vec::new(),
-            quarantine: VecDeque::new(),
-            last_token: 0,
-            dying: Vec::new(),
-            caps: BTreeMap::new(),
-            links: BTreeMap::new(),
-            sessions: BTreeSet::new(),
-            edges: BTreeSet::new(),
-            objects: BTreeSet::new(),
-            expiries: BTreeSet::new(),
-            tombstones: BTreeMap::new(),
-            gifts: BTreeMap::new(),
-            tenants: BTreeMap::new(),
-            usage: BTreeMap::new(),
-        }
+        Forest { epoch, capacity, ..Forest::default() }
     }
 
     pub(crate) fn node(&self, at: u32) -> &Node {

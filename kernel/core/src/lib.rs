@@ -15,12 +15,12 @@ mod model;
 mod rules;
 mod view;
 
-pub use forest::Forest;
+pub use forest::{Facts, Forest};
 pub use model::{
     Applied, Command, Holder, Life, LinkClaim, NodeRecord, Order, Outcome, Reason, Record,
     RevokeRecord, TableOp, TenantRecord,
 };
-pub use view::{AncestorView, Counts, GrantView, TenantView, TreeView};
+pub use view::{AncestorView, Counts, GrantView, TreeView};
 
 /// Gifts that may wait for their receivers on this node.
 pub const MAX_GIFTS: usize = 4096;

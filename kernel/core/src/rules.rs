@@ -6,9 +6,9 @@ use distos_abi::{
     ObjectId, Rights, SessionId, SlotRef, TenantId, VatName,
 };
 
-use crate::forest::{Facts, Gift};
+use crate::forest::Gift;
 use crate::{
-    Applied, Command, Forest, Holder, Life, LinkClaim, MAX_EVENT_BYTES, MAX_GIFTS,
+    Applied, Command, Facts, Forest, Holder, Life, LinkClaim, MAX_EVENT_BYTES, MAX_GIFTS,
     MAX_GIFTS_PER_TENANT, MAX_TENANT_NAME_BYTES, MAX_TENANTS, MAX_TOMBSTONE_MS, NodeRecord, Order,
     Outcome, Reason, Record, RevokeRecord, TableOp, TenantRecord,
 };
@@ -50,18 +50,8 @@ impl Forest {
             }
             Command::Deposit { vat, parent, receiver, wanted, ticket, expires_ms } => {
                 let authority = self.weaker(&vat, parent, wanted)?;
-                self.deposit(
-                    ticket,
-                    parent,
-                    Gift {
-                        tenant: self.node(parent.index).facts.tenant,
-                        vat,
-                        parent,
-                        receiver,
-                        authority,
-                        expires_ms,
-                    },
-                )
+                let tenant = self.node(parent.index).facts.tenant;
+                self.deposit(ticket, Gift { vat, parent, receiver, authority, tenant, expires_ms })
             }
             Command::Withdraw { vat, ticket, receiver, session } => {
                 self.withdraw(&vat, &ticket, receiver, session)
@@ -113,13 +103,8 @@ impl Forest {
         let id = TenantId(self.tenants.last_key_value().map_or(1, |(last, _)| last.0 + 1));
         let record = TenantRecord { id, name, holder, slot_quota };
         self.tenants.insert(id, record.clone());
-        let records = vec![Record::Tenant(record)];
-        Ok(Applied {
-            outcome: Outcome::Tenant(id),
-            table: vec![],
-            records,
-            order: Order::RecordFirst,
-        })
+        let recorded = done(vec![Record::Tenant(record)], Order::RecordFirst);
+        Ok(Applied { outcome: Outcome::Tenant(id), ..recorded })
     }
 
     fn plant(&mut self, facts: Facts) -> Result<Applied, Fault> {
@@ -267,8 +252,8 @@ impl Forest {
         }
     }
 
-    fn deposit(&mut self, ticket: [u8; 32], parent: SlotRef, gift: Gift) -> Result<Applied, Fault> {
-        if self.node(parent.index).depth + 1 >= MAX_DEPTH {
+    fn deposit(&mut self, ticket: [u8; 32], gift: Gift) -> Result<Applied, Fault> {
+        if self.node(gift.parent.index).depth + 1 >= MAX_DEPTH {
             return Err(Fault::TooDeep);
         }
         if self.gifts.len() >= MAX_GIFTS || self.usage(gift.tenant).gifts >= MAX_GIFTS_PER_TENANT {
@@ -324,7 +309,7 @@ impl Forest {
         let authority = node.facts.authority.narrow(wanted)?;
         let Facts { kind, object, .. } = node.facts;
         let outcome = Outcome::Persist { cap: node.cap, kind, object, holder, authority };
-        Ok(Applied { outcome, table: vec![], records: vec![], order: Order::Lazy })
+        Ok(Applied { outcome, ..done(vec![], Order::Lazy) })
     }
 
     fn revoke(&mut self, at: u32, reason: Reason) -> Applied {
@@ -626,8 +611,7 @@ fn done(records: Vec<Record>, order: Order) -> Applied {
 }
 
 fn ended() -> Applied {
-    let outcome = Outcome::Revoked { descendants: 0 };
-    Applied { outcome, table: vec![], records: vec![], order: Order::TableFirst }
+    Applied { outcome: Outcome::Revoked { descendants: 0 }, ..done(vec![], Order::TableFirst) }
 }
 
 fn cut(mut text: String) -> String {

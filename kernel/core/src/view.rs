@@ -1,10 +1,8 @@
 //! What the forest shows: plain copies, never references into it.
 
-use distos_abi::{
-    Authority, CapId, HolderKey, Kind, LinkHash, MAX_DEPTH, ObjectId, SlotRef, TenantId, VatName,
-};
+use distos_abi::{CapId, Kind, MAX_DEPTH, ObjectId, SlotRef, TenantId, VatName};
 
-use crate::{Forest, Holder, Life};
+use crate::{Facts, Forest, Life, TenantRecord};
 
 /// One step of a lineage, with the limits that a home's meters keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +24,8 @@ pub struct GrantView {
     pub slot: SlotRef,
     /// Its lasting identity.
     pub cap: CapId,
-    /// Its home.
-    pub vat: VatName,
-    /// Kind of its object.
-    pub kind: Kind,
-    /// Its object.
-    pub object: ObjectId,
-    /// What it allows.
-    pub authority: Authority,
-    /// Whom it is charged to.
-    pub tenant: TenantId,
-    /// Who holds it.
-    pub holder: Holder,
+    /// What it is.
+    pub facts: Facts,
     /// Root first, itself last.
     pub lineage: Vec<AncestorView>,
 }
@@ -49,37 +37,8 @@ pub struct TreeView {
     pub cap: CapId,
     /// What it hangs from.
     pub parent: Option<CapId>,
-    /// Its home.
-    pub vat: VatName,
-    /// Kind of its object.
-    pub kind: Kind,
-    /// Its object.
-    pub object: ObjectId,
-    /// What it allows.
-    pub authority: Authority,
-    /// Whom it is charged to.
-    pub tenant: TenantId,
-    /// Who holds it.
-    pub holder: Holder,
-    /// The certificate link that it stands for.
-    pub link: Option<LinkHash>,
-    /// How long it lives.
-    pub life: Life,
-}
-
-/// A tenant and what it uses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TenantView {
-    /// Its number.
-    pub id: TenantId,
-    /// Its name.
-    pub name: String,
-    /// Its key.
-    pub holder: HolderKey,
-    /// How many slots and tombstones it may use together.
-    pub slot_quota: u32,
-    /// How many it uses.
-    pub slots_used: u32,
+    /// What it is.
+    pub facts: Facts,
 }
 
 /// Where the slots are. `used + quarantined + free` is the capacity.
@@ -158,16 +117,9 @@ impl Forest {
         (rows, live.next().is_some())
     }
 
-    /// Every tenant but the operator.
-    pub fn tenants(&self) -> Vec<TenantView> {
-        let view = |tenant: &crate::TenantRecord| TenantView {
-            id: tenant.id,
-            name: tenant.name.clone(),
-            holder: tenant.holder,
-            slot_quota: tenant.slot_quota,
-            slots_used: self.usage(tenant.id).slots,
-        };
-        self.tenants.values().map(view).collect()
+    /// Every tenant but the operator, and how many slots and tombstones it uses.
+    pub fn tenants(&self) -> Vec<(TenantRecord, u32)> {
+        self.tenants.values().map(|t| (t.clone(), self.usage(t.id).slots)).collect()
     }
 
     /// Where the slots are.
@@ -199,12 +151,7 @@ impl Forest {
         GrantView {
             slot: node.slot,
             cap: node.cap,
-            vat: node.facts.vat.clone(),
-            kind: node.facts.kind,
-            object: node.facts.object,
-            authority: node.facts.authority,
-            tenant: node.facts.tenant,
-            holder: node.facts.holder.clone(),
+            facts: node.facts.clone(),
             lineage: self.path(at).iter().map(|at| self.ancestor(*at)).collect(),
         }
     }
@@ -234,17 +181,7 @@ impl Forest {
 
     fn tree_row(&self, at: u32) -> TreeView {
         let node = self.node(at);
-        TreeView {
-            cap: node.cap,
-            parent: node.parent.map(|parent| self.node(parent).cap),
-            vat: node.facts.vat.clone(),
-            kind: node.facts.kind,
-            object: node.facts.object,
-            authority: node.facts.authority,
-            tenant: node.facts.tenant,
-            holder: node.facts.holder.clone(),
-            link: node.facts.link,
-            life: node.facts.life,
-        }
+        let parent = node.parent.map(|parent| self.node(parent).cap);
+        TreeView { cap: node.cap, parent, facts: node.facts.clone() }
     }
 }

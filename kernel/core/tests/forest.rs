@@ -8,8 +8,8 @@ use distos_abi::{
     SessionId, SlotRef, TenantId, VatName,
 };
 use distos_core::{
-    Applied, Command, Forest, GrantView, Holder, Life, LinkClaim, Order, Outcome, Record, TableOp,
-    TreeView,
+    Applied, Command, Facts, Forest, GrantView, Holder, Life, LinkClaim, Order, Outcome, Record,
+    TableOp, TreeView,
 };
 use proptest::prelude::*;
 
@@ -281,7 +281,7 @@ impl World {
                 self.table.insert(slot.index, (slot.generation, parent));
                 let grant = self.forest.grant(slot).expect("what is published is alive");
                 let lineage = grant.lineage.iter().map(|ancestor| ancestor.cap).collect();
-                self.seen.push((slot, lineage, grant.vat));
+                self.seen.push((slot, lineage, grant.facts.vat));
             }
             TableOp::Kill { slot } => {
                 let gone = self.table.remove(&slot.index).map(|(generation, _)| generation);
@@ -308,12 +308,13 @@ impl World {
             let Some(parent) = row.parent.map(|parent| rows[&parent]) else {
                 continue;
             };
-            if (parent.kind, parent.object) == (row.kind, row.object) {
-                assert!(row.authority.is_within(parent.authority), "C1: {row:?} under {parent:?}");
+            let (own, above) = (&row.facts, &parent.facts);
+            if (above.kind, above.object) == (own.kind, own.object) {
+                assert!(own.authority.is_within(above.authority), "C1: {row:?} under {parent:?}");
             }
-            let until = |row: &TreeView| row.authority.caveats.expires_ms;
-            assert!(until(row) <= until(parent));
-            assert!(row.life != Life::Durable || parent.life == Life::Durable);
+            let until = |facts: &Facts| facts.authority.caveats.expires_ms;
+            assert!(until(own) <= until(above));
+            assert!(own.life != Life::Durable || above.life == Life::Durable);
         }
         for (slot, lineage, home) in &self.seen {
             let alive = self.forest.grant(*slot).is_some();
@@ -328,8 +329,8 @@ impl World {
         let counts = self.forest.counts();
         assert_eq!(counts.quarantined, self.quarantine.values().sum::<u32>(), "reused too early");
         assert_eq!(counts.used + counts.quarantined + counts.free, counts.capacity);
-        for tenant in self.forest.tenants() {
-            assert!(tenant.slots_used <= tenant.slot_quota, "{tenant:?}");
+        for (tenant, used) in self.forest.tenants() {
+            assert!(used <= tenant.slot_quota, "{tenant:?} uses {used}");
         }
     }
 
@@ -351,8 +352,8 @@ impl World {
                 assert!(parent.is_none_or(|parent| filled.contains(&parent)), "a child first");
                 assert!(filled.insert(slot));
             }
-            for tenant in next.tenants() {
-                assert!(tenant.slots_used <= tenant.slot_quota, "{tenant:?}");
+            for (tenant, used) in next.tenants() {
+                assert!(used <= tenant.slot_quota, "{tenant:?} uses {used}");
             }
         }
     }
@@ -362,7 +363,7 @@ impl World {
         for row in self.forest.tree(None, usize::MAX).0 {
             if row.parent.is_none() {
                 let slot = self.forest.slot_of(row.cap).expect("it is in the tree");
-                self.run(Command::Revoke { vat: row.vat, slot }).expect("a revocation");
+                self.run(Command::Revoke { vat: row.facts.vat, slot }).expect("a revocation");
             }
         }
         self.check();
@@ -373,7 +374,7 @@ impl World {
         self.run(Command::Release { token: self.token }).expect("a release");
         let counts = self.forest.counts();
         assert_eq!((counts.free, counts.tombstones), (CAPACITY, 0), "{counts:?}");
-        assert!(self.forest.tenants().iter().all(|tenant| tenant.slots_used == 0));
+        assert!(self.forest.tenants().iter().all(|(_, used)| *used == 0));
         assert!(self.table.is_empty());
     }
 }
@@ -561,7 +562,7 @@ fn an_object_made_in_a_session_outlives_it_but_not_its_quota() {
     world.run(Command::EndSession { vat: vat(0), session: SessionId(1) }).expect("an end");
     assert!(world.forest.grant(item.slot).is_some());
     assert_eq!(world.forest.objects(&vat(0)), vec![(ITEM, ObjectId(9), TenantId(1))]);
-    assert_eq!(item.holder, Holder::Key(HolderKey([1; 32])));
+    assert_eq!(item.facts.holder, Holder::Key(HolderKey([1; 32])));
     world.check_replay();
 }
 
@@ -671,7 +672,7 @@ fn what_the_operator_delegates_to_a_tenants_key_uses_that_tenants_resources_from
         session: SessionId(1),
     };
     let tenant_of = |applied: Applied| match applied.outcome {
-        Outcome::Granted(view) => view.tenant,
+        Outcome::Granted(view) => view.facts.tenant,
         other => panic!("{other:?}"),
     };
     let reds = world.run(redeem(0)).expect("red's own");
@@ -679,7 +680,7 @@ fn what_the_operator_delegates_to_a_tenants_key_uses_that_tenants_resources_from
     let blues = world.run(redeem(2)).expect("red delegates to blue");
     assert_eq!(tenant_of(blues), TenantId(1), "blue uses what is red's");
     let used =
-        world.forest.tenants().into_iter().find(|t| t.id == TenantId(1)).map(|t| t.slots_used);
+        world.forest.tenants().into_iter().find(|(t, _)| t.id == TenantId(1)).map(|(_, used)| used);
     // The world's own root, red's link and session, then blue's two links and session.
     assert_eq!(used, Some(6));
 }

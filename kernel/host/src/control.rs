@@ -134,13 +134,13 @@ impl control::Server for ControlServer {
     async fn tenants(self: Rc<Self>, _: TenantsParams, mut results: TenantsResults) -> Done {
         let tenants = self.kernel()?.forest.borrow().tenants();
         let mut list = results.get().init_tenants(tenants.len() as u32);
-        for (index, tenant) in tenants.iter().enumerate() {
+        for (index, (tenant, used)) in tenants.iter().enumerate() {
             let mut out = list.reborrow().get(index as u32);
             out.set_id(tenant.id.0);
             out.set_name(&tenant.name);
             out.set_holder(&tenant.holder.0);
             out.set_slot_quota(tenant.slot_quota);
-            out.set_slots_used(tenant.slots_used);
+            out.set_slots_used(*used);
         }
         Ok(())
     }
@@ -157,21 +157,22 @@ impl control::Server for ControlServer {
         let mut list = out.init_nodes(nodes.len() as u32);
         for (index, node) in nodes.iter().enumerate() {
             let mut out = list.reborrow().get(index as u32);
+            let facts = &node.facts;
             out.set_cap_id(node.cap.0);
             out.set_parent(node.parent.map_or(0, |parent| parent.0));
-            out.set_vat(node.vat.as_str());
-            out.set_kind(node.kind.0);
-            out.set_object(node.object.0);
-            out.set_rights(node.authority.rights.0);
-            write_caveats(node.authority.caveats, out.reborrow().init_caveats());
-            out.set_tenant(node.tenant.0);
-            if let Holder::Key(key) = &node.holder {
+            out.set_vat(facts.vat.as_str());
+            out.set_kind(facts.kind.0);
+            out.set_object(facts.object.0);
+            out.set_rights(facts.authority.rights.0);
+            write_caveats(facts.authority.caveats, out.reborrow().init_caveats());
+            out.set_tenant(facts.tenant.0);
+            if let Holder::Key(key) = &facts.holder {
                 out.set_holder(&key.0);
             }
-            if let Some(link) = &node.link {
+            if let Some(link) = &facts.link {
                 out.set_link(&link.0);
             }
-            out.set_durable(node.life == distos_core::Life::Durable);
+            out.set_durable(facts.life == distos_core::Life::Durable);
         }
         Ok(())
     }

@@ -354,16 +354,17 @@ fn slot(slot: capability_capnp::slot::Reader<'_>) -> SlotRef {
 }
 
 fn write_grant(grant: &GrantView, mut out: kernel_capnp::grant::Builder<'_>) {
+    let facts = &grant.facts;
     let mut slot = out.reborrow().init_slot();
     slot.set_index(grant.slot.index);
     slot.set_generation(grant.slot.generation.0);
     out.set_cap_id(grant.cap.0);
-    out.set_kind(grant.kind.0);
-    out.set_object(grant.object.0);
-    out.set_rights(grant.authority.rights.0);
-    write_caveats(grant.authority.caveats, out.reborrow().init_caveats());
-    out.set_tenant(grant.tenant.0);
-    if let Holder::Key(key) = &grant.holder {
+    out.set_kind(facts.kind.0);
+    out.set_object(facts.object.0);
+    out.set_rights(facts.authority.rights.0);
+    write_caveats(facts.authority.caveats, out.reborrow().init_caveats());
+    out.set_tenant(facts.tenant.0);
+    if let Holder::Key(key) = &facts.holder {
         out.set_holder(&key.0);
     }
     let mut lineage = out.init_lineage(grant.lineage.len() as u32);

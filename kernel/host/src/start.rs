@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use distos_abi::{Authority, CapId, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
-use distos_core::{Command, Forest, GrantView, Outcome};
+use distos_core::{Command, Facts, Forest, Outcome};
 use distos_rpc::boot::Protection;
 use distos_table::Table;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret};
@@ -254,12 +254,12 @@ async fn withdraw_roots(kernel: &Rc<Kernel>, plan: &Plan) -> Result<(), Fault> {
     let roots = kernel.forest.borrow().roots_of(TenantId::OPERATOR);
     for root in roots {
         let named = |grant: &&OperatorGrant| {
-            grant.vat == root.vat.as_str()
-                && grant.kind == root.kind.0
-                && Rights(grant.rights).contains(root.authority.rights)
+            grant.vat == root.facts.vat.as_str()
+                && grant.kind == root.facts.kind.0
+                && Rights(grant.rights).contains(root.facts.authority.rights)
         };
         if !plan.operator.iter().any(|grant| named(&grant)) {
-            kernel.revoke(Command::Revoke { vat: root.vat, slot: root.slot }).await?;
+            kernel.revoke(Command::Revoke { vat: root.facts.vat, slot: root.slot }).await?;
         }
     }
     Ok(())
@@ -275,9 +275,9 @@ async fn operator_chain(
     let kind = Kind(grant.kind);
     let authority = Authority { rights: Rights(grant.rights), caveats: Caveats::NONE };
     let roots = kernel.forest.borrow().roots_of(TenantId::OPERATOR);
-    let fits =
-        |root: &&GrantView| root.vat == vat && root.kind == kind && root.authority == authority;
-    let slot = match roots.iter().find(fits) {
+    let wanted = (&vat, kind, authority);
+    let fits = |facts: &Facts| (&facts.vat, facts.kind, facts.authority) == wanted;
+    let slot = match roots.iter().find(|root| fits(&root.facts)) {
         Some(root) => root.slot,
         None => {
             let (vat, tenant) = (vat.clone(), TenantId::OPERATOR);

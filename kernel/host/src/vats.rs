@@ -185,8 +185,8 @@ impl Vats {
         let plan = self.plan.templates.iter().find(|plan| plan.name == template);
         let plan = plan.ok_or_else(|| Fault::not_found(format!("template '{template}'")))?.clone();
         let tenants = self.kernel.forest.borrow().tenants();
-        let tenant_name = match tenants.into_iter().find(|t| t.id == tenant) {
-            Some(tenant) => tenant.name,
+        let tenant_name = match tenants.into_iter().find(|(t, _)| t.id == tenant) {
+            Some((tenant, _)) => tenant.name,
             None if tenant == TenantId::OPERATOR => "operator".to_owned(),
             None => return Err(Fault::not_found(format!("tenant {tenant}"))),
         };
@@ -517,7 +517,7 @@ impl Vats {
                 tenant,
             })
             .await?;
-        let Outcome::Granted(GrantView { slot, cap, kind, authority, tenant, .. }) = granted else {
+        let Outcome::Granted(GrantView { slot, cap, facts, .. }) = granted else {
             return Err(Fault::internal("an edge yields a grant"));
         };
         let (holder_socket, home_socket) = pair(SocketType::STREAM).map_err(Fault::internal)?;
@@ -536,9 +536,9 @@ impl Vats {
                 slot_index: slot.index,
                 slot_generation: slot.generation.0,
                 cap_id: cap.0,
-                kind: kind.0,
-                rights: authority.rights.0,
-                tenant: tenant.0,
+                kind: facts.kind.0,
+                rights: facts.authority.rights.0,
+                tenant: facts.tenant.0,
             }),
         };
         if holder_starts {
