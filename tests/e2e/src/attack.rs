@@ -117,7 +117,8 @@ impl Attack {
         }
     }
 
-    /// The command, its exit code, and words of the fault that it has to tell.
+    /// The command, its exit code, and words of the fault that it has to tell. `N` is another number
+    /// for each of those that run at one time.
     fn command(self) -> (&'static str, i32, &'static str) {
         match self {
             Attack::SecondUp => ("up ../image.toml", 17, "is running in"),
@@ -127,7 +128,7 @@ impl Attack {
             Attack::Loop => ("run loop.wasm --input input --as red.cap --wall 1s", 20, "time"),
             Attack::Allocate => ("run grow.wasm --input input --as red.cap", 20, "memory"),
             Attack::Print => ("run print.wasm --input input --as red.cap", 20, "output"),
-            Attack::FullDisk => ("region put large large --as red.cap", 17, "full"),
+            Attack::FullDisk => ("region put large-N large --as red.cap", 17, "full"),
             other => panic!("{} is no command", other.name()),
         }
     }
@@ -358,9 +359,9 @@ impl Red {
             tries: AtomicU64::new(0),
             unclear: Mutex::default(),
         });
-        let threads = (0..COMMANDS).map(|_| {
+        let threads = (0..COMMANDS).map(|number| {
             let shared = shared.clone();
-            std::thread::spawn(move || shared.repeat())
+            std::thread::spawn(move || shared.repeat(number))
         });
         let threads = threads.collect();
         Red::Commands { shared, threads }
@@ -395,10 +396,11 @@ impl Red {
 }
 
 impl Commands {
-    fn repeat(&self) {
+    fn repeat(&self, number: usize) {
+        let args = self.args.replace('N', &number.to_string());
         while !self.stop.load(Ordering::Relaxed) {
             let mut command = Command::new(distos());
-            command.args(self.args.split(' ')).current_dir(&self.work);
+            command.args(args.split(' ')).current_dir(&self.work);
             command.env("DISTOS_NODE", &self.node);
             let output = run(command, b"", COMMAND_TIMEOUT);
             if !self.is_clear(&output) {

@@ -69,7 +69,19 @@ pub(super) async fn up(context: &Context, args: UpArgs) -> Result<Report, Stop> 
     if args.detach {
         return detach(context, &args.booting).await;
     }
-    let mut node = Node::start(&args.booting, context.node())?;
+    let ended = stay(context, &args.booting).await;
+    // Of what goes wrong in the kernel's process, the kernel tells itself. Standard error alone
+    // would not do: a detached node's is a file, on a disk that may be full.
+    if let Err(Stop::Fault(fault)) = &ended
+        && context.json
+    {
+        tell(&json!({ "event": "failed", "why": fault.to_string() }), true);
+    }
+    ended
+}
+
+async fn stay(context: &Context, booting: &Booting) -> Result<Report, Stop> {
+    let mut node = Node::start(booting, context.node())?;
     let json = context.json;
     tell(node.image(), json);
     if !json {
