@@ -125,6 +125,9 @@ impl Kernel {
                 let recorded = self.record(&applied, true);
                 Box::pin(async move {
                     let recorded = recorded.await;
+                    // A parent's record is durable before its child's, but who waits for it may
+                    // hear of that later. Until the parent shows, the child would look revoked.
+                    kernel.until_published(&applied.table).await;
                     let shown = recorded.and_then(|()| kernel.publish_live(&applied.table));
                     kernel.unpublished.borrow_mut().retain(|slot| !slots.contains(slot));
                     kernel.published.notify_waiters();
@@ -191,10 +194,15 @@ impl Kernel {
         }
     }
 
+    /// Whether one of `ops` hangs from a capability that does not show yet and that is not itself
+    /// among them.
     fn waits_for_parent(&self, ops: &[TableOp]) -> bool {
         let unpublished = self.unpublished.borrow();
+        let own = |slot: &SlotRef| ops.iter().filter_map(published).any(|op| op == *slot);
         ops.iter().any(|op| match op {
-            TableOp::Publish { parent: Some(parent), .. } => unpublished.contains(parent),
+            TableOp::Publish { parent: Some(parent), .. } => {
+                unpublished.contains(parent) && !own(parent)
+            }
             _ => false,
         })
     }
@@ -453,6 +461,51 @@ mod tests {
             let Outcome::Granted(derived) = derived.unwrap() else { panic!("no grant") };
             assert!(view.alive(derived.slot), "the parent is in the table, and so the child lives");
         });
+    }
+
+    /// Else whoever is granted something below a capability that is just being made is told now and
+    /// then, on a busy machine, that it was revoked.
+    #[test]
+    fn what_hangs_from_a_capability_that_is_being_made_is_alive_when_it_is_granted() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // A task among the others, as the kernel's callers are: nobody else runs in between.
+        let body = async {
+            let dir = tempfile::tempdir().unwrap();
+            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
+            let (table, fd) = Table::create(256).unwrap();
+            let view = distos_table::View::map(&fd).unwrap();
+            let secret = HolderSecret::from_seed([1; 32]);
+            let kernel = Rc::new(Kernel::new(Forest::new(1, 256), table, journal, secret));
+            let vat = VatName::new("memory").unwrap();
+            let authority = distos_abi::Authority::FULL;
+            let tenant = TenantId::OPERATOR;
+            for round in 1..=20 {
+                let holder = HolderKey([round; 32]);
+                let kind = distos_abi::Kind(u16::from(round));
+                let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
+                let mut root = Box::pin(kernel.apply(root));
+                assert!(futures::poll!(root.as_mut()).is_pending(), "it waits for the disk");
+                // Its task begins to wait, so that it is woken from the journal's thread.
+                tokio::task::yield_now().await;
+                let roots = kernel.forest.borrow().roots_of(tenant);
+                let parent = roots.iter().find(|grant| grant.facts.kind == kind).unwrap().slot;
+                let object = distos_abi::ObjectId(1);
+                let kind = distos_abi::Kind(1000);
+                let (parent, session) = (Some(parent), None);
+                let mint =
+                    Command::Mint { vat: vat.clone(), parent, kind, object, authority, session };
+                let mut minted = Box::pin(kernel.apply(mint));
+                assert!(futures::poll!(minted.as_mut()).is_pending(), "it waits for the disk");
+                // As where others have the processor: both records are durable when this goes on.
+                std::thread::sleep(Duration::from_millis(20));
+                let Outcome::Granted(minted) = minted.await.unwrap() else { panic!("no grant") };
+                assert!(view.alive(minted.slot), "round {round}: it was granted and is dead");
+                root.await.unwrap();
+            }
+        };
+        tokio::task::LocalSet::new()
+            .block_on(&runtime, async { tokio::task::spawn_local(body).await })
+            .unwrap();
     }
 
     /// Else a power failure brings back what the second of two was told is revoked.
