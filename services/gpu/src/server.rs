@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
@@ -17,7 +17,7 @@ use distos_types::kind;
 use futures::future::LocalBoxFuture;
 
 use crate::nvml::{LIBRARY, Machine};
-use crate::state::{Ended, Fleet, Gpu};
+use crate::state::{Clock, Ended, Fleet, Gpu};
 
 /// How often leases are checked and GPUs looked at: the bound within which a revoked lease ends.
 const TICK: Duration = Duration::from_secs(1);
@@ -51,13 +51,18 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     }
     let now_ms = vat.now_ms();
     let fleet = Fleet::new(machine.gpus.len() as u32, idle_mib << 20, now_ms);
+    // No number is used twice, not even by a restarted service, whatever its clock says.
+    let mut first = [0; 8];
+    getrandom::fill(&mut first).map_err(Fault::internal)?;
+    let first = (u64::from_le_bytes(first) >> 1).max(1);
     let service = Rc::new(GpuService {
         vat,
         machine: Arc::new(machine),
         fleet: RefCell::new(fleet),
         held: RefCell::default(),
-        // No number is used twice, not even by a restarted service.
-        next_lease: Cell::new(now_ms << 16),
+        next_lease: Cell::new(first),
+        clock: Cell::new(Clock::new(now_ms)),
+        started: Instant::now(),
     });
     if !service.machine.gpus.is_empty() {
         tokio::task::spawn_local(service.clone().keep());
@@ -72,14 +77,24 @@ struct GpuService {
     /// The capability behind each lease.
     held: RefCell<BTreeMap<ObjectId, Facet>>,
     next_lease: Cell<u64>,
+    clock: Cell<Clock>,
+    started: Instant,
 }
 
 impl GpuService {
+    /// The time by which leases end.
+    fn now_ms(&self) -> u64 {
+        let mut clock = self.clock.get();
+        let now_ms = clock.now_ms(self.vat.now_ms(), self.started.elapsed().as_millis() as u64);
+        self.clock.set(clock);
+        now_ms
+    }
+
     /// Ends leases whose time is over or whose capability is, and looks at GPUs that are to be
     /// cleaned, until the vat ends.
     async fn keep(self: Rc<Self>) {
         loop {
-            let now_ms = self.vat.now_ms();
+            let now_ms = self.now_ms();
             let mut ended = self.fleet.borrow_mut().expire(now_ms);
             ended.extend(self.revoked(now_ms));
             for lease in ended {
@@ -118,7 +133,7 @@ impl GpuService {
         let reading = tokio::task::spawn_blocking(move || machine.read(index))
             .await
             .unwrap_or_else(|e| Err(e.to_string()));
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         let changed = self.fleet.borrow_mut().looked(index, reading, now_ms).cloned();
         match changed {
             Some(Gpu::Clean) => {
@@ -137,26 +152,27 @@ impl GpuService {
     }
 
     /// Lends a GPU: first in the state, then as a capability. If the capability cannot be made,
-    /// the GPU goes back through cleaning.
+    /// the GPU goes back through cleaning. To be run to its end: a lease whose capability is not among
+    /// those that are held would not end when that is revoked.
     async fn acquire(&self, facet: &Facet, index: u32, ttl_ms: u32) -> Result<Facet, Fault> {
         if self.vat.draining() {
             return Err(Fault::unavailable(60_000, "the node is draining"));
         }
         let lease = ObjectId(self.next_lease.replace(self.next_lease.get() + 1));
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         facet.commit(Rights::LEASE, WHOLE, || {
             self.fleet.borrow_mut().acquire(index, lease, facet.tenant(), ttl_ms, now_ms)
         })??;
         let wanted = Authority { rights: Rights::LEASE, caveats: Caveats::NONE };
         match facet.mint(kind::LEASE, lease, wanted).await {
-            Ok(minted) if self.fleet.borrow().holds(lease, self.vat.now_ms()) => {
+            Ok(minted) if self.fleet.borrow().holds(lease, self.now_ms()) => {
                 self.held.borrow_mut().insert(lease, minted.clone());
                 let detail = format!("GPU {index}: leased");
                 self.report(facet.tenant(), minted.cap_id(), detail);
                 Ok(minted)
             }
             minted => {
-                let ended = self.fleet.borrow_mut().end(lease, self.vat.now_ms());
+                let ended = self.fleet.borrow_mut().end(lease, self.now_ms());
                 let fault = minted.err().unwrap_or(Fault::Revoked);
                 if let Some(ended) = ended {
                     self.finish(ended, "the lease could not be handed out").await;
@@ -198,7 +214,7 @@ impl Service for GpuService {
             kind::GPUS if lease == ObjectId::ROOT => {
                 Ok(GpusServer { gpus: self, facet }.into_hook())
             }
-            kind::LEASE if self.fleet.borrow().holds(lease, self.vat.now_ms()) => {
+            kind::LEASE if self.fleet.borrow().holds(lease, self.now_ms()) => {
                 Ok(LeaseServer { gpus: self, facet }.into_hook())
             }
             _ => Err(Fault::not_found("the GPU service has no such object")),
@@ -264,7 +280,11 @@ impl gpus::Server for GpusServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LEASE).map_err(fail)?;
         let (index, ttl_ms) = params.get().map(|p| (p.get_index(), p.get_ttl_ms()))?;
-        let minted = self.gpus.acquire(&self.facet, index, ttl_ms).await.map_err(fail)?;
+        // A caller that gives up must not leave it half done.
+        let this = self.clone();
+        let acquire = async move { this.gpus.acquire(&this.facet, index, ttl_ms).await };
+        let minted = tokio::task::spawn_local(acquire).await.map_err(Fault::internal);
+        let minted = minted.and_then(|minted| minted).map_err(fail)?;
         let hook = LeaseServer { gpus: self.gpus.clone(), facet: minted }.into_hook();
         let mut reply = self.facet.reply(&mut results);
         reply.set_lease(lease::Client::new(hook));
@@ -307,7 +327,7 @@ impl lease::Server for LeaseServer {
             return Err(fail(Fault::unavailable(60_000, "the node is draining")));
         }
         let ttl_ms = params.get()?.get_ttl_ms();
-        let now_ms = self.gpus.vat.now_ms();
+        let now_ms = self.gpus.now_ms();
         let renew = || self.gpus.fleet.borrow_mut().renew(self.facet.object(), ttl_ms, now_ms);
         let renewed = self.facet.commit(Rights::LEASE, WHOLE, renew);
         let until_ms = renewed.and_then(|until_ms| until_ms).map_err(fail)?;
@@ -321,7 +341,7 @@ impl lease::Server for LeaseServer {
         _: lease::ReleaseResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LEASE).map_err(fail)?;
-        let now_ms = self.gpus.vat.now_ms();
+        let now_ms = self.gpus.now_ms();
         let end = || self.gpus.fleet.borrow_mut().end(self.facet.object(), now_ms);
         let ended = self.facet.commit(Rights::LEASE, WHOLE, end).map_err(fail)?;
         // The capability is dead after this, so the empty reply is not made in its name.

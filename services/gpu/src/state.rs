@@ -18,6 +18,28 @@ pub(crate) const CLEANING_MS: u64 = 10_000;
 /// Memory in use may be this much above what it was when the GPU was first seen idle.
 const SLACK_BYTES: u64 = 32 * 1024 * 1024;
 
+/// A time that goes on at least as fast as both of the machine's clocks, and never back: what ends at
+/// one of its moments ends no later because somebody put the wall clock back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    /// The wall clock's lead over the monotonic one, at its largest.
+    lead_ms: u64,
+}
+
+impl Clock {
+    /// A clock that begins at `unix_ms`, when the monotonic clock stands at zero.
+    pub(crate) fn new(unix_ms: u64) -> Clock {
+        Clock { lead_ms: unix_ms }
+    }
+
+    /// The time, in milliseconds, when the wall clock shows `unix_ms` and the monotonic one
+    /// `mono_ms`. A wall clock that is put forward takes this one with it, for good.
+    pub(crate) fn now_ms(&mut self, unix_ms: u64, mono_ms: u64) -> u64 {
+        self.lead_ms = self.lead_ms.max(unix_ms.saturating_sub(mono_ms));
+        self.lead_ms.saturating_add(mono_ms)
+    }
+}
+
 /// What one look at a GPU showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reading {
@@ -220,6 +242,20 @@ mod tests {
         let mut fleet = Fleet::new(1, 600 * MIB, 0);
         assert_eq!(fleet.looked(0, IDLE, 1), Some(&Gpu::Clean));
         fleet
+    }
+
+    /// Else red keeps a GPU for as long as the clock was put back by.
+    #[test]
+    fn a_lease_ends_in_time_though_the_wall_clock_is_put_back_or_forward() {
+        let mut clock = Clock::new(10_000_000);
+        assert_eq!(clock.now_ms(10_000_000, 0), 10_000_000);
+        let until_ms = 10_000_000 + MAX_LEASE_MS;
+        let hour_ms = 3_600_000;
+        assert!(clock.now_ms(10_000_000 - hour_ms, MAX_LEASE_MS) >= until_ms, "put back");
+        assert!(clock.now_ms(10_000_000 + hour_ms, MAX_LEASE_MS + 1) >= until_ms, "put forward");
+        let later = clock.now_ms(10_000_000, MAX_LEASE_MS + 1);
+        let renewed = later + MAX_LEASE_MS;
+        assert!(clock.now_ms(0, 2 * MAX_LEASE_MS + 1) >= renewed, "put forward and back");
     }
 
     #[test]
