@@ -13,7 +13,7 @@ use crate::{
     Outcome, Reason, Record, RevokeRecord, TableOp, TenantRecord,
 };
 
-/// By how much a tombstone's time must grow to be worth another record: a day.
+/// How much longer than was asked an unredeemed link is remembered: a day.
 const EXTENSION_MS: u64 = 24 * 3600 * 1000;
 /// What instances of templates that serve the operator are called after.
 const OPERATOR_NAME: &str = "operator";
@@ -370,8 +370,10 @@ impl Forest {
             let facts = &self.node(under).facts;
             self.within_quota(facts.tenant, &facts.holder, 1)?;
         }
-        // Each call may cost a record, so that only a real extension makes one.
-        if known.is_none_or(|until| until.saturating_add(EXTENSION_MS) < expires_ms) {
+        if known.is_none_or(|until| until < expires_ms) {
+            // Each call may cost a record. Remembered for longer than was asked, it is not recorded
+            // again whenever somebody asks for a little more.
+            let expires_ms = expires_ms.saturating_add(EXTENSION_MS);
             self.entomb(under, link, expires_ms);
             applied.records.push(Record::Tombstone {
                 under: self.node(under).cap,

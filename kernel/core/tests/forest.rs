@@ -717,6 +717,24 @@ fn a_delegatee_cannot_use_up_the_slots_that_its_delegator_needs_to_revoke() {
     assert_eq!(ended, Outcome::Revoked { descendants: 1 + taken as u64 });
 }
 
+/// Else whoever holds the capability as well could let a delegation come back that its delegator was
+/// told is revoked.
+#[test]
+fn a_link_stays_refused_for_as_long_as_was_asked_for_though_somebody_asked_for_less_before() {
+    const HOUR_MS: u64 = 3600 * 1000;
+    let (mut world, session, root_cap) = redeemed();
+    let links = chain(root_cap, 2);
+    let end_ms = world.now + 240 * HOUR_MS;
+    for expires_ms in [end_ms - 20 * HOUR_MS, end_ms] {
+        let (vat, under, link) = (vat(0), session, links[1].hash);
+        world.run(Command::RevokeLink { vat, under, link, expires_ms }).expect("a tombstone");
+    }
+    world.now = end_ms - 1;
+    world.run(Command::Sweep { max: 9 }).expect("a sweep");
+    let redeem = Command::Redeem { vat: vat(0), root_cap, links, session: SessionId(2) };
+    assert_eq!(world.run(redeem), Err(Fault::Revoked));
+}
+
 #[test]
 fn asking_again_and_again_to_refuse_a_link_writes_no_records() {
     let (mut forest, root) = with_one_tenant();

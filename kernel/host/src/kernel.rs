@@ -109,7 +109,15 @@ impl Kernel {
     /// one does whose client hangs up, must not leave a command half done.
     pub(crate) async fn apply(self: &Rc<Self>, command: Command) -> Result<Outcome, Fault> {
         self.admit(&command)?;
-        let applied = self.forest.borrow_mut().apply(command, now_ms())?;
+        let ends = matches!(command, Command::Revoke { .. } | Command::RevokeLink { .. });
+        let decided = self.forest.borrow_mut().apply(command, now_ms());
+        if ends && decided == Err(Fault::Revoked) {
+            // Somebody else ended it. Whoever asks for its end is told of it only when it is so: no
+            // use is under way any more (C2), and a crash does not bring it back.
+            self.quiesce(self.guards()).await;
+            self.journal.sync().await.map_err(|e| fence(&e))?;
+        }
+        let applied = decided?;
         let Applied { outcome, table, order, .. } = &applied;
         let outcome = outcome.clone();
         if *order == Order::Lazy && !self.waits_for_parent(table) {
@@ -506,6 +514,46 @@ mod tests {
         tokio::task::LocalSet::new()
             .block_on(&runtime, async { tokio::task::spawn_local(body).await })
             .unwrap();
+    }
+
+    /// Else the second of two sessions that end the same capability believes that nothing has an
+    /// effect any more while a use of it still goes on.
+    #[test]
+    fn who_revokes_what_is_dead_already_waits_for_the_uses_that_had_begun() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
+            let (table, _) = Table::create(64).unwrap();
+            let secret = HolderSecret::from_seed([1; 32]);
+            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
+            let vat = VatName::new("memory").unwrap();
+            let authority = distos_abi::Authority::FULL;
+            let (kind, holder, tenant) =
+                (distos_abi::Kind(1), HolderKey([2; 32]), TenantId::OPERATOR);
+            let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
+            kernel.apply(root).await.unwrap();
+            let slot = kernel.forest.borrow().roots_of(tenant)[0].slot;
+            let page = distos_table::GuardPage::create(1).unwrap();
+            let guards = GuardWatch::map(&page).unwrap();
+            let kill = Box::new(|| ());
+            kernel.watch(Rc::new(Watched { name: vat.clone(), guards, kill }));
+            let page = distos_table::GuardPage::map(&page).unwrap();
+
+            let under_way = page.enter();
+            let revoke = Command::Revoke { vat, slot };
+            let mut first = Box::pin(kernel.apply(revoke.clone()));
+            assert!(futures::poll!(first.as_mut()).is_pending());
+            let mut second = Box::pin(kernel.apply(revoke));
+            for _ in 0..20 {
+                let told = futures::poll!(second.as_mut());
+                assert!(told.is_pending(), "{told:?} while a use is under way");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(under_way);
+            first.await.unwrap();
+            assert_eq!(second.await, Err(Fault::Revoked));
+        });
     }
 
     /// Else a power failure brings back what the second of two was told is revoked.
