@@ -50,7 +50,7 @@ run: setup wasm ## Boots a node and does the main job; INPUT=path for your own d
 
 # Cheap checks first: what takes a second fails in a second.
 .PHONY: test
-test: setup fmt-check conformance lint unit ## The whole test suite
+test: setup fmt-check conformance lint unit specs-quick loom ## The whole test suite
 
 .PHONY: fmt
 fmt: ## Formats the code
@@ -68,10 +68,10 @@ conformance: setup ## Arrows between rooms, size of the kernel, unsafe code, doc
 lint: setup ## Clippy, with warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-# End-to-end tests start the `distos` binary, the WASI program and the examples of clients, so all
-# are built first.
+# End-to-end tests start the `distos` binary, the WASI program, the examples of clients and the model
+# checker, so all are there first.
 .PHONY: unit
-unit: setup wasm foreign ## Every test of the workspace, from unit to end-to-end
+unit: setup wasm foreign tlc ## Every test of the workspace, from unit to end-to-end
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked --doc --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
@@ -79,6 +79,28 @@ unit: setup wasm foreign ## Every test of the workspace, from unit to end-to-end
 	else \
 	  set -x; $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi
+
+.PHONY: tlc
+tlc: setup
+	@specs/setup.sh
+
+# Small bounds of every model, and the forest's code beside its model: the part of `make specs` that
+# is part of `make test`.
+.PHONY: specs-quick
+specs-quick: tlc
+	$(CARGO) build --workspace --locked
+	target/debug/distos-specs --quick
+
+.PHONY: specs
+specs: tlc loom ## Checks all specifications with their mutants, and the code beside its model; ONLY=name for one
+	$(CARGO) build --workspace --locked
+	target/debug/distos-specs $(addprefix --only ,$(ONLY))
+	$(CARGO) test --workspace --locked --quiet --test traces
+
+# A target directory of its own, because the flag rebuilds everything.
+.PHONY: loom
+loom: ## Explores the schedules of the capability table and the guards
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --quiet -p distos-table --test loom --target-dir target/loom
 
 .PHONY: crash
 crash: setup ## Cuts the stores' writes everywhere; RUNS=20 for so many runs, SEED=7 for the first

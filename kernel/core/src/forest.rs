@@ -50,7 +50,7 @@ pub(crate) struct Node {
     /// Killed itself. A node is live if neither it nor an ancestor is dead.
     pub(crate) dead: bool,
     /// Whether its tenant still pays for it; a tombstone that it left may have taken that over.
-    charged: bool,
+    pub(crate) charged: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -11,6 +11,8 @@
 
 mod durable;
 mod forest;
+#[cfg(feature = "inspect")]
+pub mod inspect;
 mod model;
 mod rules;
 mod view;

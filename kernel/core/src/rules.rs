@@ -25,6 +25,8 @@ impl Forest {
         self.floor_ms = self.floor_ms.max(now_ms);
         match command {
             Command::Boot { image_hash } => {
+                // Forgetting leaves no record, so the journal has brought back what was forgotten.
+                self.forget_late();
                 let record = Record::Boot { epoch: self.epoch, image_hash };
                 Ok(done(vec![record], Order::RecordFirst))
             }
@@ -144,6 +146,12 @@ impl Forest {
             return Ok(self.granted(&[at], Order::Lazy));
         }
         let durable = self.durable_at(through);
+        // It will hang from that one, and what hangs from a capability to the same object is derived.
+        if durable
+            .is_some_and(|d| (self.node(d).facts.kind, self.node(d).facts.object) == (kind, object))
+        {
+            return Err(Fault::malformed("a capability to the same object is derived, not minted"));
+        }
         // A session's capability with smaller quotas than the durable one above it would let the
         // new object escape them, since the object outlives the session (C1).
         if durable.is_some_and(|d| limits(self.node(d).facts.authority) != limits(own.authority)) {

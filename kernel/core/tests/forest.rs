@@ -566,6 +566,29 @@ fn an_object_made_in_a_session_outlives_it_but_not_its_quota() {
     world.check_replay();
 }
 
+/// Else a vat could give a holder more of an object than its capability to it allows, by way of
+/// another object (C1).
+#[test]
+fn nothing_is_minted_below_a_capability_to_the_same_object_by_a_detour() {
+    let (mut world, session, _) = redeemed();
+    let mint = |parent, object, session| Command::Mint {
+        vat: vat(0),
+        parent: Some(parent),
+        kind: ITEM,
+        object: ObjectId(object),
+        authority: Authority::FULL,
+        session,
+    };
+    let mut granted = |command| match world.run(command).map(|applied| applied.outcome) {
+        Ok(Outcome::Granted(grant)) => Ok(grant.slot),
+        Ok(other) => panic!("{other:?}"),
+        Err(fault) => Err(fault),
+    };
+    let item = granted(mint(session, 5, None)).expect("an object");
+    let other = granted(mint(item, 6, Some(SessionId(1)))).expect("another");
+    assert!(matches!(granted(mint(other, 5, None)), Err(Fault::Malformed(_))));
+}
+
 /// Otherwise a tenant that revokes what it has passed on could pass on nothing more for half a
 /// minute.
 #[test]

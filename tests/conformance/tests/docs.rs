@@ -44,8 +44,13 @@ fn dead(folder: &Path, link: &str) -> Option<String> {
         return Some(format!("{link}: there is no such file"));
     }
     let is_rust = path.extension().is_some_and(|e| e == "rs");
-    let has_test = || read(&path).contains(&format!("fn {fragment}("));
-    (is_rust && !fragment.is_empty() && !has_test())
+    let is_model = path.extension().is_some_and(|e| e == "tla");
+    let has = |text: &str| read(&path).contains(text);
+    if is_model && !fragment.is_empty() && !has(&format!("\n{fragment} ==")) {
+        // A property with an argument is one too.
+        return (!has(&format!("\n{fragment}("))).then(|| format!("{link}: no such property"));
+    }
+    (is_rust && !fragment.is_empty() && !has(&format!("fn {fragment}(")))
         .then(|| format!("{link}: the file has no such test"))
 }
 
