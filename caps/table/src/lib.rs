@@ -36,12 +36,33 @@
 //! generation stands, so both read the same words.
 //!
 //! The argument is about one machine's coherent memory; nothing here orders disk or network.
+//! `tests/loom.rs` explores it on this crate's own source, and shows which counterexample there is
+//! without a fence or with its steps in another order.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod guard;
 mod map;
+#[cfg(loom)]
+pub mod modelled;
 mod table;
+
+/// Where atomics, fences and waiting come from: the machine, or loom, which explores what the rest
+/// of this crate does with them (`tests/loom.rs`).
+mod sync {
+    #[cfg(not(loom))]
+    pub(crate) use std::sync::atomic::{AtomicU64, fence};
+    #[cfg(not(loom))]
+    pub(crate) use std::thread::yield_now;
+
+    #[cfg(loom)]
+    pub(crate) use loom::sync::atomic::AtomicU64;
+    #[cfg(loom)]
+    pub(crate) use loom::thread::yield_now;
+
+    #[cfg(loom)]
+    pub(crate) use crate::modelled::fence;
+}
 
 pub use guard::{Guard, GuardPage, GuardWatch, MAX_CELLS, Snapshot};
 pub use table::{Ancestry, Table, View};

@@ -5,21 +5,29 @@
 //! ever exists: each access is an atomic one of a whole aligned word.
 #![allow(unsafe_code)]
 
+#[cfg(not(loom))]
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use rustix::mm::{MapFlags, ProtFlags};
+#[cfg(not(loom))]
+use rustix::mm::MapFlags;
+use rustix::mm::ProtFlags;
+
+use crate::sync::{AtomicU64, fence};
 
 /// Bytes in the unit of access.
 pub(crate) const WORD: usize = size_of::<u64>();
 
 /// One mapping, unmapped when dropped.
 struct Mapping {
-    base: NonNull<u64>,
+    base: NonNull<AtomicU64>,
     len: usize,
+    /// Under loom a word is an object of the checker's, and these are what `base` points to.
+    #[cfg(loom)]
+    _words: std::sync::Arc<[AtomicU64]>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread, and it is only ever reached through
@@ -29,16 +37,24 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    #[cfg(not(loom))]
     fn new(fd: BorrowedFd<'_>, len: usize, prot: ProtFlags) -> io::Result<Mapping> {
         // SAFETY: the address is chosen by the operating system, so no memory in use is replaced.
         let base =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
-        let base = NonNull::new(base.cast::<u64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let base = NonNull::new(base.cast::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Mapping { base, len })
     }
 
+    #[cfg(loom)]
+    fn new(fd: BorrowedFd<'_>, len: usize, _: ProtFlags) -> io::Result<Mapping> {
+        let words = crate::modelled::words(fd, len / WORD)?;
+        let base = NonNull::from(&*words).cast::<AtomicU64>();
+        Ok(Mapping { base, len, _words: words })
+    }
+
     /// The word at `offset` bytes, which is a multiple of [`WORD`] within the mapping.
-    fn word(&self, offset: usize) -> NonNull<u64> {
+    fn word(&self, offset: usize) -> NonNull<AtomicU64> {
         // One comparison, as every check of a capability passes here several times.
         if !offset.is_multiple_of(WORD) || offset / WORD >= self.len / WORD {
             outside(offset, self.len);
@@ -55,6 +71,7 @@ fn outside(offset: usize, len: usize) -> ! {
     panic!("word {offset} is not in a mapping of {len} bytes")
 }
 
+#[cfg(not(loom))]
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `base` and `len` are what mmap returned and got, and every reference into the
@@ -76,7 +93,7 @@ impl ReadMapping {
     pub(crate) fn load_relaxed(&self, offset: usize) -> u64 {
         // SAFETY: the word is mapped, aligned and only ever accessed atomically. A relaxed load of
         // at most 8 bytes is what std::sync::atomic documents as sound on read-only memory.
-        unsafe { AtomicU64::from_ptr(self.0.word(offset).as_ptr()) }.load(Ordering::Relaxed)
+        unsafe { self.0.word(offset).as_ref() }.load(Ordering::Relaxed)
     }
 
     /// The word at `offset` bytes; what was written before a release store of it is seen by
@@ -123,7 +140,7 @@ impl ReadMapping {
             // SAFETY: `at` is below `within` by construction, and `within` is no larger than this
             // mapping, as was just checked; the word is mapped, aligned and only ever accessed
             // atomically, and the load is one that is sound on read-only memory (`load_relaxed`).
-            let word = unsafe { AtomicU64::from_ptr(self.0.base.add(*at).as_ptr()) };
+            let word = unsafe { self.0.base.add(*at).as_ref() };
             differs |= word.load(Ordering::Relaxed) ^ content;
         }
         fence(Ordering::Acquire);
@@ -144,11 +161,11 @@ impl WriteMapping {
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: the word is mapped for writing, aligned, only ever accessed atomically, and
         // stays mapped as long as the returned reference borrows `self`.
-        unsafe { AtomicU64::from_ptr(self.0.word(offset).as_ptr()) }
+        unsafe { self.0.word(offset).as_ref() }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::os::fd::AsFd;
 

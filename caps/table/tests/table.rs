@@ -1,4 +1,5 @@
 //! What the capability table and the guards promise to the kernel and to vats.
+#![cfg(not(loom))]
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
