@@ -29,8 +29,10 @@ const DEATH: Duration = Duration::from_secs(10);
 const INCREASES_PER_S: u32 = 1000;
 /// The same for restoring while the journal is full.
 const RESERVED_PER_S: u32 = 4;
-/// Dead slots taken back at a time.
-const RECLAIM_BATCH: u32 = 1024;
+/// Capabilities whose time is over that are ended at a time.
+const SWEEP_BATCH: u32 = 1024;
+/// Dead slots taken back at a time: a tenth of a millisecond, for which others wait.
+const RECLAIM_BATCH: u32 = 128;
 
 /// The guards of one running vat, and the way to end it.
 pub(crate) struct Watched {
@@ -269,7 +271,7 @@ impl Kernel {
     /// Ends what has expired and takes back dead slots, in bounded batches, for ever.
     pub(crate) async fn housekeep(self: Rc<Self>) {
         loop {
-            let sweep = Command::Sweep { max: RECLAIM_BATCH };
+            let sweep = Command::Sweep { max: SWEEP_BATCH };
             if let Err(fault) = self.apply(sweep).await {
                 tracing::warn!(%fault, "expired capabilities could not be swept");
             }

@@ -11,10 +11,12 @@
 //! **Authority it refuses.** A program gets stdin, stdout, stderr and its arguments. It has no
 //! file, no socket, no environment, no real clock and no true randomness (see `sandbox.rs`), and it
 //! ends at its fuel, time, memory or output limit (S2). Nothing of a task is left for the next
-//! one: each has its own store and memory.
+//! one: each has its own store and memory. Compiled programs are kept for the tenant's next jobs;
+//! they hold no task's state.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod cache;
 mod engine;
 mod feed;
 mod program;

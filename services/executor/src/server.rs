@@ -17,6 +17,7 @@ use distos_types::kind;
 use futures::future::LocalBoxFuture;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
+use crate::cache::Programs;
 use crate::engine::{Engine, Program};
 use crate::feed;
 use crate::program::MAX_MODULE_BYTES;
@@ -46,6 +47,7 @@ pub(crate) struct Executor {
     loading: Cell<usize>,
     /// One module is compiled at a time: the compiler's memory is the executor's largest.
     compiler: Semaphore,
+    programs: RefCell<Programs<Program>>,
     workers: Semaphore,
     waiting: Cell<usize>,
     running: Cell<usize>,
@@ -86,6 +88,7 @@ impl Executor {
             jobs: RefCell::default(),
             loading: Cell::new(0),
             compiler: Semaphore::new(1),
+            programs: RefCell::new(Programs::new()),
             workers: Semaphore::new(workers),
             waiting: Cell::new(0),
             running: Cell::new(0),
@@ -112,13 +115,24 @@ impl Executor {
         // Gifts wait for half a minute only, so they are taken before the compiler starts.
         let input = self.withdraw(input).await?;
         let output = self.withdraw(output).await?;
-        let _turn = self.compiler.acquire().await.map_err(Fault::internal)?;
-        let engine = Arc::clone(&self.engine);
-        let program = blocking(move || engine.compile(&module)).await?;
+        let program = self.program(module).await?;
         let (ended, _) = watch::channel(false);
         let loaded = Rc::new(Job { program, input, output, ended });
         self.jobs.borrow_mut().insert(job, loaded);
         Ok(())
+    }
+
+    /// A module's program: compiled, or kept from an earlier job of this tenant's.
+    async fn program(&self, module: Vec<u8>) -> Result<Program, Fault> {
+        let hash = *blake3::hash(&module).as_bytes();
+        let _turn = self.compiler.acquire().await.map_err(Fault::internal)?;
+        if let Some(program) = self.programs.borrow_mut().find(&hash) {
+            return Ok(program);
+        }
+        let (engine, bytes) = (Arc::clone(&self.engine), module.len());
+        let program = blocking(move || engine.compile(&module)).await?;
+        self.programs.borrow_mut().keep(hash, bytes, program.clone());
+        Ok(program)
     }
 
     /// Takes a gift over this executor's own edge, so that no client stands in between.
