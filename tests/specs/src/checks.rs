@@ -46,6 +46,7 @@ pub struct Mutant {
     file: String,
     find: String,
     replace: String,
+    module: String,
     config: String,
     /// The property that it breaks.
     pub violates: String,
@@ -103,13 +104,14 @@ impl Spec {
                 false => Err(told(&format!("there is no {config}"))),
             }
         };
+        let module = |table: &Table| word(table, "module").unwrap_or_else(|_| "MC".to_owned());
         let flag = |table: &Table, key: &str| {
             table.get(key).and_then(|item| item.as_bool()).unwrap_or_default()
         };
         let checks = tables("check").map(|table| {
             let states = table.get("states").and_then(|item| item.as_integer());
             Ok(Check {
-                module: word(table, "module").unwrap_or_else(|_| "MC".to_owned()),
+                module: module(table),
                 config: config(table)?,
                 quick: flag(table, "quick"),
                 states: states
@@ -124,6 +126,7 @@ impl Spec {
                 file: word(table, "file")?,
                 find: word(table, "find")?,
                 replace: word(table, "replace")?,
+                module: module(table),
                 config: config(table)?,
                 violates: word(table, "violates")?,
             })
@@ -161,7 +164,7 @@ impl Spec {
         &self.folder
     }
 
-    /// The only temporal property or invariants of a configuration, by name.
+    /// The temporal properties of a configuration, by name.
     fn properties(&self, config: &str) -> Vec<String> {
         let text = fs::read_to_string(self.folder.join(config)).unwrap_or_default();
         let mut properties = Vec::new();
@@ -221,14 +224,14 @@ impl Spec {
         let run = || {
             let folder = Folder::of(&self.folder)?;
             folder.replace(&mutant.file, &mutant.find, &mutant.replace)?;
-            let outcome = tlc.run(&folder, "MC", &mutant.config, &mut |_| {})?;
+            let outcome = tlc.run(&folder, &mutant.module, &mutant.config, &mut |_| {})?;
             let by = match &outcome.verdict {
                 Verdict::Holds => None,
                 Verdict::Invariant(name) | Verdict::Action(name) => Some(name.clone()),
-                // TLC does not say which: the configuration has only one.
+                // TLC does not say which: it is one of the configuration's.
                 Verdict::Temporal => {
                     let names = self.properties(&mutant.config);
-                    (names.len() == 1).then(|| names[0].clone())
+                    names.into_iter().find(|name| *name == mutant.violates)
                 }
             };
             let failure = (by.as_deref() != Some(&mutant.violates)).then(|| {
