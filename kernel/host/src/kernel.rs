@@ -440,31 +440,50 @@ fn fence(error: &dyn std::fmt::Display) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use distos_abi::{Authority, Kind};
+    use distos_table::View;
+
+    /// Runs a test with a kernel of its own and a vat's view of its table. The test is a task among
+    /// the kernel's, as callers are: nobody else runs between two of its awaits.
+    fn with_kernel<F: Future<Output = ()> + 'static>(test: impl FnOnce(Rc<Kernel>, View) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ended = tokio::task::LocalSet::new().block_on(&runtime, async {
+            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
+            let (table, fd) = Table::create(256).unwrap();
+            let view = View::map(&fd).unwrap();
+            let secret = HolderSecret::from_seed([1; 32]);
+            let kernel = Rc::new(Kernel::new(Forest::new(1, 256), table, journal, secret));
+            tokio::task::spawn_local(test(kernel, view)).await
+        });
+        ended.unwrap();
+    }
+
+    fn memory() -> VatName {
+        VatName::new("memory").unwrap()
+    }
+
+    /// A root of this kind for the operator.
+    fn root(kind: u16) -> Command {
+        let (vat, kind, authority) = (memory(), Kind(kind), Authority::FULL);
+        let (holder, tenant) = (HolderKey([2; 32]), TenantId::OPERATOR);
+        Command::MintRoot { vat, kind, authority, holder, tenant }
+    }
+
+    /// The slot of that root.
+    fn slot_of_root(kernel: &Kernel, kind: u16) -> SlotRef {
+        let roots = kernel.forest.borrow().roots_of(TenantId::OPERATOR);
+        roots.iter().find(|grant| grant.facts.kind == Kind(kind)).unwrap().slot
+    }
 
     /// A client that hangs up while its capability is being made must not keep the next one from it.
     #[test]
     fn a_caller_that_gives_up_leaves_nothing_half_made() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
-            let dir = tempfile::tempdir().unwrap();
-            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
-            let (table, fd) = Table::create(64).unwrap();
-            let view = distos_table::View::map(&fd).unwrap();
-            let secret = HolderSecret::from_seed([1; 32]);
-            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
-            let vat = VatName::new("memory").unwrap();
-            let mint = Command::MintRoot {
-                vat: vat.clone(),
-                kind: distos_abi::Kind(1),
-                authority: distos_abi::Authority::FULL,
-                holder: HolderKey([2; 32]),
-                tenant: TenantId::OPERATOR,
-            };
-            let mut given_up = Box::pin(kernel.apply(mint));
+        with_kernel(async |kernel, view| {
+            let mut given_up = Box::pin(kernel.apply(root(1)));
             assert!(futures::poll!(given_up.as_mut()).is_pending(), "it waits for the disk");
             drop(given_up);
-            let parent = kernel.forest.borrow().roots_of(TenantId::OPERATOR)[0].slot;
-            let wanted = distos_abi::Authority::FULL;
+            let (vat, parent, wanted) = (memory(), slot_of_root(&kernel, 1), Authority::FULL);
             let session = distos_abi::SessionId(1);
             let derive = kernel.apply(Command::Derive { vat, parent, wanted, session });
             let derived = tokio::time::timeout(Duration::from_secs(10), derive).await.unwrap();
@@ -477,65 +496,34 @@ mod tests {
     /// then, on a busy machine, that it was revoked.
     #[test]
     fn what_hangs_from_a_capability_that_is_being_made_is_alive_when_it_is_granted() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // A task among the others, as the kernel's callers are: nobody else runs in between.
-        let body = async {
-            let dir = tempfile::tempdir().unwrap();
-            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
-            let (table, fd) = Table::create(256).unwrap();
-            let view = distos_table::View::map(&fd).unwrap();
-            let secret = HolderSecret::from_seed([1; 32]);
-            let kernel = Rc::new(Kernel::new(Forest::new(1, 256), table, journal, secret));
-            let vat = VatName::new("memory").unwrap();
-            let authority = distos_abi::Authority::FULL;
-            let tenant = TenantId::OPERATOR;
+        with_kernel(async |kernel, view| {
             for round in 1..=20 {
-                let holder = HolderKey([round; 32]);
-                let kind = distos_abi::Kind(u16::from(round));
-                let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
-                let mut root = Box::pin(kernel.apply(root));
-                assert!(futures::poll!(root.as_mut()).is_pending(), "it waits for the disk");
+                let mut made = Box::pin(kernel.apply(root(round)));
+                assert!(futures::poll!(made.as_mut()).is_pending(), "it waits for the disk");
                 // Its task begins to wait, so that it is woken from the journal's thread.
                 tokio::task::yield_now().await;
-                let roots = kernel.forest.borrow().roots_of(tenant);
-                let parent = roots.iter().find(|grant| grant.facts.kind == kind).unwrap().slot;
-                let object = distos_abi::ObjectId(1);
-                let kind = distos_abi::Kind(1000);
-                let (parent, session) = (Some(parent), None);
-                let mint =
-                    Command::Mint { vat: vat.clone(), parent, kind, object, authority, session };
+                let (vat, authority) = (memory(), Authority::FULL);
+                let (kind, object) = (Kind(1000), distos_abi::ObjectId(1));
+                let (parent, session) = (Some(slot_of_root(&kernel, round)), None);
+                let mint = Command::Mint { vat, parent, kind, object, authority, session };
                 let mut minted = Box::pin(kernel.apply(mint));
                 assert!(futures::poll!(minted.as_mut()).is_pending(), "it waits for the disk");
                 // As where others have the processor: both records are durable when this goes on.
                 std::thread::sleep(Duration::from_millis(20));
                 let Outcome::Granted(minted) = minted.await.unwrap() else { panic!("no grant") };
                 assert!(view.alive(minted.slot), "round {round}: it was granted and is dead");
-                root.await.unwrap();
+                made.await.unwrap();
             }
-        };
-        tokio::task::LocalSet::new()
-            .block_on(&runtime, async { tokio::task::spawn_local(body).await })
-            .unwrap();
+        });
     }
 
     /// Else the second of two sessions that end the same capability believes that nothing has an
     /// effect any more while a use of it still goes on.
     #[test]
     fn who_revokes_what_is_dead_already_waits_for_the_uses_that_had_begun() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
-            let dir = tempfile::tempdir().unwrap();
-            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
-            let (table, _) = Table::create(64).unwrap();
-            let secret = HolderSecret::from_seed([1; 32]);
-            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
-            let vat = VatName::new("memory").unwrap();
-            let authority = distos_abi::Authority::FULL;
-            let (kind, holder, tenant) =
-                (distos_abi::Kind(1), HolderKey([2; 32]), TenantId::OPERATOR);
-            let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
-            kernel.apply(root).await.unwrap();
-            let slot = kernel.forest.borrow().roots_of(tenant)[0].slot;
+        with_kernel(async |kernel, _| {
+            kernel.apply(root(1)).await.unwrap();
+            let (vat, slot) = (memory(), slot_of_root(&kernel, 1));
             let page = distos_table::GuardPage::create(1).unwrap();
             let guards = GuardWatch::map(&page).unwrap();
             let kill = Box::new(|| ());
@@ -561,24 +549,13 @@ mod tests {
     /// Else a power failure brings back what the second of two was told is revoked.
     #[test]
     fn who_revokes_what_is_being_revoked_waits_for_the_same_record() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        tokio::task::LocalSet::new().block_on(&runtime, async {
-            let dir = tempfile::tempdir().unwrap();
-            let (journal, _) = JournalHandle::open(dir.path()).unwrap();
-            let (table, _) = Table::create(64).unwrap();
-            let secret = HolderSecret::from_seed([1; 32]);
-            let kernel = Rc::new(Kernel::new(Forest::new(1, 64), table, journal, secret));
-            let vat = VatName::new("memory").unwrap();
-            let authority = distos_abi::Authority::FULL;
-            let (kind, holder, tenant) =
-                (distos_abi::Kind(1), HolderKey([2; 32]), TenantId::OPERATOR);
-            let root = Command::MintRoot { vat: vat.clone(), kind, authority, holder, tenant };
-            kernel.apply(root).await.unwrap();
-            let under = kernel.forest.borrow().roots_of(tenant)[0].slot;
+        with_kernel(async |kernel, _| {
+            kernel.apply(root(1)).await.unwrap();
+            let under = slot_of_root(&kernel, 1);
             for number in 0..20 {
                 let link = distos_abi::LinkHash([number; 32]);
                 let revoke =
-                    Command::RevokeLink { vat: vat.clone(), under, link, expires_ms: u64::MAX };
+                    Command::RevokeLink { vat: memory(), under, link, expires_ms: u64::MAX };
                 let mut first = Box::pin(kernel.apply(revoke.clone()));
                 assert!(futures::poll!(first.as_mut()).is_pending(), "it waits for the disk");
                 kernel.apply(revoke).await.unwrap();
