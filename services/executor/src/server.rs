@@ -113,8 +113,8 @@ impl Executor {
         }
         let _loading = Counted::one_more(&self.loading);
         // Gifts wait for half a minute only, so they are taken before the compiler starts.
-        let input = self.withdraw(input).await?;
-        let output = self.withdraw(output).await?;
+        // Each waits for its record: both together, for one write to the disk.
+        let (input, output) = futures::try_join!(self.withdraw(input), self.withdraw(output))?;
         let program = self.program(module).await?;
         let (ended, _) = watch::channel(false);
         let loaded = Rc::new(Job { program, input, output, ended });
