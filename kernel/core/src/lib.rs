@@ -32,7 +32,7 @@ pub const MAX_GIFTS_PER_TENANT: usize = 256;
 pub const MAX_TENANT_NAME_BYTES: usize = 20;
 /// Tenants of one node.
 pub const MAX_TENANTS: usize = 4096;
-/// How long an unredeemed link stays revoked at most: ten years, in milliseconds.
+/// For how long an unredeemed link can be asked to stay revoked: ten years, in milliseconds.
 pub const MAX_TOMBSTONE_MS: u64 = 10 * 365 * 24 * 3600 * 1000;
 /// Longest free text of an event, in bytes.
 pub const MAX_EVENT_BYTES: usize = 256;

@@ -181,7 +181,8 @@ pub enum Command {
         under: SlotRef,
         /// The link.
         link: LinkHash,
-        /// Until when an unredeemed link is remembered, at most [`crate::MAX_TOMBSTONE_MS`] ahead.
+        /// Until when an unredeemed link is remembered at least; counts as no later than
+        /// [`crate::MAX_TOMBSTONE_MS`] ahead.
         expires_ms: u64,
     },
     /// Ends every capability to an object. `Revoked { descendants: 0 }` if there is none.

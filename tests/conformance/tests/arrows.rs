@@ -19,17 +19,20 @@ struct Room {
     outside: Vec<String>,
 }
 
-fn rooms() -> BTreeMap<String, Room> {
-    let root = distos_conformance::root();
+fn packages() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
-        .current_dir(&root)
+        .current_dir(distos_conformance::root())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
-    packages.iter().map(|package| room(&root, package)).collect()
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+fn rooms() -> BTreeMap<String, Room> {
+    let root = distos_conformance::root();
+    packages().iter().map(|package| room(&root, package)).collect()
 }
 
 fn room(root: &Path, package: &Value) -> (String, Room) {
@@ -112,6 +115,23 @@ fn nothing_depends_on_tests_but_other_tests() {
             assert!(!on.starts_with("tests/"), "{name} -> {on}");
         }
     }
+}
+
+/// What shows the whole state of the kernel's core to tests is not in what people run.
+#[test]
+fn nothing_but_tests_sees_inside_the_kernels_core() {
+    let mut seen_by = Vec::new();
+    for package in packages() {
+        let manifest = package["manifest_path"].as_str().unwrap().to_owned();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let features = dependency["features"].as_array().unwrap();
+            if dependency["name"] == "distos-core" && features.iter().any(|f| f == "inspect") {
+                seen_by.push(manifest.clone());
+            }
+        }
+    }
+    let tests = distos_conformance::root().join("tests/specs/Cargo.toml");
+    assert_eq!(seen_by, [tests.to_str().unwrap()]);
 }
 
 /// What DistOS is measured beside must not come to be what it is made of.
