@@ -15,7 +15,7 @@ use capnp_rpc::rpc_capnp::{message, return_};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
 use distos_abi::{Fault, Meter, SlotRef};
-use distos_table::{GuardPage, View};
+use distos_table::{Seat, View};
 use futures::future::{Either, select};
 use futures::io::{BufReader, BufWriter};
 use tokio::net::UnixStream;
@@ -24,8 +24,9 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::framing::{Framed, Lengths, Longest};
 
-const READ_BUFFER_BYTES: usize = 64 * 1024;
-const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+/// A call or reply that moves 64 KiB, with its table and its first segment, passes in one system
+/// call, and so wakes the other side once.
+const BUFFER_BYTES: usize = 80 * 1024;
 /// How often a message may be read through before it counts as an attempt to keep the vat busy.
 const TRAVERSALS: usize = 8;
 
@@ -63,7 +64,7 @@ impl Bounds {
 /// being started right now is made.
 pub(crate) struct Checker {
     pub(crate) view: View,
-    pub(crate) guards: GuardPage,
+    pub(crate) guards: Seat,
     pub(crate) tag: Cell<Option<SlotRef>>,
 }
 
@@ -95,8 +96,8 @@ pub(crate) fn guarded(
     let longest = Longest { words: bounds.message_words as u64, restored };
     let reader = Framed::new(reader.compat(), longest, lengths.clone());
     let network = twoparty::VatNetwork::new(
-        BufReader::with_capacity(READ_BUFFER_BYTES, reader),
-        BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer.compat_write()),
+        BufReader::with_capacity(BUFFER_BYTES, reader),
+        BufWriter::with_capacity(BUFFER_BYTES, writer.compat_write()),
         side,
         options,
     );
@@ -505,7 +506,7 @@ mod tests {
     use capnp::capability::FromClientHook;
     use distos_abi::{Generation, TenantId};
     use distos_schemas::capability_capnp::{door, edge};
-    use distos_table::Table;
+    use distos_table::{GuardPage, Table};
     use std::future::Future;
 
     /// A server whose reply is written first and sent later: what happens in between is up to
@@ -564,7 +565,7 @@ mod tests {
             let guards = GuardPage::create(64).unwrap();
             let checker = Rc::new(Checker {
                 view: View::map(&fd).unwrap(),
-                guards: GuardPage::map(&guards).unwrap(),
+                guards: GuardPage::map(&guards).unwrap().seat().unwrap(),
                 tag: Cell::new(None),
             });
             World { table, slot, checker, running: Rc::default(), go: Rc::default() }

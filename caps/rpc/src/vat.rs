@@ -14,7 +14,7 @@ use capnp::private::capability::ClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, TenantId, VatName};
 use distos_schemas::{capability_capnp, kernel_capnp};
-use distos_table::{GuardPage, View};
+use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
@@ -126,6 +126,12 @@ where
     }
 }
 
+/// The seat of the vat's one thread in its guard page.
+fn seat(page: &OwnedFd) -> Result<Seat, Fault> {
+    let page = GuardPage::map(page).map_err(Fault::internal)?;
+    page.seat().ok_or_else(|| Fault::internal("a guard page without a cell"))
+}
+
 /// The whole life of a vat on the calling thread's `LocalSet`: what [`run`] does in a process of its
 /// own. Resolves when the kernel is gone; tasks that it has started end with the `LocalSet`.
 ///
@@ -159,7 +165,7 @@ where
     let (releases, waiting_releases) = mpsc::unbounded_channel();
     let checker = Rc::new(Checker {
         view: View::map(&table).map_err(Fault::internal)?,
-        guards: GuardPage::map(&guards).map_err(Fault::internal)?,
+        guards: seat(&guards)?,
         tag: Cell::new(None),
     });
     let vat = Vat::new(&manifest, devices, checker, events, releases)?;

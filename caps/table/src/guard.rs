@@ -1,15 +1,16 @@
 //! Guards: how a vat shows that it is acting on a capability that it found alive, and how the
 //! kernel waits for the actions that a revocation overtook. The argument is in the crate's docs.
 
+use std::cell::Cell;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use distos_abi::SlotRef;
 
-use crate::map::{ReadMapping, WriteMapping};
-use crate::sync::{AtomicU64, fence, yield_now};
+use crate::barrier::{self, Barrier};
+use crate::map::{ReadMapping, Word, WriteMapping};
 use crate::{Ancestry, SIZE_SEALS, TableError, View, memfd, sealed_len};
 
 /// A cell has a cache line of its own, so that threads don't slow each other down.
@@ -20,9 +21,13 @@ pub const MAX_CELLS: usize = 1024;
 /// A vat's own guard page. Each cell counts: even while it is free, odd while a guard holds it. No
 /// value comes twice, so that a cell that was let go and taken again never looks as if it had been
 /// held throughout.
+///
+/// A vat maps its page once: two mappings would give the same cells to two threads.
 pub struct GuardPage {
-    words: WriteMapping,
+    words: Arc<WriteMapping>,
     cells: usize,
+    /// Cells that have been given to a seat.
+    seated: AtomicUsize,
 }
 
 impl GuardPage {
@@ -37,23 +42,59 @@ impl GuardPage {
         Ok(fd)
     }
 
-    /// Maps a vat's page for writing; the descriptor may be closed afterwards.
+    /// Maps a vat's page for writing, and has this process take part in the kernel's barriers; the
+    /// descriptor may be closed afterwards.
     pub fn map(fd: impl AsFd) -> Result<GuardPage, TableError> {
         let cells = cells_of(&fd)?;
         let words = WriteMapping::new(fd.as_fd(), cells * CELL_BYTES)?;
-        Ok(GuardPage { words, cells })
+        barrier::take_part()?;
+        Ok(GuardPage { words: Arc::new(words), cells, seated: AtomicUsize::new(0) })
     }
 
+    /// A seat for one thread, with a cell of its own for as long as the page is mapped; `None` if
+    /// all cells have been given away.
+    pub fn seat(&self) -> Option<Seat> {
+        let cell = self.seated.fetch_add(1, Ordering::Relaxed);
+        if cell >= self.cells {
+            self.seated.store(self.cells, Ordering::Relaxed);
+            return None;
+        }
+        let cell = Word::of(&self.words, cell * CELL_BYTES);
+        let found = cell.load(Ordering::Relaxed);
+        let free = found.wrapping_add(u64::from(is_held(found)));
+        Some(Seat { cell, free: Cell::new(free), guards: Cell::new(0) })
+    }
+}
+
+impl std::fmt::Debug for GuardPage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GuardPage({} cells)", self.cells)
+    }
+}
+
+/// Where one thread of a vat takes its guards. Nobody else writes its cell, so taking one is a
+/// store, and no locked instruction.
+pub struct Seat {
+    cell: Word,
+    /// What stands in the cell while no guard is in force.
+    free: Cell<u64>,
+    /// Guards in force, one within another: the cell tells of the outermost.
+    guards: Cell<u32>,
+}
+
+impl Seat {
     /// Runs `act` if the capability and all its ancestors are alive; `None` if one is not. Once
     /// the kernel's `revoke` has returned, `act` has either run to its end or will never run (C2).
     ///
     /// `act` is to be short and must not wait: the kernel kills a vat that holds a guard too long.
+    #[inline]
     pub fn commit<T>(&self, view: &View, slot: SlotRef, act: impl FnOnce() -> T) -> Option<T> {
         let _guard = self.enter();
         view.alive(slot).then(act)
     }
 
     /// The same for a capability whose ancestors are known, which is faster.
+    #[inline]
     pub fn commit_below<T>(
         &self,
         view: &View,
@@ -65,70 +106,68 @@ impl GuardPage {
     }
 
     /// Takes a guard: whatever [`View::alive`] finds alive from here on, no `revoke` of it
-    /// returns before the guard is dropped. Waits for a free cell if all are taken, which needs
-    /// as many threads (or nested guards) as there are cells.
+    /// returns before the guard is dropped.
+    #[inline]
     pub fn enter(&self) -> Guard<'_> {
-        loop {
-            if let Some((cell, held)) = self.take_cell() {
-                fence_after_taking();
-                return Guard { cell, held, stays_on_thread: PhantomData };
-            }
-            yield_now();
+        // Numbers that the compiler knows, rather than one more and one less: so no use of a
+        // capability waits for what the one before it left in `guards`.
+        if self.guards.get() == 0 {
+            self.guards.set(1);
+            // Released, because a kernel that sees this guard in place of the one before it has
+            // to see what was done under that one.
+            self.cell.store(self.free.get().wrapping_add(1), Ordering::Release);
+            barrier::light();
+        } else {
+            self.enter_within();
         }
+        Guard { seat: self }
     }
 
-    fn take_cell(&self) -> Option<(&AtomicU64, u64)> {
-        // A read-modify-write, so that whoever acquires this value has also acquired what the
-        // cell's previous guard released.
-        (0..self.cells).map(|i| self.words.word(i * CELL_BYTES)).find_map(|cell| {
-            let free = cell.load(Ordering::Relaxed);
-            let held = free.wrapping_add(1);
-            let taken = is_held(held)
-                && cell.compare_exchange(free, held, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            taken.then_some((cell, held))
-        })
+    #[cold]
+    #[inline(never)]
+    fn enter_within(&self) {
+        self.guards.set(self.guards.get() + 1);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn leave_within(&self) {
+        self.guards.set(self.guards.get() - 1);
+    }
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Seat(free: {})", self.free.get())
+    }
+}
+
+/// A guard in force until it is dropped. It stays on its thread, as its seat does, so that it
+/// cannot cross an await of a task that moves between threads.
+#[derive(Debug)]
+#[must_use = "a guard that is dropped at once guards nothing"]
+pub struct Guard<'a> {
+    seat: &'a Seat,
+}
+
+impl Drop for Guard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let seat = self.seat;
+        if seat.guards.get() != 1 {
+            seat.leave_within();
+        } else {
+            seat.guards.set(0);
+            let free = seat.free.get().wrapping_add(2);
+            seat.free.set(free);
+            // Whatever was done under the guard is visible to whoever sees it gone.
+            seat.cell.store(free, Ordering::Release);
+        }
     }
 }
 
 fn is_held(value: u64) -> bool {
     !value.is_multiple_of(2)
-}
-
-/// U2 of the crate's argument.
-fn fence_after_taking() {
-    // The cell was taken by a locked instruction, across which this architecture moves neither
-    // loads nor stores (Intel SDM volume 3, "Memory Ordering"; AMD APM volume 2, 7.4.2): it is the
-    // fence, and another one would double what a guard costs. The compiler has to be told. Loom
-    // explores the fence that this stands for: that the instruction is one is the manuals' claim,
-    // which no checker of the language's memory model can see.
-    #[cfg(all(target_arch = "x86_64", not(loom)))]
-    std::sync::atomic::compiler_fence(Ordering::SeqCst);
-    #[cfg(any(not(target_arch = "x86_64"), loom))]
-    fence(Ordering::SeqCst);
-}
-
-impl std::fmt::Debug for GuardPage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "GuardPage({} cells)", self.cells)
-    }
-}
-
-/// A guard in force until it is dropped. It stays on its thread, so that it cannot cross an await
-/// of a task that moves between threads.
-#[derive(Debug)]
-#[must_use = "a guard that is dropped at once guards nothing"]
-pub struct Guard<'a> {
-    cell: &'a AtomicU64,
-    /// What stands in the cell.
-    held: u64,
-    stays_on_thread: PhantomData<*const ()>,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        // Whatever was done under the guard is visible to whoever sees it gone.
-        self.cell.store(self.held.wrapping_add(1), Ordering::Release);
-    }
 }
 
 /// The kernel's read-only view of one vat's guard page. What stands there is up to that vat: a
@@ -156,10 +195,9 @@ impl GuardWatch {
         Ok(GuardWatch { words: ReadMapping::new(fd.as_fd(), cells * CELL_BYTES)?, cells })
     }
 
-    /// The guards in force. Called after [`crate::Table::kill`] by the same thread, it contains
-    /// every guard under which the killed capability may have been found alive and that has not ended.
-    pub fn snapshot(&self) -> Snapshot {
-        fence(Ordering::SeqCst);
+    /// The guards in force. Of a capability that was killed before the barrier, it contains every
+    /// guard under which it may have been found alive and that has not ended.
+    pub fn snapshot(&self, _after: &Barrier) -> Snapshot {
         let held = (0..self.cells).map(|i| (i, self.load(i))).filter(|(_, value)| is_held(*value));
         Snapshot(held.collect())
     }

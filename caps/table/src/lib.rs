@@ -6,25 +6,27 @@
 //! descendants. This crate knows neither rights nor objects, and decides nothing: which slots
 //! live, and when one may be used again, is the kernel's business.
 //!
-//! # Promise C2, and why two fences keep it
+//! # Promise C2, and why a barrier keeps it
 //!
 //! When `revoke` returns, no use of the capability or of a descendant takes effect: not even one
-//! that had already begun. Each side writes, fences, and only then reads what the other wrote:
+//! that had already begun. Each side writes, passes its half of a barrier, and only then reads what
+//! the other wrote:
 //!
-//! | revoker (kernel) | user (vat, [`GuardPage::commit`]) |
+//! | revoker (kernel) | user (a thread of a vat, [`Seat::commit`]) |
 //! |---|---|
-//! | R1 store generation := 0 | U1 take a guard cell: even → odd |
-//! | R2 `fence(SeqCst)` | U2 `fence(SeqCst)` |
+//! | R1 store generation := 0 | U1 take a guard in the seat's cell: even → odd (release) |
+//! | R2 [`Barrier::pass`] | U2 the other half, which is free |
 //! | R3 read all guard cells | U3 read the generations up to the root |
 //! | R4 wait until each cell seen in R3 changed | U4 if all matched: act |
 //! | R5 reply | U5 let the guard cell go: odd → even (release) |
 //!
-//! The two fences stand in one total order. If R2 comes first, then U3 reads R1's zero (or a later
+//! Of the two halves, one comes first (`barrier.rs`). If it is R2, then U3 reads R1's zero (or a later
 //! generation, which differs too, as none is ever reused), and the user does not act. If U2 comes
 //! first, then R3 reads U1's value or a later one of that cell. If it is U1's, R4 waits for U5; if it is
-//! later, U5 has happened. Either way the load that saw the change acquires what U5 released: a
-//! cell is taken by a read-modify-write, so that a later guard in it carries the earlier release
-//! on. The action has then happened before the reply. So whatever acted, acted before R5.
+//! later, U5 has happened. Either way the load that saw the change acquires what U5 released: only
+//! the seat's thread writes its cell, and taking a later guard in it releases as well. The action
+//! has then happened before the reply. So whatever acted, acted before R5. A guard within a guard
+//! changes nothing in the cell and lasts no longer than the outer one.
 //!
 //! R4 ends, because a guard covers one synchronous check and action and never an await, and a
 //! guard that begins after R3 isn't waited for. A vat that does not let go within the kernel's
@@ -36,35 +38,34 @@
 //! generation stands, so both read the same words.
 //!
 //! The argument is about one machine's coherent memory; nothing here orders disk or network.
-//! `tests/loom.rs` explores it on this crate's own source, and shows which counterexample there is
-//! without a fence or with its steps in another order.
+//! `tests/loom.rs` explores it on this crate's own source, with a `fence(SeqCst)` for each half of
+//! the barrier, and shows which counterexample there is without a fence or with its steps in
+//! another order.
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod barrier;
 mod guard;
 mod map;
 #[cfg(loom)]
 pub mod modelled;
 mod table;
 
-/// Where atomics, fences and waiting come from: the machine, or loom, which explores what the rest
+/// Where atomics and fences come from: the machine, or loom, which explores what the rest
 /// of this crate does with them (`tests/loom.rs`).
 mod sync {
     #[cfg(not(loom))]
     pub(crate) use std::sync::atomic::{AtomicU64, fence};
-    #[cfg(not(loom))]
-    pub(crate) use std::thread::yield_now;
 
     #[cfg(loom)]
     pub(crate) use loom::sync::atomic::AtomicU64;
-    #[cfg(loom)]
-    pub(crate) use loom::thread::yield_now;
 
     #[cfg(loom)]
     pub(crate) use crate::modelled::fence;
 }
 
-pub use guard::{Guard, GuardPage, GuardWatch, MAX_CELLS, Snapshot};
+pub use barrier::Barrier;
+pub use guard::{Guard, GuardPage, GuardWatch, MAX_CELLS, Seat, Snapshot};
 pub use table::{Ancestry, Table, View};
 
 use std::io;

@@ -8,8 +8,10 @@
 #[cfg(not(loom))]
 use std::ffi::c_void;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 #[cfg(not(loom))]
@@ -27,7 +29,7 @@ struct Mapping {
     len: usize,
     /// Under loom a word is an object of the checker's, and these are what `base` points to.
     #[cfg(loom)]
-    _words: std::sync::Arc<[AtomicU64]>,
+    _words: Arc<[AtomicU64]>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread, and it is only ever reached through
@@ -53,10 +55,16 @@ impl Mapping {
         Ok(Mapping { base, len, _words: words })
     }
 
+    #[inline]
+    fn words(&self) -> usize {
+        self.len / WORD
+    }
+
     /// The word at `offset` bytes, which is a multiple of [`WORD`] within the mapping.
+    #[inline]
     fn word(&self, offset: usize) -> NonNull<AtomicU64> {
         // One comparison, as every check of a capability passes here several times.
-        if !offset.is_multiple_of(WORD) || offset / WORD >= self.len / WORD {
+        if !offset.is_multiple_of(WORD) || offset / WORD >= self.words() {
             outside(offset, self.len);
         }
         // SAFETY: the word is within the mapping, which is one allocation that lives as long as
@@ -106,45 +114,64 @@ impl ReadMapping {
     }
 }
 
+/// Words that are compared together, and so many stand in an [`Expected`] itself: most capabilities
+/// have few ancestors, and one that was not used lately is then found with one miss of the cache
+/// less.
+const NEAR: usize = 4;
+
+/// Offsets, in words, and contents.
+type Block = [(usize, u64); NEAR];
+
 /// What certain words of a mapping are expected to be. Where they stand was checked once, so that
 /// comparing them takes no more than reading them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
-    /// Offsets, in words, and contents.
-    words: Box<[(usize, u64)]>,
+    /// Fewer words than a block takes are filled up with the first of them.
+    near: Block,
+    rest: Box<[Block]>,
     /// In words: every offset is below it.
     within: usize,
 }
 
 impl Expected {
-    /// Takes offsets in bytes. Panics if one is outside the mapping.
-    pub(crate) fn new(mapping: &ReadMapping, words: Vec<(usize, u64)>) -> Expected {
-        let placed = words.into_iter().map(|(offset, content)| {
-            mapping.0.word(offset);
-            (offset / WORD, content)
-        });
-        Expected { words: placed.collect(), within: mapping.0.len / WORD }
+    /// Takes offsets in bytes; there is at least one. Panics if one is outside the mapping.
+    pub(crate) fn new(mapping: &ReadMapping, words: &[(usize, u64)]) -> Expected {
+        let block = |words: &[(usize, u64)]| {
+            let mut block = [(0, 0); NEAR];
+            for (at, place) in block.iter_mut().enumerate() {
+                let (offset, content) = words[if at < words.len() { at } else { 0 }];
+                mapping.0.word(offset);
+                *place = (offset / WORD, content);
+            }
+            block
+        };
+        let (near, rest) = words.split_at(words.len().min(NEAR));
+        let rest = rest.chunks(NEAR).map(block).collect();
+        Expected { near: block(near), rest, within: mapping.0.words() }
     }
 }
 
 impl ReadMapping {
     /// Whether every word is as expected. What was written before release stores of them is seen
     /// by whatever follows. Panics if the expectation is of a larger mapping.
+    #[inline]
     pub(crate) fn has(&self, expected: &Expected) -> bool {
-        let words = self.0.len / WORD;
-        if expected.within > words {
+        if expected.within > self.0.words() {
             outside(expected.within * WORD, self.0.len);
         }
-        let mut differs = 0;
-        for (at, content) in &expected.words {
-            // SAFETY: `at` is below `within` by construction, and `within` is no larger than this
-            // mapping, as was just checked; the word is mapped, aligned and only ever accessed
-            // atomically, and the load is one that is sound on read-only memory (`load_relaxed`).
-            let word = unsafe { self.0.base.add(*at).as_ref() };
-            differs |= word.load(Ordering::Relaxed) ^ content;
-        }
+        let differs = |block: &Block| {
+            block.iter().fold(0, |differs, (at, content)| {
+                // SAFETY: `at` is below `within` by construction, and `within` is no larger than
+                // this mapping, as was just checked; the word is mapped, aligned and only ever
+                // accessed atomically, and the load is one that is sound on read-only memory
+                // (`load_relaxed`).
+                let word = unsafe { self.0.base.add(*at).as_ref() };
+                differs | (word.load(Ordering::Relaxed) ^ content)
+            })
+        };
+        let all = expected.rest.iter().fold(differs(&expected.near), |all, b| all | differs(b));
         fence(Ordering::Acquire);
-        differs == 0
+        all == 0
     }
 }
 
@@ -158,10 +185,38 @@ impl WriteMapping {
     }
 
     /// The word at `offset` bytes. Panics if it is outside the mapping.
+    #[inline]
     pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: the word is mapped for writing, aligned, only ever accessed atomically, and
         // stays mapped as long as the returned reference borrows `self`.
         unsafe { self.0.word(offset).as_ref() }
+    }
+}
+
+/// One word of a mapping, which stays mapped for as long as this is there.
+pub(crate) struct Word {
+    word: NonNull<AtomicU64>,
+    _mapping: Arc<WriteMapping>,
+}
+
+// SAFETY: as for the mapping itself.
+unsafe impl Send for Word {}
+
+impl Word {
+    /// The word at `offset` bytes. Panics if it is outside the mapping.
+    pub(crate) fn of(mapping: &Arc<WriteMapping>, offset: usize) -> Word {
+        Word { word: mapping.0.word(offset), _mapping: mapping.clone() }
+    }
+}
+
+impl Deref for Word {
+    type Target = AtomicU64;
+
+    #[inline]
+    fn deref(&self) -> &AtomicU64 {
+        // SAFETY: the word is mapped for writing, aligned, only ever accessed atomically, and
+        // stays mapped as long as `_mapping`.
+        unsafe { self.word.as_ref() }
     }
 }
 

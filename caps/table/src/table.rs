@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 use distos_abi::{Generation, MAX_DEPTH, SlotRef, TenantId};
 use rustix::fs::SealFlags;
 
+use crate::barrier;
 use crate::map::{Expected, ReadMapping, WORD, WriteMapping};
 use crate::sync::fence;
 use crate::{SIZE_SEALS, TableError, memfd, sealed_len};
@@ -76,8 +77,10 @@ pub struct Table {
 impl Table {
     /// A table of `capacity` dead slots, and the descriptor to hand to vats: whoever holds it can
     /// map it read-only with [`View::map`], but can neither write nor resize it.
-    /// `InvalidInput` if `capacity` is 0 or `u32::MAX`.
+    /// `InvalidInput` if `capacity` is 0 or `u32::MAX`; `Unsupported` if this machine cannot pass a
+    /// [`crate::Barrier`].
     pub fn create(capacity: u32) -> io::Result<(Table, OwnedFd)> {
+        barrier::is_supported()?;
         if capacity == 0 || capacity == NO_PARENT {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -125,8 +128,8 @@ impl Table {
     /// Ends the capability and, as every walk passes through it, all its descendants. Returns
     /// whether it was alive; a slot that was used again meanwhile is left alone.
     ///
-    /// On return the store is ordered before any later read of guards by this thread (R1 and R2
-    /// of the crate's argument). Panics if the slot is outside the table.
+    /// This is R1 of the crate's argument: what goes on is known after a [`crate::Barrier`]. Panics
+    /// if the slot is outside the table.
     pub fn kill(&self, slot: SlotRef) -> bool {
         self.assert_inside(slot);
         let generation = self.words.word(generation_at(slot.index));
@@ -135,7 +138,6 @@ impl Table {
         if alive {
             generation.store(0, Ordering::Release);
         }
-        fence(Ordering::SeqCst);
         alive
     }
 
@@ -229,7 +231,7 @@ impl View {
             generations.push((generation_at(at.index), at.generation.0));
             match step {
                 Step::Parent(parent) => at = parent,
-                _ => return Some(Ancestry(Expected::new(&self.0.words, generations))),
+                _ => return Some(Ancestry(Expected::new(&self.0.words, &generations))),
             }
         }
         None
@@ -237,6 +239,7 @@ impl View {
 
     /// Whether the capability and all that it was derived from are alive: one load for each, none
     /// of which waits for another. Panics if `ancestry` is of a larger table.
+    #[inline]
     pub fn holds(&self, ancestry: &Ancestry) -> bool {
         self.0.words.has(&ancestry.0)
     }

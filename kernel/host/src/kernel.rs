@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use distos_abi::{Fault, HolderKey, Meter, NodeId, SlotRef, TenantId, VatName};
 use distos_core::{Applied, Command, Forest, Order, Outcome, TableOp};
-use distos_table::{GuardWatch, Snapshot, Table};
+use distos_table::{Barrier, GuardWatch, Snapshot, Table};
 use distos_types::HolderSecret;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
@@ -354,9 +354,13 @@ impl Kernel {
 
     fn guards(&self) -> Vec<(Rc<Watched>, Snapshot)> {
         let watched = self.watched.borrow();
+        if watched.is_empty() {
+            return Vec::new();
+        }
+        let barrier = Barrier::pass();
         watched
             .iter()
-            .map(|vat| (vat.clone(), vat.guards.snapshot()))
+            .map(|vat| (vat.clone(), vat.guards.snapshot(&barrier)))
             .filter(|(_, snapshot)| !snapshot.is_empty())
             .collect()
     }
@@ -528,9 +532,9 @@ mod tests {
             let guards = GuardWatch::map(&page).unwrap();
             let kill = Box::new(|| ());
             kernel.watch(Rc::new(Watched { name: vat.clone(), guards, kill }));
-            let page = distos_table::GuardPage::map(&page).unwrap();
+            let seat = distos_table::GuardPage::map(&page).unwrap().seat().unwrap();
 
-            let under_way = page.enter();
+            let under_way = seat.enter();
             let revoke = Command::Revoke { vat, slot };
             let mut first = Box::pin(kernel.apply(revoke.clone()));
             assert!(futures::poll!(first.as_mut()).is_pending());

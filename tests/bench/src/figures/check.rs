@@ -45,7 +45,7 @@ fn table(slots: u32, parent: impl Fn(u32) -> Option<u32>) -> Result<(Table, View
 pub(super) fn hot(scratch: &Path) -> Outcome {
     let (_table, view) = table(16, |index| index.checked_sub(1))?;
     let page = GuardPage::create(64)?;
-    let guards = GuardPage::map(&page)?;
+    let guards = GuardPage::map(&page)?.seat().ok_or("a page without a cell")?;
     let shared = Arc::new(7_u64);
     let weak: Weak<u64> = Arc::downgrade(&shared);
     let mut criterion = Criterion::default()
