@@ -20,6 +20,7 @@ mod committer;
 mod disk;
 pub mod error;
 pub mod log;
+mod recent;
 mod sealed;
 mod server;
 mod state;
@@ -30,7 +31,7 @@ use std::process::ExitCode;
 pub use sealed::PageHash;
 pub use server::start;
 pub use state::Facts;
-pub use store::{Limits, Store, Summary};
+pub use store::{Limits, ReadNow, Store, Summary};
 
 /// Runs the memory service until its kernel is gone. Setting `volatile_bytes` (default 268435456):
 /// how many bytes all volatile regions of the node may have together, since they stand in memory.

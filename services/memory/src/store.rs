@@ -29,6 +29,7 @@ use crate::committer::{Answer, Committer, write_new_log};
 use crate::disk::{Directory, Disk, Name};
 use crate::error::StoreError;
 use crate::log::{self, PageRecord, Record};
+use crate::recent::Recent;
 use crate::sealed::{
     self, Address, HEADER, KEY_SLOT, Mask, PAGE, PageHash, RegionKey, SEALED, STRIDE,
 };
@@ -89,6 +90,7 @@ pub struct Store {
     compact_at: Cell<u64>,
     limits: Limits,
     roots: RefCell<BTreeMap<ObjectId, (u64, [u8; 32])>>,
+    recent: RefCell<Recent>,
 }
 
 /// Pins on slots that readers no longer see and the log may still name.
@@ -154,6 +156,7 @@ impl Store {
             compact_at: Cell::new(limits.compact_bytes.max(2 * tail.offset)),
             limits,
             roots: RefCell::default(),
+            recent: RefCell::default(),
         }))
     }
 
@@ -255,6 +258,7 @@ impl Store {
         };
         self.keys.borrow_mut().remove(&object);
         self.roots.borrow_mut().remove(&object);
+        self.recent.borrow_mut().forget(object);
         if let Some(slot) = key_slot {
             self.write_key(slot, None).await?;
         }
@@ -286,7 +290,22 @@ impl Store {
     pub async fn read(&self, object: ObjectId, range: ByteRange) -> Result<Vec<u8>, Fault> {
         let _call = self.call().await?;
         let (job, _pins) = self.read_job(object, range)?;
-        self.sealers.run(move || job.execute()).await?
+        let read = self.sealers.run(move || job.execute()).await??;
+        let is_active = self.index.borrow().active(object).is_ok();
+        for (page, version, plain) in read.opened.into_iter().filter(|_| is_active) {
+            self.recent.borrow_mut().keep(object, page, version, plain);
+        }
+        Ok(read.data)
+    }
+
+    /// The same for a read that is done sooner than another thread is woken for it, and that waits
+    /// for no disk; `None` for any other.
+    ///
+    /// # Errors
+    /// The fault that the reader is told.
+    pub fn read_now(&self, object: ObjectId, range: ByteRange) -> Result<Option<ReadNow>, Fault> {
+        let (job, _) = self.read_job(object, range)?;
+        Ok(job.is_brief().then_some(ReadNow(job)))
     }
 
     /// One moment's pages of a range, pinned, so that what is read is what was published then.
@@ -299,7 +318,10 @@ impl Store {
         let pins = spans.iter().filter_map(|s| region.pages.get(&s.page).cloned()).collect();
         let parts = spans
             .iter()
-            .map(|span| (*span, Source::of(object, span.page, region.pages.get(&span.page))))
+            .map(|span| {
+                let page = region.pages.get(&span.page);
+                (*span, Source::of(object, span.page, page, &mut self.recent.borrow_mut()))
+            })
             .collect();
         let key = self.keys.borrow().get(&object).cloned();
         let len = range.len() as usize;
@@ -398,7 +420,12 @@ impl Store {
             let old = region.pages.get(&span.page);
             parts.push(WritePart {
                 span: *span,
-                old: Source::of(object, span.page, old.filter(|_| !span.is_whole())),
+                old: Source::of(
+                    object,
+                    span.page,
+                    old.filter(|_| !span.is_whole()),
+                    &mut self.recent.borrow_mut(),
+                ),
                 address: Address { region: object.0, page: span.page, version },
                 slot: slot.as_ref().map(|s| s.number()),
             });
@@ -768,17 +795,19 @@ enum Source {
 }
 
 impl Source {
-    fn of(object: ObjectId, number: u32, page: Option<&Page>) -> Source {
+    fn of(object: ObjectId, number: u32, page: Option<&Page>, recent: &mut Recent) -> Source {
         let Some(page) = page else { return Source::Zeros };
+        let ram = |plain| Source::Ram { plain, page: number, hash: page.hash };
         match &page.place {
-            Place::Disk(slot) => Source::Disk {
-                slot: slot.number(),
-                address: Address { region: object.0, page: number, version: page.version },
-                hash: page.hash,
+            Place::Disk(slot) => match recent.get(object, number, page.version) {
+                Some(plain) => ram(plain),
+                None => Source::Disk {
+                    slot: slot.number(),
+                    address: Address { region: object.0, page: number, version: page.version },
+                    hash: page.hash,
+                },
             },
-            Place::Ram(plain) => {
-                Source::Ram { plain: plain.clone(), page: number, hash: page.hash }
-            }
+            Place::Ram(plain) => ram(plain.clone()),
         }
     }
 
@@ -789,7 +818,7 @@ impl Source {
         key: Option<&RegionKey>,
         start: usize,
         into: &mut [u8],
-        buffer: &mut [u8],
+        buffer: &mut Vec<u8>,
     ) -> Result<(), Fault> {
         let damaged =
             |page: u32| Fault::Corrupt(format!("page {page} does not match its checksum"));
@@ -806,6 +835,7 @@ impl Source {
             }
             Source::Disk { slot, address, hash } => {
                 let key = key.ok_or_else(|| Fault::Corrupt(LOST_KEY.to_owned()))?;
+                buffer.resize(SEALED, 0);
                 disk.read(Name::Extents, u64::from(*slot) * STRIDE, buffer)
                     .map_err(|error| unreadable(disk, address.page, &error))?;
                 sealed::open(key, *address, hash, buffer).ok_or_else(|| damaged(address.page))?
@@ -832,16 +862,67 @@ struct ReadJob {
     len: usize,
 }
 
+/// So many pages that are in memory are hashed in the time that it takes to hand them to another
+/// thread and back.
+const BRIEF_PAGES: usize = 2;
+
+/// What was read.
+struct Read {
+    data: Vec<u8>,
+    /// Pages that had to be opened, with their versions.
+    opened: Vec<(u32, u64, Plain)>,
+}
+
 impl ReadJob {
-    fn execute(self) -> Result<Vec<u8>, Fault> {
+    /// Whether it is done sooner than another thread is woken for it, and waits for no disk.
+    fn is_brief(&self) -> bool {
+        self.parts.len() <= BRIEF_PAGES
+            && !self.parts.iter().any(|(_, source)| matches!(source, Source::Disk { .. }))
+    }
+
+    fn execute(self) -> Result<Read, Fault> {
         let mut data = vec![0; self.len];
-        let mut buffer = vec![0; SEALED];
-        let key = self.key.as_deref();
+        // What is read in one go by the megabyte is not soon read again.
+        let keeps = self.parts.len() <= BRIEF_PAGES;
+        let mut opened = Vec::new();
+        let mut buffer = Vec::new();
         for (span, source) in &self.parts {
-            let into = &mut data[span.at..span.at + span.len];
-            source.copy(&*self.disk, key, span.start, into, &mut buffer)?;
+            self.copy(span, source, &mut data, &mut buffer)?;
+            if let (true, Source::Disk { address, .. }) = (keeps, source) {
+                let plain = Zeroizing::new(buffer[HEADER..HEADER + PAGE].to_vec());
+                opened.push((address.page, address.version, Arc::new(plain)));
+            }
         }
-        Ok(data)
+        Ok(Read { data, opened })
+    }
+
+    fn copy(
+        &self,
+        span: &Span,
+        source: &Source,
+        data: &mut [u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let into = &mut data[span.at..span.at + span.len];
+        source.copy(&*self.disk, self.key.as_deref(), span.start, into, buffer)
+    }
+}
+
+/// A read that needs nothing but the processor: the pages as they are at this moment.
+pub struct ReadNow(ReadJob);
+
+impl ReadNow {
+    /// Copies the bytes of the range into `into`, which is as long. Every page is checked against
+    /// its hash (M2).
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`] if a page is not what it should be; then `into` holds nothing of it.
+    pub fn copy_into(&self, into: &mut [u8]) -> Result<(), Fault> {
+        let mut buffer = Vec::new();
+        self.0
+            .parts
+            .iter()
+            .try_for_each(|(span, source)| self.0.copy(span, source, into, &mut buffer))
     }
 }
 
@@ -872,7 +953,7 @@ impl WriteJob {
         let mut nonces = vec![[0; 24]; self.parts.len()];
         random(nonces.as_flattened_mut())?;
         let mut buffer = vec![0; SEALED];
-        let mut scratch = vec![0; SEALED];
+        let mut scratch = Vec::new();
         let parts = self.parts.iter().zip(nonces);
         parts.map(|(part, nonce)| self.part(part, nonce, &mut buffer, &mut scratch)).collect()
     }
@@ -882,7 +963,7 @@ impl WriteJob {
         part: &WritePart,
         nonce: [u8; 24],
         buffer: &mut [u8],
-        scratch: &mut [u8],
+        scratch: &mut Vec<u8>,
     ) -> Result<Written, Fault> {
         let key = self.key.as_deref();
         let span = part.span;
