@@ -36,6 +36,8 @@ const LANDLOCK_ABI: ABI = ABI::V7;
 const STAGE: &str = "/proc";
 /// The data directory's name under the empty root.
 const DATA: &str = "/data";
+/// How far a vat that runs tenants' programs stands back behind the services (nice(2)).
+const PROGRAMS_NICE: i32 = 10;
 const NAMESPACES: [&str; 5] = ["net", "ipc", "uts", "mnt", "cgroup"];
 
 /// Confines this process for good and says what was seen to hold. To be called once, by the only
@@ -68,6 +70,10 @@ pub fn enter() -> Result<Boot, Fault> {
     if let Some(dir) = &mut manifest.data_dir {
         *dir = enter_directory(dir, rooted.is_ok(), uid.is_some())
             .map_err(|e| Fault::internal(format!("{}: {e}", dir.display())))?;
+    }
+    if profile == Profile::Jit {
+        // A tenant's program takes what time no service needs. Refused only where it is so already.
+        let _ = rustix::process::nice(PROGRAMS_NICE);
     }
     let ruleset = vat_ruleset(manifest.data_dir.as_deref(), profile);
     found.push(change_user(uid, &limits));

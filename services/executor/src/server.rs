@@ -175,7 +175,7 @@ impl Executor {
             let _waiting = Counted::one_more(&self.waiting);
             self.workers.acquire().await.map_err(Fault::internal)?
         };
-        let output = feed::attenuate(&job.output, Rights::WRITE, run.output).await?;
+        let narrowed = feed::attenuate(&job.output, Rights::WRITE, run.output);
         let source = if run.from_output { &job.output } else { &job.input };
         let total = run.segments.iter().map(|segment| segment.len()).sum();
         let (feeder, stdin) = stdio::stdin(total);
@@ -183,7 +183,7 @@ impl Executor {
         let (engine, program, task) = (Arc::clone(&self.engine), job.program.clone(), run.task);
         let sandbox = blocking(move || engine.run(&program, &task, stdin, cancelled));
         let feeding = feed::feed(source.clone(), run.segments, feeder);
-        let outcome = alongside(sandbox, feeding).await?;
+        let (outcome, output) = futures::try_join!(alongside(sandbox, feeding), narrowed)?;
         drop((cancel, worker));
         write(&output, run.output.start, &outcome.output).await?;
         Ok(outcome)

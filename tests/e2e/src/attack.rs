@@ -399,7 +399,9 @@ impl Commands {
     fn repeat(&self, number: usize) {
         let args = self.args.replace('N', &number.to_string());
         while !self.stop.load(Ordering::Relaxed) {
-            let mut command = Command::new(distos());
+            // As red's program, which says why.
+            let mut command = Command::new("nice");
+            command.args(["-n", "19"]).arg(distos());
             command.args(args.split(' ')).current_dir(&self.work);
             command.env("DISTOS_NODE", &self.node);
             let output = run(command, b"", COMMAND_TIMEOUT);
