@@ -9,6 +9,7 @@
 pub mod figures;
 pub mod node;
 pub mod peers;
+pub mod processors;
 pub mod report;
 pub mod sample;
 pub mod vats;

@@ -4,13 +4,12 @@
 use std::path::Path;
 
 use distos_e2e::Node;
-use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Failure, Outcome};
 use crate::node::{self, Holder};
 use crate::null_capnp::null;
 use crate::peers::{bare, grpc};
+use crate::processors::{self, Client};
 use crate::report::Figure;
 use crate::sample::Pairs;
 use crate::vats;
@@ -42,25 +41,20 @@ pub(super) fn null(_: &Path) -> Outcome {
 
 fn boot() -> Result<(Pairs, Pairs), Failure> {
     let node = node::boot(4096)?;
-    let (client, server) = processors()?;
     for vat in [vats::NULL, vats::BARE] {
-        pin(node.pid_of(vat), server)?;
+        processors::serve(node.pid_of(vat))?;
     }
-    let anywhere = sched_getaffinity(None)?;
-    pin(std::process::id(), client)?;
-    let taken = pairs(&node, server);
-    // What is started later inherits where this thread may run.
-    sched_setaffinity(None, &anywhere)?;
-    taken
+    let _client = Client::stay()?;
+    pairs(&node)
 }
 
-fn pairs(node: &Node, server: usize) -> Result<(Pairs, Pairs), Failure> {
+fn pairs(node: &Node) -> Result<(Pairs, Pairs), Failure> {
     node::on_one_thread(async {
         let operator = Holder::operator(node)?;
         let (_connection, null) = operator.restore::<null::Client>("null").await?;
         let bare = bare::connect(&node::socket(node, vats::BARE)).await?;
         let mut grpc = grpc::Peer::start(&node.file("grpc.sock")).await?;
-        pin(grpc.pid(), server)?;
+        processors::serve(grpc.pid())?;
         let ours = async || null.null_request().send().promise.await.map(drop);
         let same = async || bare.null_request().send().promise.await.map(drop);
         Pairs::take_async(WARM_UP, ours, same).await?;
@@ -71,21 +65,6 @@ fn pairs(node: &Node, server: usize) -> Result<(Pairs, Pairs), Failure> {
         let beside_grpc = Pairs::take_async(PAIRS, ours, call).await?;
         Ok((beside_bare, beside_grpc))
     })
-}
-
-/// The processors that the client and the servers run on: two, where this machine has two, so that
-/// ours and the peer's calls go the same way.
-fn processors() -> Result<(usize, usize), Failure> {
-    let count = std::thread::available_parallelism()?.get();
-    Ok((0, usize::from(count > 1)))
-}
-
-fn pin(process: u32, processor: usize) -> Result<(), Failure> {
-    let mut set = CpuSet::new();
-    set.set(processor);
-    // A vat has one thread, which has the process's number.
-    let thread = i32::try_from(process).ok().and_then(Pid::from_raw);
-    Ok(sched_setaffinity(thread, &set)?)
 }
 
 /// The pairs of all boots, and the ratio of each.

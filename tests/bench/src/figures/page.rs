@@ -9,11 +9,15 @@ use distos_schemas::memory_capnp::{region, regions};
 use super::{Failure, Outcome};
 use crate::node::{self, Holder};
 use crate::peers::redis;
+use crate::processors::{self, Client};
 use crate::report::Figure;
 use crate::sample::{Pairs, Random};
 
 const PAGE: usize = 65536;
-const PAGES: usize = 64;
+/// What is read again and again.
+const FEW: usize = 64;
+/// Read one after the other, so that none of them is among those that the service keeps opened.
+const MANY: usize = 320;
 const WARM_UP: usize = 500;
 const PAIRS: usize = 5_000;
 
@@ -23,22 +27,31 @@ pub(super) fn read(_: &Path) -> Outcome {
         let operator = Holder::operator(&node)?;
         let (_connection, regions) = operator.restore::<regions::Client>("regions").await?;
         let mut redis = redis::Peer::start(&node.work())?;
+        for server in [node.pid_of("memory"), redis.pid()] {
+            processors::serve(server)?;
+        }
+        let _client = Client::stay()?;
         let mut random = Random(3);
-        let pages: Vec<Vec<u8>> = (0..PAGES)
+        let pages: Vec<Vec<u8>> = (0..MANY)
             .map(|_| (0..PAGE / 8).flat_map(|_| random.number().to_le_bytes()).collect())
             .collect();
         for (number, page) in pages.iter().enumerate() {
             redis.set(number, page)?;
         }
         let mut figures = Vec::new();
-        for (volatile, kind) in [(true, "volatile"), (false, "durable, so decrypted too")] {
-            let region = create(&regions, volatile).await?;
+        let kinds = [
+            ("volatile", true, FEW),
+            ("durable-kept-opened", false, FEW),
+            ("durable-decrypted", false, MANY),
+        ];
+        for (kind, volatile, count) in kinds {
+            let region = create(&regions, kind, volatile, count).await?;
+            let pages = &pages[..count];
             for (number, page) in pages.iter().enumerate() {
                 write(&region, number, page).await?;
             }
-            let pairs = take(WARM_UP, &region, &mut redis, &pages).await?;
-            drop(pairs);
-            let pairs = take(PAIRS, &region, &mut redis, &pages).await?;
+            take(WARM_UP, &region, &mut redis, pages).await?;
+            let pairs = take(PAIRS, &region, &mut redis, pages).await?;
             let (ours, peer) = pairs.medians();
             let name = format!("64 KiB read, BLAKE3-verified, over the socket, p50 ({kind})");
             let figure = Figure::of("memory", name, ours, peer)
@@ -57,7 +70,12 @@ async fn take(
     redis: &mut redis::Peer,
     pages: &[Vec<u8>],
 ) -> Result<Pairs, Failure> {
-    let (mut one, mut other) = (Random(8), Random(8));
+    let order = |seed: u64| {
+        let mut random = Random(seed);
+        let count = pages.len();
+        (0..).map(move |turn: usize| if count == FEW { random.below(FEW) } else { turn % count })
+    };
+    let (mut one, mut other) = (order(8), order(8));
     // Whole pages are compared now and then only: comparing is no part of reading.
     let same = |got: &[u8], number: usize| -> Result<(), Failure> {
         let page = &pages[number];
@@ -67,7 +85,7 @@ async fn take(
         Err("a page is not what was stored".into())
     };
     let ours = async || {
-        let number = one.below(PAGES);
+        let number = one.next().ok_or("an endless order has ended")?;
         let mut request = region.read_request();
         request.get().set_offset((number * PAGE) as u64);
         request.get().set_len(PAGE as u32);
@@ -75,16 +93,21 @@ async fn take(
         same(answer.get()?.get_data()?, number)
     };
     let peer = async || {
-        let number = other.below(PAGES);
+        let number = other.next().ok_or("an endless order has ended")?;
         same(&redis.get(number)?, number)
     };
     Pairs::take_async(count, ours, peer).await
 }
 
-async fn create(regions: &regions::Client, volatile: bool) -> Result<region::Client, Failure> {
+async fn create(
+    regions: &regions::Client,
+    name: &str,
+    volatile: bool,
+    pages: usize,
+) -> Result<region::Client, Failure> {
     let mut request = regions.create_request();
-    request.get().set_name(if volatile { "volatile" } else { "durable" });
-    request.get().set_bytes((PAGES * PAGE) as u64);
+    request.get().set_name(name);
+    request.get().set_bytes((pages * PAGE) as u64);
     request.get().set_volatile(volatile);
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
     Ok(answer.get()?.get_region()?)

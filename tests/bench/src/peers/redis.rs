@@ -15,7 +15,7 @@ const PROGRAM: &str = "redis-check-rdb";
 /// A server in a process of its own, and a connection to it.
 pub struct Peer {
     connection: Connection,
-    _server: Process,
+    server: Process,
 }
 
 impl Peer {
@@ -30,7 +30,12 @@ impl Peer {
         let mut server = Process(spawned.map_err(|e| format!("{PROGRAM}: {e}: run `make bench`"))?);
         until_listening(&socket, &mut server)?;
         let client = redis::Client::open(format!("redis+unix://{}", socket.display()))?;
-        Ok(Peer { connection: client.get_connection()?, _server: server })
+        Ok(Peer { connection: client.get_connection()?, server })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.server.0.id()
     }
 
     /// Keeps a page.
