@@ -1,21 +1,33 @@
 ------------------------------- MODULE Trace -------------------------------
 (***************************************************************************)
-(* Whether a run is a behaviour of Attestation. TraceData is generated     *)
-(* from the run of one verifier: the events in the order of their times,   *)
-(* in milliseconds, the nodes' names, and the run's freshness bound.       *)
+(* Whether a run is a behaviour of Attestation. A trace holds the events   *)
+(* of the run of one verifier, in the order of their times, which are      *)
+(* milliseconds.                                                           *)
 (*                                                                         *)
 (* At every event at most one step is possible, so a run is a behaviour    *)
 (* exactly if every behaviour of TSpec reaches its end. README lists the   *)
 (* events, their fields and where the code has them.                       *)
 (***************************************************************************)
-EXTENDS Attestation, Sequences, TraceData
+EXTENDS Attestation, Sequences, TraceData, TLC
 
-VARIABLE i   \* the next event
+VARIABLES
+  trace,  \* the trace: several are checked at once, each for itself
+  i       \* the next event
 
-tvars == <<vars, i>>
+tvars == <<vars, trace, i>>
+
+AtEnd == i > Len(Traces[trace])
+
+\* What the traces say of the nodes and the bound, which is one.
+AllEvents   == UNION {{Traces[t][n] : n \in 1..Len(Traces[t])} : t \in 1..Len(Traces)}
+TraceNodes  == {e.node : e \in AllEvents}
+TraceBounds == {e.bound : e \in {e \in AllEvents : e.event = "start"}}
+TraceBound  == CHOOSE b \in TraceBounds : TRUE
+ASSUME TraceBounds = {TraceBound}
 
 \* Before its first boot event a node runs nothing that could be good.
 TInit ==
+  /\ trace \in 1..Len(Traces)
   /\ i = 1
   /\ Init
   /\ soft = [n \in Nodes |-> "bad"]
@@ -45,13 +57,17 @@ Event(e) ==
 
 \* Time first goes to the event's, then the event happens.
 TNext ==
-  /\ i <= Len(Trace)
-  /\ \/ Advance(Trace[i].at) /\ UNCHANGED i
-     \/ /\ now = Trace[i].at
-        /\ Event(Trace[i])
+  /\ ~AtEnd
+  /\ UNCHANGED trace
+  /\ LET e == Traces[trace][i] IN
+     \/ Advance(e.at) /\ UNCHANGED i
+     \/ /\ now = e.at
+        /\ Event(e)
         /\ i' = i + 1
+        /\ PrintT(<<"step", trace, i>>)  \* what stands behind the last one is refused
 
 TSpec == TInit /\ [][TNext]_tvars /\ WF_tvars(TNext)
 
-Accepted == <>(i > Len(Trace))
+\* Every event of every trace is a step of the model.
+Accepted == <>AtEnd
 =============================================================================

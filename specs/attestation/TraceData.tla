@@ -6,11 +6,8 @@
 (***************************************************************************)
 LOCAL INSTANCE Naturals
 
-TraceNodes == {"7f3a"}
-TraceBound == 60000
-
-Trace == <<
-  [event |-> "start",     at |-> 1000, node |-> "7f3a"],
+Traces == << <<
+  [event |-> "start",     at |-> 1000, node |-> "7f3a", bound |-> 60000],
   [event |-> "boot",      at |-> 1000, node |-> "7f3a", resets |-> 17, good |-> TRUE],
   [event |-> "challenge", at |-> 1003, node |-> "7f3a", nonce |-> 1],
   [event |-> "verdict",   at |-> 1021, node |-> "7f3a", nonce |-> 1, good |-> TRUE, resets |-> 17],
@@ -26,7 +23,7 @@ Trace == <<
   [event |-> "place",     at |-> 46041, node |-> "7f3a", fresh_until |-> 61003],
   [event |-> "place",     at |-> 61003, node |-> "7f3a", fresh_until |-> 106015],
   \* kill -9 of the kernel: the service and the software TPM start anew.
-  [event |-> "start",     at |-> 70000, node |-> "7f3a"],
+  [event |-> "start",     at |-> 70000, node |-> "7f3a", bound |-> 60000],
   [event |-> "boot",      at |-> 70000, node |-> "7f3a", resets |-> 18, good |-> TRUE],
   [event |-> "challenge", at |-> 70004, node |-> "7f3a", nonce |-> 4],
   [event |-> "verdict",   at |-> 70022, node |-> "7f3a", nonce |-> 4, good |-> TRUE, resets |-> 18],
@@ -36,5 +33,5 @@ Trace == <<
   [event |-> "place",     at |-> 80200, node |-> "7f3a", fresh_until |-> 130004],
   [event |-> "challenge", at |-> 100010, node |-> "7f3a", nonce |-> 5],
   [event |-> "verdict",   at |-> 100030, node |-> "7f3a", nonce |-> 5, good |-> FALSE, resets |-> 18]
->>
+>> >>
 =============================================================================

@@ -2,7 +2,7 @@
 (***************************************************************************)
 (* Checks the trace of an audit service that really ran against Audit.     *)
 (*                                                                         *)
-(* TraceData holds the events of one data directory in the order in which  *)
+(* A trace holds the events of one data directory in the order in which    *)
 (* they were written, over any number of processes. Each event is one      *)
 (* step of the model, with the values that the event gives. How a process  *)
 (* ended is not in the trace: in front of an "open", it is whatever end    *)
@@ -12,19 +12,23 @@
 (*                                                                         *)
 (* A trace is a behaviour of the model if Accepted holds.                  *)
 (***************************************************************************)
-EXTENDS Audit, TraceData
+EXTENDS Audit, TraceData, TLC
 
-VARIABLE i   \* the next event
+VARIABLES
+    trace,  \* the trace: several are checked at once, each for itself
+    i       \* the next event
 
-tvars == <<vars, i>>
+tvars == <<vars, trace, i>>
 
-Event == Trace[i]
+Event == Traces[trace][i]
+AtEnd == i > Len(Traces[trace])
 
-(* The bound comes from the trace. *)
+(* The bound comes from the traces. *)
+SeqsOf(t) ==
+    {t[n].last : n \in {m \in 1..Len(t) : t[m].event = "append"}}
+    \cup {t[n].last_seq : n \in {m \in 1..Len(t) : t[m].event = "open"}}
 TraceMaxSeq ==
-    LET appends == {Trace[n].last : n \in {m \in 1..Len(Trace) : Trace[m].event = "append"}}
-        opens   == {Trace[n].last_seq : n \in {m \in 1..Len(Trace) : Trace[m].event = "open"}}
-        seqs    == {0} \cup appends \cup opens
+    LET seqs == {0} \cup UNION {SeqsOf(Traces[n]) : n \in 1..Len(Traces)}
     IN  CHOOSE n \in seqs : \A m \in seqs : m <= n
 
 (* In a run without gaps the last entry has the highest number. Audit looks at
@@ -33,11 +37,11 @@ TraceLastSeq(entries) == IF entries = <<>> THEN 0 ELSE entries[Len(entries)].seq
 
 (* A trace may begin with a log that an earlier one has left. *)
 Before ==
-    IF Len(Trace) > 0 /\ Trace[1].event = "open" /\ Trace[1].size <= TraceMaxSeq
-    THEN Trace[1].size
-    ELSE 0
+    LET t == Traces[trace] IN
+    IF Len(t) > 0 /\ t[1].event = "open" /\ t[1].size <= TraceMaxSeq THEN t[1].size ELSE 0
 
 TInit ==
+    /\ trace \in 1..Len(Traces)
     /\ kernel = "up"
     /\ journal = [n \in 1..TraceMaxSeq |-> Record("report", "none")]
     /\ jsynced = TraceMaxSeq
@@ -58,9 +62,12 @@ TInit ==
     /\ seen = [h \in Holders |-> <<>>]
     /\ i = 1
 
-Is(name) ==
-    /\ i <= Len(Trace)
-    /\ Event.event = name
+Is(name) == ~AtEnd /\ Event.event = name
+
+Step ==
+    /\ i' = i + 1
+    /\ UNCHANGED trace
+    /\ PrintT(<<"step", trace, i>>)  \* what stands behind the last one is refused
 
 (* The batch: its first and last journal records, and how many entries the
    log has with it. *)
@@ -69,19 +76,19 @@ TAppend ==
     /\ Event.first = LastSeq(Committed) + 1
     /\ Pull(Event.last)
     /\ Len(log') = Event.size
-    /\ i' = i + 1
+    /\ Step
 
-TSynced == Is("synced") /\ SyncSegment /\ Len(log) = Event.size /\ i' = i + 1
-THead   == Is("head") /\ WriteHead /\ size' = Event.size /\ i' = i + 1
-TFailed == Is("failed") /\ AppendFails /\ log' = log /\ size = Event.size /\ i' = i + 1
-TSettle == Is("settle") /\ Settle /\ size = Event.size /\ i' = i + 1
-TAck    == Is("ack") /\ Ack /\ LastSeq(Committed) = Event.up_to /\ i' = i + 1
+TSynced == Is("synced") /\ SyncSegment /\ Len(log) = Event.size /\ Step
+THead   == Is("head") /\ WriteHead /\ size' = Event.size /\ Step
+TFailed == Is("failed") /\ AppendFails /\ log' = log /\ size = Event.size /\ Step
+TSettle == Is("settle") /\ Settle /\ size = Event.size /\ Step
+TAck    == Is("ack") /\ Ack /\ LastSeq(Committed) = Event.up_to /\ Step
 
 TCheckpoint ==
     /\ Is("checkpoint")
     /\ size = Event.size
     /\ \E h \in Holders : TakeCheckpoint(h)
-    /\ i' = i + 1
+    /\ Step
 
 (* An end that leaves what was found. Of all ends, a failure of the power can
    leave most, so it stands for the others. *)
@@ -93,13 +100,13 @@ TEnd ==
     /\ signed' = Event.size
     /\ Len(log') = Event.size
     /\ head' = head_synced
-    /\ UNCHANGED i
+    /\ UNCHANGED <<trace, i>>
 
 TBoot ==
     /\ Is("open")
     /\ Boot
     /\ trimmed' = trimmed
-    /\ UNCHANGED i
+    /\ UNCHANGED <<trace, i>>
 
 TOpen ==
     /\ Is("open")
@@ -107,7 +114,7 @@ TOpen ==
     /\ audit' = "open"
     /\ size' = Event.size
     /\ LastSeq(log') = Event.last_seq
-    /\ i' = i + 1
+    /\ Step
 
 TNext ==
     \/ TAppend \/ TSynced \/ THead \/ TFailed \/ TSettle \/ TAck \/ TCheckpoint
@@ -115,6 +122,6 @@ TNext ==
 
 TSpec == TInit /\ [][TNext]_tvars /\ WF_tvars(TNext)
 
-(* Every event of the trace is a step of the model. *)
-Accepted == <>(i > Len(Trace))
+(* Every event of every trace is a step of the model. *)
+Accepted == <>AtEnd
 =============================================================================

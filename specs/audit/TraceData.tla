@@ -3,7 +3,7 @@
    writes a batch, and again between the batch and its acknowledgement. *)
 EXTENDS Naturals, Sequences
 
-Trace == <<
+Traces == << <<
     [event |-> "open", size |-> 0, last_seq |-> 0],
     [event |-> "append", first |-> 1, last |-> 5, size |-> 5],
     [event |-> "synced", size |-> 5],
@@ -25,5 +25,5 @@ Trace == <<
     [event |-> "settle", size |-> 12],
     [event |-> "ack", up_to |-> 12],
     [event |-> "checkpoint", size |-> 12]
->>
+>> >>
 =============================================================================

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use distos_abi::Fault;
 use serde::{Deserialize, Serialize};
 
+use crate::TRACE;
 use crate::evidence::{
     Appraised, AttestationKey, ClockInfo, PcrSet, Pcrs, Policy, Refusal, appraise, extended_once,
 };
@@ -97,7 +98,7 @@ impl<T: Read + Write> Attester<T> {
     /// Takes and appraises a quote that answers `qualifying`. A fault means that there is no
     /// evidence: the TPM does not answer, or what is remembered can't be read or written.
     pub(crate) fn attest(&mut self, qualifying: &[u8; 32], now_ms: u64) -> Result<Outcome, Fault> {
-        self.measure_image()?;
+        self.measure_image(now_ms)?;
         let known: Option<Enrolment> = record::load(&self.enrolment_file)?;
         // Another TPM's clock says nothing about the one that is enrolled now.
         let previous: Option<ClockInfo> =
@@ -126,10 +127,12 @@ impl<T: Read + Write> Attester<T> {
     }
 
     /// Once in this service's life: a TPM that is reset later loses the measurement and is refused.
-    fn measure_image(&mut self) -> Result<(), Fault> {
+    fn measure_image(&mut self, now_ms: u64) -> Result<(), Fault> {
         if !self.measured {
             self.tpm.startup()?;
-            self.tpm.measure_once(IMAGE_PCR, &self.image_hash)?;
+            if self.tpm.measure_once(IMAGE_PCR, &self.image_hash)? {
+                tracing::debug!(target: TRACE, at = now_ms, "boot");
+            }
             self.measured = true;
         }
         Ok(())

@@ -46,6 +46,10 @@ mod state;
 mod tpm;
 mod wire;
 
+/// Whoever switches this target on sees each step of the verifier, one event a line:
+/// `specs/attestation` says what they mean and checks them.
+const TRACE: &str = "distos::trace::attestation";
+
 /// The whole life of the attestation vat: serves until its kernel ends.
 pub fn run(boot: Boot) -> ExitCode {
     distos_rpc::run(boot, server::Attestation::start)

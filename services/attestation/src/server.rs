@@ -1,6 +1,7 @@
 //! The attestation interface over RPC, and the task that renews evidence.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -15,9 +16,10 @@ use distos_schemas::attestation_capnp::{attestation, verdict};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
 
+use crate::TRACE;
 use crate::attester::{Attester, Outcome};
 use crate::evidence::{Appraised, Continuity, PcrSet};
-use crate::state::{Now, State, Verdict};
+use crate::state::{Now, State, Unasked, Verdict};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
 
 const DEFAULT_FRESHNESS_MS: u64 = 300_000;
@@ -122,6 +124,8 @@ impl Attestation {
         let state = State::new(vat.node(), settings.freshness_ms).ok_or_else(|| {
             Fault::malformed("attestation: setting 'freshness_ms' is not from 1000 to 86400000")
         })?;
+        let bound = settings.freshness_ms;
+        tracing::debug!(target: TRACE, at = vat.now_ms(), bound, "start");
         let attester = vat.take_device("tpm").map(|fd| attester(fd, &settings)).transpose()?;
         let service = Rc::new(Attestation {
             vat,
@@ -189,11 +193,14 @@ impl Attestation {
         getrandom::fill(&mut random).map_err(Fault::internal)?;
         let opened = self.now();
         let challenge = self.state.borrow_mut().challenge(random, opened);
+        let nonce = Nonce(&challenge);
+        tracing::debug!(target: TRACE, at = opened.unix_ms, %nonce, "challenge");
         match self.ask_tpm(challenge, opened.unix_ms).await {
             Ok(outcome) => self.take_outcome(&challenge, outcome, asker),
             Err(fault) => {
                 // The renewing task tries every few seconds: one event for one cause.
                 let is_new = self.state.borrow_mut().no_answer(fault.to_string());
+                tracing::debug!(target: TRACE, at = self.now().unix_ms, "no_answer");
                 if is_new || asker.cap != NOBODY.cap {
                     self.report(asker, format!("no evidence: {fault}"));
                 }
@@ -226,12 +233,19 @@ impl Attestation {
         if result.is_ok() {
             self.ak_name.set(Some(outcome.ak_name));
         }
+        let resets = result.as_ref().ok().map(|(appraised, _)| appraised.clock.reset_count);
+        let (at, nonce, good) = (now.unix_ms, Nonce(challenge), resets.is_some());
         match self.state.borrow_mut().answer(challenge, result, now) {
             Ok(()) => {
+                tracing::debug!(target: TRACE, at, %nonce, good, resets, "verdict");
                 self.report(asker, detail);
                 Ok(())
             }
             Err(unasked) => {
+                // What answers no open challenge changes nothing.
+                if unasked == Unasked::TooOld {
+                    tracing::debug!(target: TRACE, at, %nonce, "too_old");
+                }
                 self.report(asker, format!("refused: {unasked}"));
                 Err(Fault::unavailable(1_000, unasked.to_string()))
             }
@@ -252,6 +266,15 @@ impl Attestation {
         if let Some(name) = self.ak_name.get() {
             builder.set_ak_name(&name);
         }
+    }
+}
+
+/// What a challenge is called in the trace: enough of it to tell it from every other.
+struct Nonce<'a>(&'a [u8; 32]);
+
+impl fmt::Display for Nonce<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[..8]))
     }
 }
 

@@ -137,11 +137,15 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// Extends `digest` into `pcr` unless that has happened since the TPM's last reset. A register
-    /// that holds anything else is left alone: appraisal refuses it.
-    pub(crate) fn measure_once(&mut self, pcr: u8, digest: &[u8; 32]) -> Result<(), TpmError> {
+    /// that holds anything else is left alone: appraisal refuses it. Returns whether the register
+    /// was as a reset leaves it.
+    pub(crate) fn measure_once(&mut self, pcr: u8, digest: &[u8; 32]) -> Result<bool, TpmError> {
         let set = PcrSet::default().with(pcr);
-        let value = self.pcr_read(set)?.get(&pcr).copied();
-        if value == Some([0; 32]) { self.pcr_extend(pcr, digest) } else { Ok(()) }
+        let was_reset = self.pcr_read(set)?.get(&pcr) == Some(&[0; 32]);
+        if was_reset {
+            self.pcr_extend(pcr, digest)?;
+        }
+        Ok(was_reset)
     }
 
     pub(crate) fn pcr_extend(&mut self, pcr: u8, digest: &[u8; 32]) -> Result<(), TpmError> {

@@ -9,6 +9,7 @@ use distos_rpc::fault_of;
 use distos_schemas::kernel_capnp::outbox;
 use tokio::sync::watch;
 
+use crate::TRACE;
 use crate::intake;
 use crate::store::Store;
 
@@ -120,7 +121,13 @@ impl Keeper {
     async fn round(&self, link: &mut Link, now_ms: &impl Fn() -> u64) -> Result<(), Fault> {
         let last = self.progress.borrow().last_seq;
         if last > link.acked {
-            self.on_disk(|store| store.settle()).await?;
+            self.on_disk(|store| {
+                store.settle()?;
+                tracing::debug!(target: TRACE, size = store.checkpoint().size, "settle");
+                Ok(())
+            })
+            .await?;
+            tracing::debug!(target: TRACE, up_to = last, "ack");
             let mut request = link.outbox.ack_request();
             request.get().set_up_to(last);
             request.send().promise.await.map_err(|e| fault_of(&e))?;

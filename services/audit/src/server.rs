@@ -15,8 +15,9 @@ use distos_schemas::audit_capnp::{checkpoint, log, verification};
 use distos_types::{SECRET_BYTES, kind};
 use futures::future::LocalBoxFuture;
 
+use crate::TRACE;
 use crate::format::Checkpoint;
-use crate::keeper::{Keeper, lock};
+use crate::keeper::{Keeper, SharedStore, lock};
 use crate::record::Body;
 use crate::store::{OpenError, SEGMENT_BYTES, Store, Verification, verify_until};
 use crate::walk::Damage;
@@ -99,7 +100,7 @@ impl Audit {
         let _alone = self.verifying.lock().await;
         let dir = self.dir.clone();
         let verified = keeper.with_store(move |store| {
-            let head = lock(store).checkpoint();
+            let head = newest(store);
             verify_until(&dir, head)?;
             let store = lock(store);
             store.check_ends()?;
@@ -107,6 +108,14 @@ impl Audit {
         });
         Ok(verified.await?.into())
     }
+}
+
+/// The checkpoint that is handed out. The event is written while no batch can come.
+fn newest(store: &SharedStore) -> Checkpoint {
+    let store = lock(store);
+    let checkpoint = store.checkpoint();
+    tracing::debug!(target: TRACE, size = checkpoint.size, "checkpoint");
+    checkpoint
 }
 
 fn corrupt(damage: &Damage) -> Fault {
@@ -204,7 +213,7 @@ impl log::Server for LogServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
         let keeper = self.audit.keeper().map_err(fail)?;
-        let newest = keeper.with_store(|store| lock(store).checkpoint()).await.map_err(fail)?;
+        let newest = keeper.with_store(newest).await.map_err(fail)?;
         write_checkpoint(&newest, self.facet.reply(&mut results).init_checkpoint());
         Ok(())
     }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use distos_types::{HolderSecret, SECRET_BYTES};
 use zeroize::Zeroizing;
 
+use crate::TRACE;
 use crate::format::{self, Bad, ChainHash, Checkpoint, SEGMENT_HEADER, SegmentHeader};
 use crate::walk::{Damage, Place, Walk, bad_reason, fill};
 
@@ -216,6 +217,8 @@ impl Store {
             dirty: false,
         };
         store.settle()?;
+        let size = store.checkpoint.size;
+        tracing::debug!(target: TRACE, size, last_seq = store.end.seq, "open");
         Ok(store)
     }
 
@@ -234,10 +237,20 @@ impl Store {
             // Gives the space back at once; the next try cuts again if this fails.
             let _ = file.set_len(self.end.offset);
         }
+        if result.is_err() {
+            tracing::debug!(target: TRACE, size = self.checkpoint.size, "failed");
+        }
         result
     }
 
     fn try_append(&mut self, batch: &[Incoming], now_ms: u64) -> io::Result<()> {
+        tracing::debug!(
+            target: TRACE,
+            first = batch.iter().map(|(seq, _)| *seq).find(|seq| *seq > 0),
+            last = batch.iter().map(|(seq, _)| *seq).max(),
+            size = self.end.index + batch.len() as u64,
+            "append"
+        );
         let mut at = self.end;
         let mut bytes = Vec::new();
         let mut marks = Vec::new();
@@ -272,7 +285,9 @@ impl Store {
         if rotated.is_some() {
             sync_dir(&self.dir)?;
         }
+        tracing::debug!(target: TRACE, size = checkpoint.size, "synced");
         write_head(&self.dir, checkpoint)?;
+        tracing::debug!(target: TRACE, size = checkpoint.size, "head");
         // The head file names the batch: it is in the log. That the rename itself is durable is
         // what `settle` waits for.
         if rotated.is_some() {

@@ -17,6 +17,8 @@ use distos_host::plan::{
 use distos_types::kind;
 use toml_edit::{Document, Item, TableLike, Value};
 
+use crate::vat;
+
 /// What an image can refer to on this machine.
 pub struct Machine<'a> {
     /// Names of the services that are part of this binary.
@@ -234,6 +236,14 @@ impl<'a> Reader<'a> {
         let devices = self.words(section, "devices");
         let params = self.words(section, "params");
         let limits = self.limits(section, default_limits(profile));
+        // What a program of somebody else's takes a setting for is not known here.
+        let builtin = matches!(program, Some(Program::Builtin(_)));
+        for At { line, value: (key, text) } in params.iter().filter(|_| builtin) {
+            if key == vat::LOG && vat::logged(text).is_err() {
+                let what = format!("params.{key} = \"{text}\" says not what to log");
+                self.error(*line, what, "such as \"distos::trace=debug\"");
+            }
+        }
         let params = params.into_iter().map(|p| p.value).collect();
         let plan = VatPlan {
             name,
@@ -1025,6 +1035,8 @@ serves = ["regions"]
         assert_eq!(error.hint, "it must be true or false");
         assert!(only_error(&with("limits = 5 #!\n")).hint.contains("table"));
         assert!(only_error(&with("params = { a = [1] } #!\n")).what.contains("params.a"));
+        let error = only_error(&with("params = { log = \"distos::trace=loud\" } #!\n"));
+        assert!(error.what.contains("params.log") && error.hint.contains("debug"), "{error}");
         let error = only_error("image = { name = \"t\" }\ngrant = [\n  5, #!\n]\n");
         assert!(error.what.contains("integer"));
         assert!(only_error("image = { name = \"t\", slots = 1 } #!\n").what.contains("slots"));

@@ -2,7 +2,11 @@
 
 use std::process::ExitCode;
 
-use distos_rpc::boot::Boot;
+use distos_abi::Fault;
+use distos_rpc::boot::{Boot, Manifest};
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The hidden subcommand under which the kernel starts a service.
 pub const COMMAND: &str = "vat";
@@ -11,15 +15,15 @@ pub const COMMAND: &str = "vat";
 pub const PROGRAMS: [&str; 7] =
     ["memory", "scheduler", "executor", "attestation", "audit", "gpu", "node"];
 
+/// The setting of an image that says what its vat logs besides warnings and errors.
+pub const LOG: &str = "log";
+
 /// Locks this process down and runs the program that its manifest names, for the process's whole
 /// life. To be called first thing, by the only thread.
 pub fn main() -> ExitCode {
-    match distos_host::sandbox::enter() {
-        Ok(boot) => {
-            let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
-            log.with_max_level(tracing::Level::WARN).init();
-            run(boot)
-        }
+    let entered = distos_host::sandbox::enter();
+    match entered.and_then(|boot| log(&boot.manifest).map(|()| boot)) {
+        Ok(boot) => run(boot),
         Err(fault) => {
             #[allow(clippy::print_stderr)]
             {
@@ -30,6 +34,25 @@ pub fn main() -> ExitCode {
             ExitCode::from(fault.code())
         }
     }
+}
+
+/// What is logged with this setting: warnings and errors of everything, and for the targets that
+/// it names what it says. `distos::trace=debug,distos_memory=info` are two.
+///
+/// # Errors
+/// A part of it is no target, no level and no `TARGET=LEVEL`.
+pub fn logged(setting: &str) -> Result<Targets, ParseError> {
+    format!("warn,{setting}").trim_end_matches(',').parse()
+}
+
+/// Each event is one line and one write to standard error, which whoever started the node keeps:
+/// what this process has said outlives it, however it ends.
+fn log(manifest: &Manifest) -> Result<(), Fault> {
+    let setting = manifest.params.get(LOG).map_or("", String::as_str);
+    let logged = logged(setting).map_err(|e| Fault::malformed(format!("setting '{LOG}': {e}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(logged).init();
+    Ok(())
 }
 
 /// Runs the program that the manifest names until its kernel is gone, with whatever confinement
@@ -47,5 +70,23 @@ pub fn run(boot: Boot) -> ExitCode {
             tracing::error!("there is no program '{other}'");
             ExitCode::from(distos_abi::Fault::not_found("program").code())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn a_service_logs_warnings_and_what_its_image_asks_for() {
+        let plain = logged("").unwrap();
+        assert!(plain.would_enable("anything", &Level::WARN));
+        assert!(!plain.would_enable("distos::trace::audit", &Level::INFO));
+        let more = logged("distos::trace=debug,distos_audit=info").unwrap();
+        assert!(more.would_enable("distos::trace::audit", &Level::DEBUG));
+        assert!(!more.would_enable("distos_audit::store", &Level::DEBUG));
+        assert!(more.would_enable("distos_rpc::vat", &Level::WARN), "warnings stay");
+        assert!(logged("distos::trace=loud").is_err());
     }
 }

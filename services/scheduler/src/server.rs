@@ -44,6 +44,9 @@ const IDLE_CHECK: Duration = Duration::from_secs(15);
 /// No bytes of the object: the queue has none.
 const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
+/// Placements are steps of what `specs/attestation` models, told where the verifier tells its own.
+const TRACE: &str = "distos::trace::attestation";
+
 /// The scheduler of a node.
 pub(crate) struct Scheduler {
     vat: Vat,
@@ -260,11 +263,13 @@ impl Scheduler {
     /// One placement, under a guard of the job's capability (C2, S1).
     fn place(&self, id: JobId, live: &Live, evidence: &Evidence) -> Result<Placement, Refusal> {
         let (now_ms, policy) = (self.vat.now_ms(), self.policy());
-        live.facet
-            .commit(Rights::RUN, EMPTY, || {
-                self.state.borrow_mut().place(id, now_ms, evidence, &policy)
-            })
-            .map_err(Refusal::Fail)?
+        let placed = live.facet.commit(Rights::RUN, EMPTY, || {
+            self.state.borrow_mut().place(id, now_ms, evidence, &policy)
+        });
+        let placement = placed.map_err(Refusal::Fail)??;
+        let fresh_until = placement.fresh_until_ms;
+        tracing::debug!(target: TRACE, at = now_ms, fresh_until, "place");
+        Ok(placement)
     }
 
     fn begin(self: &Rc<Self>, placement: Placement, live: Rc<Live>) {

@@ -9,6 +9,7 @@ pub mod attack;
 pub mod blue;
 pub mod disk;
 pub mod holder;
+pub mod images;
 pub mod watch;
 
 use std::collections::HashMap;

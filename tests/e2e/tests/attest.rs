@@ -6,21 +6,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use distos_e2e::{Node, Output, eventually, kill, signal, single_image, wordcount};
+use distos_e2e::images::{with_tpm, with_tpm_args};
+use distos_e2e::{Node, Output, eventually, kill, signal, wordcount};
 use rustix::process::Signal;
 use serde_json::Value;
 
 const LONG: Duration = Duration::from_secs(20);
-
-fn image(freshness_ms: u64, tpm: &str) -> String {
-    let replace = |text: String, what: &str, with: &str| {
-        assert!(text.contains(what), "images/single.toml has no {what}");
-        text.replace(what, with)
-    };
-    let text = replace(single_image(), "\"/dev/tpmrm0\"", "\"/dev/no-such-tpm\"");
-    let text = replace(text, "\"60000\"", &format!("\"{freshness_ms}\""));
-    replace(text, "\"/usr/bin/swtpm\"", &format!("\"{tpm}\""))
-}
 
 fn prepared(node: &Node) {
     node.tenants(&["red"]);
@@ -50,7 +41,7 @@ fn is_fresh(verdict: &Value) -> bool {
 
 #[test]
 fn an_operator_sees_good_evidence_and_that_its_tpm_is_software() {
-    let node = Node::boot_with(&image(60_000, "/usr/bin/swtpm"));
+    let node = Node::boot_with(&with_tpm(60_000, "/usr/bin/swtpm"));
     let status = node.json(&["status"]);
     let verdict = &status["attestation"];
     assert!(is_fresh(verdict), "{verdict}");
@@ -63,14 +54,14 @@ fn an_operator_sees_good_evidence_and_that_its_tpm_is_software() {
     assert!(now["taken_ms"].as_u64() > verdict["taken_ms"].as_u64(), "{now}");
     assert_eq!(now["ak_name"], verdict["ak_name"], "another key has signed");
     // Another image measures otherwise: the verdict is bound to what was booted.
-    let other = image(60_000, "/usr/bin/swtpm").replace("name = \"single\"", "name = \"other\"");
+    let other = with_tpm(60_000, "/usr/bin/swtpm").replace("name = \"single\"", "name = \"other\"");
     let other = Node::boot_with(&other).json(&["attest", "status"]);
     assert_ne!(other["pcr_digest"], verdict["pcr_digest"]);
 }
 
 #[test]
 fn a_node_gets_a_new_tpm_and_good_evidence_after_its_software_tpm_was_killed() {
-    let node = Node::boot_with(&image(60_000, "/usr/bin/swtpm"));
+    let node = Node::boot_with(&with_tpm(60_000, "/usr/bin/swtpm"));
     prepared(&node);
     let before = node.json(&["attest", "status"]);
     kill(node.swtpm_pid().unwrap());
@@ -114,7 +105,7 @@ fn silenced_for(node: &Node, pause: Duration) {
 
 #[test]
 fn a_tenants_job_is_refused_while_the_tpm_is_silent_and_runs_when_it_answers_again() {
-    let node = Node::boot_with(&image(2_000, "/usr/bin/swtpm"));
+    let node = Node::boot_with(&with_tpm(2_000, "/usr/bin/swtpm"));
     prepared(&node);
     assert_eq!(count(&node).code, 0);
     silenced_for(&node, Duration::ZERO);
@@ -124,22 +115,14 @@ fn a_tenants_job_is_refused_while_the_tpm_is_silent_and_runs_when_it_answers_aga
 /// later questions, if nobody takes care.
 #[test]
 fn a_node_recovers_from_a_tpm_that_was_silent_for_long() {
-    let node = Node::boot_with(&image(2_000, "/usr/bin/swtpm"));
+    let node = Node::boot_with(&with_tpm(2_000, "/usr/bin/swtpm"));
     prepared(&node);
     silenced_for(&node, Duration::from_secs(12));
 }
 
-/// The image with another program and arguments in the place of the software TPM.
-fn with_program(path: &str, args: &str) -> String {
-    let text = image(1_000, path);
-    let (before, rest) = text.split_once("args = [").unwrap();
-    let (_, after) = rest.split_once(']').unwrap();
-    format!("{before}args = [{args}]{after}")
-}
-
 #[test]
 fn a_node_whose_tpm_never_answers_boots_and_places_nothing() {
-    let node = Node::boot_with(&with_program("/usr/bin/sleep", "\"1000\""));
+    let node = Node::boot_with(&with_tpm_args(1_000, "/usr/bin/sleep", "\"1000\""));
     prepared(&node);
     let output = count(&node);
     assert_eq!(output.code, 14, "{}", output.stderr);
@@ -150,7 +133,7 @@ fn a_node_whose_tpm_never_answers_boots_and_places_nothing() {
 
 #[test]
 fn a_node_whose_tpm_does_not_start_does_not_boot_and_leaves_nothing() {
-    let mut node = Node::new(&image(1_000, "/bin/false"));
+    let mut node = Node::new(&with_tpm(1_000, "/bin/false"));
     node.start();
     let all = node.processes();
     assert_eq!(node.wait_for_end(&all), 17, "{}", node.log());
@@ -164,7 +147,7 @@ fn a_node_that_has_lost_its_tpm_for_good_places_nothing_and_serves_on() {
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let swtpm = place.path().join("swtpm");
     fs::copy("/usr/bin/swtpm", &swtpm).unwrap();
-    let node = Node::boot_with(&image(1_000, swtpm.to_str().unwrap()));
+    let node = Node::boot_with(&with_tpm(1_000, swtpm.to_str().unwrap()));
     prepared(&node);
     assert_eq!(count(&node).code, 0);
     fs::remove_file(&swtpm).unwrap();

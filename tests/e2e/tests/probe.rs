@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use distos_e2e::images::with_settings;
 use distos_e2e::{Node, eventually, is_root, repository, single_image};
 use serde_json::Value;
 
@@ -38,24 +39,10 @@ fn probed(services: &[&str], directory: &Path) -> String {
         image = image.replace(&builtin, &format!("program = \"{PROBE}\""));
         let other = if *service == "memory" { "audit" } else { "memory" };
         let target = |kind: &str| directory.join(kind).join(other).display().to_string();
-        let section = ["vat", "template"].map(|kind| format!("[{kind}.{service}]"));
-        let section = section.iter().find(|s| image.contains(s.as_str())).expect("a section");
         let start = if *service == "scheduler" { ", start = \"executor\"" } else { "" };
         let params =
             format!("other = \"{}\", socket = \"{}.sock\"{start}", target("vats"), target("run"));
-        // A section has one line of settings at most.
-        let at = image.find(section.as_str()).expect("it is there");
-        let end = image[at + 1..].find("\n[").map_or(image.len(), |end| at + 1 + end);
-        image = match image[at..end].find("params = { ") {
-            Some(known) => {
-                let known = at + known + "params = { ".len();
-                format!("{}{params}, {}", &image[..known], &image[known..])
-            }
-            None => {
-                let line = at + section.len();
-                format!("{}\nparams = {{ {params} }}{}", &image[..line], &image[line..])
-            }
-        };
+        image = with_settings(&image, service, &params);
     }
     image
 }

@@ -13,6 +13,7 @@ use toml_edit::{DocumentMut, Table};
 
 use crate::compare::Difference;
 use crate::replay::record;
+use crate::sections;
 use crate::tlc::Tlc;
 
 /// What is compared: parts of the model that are near the empty forest, where faults show
@@ -178,8 +179,7 @@ impl Tree {
             module.is_none_or(|module| MODULES.contains(&module))
         };
         let text = read(&root.join(path("lib")))?;
-        let kept: String =
-            text.lines().filter(|line| is_needed(line)).flat_map(|line| [line, "\n"]).collect();
+        let kept = sections::kept(&text, |_| None, |_, line| is_needed(line));
         tree.write(Path::new(&path("lib")), &kept)?;
         tree.write(Path::new(&path("main")), MAIN)?;
         tree.manifests(root)?;
@@ -189,7 +189,7 @@ impl Tree {
     /// Those of the workspace and its crates, without what the comparison does not need.
     fn manifests(&self, root: &Path) -> Result<(), String> {
         let workspace = read(&root.join("Cargo.toml"))?;
-        let workspace = sections(&workspace, |section, line| match section {
+        let workspace = sections::kept(&workspace, sections::toml, |section, line| match section {
             "workspace.package" | "workspace.dependencies" | "profile.dev" => true,
             "profile.dev.package.distos-specs" | "profile.dev.package.distos-core" => true,
             _ => section.starts_with("workspace.lints") || line.is_empty(),
@@ -198,7 +198,8 @@ impl Tree {
         self.write(Path::new("Cargo.toml"), &format!("{members}\n{workspace}"))?;
         for krate in ["kernel/abi", "kernel/core", "tests/specs"] {
             let path = Path::new(krate).join("Cargo.toml");
-            let text = sections(&read(&root.join(&path))?, |section, line| match section {
+            let text = read(&root.join(&path))?;
+            let text = sections::kept(&text, sections::toml, |section, line| match section {
                 "dev-dependencies" => false,
                 "dependencies" if krate == "tests/specs" => {
                     ["[", "distos-abi", "distos-core"].iter().any(|kept| line.starts_with(kept))
@@ -293,22 +294,6 @@ fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// The lines of a manifest for which `keep` says so; it is told the section's name too.
-fn sections(text: &str, keep: impl Fn(&str, &str) -> bool) -> String {
-    let mut section = "";
-    let mut kept = String::new();
-    for line in text.lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            section = name;
-        }
-        if keep(section, line) {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    kept
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,11 +307,5 @@ mod tests {
             let faulty = fault.put(&crate::root()).unwrap_or_else(|why| panic!("{why}"));
             assert!(faulty.contains(&fault.replace), "{}", fault.name);
         }
-    }
-
-    #[test]
-    fn a_manifest_keeps_the_sections_that_are_asked_for() {
-        let text = "[a]\nx = 1\n\n[b.c]\ny = 2\n[d]\nz = 3\n";
-        assert_eq!(sections(text, |section, _| section != "b.c"), "[a]\nx = 1\n\n[d]\nz = 3\n");
     }
 }

@@ -1,22 +1,16 @@
 //! What a node's kernel recorded, through the deaths of a service and of the kernel, is a
 //! behaviour of its model (`specs/capability`), and no record of it could be another (C1, C2, L2).
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
 
 use distos_abi::{ByteRange, CapId, Caveats, HolderKey, ObjectId, Rights, SessionId, VatName};
 use distos_core::{Holder as Held, Life, NodeRecord, Reason, Record};
-use distos_e2e::holder::{Holder, in_this_process};
 use distos_e2e::{Node, eventually, kill, wordcount};
-use distos_schemas::memory_capnp::regions;
-use distos_specs::root;
-use distos_specs::tlc::Tlc;
-use distos_specs::trace::{Checked, Entry, Finding, Trace, check, journal};
+use distos_specs::trace::kernel::{Entry, SPEC, journal, trace};
 
-const LONG: Duration = Duration::from_secs(20);
-/// Who works while the kernel is killed.
-const WORKERS: usize = 3;
+use super::{LONG, accepted, at_work, refused};
 
 fn delegate(node: &Node, cap: &str, (from, to): (&str, &str), what: &[&str], out: &str) {
     let (from, to) = (format!("{from}.cap"), format!("{to}.pub"));
@@ -55,36 +49,26 @@ fn day(node: &Node, name: &str) {
     eventually("the end of a loan", LONG, || (reads(node, &brief, "blue") != 0).then_some(()));
 }
 
-/// Red's connection to the memory service ends while red holds a capability over it.
+/// Red's program is killed while its job runs, so that the scheduler still holds in red's name what
+/// goes with the connection.
 fn hang_up(node: &Node) {
-    let red = Holder::load(node, "red");
-    in_this_process(async {
-        let held = red.restore::<regions::Client>(red.chain("regions")).await.unwrap();
-        // Dropping it would tell the service first.
-        std::mem::forget(held.1);
-    });
-}
-
-/// Red makes, lends, takes back and drops until the node is gone.
-fn work(node: &Node, worker: usize) {
-    for round in 0.. {
-        let (name, lent) = (format!("w{worker}-{round}"), format!("w{worker}-{round}-lent.cap"));
-        let own = format!("{name}.cap");
-        let create = ["region", "create", &name, "--bytes", "1", "--as", "red.cap", "--out", &own];
-        let lend = ["cap", "delegate", &own, "--as", "red.cap", "--to", "blue.pub", "-o", &lent];
-        let read = ["region", "get", "--cap", &lent, "--as", "blue.cap"];
-        let revoke = ["cap", "revoke", &lent, "--as", "red.cap"];
-        let drop = ["region", "drop", &name, "--as", "red.cap"];
-        let all: [&[&str]; 5] = [&create, &lend, &read, &revoke, &drop];
-        // Some leave what they made.
-        for command in &all[..3 + round % 3] {
-            let output = node.cli(command);
-            if output.code == 17 {
-                return;
-            }
-            assert_eq!(output.code, 0, "{command:?}: {}", output.stderr);
-        }
-    }
+    let recorded = |found: &dyn Fn(&Record) -> bool| {
+        let entries = journal(&node.directory()).unwrap_or_default();
+        entries.iter().filter(|entry| found(&entry.record)).count()
+    };
+    let placed =
+        || recorded(&|record| matches!(record, Record::Event { kind, .. } if kind == "placement"));
+    let loops = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    fs::write(node.file("loop.wasm"), wat::parse_str(loops).unwrap()).unwrap();
+    let before = placed();
+    let mut run = node.command(&["run", "loop.wasm", "--input", "first", "--as", "red.cap"]);
+    run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = run.spawn().unwrap();
+    eventually("a task that runs", LONG, || (placed() > before).then_some(()));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let ended = || recorded(&|record| matches!(record, Record::SessionEnded { .. }));
+    eventually("the end of the session", LONG, || (ended() > 0).then_some(()));
 }
 
 /// A node that went through all of this, running again.
@@ -100,14 +84,8 @@ fn worked() -> Node {
     });
     eventually("a read", LONG, || (reads(&node, "first-live.cap", "blue") == 0).then_some(()));
     let processes = node.processes();
-    std::thread::scope(|scope| {
-        let node = &node;
-        let workers: Vec<_> =
-            (0..WORKERS).map(|worker| scope.spawn(move || work(node, worker))).collect();
-        std::thread::sleep(Duration::from_millis(1200));
-        assert!(!workers.iter().any(|worker| worker.is_finished()), "the node is gone too early");
-        kill(node.kernel_pid());
-    });
+    let pause = || std::thread::sleep(Duration::from_millis(1200));
+    at_work(&node, pause, || kill(node.kernel_pid()));
     node.wait_for_end(&processes);
     node.reboot();
     assert_eq!(reads(&node, "first-live.cap", "blue"), 0);
@@ -297,24 +275,12 @@ fn forged(entries: &[Entry]) -> Vec<(&'static str, Vec<Entry>)> {
     ]
 }
 
-fn checked(tlc: &Tlc, traces: &[Trace]) -> Checked {
-    let spec = root().join("specs/capability");
-    check(tlc, &spec, traces).unwrap_or_else(|why| panic!("{why}"))
-}
-
 #[test]
 fn what_the_kernel_recorded_through_kills_is_a_behaviour_of_its_model_and_forged_traces_are_not() {
-    let tlc = Tlc::find(&root()).unwrap();
     let node = worked();
     let entries = audited(&node);
-    let trace = Trace::of(&entries);
-    let Checked { findings, outcome } = checked(&tlc, std::slice::from_ref(&trace));
-    let counts = trace.counts();
-    eprintln!("{} events {counts:?}: {:?}", trace.len(), outcome.took);
-    assert_eq!(findings, [Finding::Accepted], "the kernel did what its model does not");
-    for kind in ["boot", "node", "revoke", "tombstone", "session", "vat"] {
-        assert!(counts.contains_key(kind), "no {kind} in {counts:?}");
-    }
+    let least = ["boot", "node", "revoke", "tombstone", "session", "vat"].map(|kind| (kind, 1));
+    accepted(SPEC, &trace(&entries), &least);
 
     let any = |found: &dyn Fn(&Record) -> bool| entries.iter().any(|e| found(&e.record));
     for reason in [Reason::Asked, Reason::Link, Reason::Object, Reason::Expired] {
@@ -331,19 +297,8 @@ fn what_the_kernel_recorded_through_kills_is_a_behaviour_of_its_model_and_forged
         let (_, used) = &forged[0];
         let mut fine = used.clone();
         fine.remove(used.len() - 2);
-        fine
+        trace(&fine)
     };
-    let mut traces: Vec<Trace> = forged.iter().map(|(_, entries)| Trace::of(entries)).collect();
-    traces.push(Trace::of(&control));
-    let Checked { mut findings, outcome } = checked(&tlc, &traces);
-    eprintln!("{} forged traces: {:?}", forged.len(), outcome.took);
-    assert_eq!(findings.pop(), Some(Finding::Accepted), "nothing is wrong with the control");
-    for (((what, _), trace), finding) in forged.iter().zip(&traces).zip(findings) {
-        match finding {
-            Finding::Refused { event, text } if event == trace.len() => {
-                eprintln!("{what}: refused at event {event}: {text}");
-            }
-            other => panic!("{what}: the last of {} events is wrong, but: {other:?}", trace.len()),
-        }
-    }
+    let forged: Vec<_> = forged.iter().map(|(what, entries)| (*what, trace(entries))).collect();
+    refused(SPEC, &forged, &[("a capability is used while its object lives", control)]);
 }

@@ -1,5 +1,4 @@
-//! Traces of the kernel's forest: a node's journal as `specs/capability/Trace.tla` reads it, and
-//! what TLC says of it.
+//! The trace of the kernel's forest: a node's journal as `specs/capability/Trace.tla` reads it.
 //!
 //! The audit log holds the same records, as text for people. The journal has all that the model
 //! needs to know of them: which connection a capability ends with, and each of its caveats.
@@ -8,7 +7,6 @@
 //! first of its records hang from is not in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +15,11 @@ use distos_core::{Holder, Life, NodeRecord, Reason, Record};
 use distos_host::journal::segment::{self, Chain};
 use distos_host::journal::{FrameKind, codec};
 
-use crate::tlc::{Folder, Outcome, Tlc, Verdict};
+use super::{Trace, count, number_of};
 use crate::value::Value;
+
+/// The folder in `specs/` of the model.
+pub const SPEC: &str = "capability";
 
 /// A record of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,125 +63,17 @@ pub fn journal(node: &Path) -> Result<Vec<Entry>, String> {
     }
 }
 
-/// The events of one node.
-#[derive(Clone, Debug)]
-pub struct Trace {
-    events: Vec<Value>,
-    skipped: BTreeMap<&'static str, usize>,
-}
-
-/// What was found in one of the traces that were checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// Every event is a step of the model.
-    Accepted,
-    /// The event of this number, from 1, is not, and all before it are.
-    Refused {
-        /// Its number.
-        event: usize,
-        /// What it says.
-        text: String,
-    },
-}
-
-/// What came of checking.
-#[derive(Clone, Debug)]
-pub struct Checked {
-    /// For each trace.
-    pub findings: Vec<Finding>,
-    /// What TLC found in all of them together.
-    pub outcome: Outcome,
-}
-
-impl Trace {
-    /// The records that change the forest, as events. The others are counted.
-    pub fn of(entries: &[Entry]) -> Trace {
-        let mut names = Names::of(entries);
-        let (mut events, mut skipped) = (Vec::new(), BTreeMap::new());
-        for entry in entries {
-            match names.event(entry) {
-                Ok(event) => events.push(event),
-                Err(what) => *skipped.entry(what).or_default() += 1,
-            }
+/// The records that change the forest, as events. The others are counted.
+pub fn trace(entries: &[Entry]) -> Trace {
+    let mut names = Names::of(entries);
+    let (mut events, mut skipped) = (Vec::new(), BTreeMap::new());
+    for entry in entries {
+        match names.event(entry) {
+            Ok(event) => events.push(event),
+            Err(what) => *skipped.entry(what).or_default() += 1,
         }
-        Trace { events, skipped }
     }
-
-    /// How many events there are.
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// How many events there are of each kind.
-    pub fn counts(&self) -> BTreeMap<&str, usize> {
-        let mut counts = BTreeMap::new();
-        for event in &self.events {
-            *counts.entry(event.at("event").str()).or_default() += 1;
-        }
-        counts
-    }
-}
-
-/// The module `TraceData`.
-pub fn data(traces: &[Trace]) -> String {
-    let mut text = String::from("---- MODULE TraceData ----\nEXTENDS Naturals, Sequences\n");
-    for (n, trace) in (1..).zip(traces) {
-        let (events, skipped) = (trace.len(), &trace.skipped);
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "\\* trace {n}: {events} events; not in it: {skipped:?}");
-    }
-    let traces = traces.iter().map(|trace| {
-        let events: Vec<String> = trace.events.iter().map(Value::to_string).collect();
-        format!("<<\n{}\n>>", events.join(",\n"))
-    });
-    let _ = writeln!(text, "Traces == <<\n{}\n>>\n====", traces.collect::<Vec<_>>().join(",\n"));
-    text
-}
-
-/// Has TLC check each of these traces of `specs/capability`.
-///
-/// # Errors
-/// TLC comes to no verdict, or to one that contradicts how far it went.
-pub fn check(tlc: &Tlc, spec: &Path, traces: &[Trace]) -> Result<Checked, String> {
-    let folder = Folder::of(spec)?;
-    folder.write("TraceData.tla", &data(traces))?;
-    // TLC stops at the first trace that is refused, whether it is through with the others or not.
-    // Therefore only one that is alone is held to the property.
-    let alone = traces.len() == 1;
-    let config = fs::read_to_string(folder.path().join("Trace.cfg"));
-    let config = config.map_err(|e| format!("Trace.cfg: {e}"))?;
-    let (without, _) = config.split_once("PROPERTIES").ok_or("Trace.cfg asks for no property")?;
-    folder.write("Traces.cfg", without)?;
-    let config = if alone { "Trace.cfg" } else { "Traces.cfg" };
-    let mut reached = vec![0; traces.len()];
-    let outcome = tlc.run(&folder, "Trace", config, &mut |printed| {
-        let [_, trace, event] = printed.items()[..] else { return };
-        let trace = usize::try_from(trace.int() - 1).ok().and_then(|at| reached.get_mut(at));
-        if let (Some(reached), Ok(event)) = (trace, usize::try_from(event.int())) {
-            *reached = (*reached).max(event);
-        }
-    })?;
-    if let Verdict::Invariant(_) | Verdict::Action(_) = outcome.verdict {
-        return Err(format!("after {reached:?} events: {}", outcome.verdict));
-    }
-    let findings: Vec<Finding> = traces
-        .iter()
-        .zip(reached)
-        .map(|(trace, reached)| match trace.events.get(reached) {
-            None => Finding::Accepted,
-            Some(event) => Finding::Refused { event: reached + 1, text: event.to_string() },
-        })
-        .collect();
-    let all = findings.iter().all(|finding| *finding == Finding::Accepted);
-    if alone && all != (outcome.verdict == Verdict::Holds) {
-        return Err(format!("TLC says '{}', and took these steps: {findings:?}", outcome.verdict));
-    }
-    Ok(Checked { findings, outcome })
+    Trace { events, skipped }
 }
 
 /// What a trace calls things: numbers keep their order, everything else only its identity.
@@ -359,14 +252,4 @@ fn limits(authority: Authority) -> [u64; 6] {
 /// A number's rank, from 1.
 fn place<T: Ord>(all: &[T], one: &T) -> Value {
     count(all.partition_point(|other| other <= one) as u64)
-}
-
-fn count(number: u64) -> Value {
-    Value::from(i64::try_from(number).unwrap_or(i64::MAX))
-}
-
-/// From 1, in the order in which they are met.
-fn number_of<T: Ord>(numbers: &mut BTreeMap<T, i64>, one: T) -> i64 {
-    let next = numbers.len() as i64 + 1;
-    *numbers.entry(one).or_insert(next)
 }
