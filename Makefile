@@ -93,6 +93,7 @@ specs-quick: tlc
 
 .PHONY: specs
 specs: tlc loom ## Checks all specifications with their mutants, and the code beside its model; ONLY=name for one
+	@specs/setup.sh second
 	$(CARGO) build --workspace --locked
 	target/debug/distos-specs $(addprefix --only ,$(ONLY))
 	$(CARGO) test --workspace --locked --quiet --test traces

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use toml_edit::{ArrayOfTables, DocumentMut, Table};
 
+use crate::second::{Asked, Second};
+use crate::sections;
 use crate::tlc::{Folder, Outcome, Tlc, Verdict, story};
 
 /// One specification.
@@ -34,6 +36,8 @@ pub struct Check {
     pub quick: bool,
     /// How many distinct states there are: what README says. Another number is a finding.
     pub states: u64,
+    /// What the second checker is asked too; `None` where it cannot, or takes too long.
+    pub second: Option<Asked>,
 }
 
 /// A bug in the model.
@@ -117,6 +121,10 @@ impl Spec {
                 states: states
                     .and_then(|n| u64::try_from(n).ok())
                     .ok_or_else(|| told(&"`states`"))?,
+                second: match table.get("second").and_then(|item| item.as_str()) {
+                    None => None,
+                    Some(word) => Some(Asked::parse(word).ok_or_else(|| told(&"`second`"))?),
+                },
             })
         });
         let mutants = tables("mutant").map(|table| {
@@ -167,20 +175,7 @@ impl Spec {
     /// The temporal properties of a configuration, by name.
     fn properties(&self, config: &str) -> Vec<String> {
         let text = fs::read_to_string(self.folder.join(config)).unwrap_or_default();
-        let mut properties = Vec::new();
-        let mut within = false;
-        for word in text
-            .lines()
-            .flat_map(|line| line.split("\\*").next().unwrap_or_default().split_whitespace())
-        {
-            let is_keyword = word.chars().all(|c| c.is_ascii_uppercase());
-            if is_keyword {
-                within = word == "PROPERTY" || word == "PROPERTIES";
-            } else if within {
-                properties.push(word.to_owned());
-            }
-        }
-        properties
+        sections::properties(&text)
     }
 
     fn line(&self, what: String, outcome: Result<(Outcome, Option<String>), String>) -> Line {
@@ -219,6 +214,28 @@ impl Spec {
         self.line(check.config.clone(), run())
     }
 
+    /// Checks the same with the second checker, which has to find as many states.
+    pub fn check_again(&self, second: &Second, check: &Check, asked: Asked) -> Line {
+        let (spec, mut what) = (self.name.clone(), format!("{}, by tla-checker", check.config));
+        if asked == Asked::Invariants && !self.properties(&check.config).is_empty() {
+            what.push_str(": invariants");
+        }
+        let found = Folder::of(&self.folder)
+            .and_then(|folder| second.run(&folder, &check.module, &check.config, asked));
+        match found {
+            Ok(found) => {
+                let failure = (found.states != check.states).then(|| {
+                    format!("{} distinct states, and TLC finds {}", found.states, check.states)
+                });
+                Line { spec, what, states: found.states, depth: 0, took: found.took, failure }
+            }
+            Err(failure) => {
+                let (states, depth, took) = (0, 0, Duration::ZERO);
+                Line { spec, what, states, depth, took, failure: Some(failure) }
+            }
+        }
+    }
+
     /// Holds a bug to being refused, by the property that it breaks.
     pub fn refuse(&self, tlc: &Tlc, mutant: &Mutant) -> Line {
         let run = || {
@@ -250,7 +267,7 @@ impl Spec {
             let config = fs::read_to_string(folder.path().join(&witness.config));
             let config = config.map_err(|e| format!("{}: {e}", witness.config))?;
             // Only the state matters here: everything that the configuration asks for is left out.
-            let kept = without_properties(&config);
+            let kept = sections::without_questions(&config);
             folder.write("Witness.cfg", &format!("{kept}\nINVARIANT Unreached\n"))?;
             let module = format!(
                 "---- MODULE Witness ----\nEXTENDS MC\nUnreached == ~({})\n====\n",
@@ -263,35 +280,5 @@ impl Spec {
             Ok((outcome, failure))
         };
         self.line(format!("reaches: {}", witness.name), run())
-    }
-}
-
-fn without_properties(config: &str) -> String {
-    let mut kept = String::new();
-    let mut dropping = false;
-    for line in config.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if first.len() > 1 && first.chars().all(|c| c.is_ascii_uppercase()) {
-            dropping = first.starts_with("INVARIANT") || first.starts_with("PROPERT");
-        }
-        if !dropping {
-            kept.push_str(line);
-            kept.push('\n');
-        }
-    }
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_witness_is_looked_for_without_what_else_is_asked() {
-        let config = "SPECIFICATION Spec\nCONSTANTS\n  A = 1\nINVARIANTS\n  X\n  Y\nCONSTRAINT Z\nPROPERTY P\n";
-        assert_eq!(
-            without_properties(config),
-            "SPECIFICATION Spec\nCONSTANTS\n  A = 1\nCONSTRAINT Z\n"
-        );
     }
 }

@@ -7,6 +7,8 @@ pub mod checks;
 pub mod compare;
 pub mod faults;
 pub mod replay;
+pub mod second;
+pub mod sections;
 pub mod tlc;
 pub mod trace;
 pub mod value;

@@ -14,6 +14,7 @@ use distos_specs::checks::{Line, Spec};
 use distos_specs::faults;
 use distos_specs::replay::{Report, bounds, explore, replay};
 use distos_specs::root;
+use distos_specs::second::Second;
 use distos_specs::tlc::Tlc;
 
 /// Checks the TLA+ specifications in specs/.
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<bool, String> {
     let root = root();
     let tlc = Tlc::find(&root)?;
+    let second = if args.quick { None } else { Some(Second::find(&root)?) };
     let names = Spec::names(&root)?;
     if let Some(unknown) = args.only.iter().find(|name| !names.contains(name)) {
         let names = names.join(" ");
@@ -66,6 +68,9 @@ fn run(args: &Args) -> Result<bool, String> {
         }
         for check in spec.checks.iter().filter(|check| check.quick || !args.quick) {
             jobs.push(Box::new(|| spec.check(&tlc, check)));
+            if let (Some(second), Some(asked)) = (&second, check.second) {
+                jobs.push(Box::new(move || spec.check_again(second, check, asked)));
+            }
         }
         if !args.quick {
             jobs.extend(
