@@ -8,6 +8,7 @@ use capnp::capability::FromClientHook;
 use distos_abi::{CapId, Fault, SessionId, TenantId};
 use distos_schemas::capability_capnp::{door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
+use tokio::sync::Notify;
 
 use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
@@ -26,6 +27,8 @@ pub(crate) struct Door {
     pub(crate) restores: Cell<u32>,
     /// Whether anything was restored: a connection on which nothing is does not stay.
     pub(crate) restored: Rc<Cell<bool>>,
+    /// Told when something is.
+    pub(crate) restoring: Rc<Notify>,
 }
 
 impl door::Server for Door {
@@ -66,6 +69,7 @@ impl door::Server for Door {
         };
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
         self.restored.set(true);
+        self.restoring.notify_one();
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())
     }

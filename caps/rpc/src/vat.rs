@@ -526,13 +526,14 @@ impl Vat {
 
     fn admit(&self, stream: UnixStream, user: u32) {
         let session = self.next_session();
-        let restored = Rc::new(Cell::new(false));
+        let (restored, restoring) = (Rc::new(Cell::new(false)), Rc::new(Notify::new()));
         let door = Door {
             vat: self.clone(),
             session,
             nonce: Cell::new(None),
             restores: Cell::new(0),
             restored: restored.clone(),
+            restoring: restoring.clone(),
         };
         let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
         let door = capnp::capability::Client::new(door.into_client_hook());
@@ -542,14 +543,14 @@ impl Vat {
             Some(door),
             self.core.bounds,
             Some(self.core.checker.clone()),
-            Some(restored.clone()),
+            Some(restored),
         );
         *self.core.connections.borrow_mut().entry(user).or_default() += 1;
         let vat = self.clone();
         tokio::task::spawn_local(async move {
+            // Whoever holds something is not waited for, so that no timer goes along with its calls.
             let idle = async {
-                tokio::time::sleep(RESTORE_WAIT).await;
-                if restored.get() {
+                if tokio::time::timeout(RESTORE_WAIT, restoring.notified()).await.is_ok() {
                     std::future::pending::<()>().await;
                 }
             };

@@ -26,19 +26,19 @@ impl Barrier {
     /// after its own half, or the vat's store before that half is seen by what this thread loads
     /// from here on. Takes microseconds, so pass it once for all that was killed.
     ///
-    /// Panics if Linux refuses, which [`crate::Table::create`] has ruled out: without the barrier
-    /// nothing that a revocation promises would hold.
-    pub fn pass() -> Barrier {
+    /// # Errors
+    /// Linux refuses, which [`crate::Table::create`] has ruled out but for a lack of memory. Then
+    /// nothing that a revocation promises holds: whoever revokes must not go on.
+    pub fn pass() -> io::Result<Barrier> {
         #[cfg(not(loom))]
         {
             compiler_fence(Ordering::SeqCst);
-            let passed = membarrier(MembarrierCommand::GlobalExpedited);
-            passed.expect("membarrier was there when the table was made");
+            membarrier(MembarrierCommand::GlobalExpedited)?;
             compiler_fence(Ordering::SeqCst);
         }
         #[cfg(loom)]
         crate::sync::fence(Ordering::SeqCst);
-        Barrier(())
+        Ok(Barrier(()))
     }
 }
 

@@ -82,8 +82,9 @@ fn outside(offset: usize, len: usize) -> ! {
 #[cfg(not(loom))]
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `base` and `len` are what mmap returned and got, and every reference into the
-        // mapping borrows from `self`, which ends here. Failure would leave it mapped: harmless.
+        // SAFETY: `base` and `len` are what mmap returned and got. Every reference into the mapping
+        // borrows from `self`, which ends here, and a `Word` keeps the mapping from ending. Failure
+        // would leave it mapped: harmless.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
     }
 }

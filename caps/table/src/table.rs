@@ -202,7 +202,7 @@ impl View {
     /// Whether the capability and all that it was derived from are alive: a few loads for each of
     /// at most [`MAX_DEPTH`] slots. False for a slot that is not in the table.
     ///
-    /// By itself the answer may be out of date at once; [`crate::GuardPage::commit`] makes it hold
+    /// By itself the answer may be out of date at once; [`crate::Seat::commit`] makes it hold
     /// for as long as an action takes.
     pub fn alive(&self, slot: SlotRef) -> bool {
         let mut at = slot;

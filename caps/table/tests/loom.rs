@@ -109,7 +109,7 @@ struct Reply {
 /// in force when it has looked often enough.
 fn revoke(table: &Table, slot: SlotRef, watches: &[&GuardWatch]) -> Option<Reply> {
     table.kill(slot);
-    let barrier = Barrier::pass();
+    let barrier = Barrier::pass().unwrap();
     let mut snapshots: Vec<_> = watches.iter().map(|watch| watch.snapshot(&barrier)).collect();
     let had_guards_to_wait_for = !snapshots.iter().all(Snapshot::is_empty);
     for _ in 0..LOOKS {
@@ -206,6 +206,33 @@ fn what_a_vat_does_happens_before_the_revocation_returns_or_not_at_all() {
 fn a_cell_that_is_used_again_hides_no_guard() {
     revoke_against("a user, twice", None, &[&[Walk, Known]]);
     revoke_against("a user, three times", BOUND, &[&[Known, Known, Walk]]);
+}
+
+#[test]
+fn a_guard_within_a_guard_ends_with_the_outer_one() {
+    let acted = Seen::default();
+    let seen = acted.clone();
+    explore("a guard within a guard", None, move || {
+        let (table, view, root, child) = family();
+        let (seat, watch) = one_seat();
+        let object = Object::new();
+        let acts_on = object.clone();
+        let acted = acted.clone();
+        let user = thread::spawn(move || {
+            let outer = seat.enter();
+            acted.note(seat.commit(&view, child, || acts_on.act()).is_some());
+            // The inner one has ended, and the cell is held all the same.
+            if view.alive(child) {
+                acts_on.act();
+            }
+            drop(outer);
+        });
+        if revoke(&table, root, &[&watch]).is_some() {
+            object.end();
+        }
+        user.join().unwrap();
+    });
+    assert!(seen.times() > 0, "nobody acted");
 }
 
 #[test]
@@ -507,7 +534,7 @@ mod faults {
     #[should_panic(expected = "Causality violation")]
     fn r1_the_guards_are_read_before_the_slot_is_killed() {
         let revoker = |table: &Table, slot, watch: &GuardWatch| {
-            let mut snapshot = watch.snapshot(&Barrier::pass());
+            let mut snapshot = watch.snapshot(&Barrier::pass().unwrap());
             table.kill(slot);
             watch.quiescent_since(&mut snapshot)
         };

@@ -39,7 +39,7 @@ fn one_seat() -> (Seat, GuardWatch) {
 }
 
 fn in_force(watch: &GuardWatch) -> Snapshot {
-    watch.snapshot(&Barrier::pass())
+    watch.snapshot(&Barrier::pass().unwrap())
 }
 
 #[test]

@@ -26,7 +26,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_getegid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getpeername,
     libc::SYS_getpid, libc::SYS_getppid, libc::SYS_getrandom, libc::SYS_getrusage,
     libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_gettid, libc::SYS_gettimeofday,
-    libc::SYS_getuid, libc::SYS_lseek, libc::SYS_madvise, libc::SYS_membarrier, libc::SYS_mincore,
+    libc::SYS_getuid, libc::SYS_lseek, libc::SYS_madvise, libc::SYS_mincore,
     libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mremap, libc::SYS_msync, libc::SYS_munlock,
     libc::SYS_munmap, libc::SYS_nanosleep, libc::SYS_pipe2, libc::SYS_ppoll, libc::SYS_pread64,
     libc::SYS_preadv, libc::SYS_pwrite64, libc::SYS_pwritev, libc::SYS_read, libc::SYS_readv,
@@ -65,6 +65,16 @@ const PRCTLS: [i32; 5] = [
     libc::PR_GET_DUMPABLE,
     libc::PR_GET_NO_NEW_PRIVS,
     libc::PR_GET_SECCOMP,
+];
+
+/// Taking part in the kernel's barriers. Passing one interrupts every processor, and others wait.
+const BARRIERS: [i32; 2] =
+    [libc::MEMBARRIER_CMD_QUERY, libc::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED];
+
+/// Whoever compiles programs also has its own threads see them (on Arm).
+const FRESH_CODE: [i32; 2] = [
+    libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE,
+    libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
 ];
 
 /// What no foreign program behind a device needs.
@@ -122,6 +132,9 @@ fn allowed(profile: Profile) -> Result<BpfProgram, BackendError> {
     let me = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, one(0, SeccompCmpOp::Eq, me)?);
     let executable = profile != Profile::Service;
+    let fresh_code = if executable { &FRESH_CODE[..] } else { &[] };
+    let barriers = BARRIERS.iter().chain(fresh_code).map(|command| *command as u64);
+    rules.insert(libc::SYS_membarrier, any_of(0, barriers)?);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let writable = one(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
         rules.insert(call, if executable { Vec::new() } else { writable });

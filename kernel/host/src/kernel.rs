@@ -117,7 +117,7 @@ impl Kernel {
             // Somebody else ended it. Whoever asks for its end is told of it only when it is so: no
             // use is under way any more (C2), and a crash does not bring it back.
             self.quiesce(self.guards()).await;
-            self.journal.sync().await.map_err(|e| fence(&e))?;
+            self.journal.sync().await.map_err(|e| -> Fault { fence(&e) })?;
         }
         let applied = decided?;
         let Applied { outcome, table, order, .. } = &applied;
@@ -146,9 +146,9 @@ impl Kernel {
             }
             Order::TableFirst => {
                 self.store(table);
+                let recorded = self.record(&applied, true);
                 // Taken after the stores: whoever starts later sees them.
                 let guards = self.guards();
-                let recorded = self.record(&applied, true);
                 Box::pin(async move {
                     kernel.quiesce(guards).await;
                     recorded.await?;
@@ -156,7 +156,7 @@ impl Kernel {
                         return Ok(());
                     }
                     // What somebody else has ended already may still be on its way to the disk.
-                    kernel.journal.sync().await.map_err(|e| fence(&e))
+                    kernel.journal.sync().await.map_err(|e| -> Fault { fence(&e) })
                 })
             }
             Order::Lazy => {
@@ -341,7 +341,7 @@ impl Kernel {
         self.appended.notify_waiters();
         async move {
             match last {
-                Some(written) => written.await.map_err(|e| fence(&e)),
+                Some(written) => written.await.map_err(|e| -> Fault { fence(&e) }),
                 None => Ok(()),
             }
         }
@@ -357,7 +357,7 @@ impl Kernel {
         if watched.is_empty() {
             return Vec::new();
         }
-        let barrier = Barrier::pass();
+        let barrier = Barrier::pass().unwrap_or_else(|e| fence(&e));
         watched
             .iter()
             .map(|vat| (vat.clone(), vat.guards.snapshot(&barrier)))
@@ -435,7 +435,7 @@ impl Paces {
 
 /// The kernel can no longer keep its promises (L2, C2): the node ends rather than go on. As the
 /// kernel is init of its services, they end with it.
-fn fence(error: &dyn std::fmt::Display) -> Fault {
+fn fence(error: &dyn std::fmt::Display) -> ! {
     tracing::error!(%error, "this node fences itself");
     emit(&Event::Failed { why: format!("this node fences itself: {error}") });
     std::process::exit(i32::from(Fault::Internal(String::new()).code()));

@@ -72,8 +72,11 @@ pub fn enter() -> Result<Boot, Fault> {
             .map_err(|e| Fault::internal(format!("{}: {e}", dir.display())))?;
     }
     if profile == Profile::Jit {
-        // A tenant's program takes what time no service needs. Refused only where it is so already.
+        // A tenant's program takes what time no service needs: among the processes of a session
+        // and, as every vat has a session of its own, among sessions, where Linux divides time
+        // between these first (sched(7), autogroup). Where it does not, there is no such file.
         let _ = rustix::process::nice(PROGRAMS_NICE);
+        let _ = fs::write("/proc/self/autogroup", PROGRAMS_NICE.to_string());
     }
     let ruleset = vat_ruleset(manifest.data_dir.as_deref(), profile);
     found.push(change_user(uid, &limits));
