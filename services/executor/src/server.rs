@@ -48,7 +48,7 @@ pub(crate) struct Executor {
     /// One module is compiled at a time: the compiler's memory is the executor's largest.
     compiler: Semaphore,
     programs: RefCell<Programs<Program>>,
-    workers: Semaphore,
+    workers: Arc<Semaphore>,
     waiting: Cell<usize>,
     running: Cell<usize>,
     idle: Notify,
@@ -89,7 +89,7 @@ impl Executor {
             loading: Cell::new(0),
             compiler: Semaphore::new(1),
             programs: RefCell::new(Programs::new()),
-            workers: Semaphore::new(workers),
+            workers: Arc::new(Semaphore::new(workers)),
             waiting: Cell::new(0),
             running: Cell::new(0),
             idle: Notify::new(),
@@ -173,7 +173,7 @@ impl Executor {
     async fn run_to_end(&self, job: &Job, run: Run) -> Result<Outcome, Fault> {
         let worker = {
             let _waiting = Counted::one_more(&self.waiting);
-            self.workers.acquire().await.map_err(Fault::internal)?
+            Arc::clone(&self.workers).acquire_owned().await.map_err(Fault::internal)?
         };
         let narrowed = feed::attenuate(&job.output, Rights::WRITE, run.output);
         let source = if run.from_output { &job.output } else { &job.input };
@@ -181,10 +181,14 @@ impl Executor {
         let (feeder, stdin) = stdio::stdin(total);
         let (cancel, cancelled) = oneshot::channel();
         let (engine, program, task) = (Arc::clone(&self.engine), job.program.clone(), run.task);
-        let sandbox = blocking(move || engine.run(&program, &task, stdin, cancelled));
+        // A task that nobody waits for any more counts until its thread has noticed.
+        let sandbox = blocking(move || {
+            let _worker = worker;
+            engine.run(&program, &task, stdin, cancelled)
+        });
         let feeding = feed::feed(source.clone(), run.segments, feeder);
         let (outcome, output) = futures::try_join!(alongside(sandbox, feeding), narrowed)?;
-        drop((cancel, worker));
+        drop(cancel);
         write(&output, run.output.start, &outcome.output).await?;
         Ok(outcome)
     }

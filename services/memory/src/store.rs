@@ -91,6 +91,8 @@ pub struct Store {
     limits: Limits,
     roots: RefCell<BTreeMap<ObjectId, (u64, [u8; 32])>>,
     recent: RefCell<Recent>,
+    /// Reads that were done on the RPC thread in this turn of it.
+    brief: Cell<u32>,
 }
 
 /// Pins on slots that readers no longer see and the log may still name.
@@ -157,6 +159,7 @@ impl Store {
             limits,
             roots: RefCell::default(),
             recent: RefCell::default(),
+            brief: Cell::new(0),
         }))
     }
 
@@ -299,13 +302,27 @@ impl Store {
     }
 
     /// The same for a read that is done sooner than another thread is woken for it, and that waits
-    /// for no disk; `None` for any other.
+    /// for no disk; `None` for any other, and after some of them until everybody had a turn.
     ///
     /// # Errors
     /// The fault that the reader is told.
-    pub fn read_now(&self, object: ObjectId, range: ByteRange) -> Result<Option<ReadNow>, Fault> {
+    pub fn read_now(
+        self: &Rc<Self>,
+        object: ObjectId,
+        range: ByteRange,
+    ) -> Result<Option<ReadNow>, Fault> {
         let (job, _) = self.read_job(object, range)?;
-        Ok(job.is_brief().then_some(ReadNow(job)))
+        if !job.is_brief() || self.brief.get() >= BRIEF_READS {
+            return Ok(None);
+        }
+        if self.brief.replace(self.brief.get() + 1) == 0 {
+            let this = self.clone();
+            tokio::task::spawn_local(async move {
+                tokio::task::yield_now().await;
+                this.brief.set(0);
+            });
+        }
+        Ok(Some(ReadNow(job)))
     }
 
     /// One moment's pages of a range, pinned, so that what is read is what was published then.
@@ -864,7 +881,10 @@ struct ReadJob {
 
 /// So many pages that are in memory are hashed in the time that it takes to hand them to another
 /// thread and back.
-const BRIEF_PAGES: usize = 2;
+const BRIEF_PAGES: usize = 1;
+/// So many such reads are done before everybody else has had a turn: whoever asks for a few bytes of
+/// a page has all of it hashed.
+const BRIEF_READS: u32 = 8;
 
 /// What was read.
 struct Read {
@@ -885,7 +905,7 @@ impl ReadJob {
         // What is read in one go by the megabyte is not soon read again.
         let keeps = self.parts.len() <= BRIEF_PAGES;
         let mut opened = Vec::new();
-        let mut buffer = Vec::new();
+        let mut buffer = Zeroizing::new(Vec::new());
         for (span, source) in &self.parts {
             self.copy(span, source, &mut data, &mut buffer)?;
             if let (true, Source::Disk { address, .. }) = (keeps, source) {
@@ -918,7 +938,7 @@ impl ReadNow {
     /// # Errors
     /// [`Fault::Corrupt`] if a page is not what it should be; then `into` holds nothing of it.
     pub fn copy_into(&self, into: &mut [u8]) -> Result<(), Fault> {
-        let mut buffer = Vec::new();
+        let mut buffer = Zeroizing::new(Vec::new());
         self.0
             .parts
             .iter()
@@ -953,7 +973,7 @@ impl WriteJob {
         let mut nonces = vec![[0; 24]; self.parts.len()];
         random(nonces.as_flattened_mut())?;
         let mut buffer = vec![0; SEALED];
-        let mut scratch = Vec::new();
+        let mut scratch = Zeroizing::new(Vec::new());
         let parts = self.parts.iter().zip(nonces);
         parts.map(|(part, nonce)| self.part(part, nonce, &mut buffer, &mut scratch)).collect()
     }

@@ -36,8 +36,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What is logged with this setting: warnings and errors of everything, and for the targets that
-/// it names what it says. `distos::trace=debug,distos_memory=info` are two.
+/// What is logged with this setting: warnings and errors of everything, unless it gives another
+/// level for all, and for the targets that it names what it says. `distos::trace=debug,distos_memory=info` are two.
 ///
 /// # Errors
 /// A part of it is no target, no level and no `TARGET=LEVEL`.
