@@ -96,7 +96,9 @@ impl Second {
         let took = started.elapsed();
         let text = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
         let text = text.concat();
-        match (output.status.success(), number_after(&text, "Reachable states:")) {
+        // What it warns of, it has not checked as it was asked to.
+        let warned = text.lines().any(|line| line.starts_with("Warning") && !is_advice(line));
+        match (output.status.success() && !warned, number_after(&text, "Reachable states:")) {
             (true, Some(states)) => Ok(Found { states, took }),
             _ => Err(format!("tla-checker ended with {}:\n{}", output.status, told(&text))),
         }
@@ -105,6 +107,11 @@ impl Second {
 
 fn number_after(text: &str, what: &str) -> Option<u64> {
     text.lines().find_map(|line| line.trim().strip_prefix(what)?.trim().parse().ok())
+}
+
+/// It tells of definitions that look like invariants and are not asked for.
+fn is_advice(warning: &str) -> bool {
+    warning.contains("look like boolean predicates")
 }
 
 /// What it printed, without its progress.

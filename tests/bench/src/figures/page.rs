@@ -18,7 +18,8 @@ const PAGE: usize = 65536;
 const FEW: usize = 64;
 /// Read one after the other, so that none of them is among those that the service keeps opened.
 const MANY: usize = 320;
-const WARM_UP: usize = 500;
+/// Whole rounds, so that what is measured goes on where this ends.
+const WARM_UP: usize = 2 * MANY;
 const PAIRS: usize = 5_000;
 
 pub(super) fn read(_: &Path) -> Outcome {
