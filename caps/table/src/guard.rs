@@ -61,8 +61,8 @@ impl GuardPage {
         }
         let cell = Word::of(&self.words, cell * CELL_BYTES);
         let found = cell.load(Ordering::Relaxed);
-        let free = found.wrapping_add(u64::from(is_held(found)));
-        Some(Seat { cell, free: Cell::new(free), guards: Cell::new(0) })
+        cell.store(found.wrapping_add(u64::from(is_held(found))), Ordering::Release);
+        Some(Seat { cell, further: Cell::new(0) })
     }
 }
 
@@ -76,10 +76,8 @@ impl std::fmt::Debug for GuardPage {
 /// store, and no locked instruction.
 pub struct Seat {
     cell: Word,
-    /// What stands in the cell while no guard is in force.
-    free: Cell<u64>,
-    /// Guards in force, one within another: the cell tells of the outermost.
-    guards: Cell<u32>,
+    /// Guards in force beside the one that the cell tells of, one within another.
+    further: Cell<u32>,
 }
 
 impl Seat {
@@ -109,36 +107,35 @@ impl Seat {
     /// returns before the guard is dropped.
     #[inline]
     pub fn enter(&self) -> Guard<'_> {
-        // Numbers that the compiler knows, rather than one more and one less: so no use of a
-        // capability waits for what the one before it left in `guards`.
-        if self.guards.get() == 0 {
-            self.guards.set(1);
-            // Released, because a kernel that sees this guard in place of the one before it has
-            // to see what was done under that one.
-            self.cell.store(self.free.get().wrapping_add(1), Ordering::Release);
-            barrier::light();
-        } else {
-            self.enter_within();
+        let found = self.cell.load(Ordering::Relaxed);
+        if is_held(found) {
+            return self.enter_within(found);
         }
-        Guard { seat: self }
+        let held = found.wrapping_add(1);
+        // Released, because a kernel that sees this guard in place of the one before it has to see
+        // what was done under that one.
+        self.cell.store(held, Ordering::Release);
+        barrier::light();
+        Guard { seat: self, held }
     }
 
     #[cold]
     #[inline(never)]
-    fn enter_within(&self) {
-        self.guards.set(self.guards.get() + 1);
+    fn enter_within(&self, held: u64) -> Guard<'_> {
+        self.further.set(self.further.get() + 1);
+        Guard { seat: self, held }
     }
 
     #[cold]
     #[inline(never)]
     fn leave_within(&self) {
-        self.guards.set(self.guards.get() - 1);
+        self.further.set(self.further.get() - 1);
     }
 }
 
 impl std::fmt::Debug for Seat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Seat(free: {})", self.free.get())
+        write!(f, "Seat(held: {})", is_held(self.cell.load(Ordering::Relaxed)))
     }
 }
 
@@ -148,24 +145,22 @@ impl std::fmt::Debug for Seat {
 #[must_use = "a guard that is dropped at once guards nothing"]
 pub struct Guard<'a> {
     seat: &'a Seat,
+    /// What stands in the cell, until the last of the guards that are in force together ends.
+    held: u64,
 }
 
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
-        let seat = self.seat;
-        if seat.guards.get() != 1 {
-            seat.leave_within();
-        } else {
-            seat.guards.set(0);
-            let free = seat.free.get().wrapping_add(2);
-            seat.free.set(free);
-            // Whatever was done under the guard is visible to whoever sees it gone.
-            seat.cell.store(free, Ordering::Release);
+        if self.seat.further.get() != 0 {
+            return self.seat.leave_within();
         }
+        // Whatever was done under the guard is visible to whoever sees it gone.
+        self.seat.cell.store(self.held.wrapping_add(1), Ordering::Release);
     }
 }
 
+#[inline]
 fn is_held(value: u64) -> bool {
     !value.is_multiple_of(2)
 }
