@@ -1,8 +1,8 @@
 //! The GPU service: lends whole GPUs to tenants, one at a time, and lends none on before it has
 //! seen it idle again (G1).
 //!
-//! What it holds: NVIDIA's management library (NVML), loaded at run time, if the machine has one;
-//! no other service and no tenant's data. What it serves: the list of GPUs and leases on them.
+//! What it holds: NVIDIA's management library (NVML), loaded at run time, if the machine has one; a
+//! directory in which it notes what each GPU uses when idle; no other service and no tenant's data. What it serves: the list of GPUs and leases on them.
 //! What it refuses: a GPU that is leased, being cleaned or quarantined.
 //!
 //! What cleaning is, and is not. NVML can show that a GPU runs no process and that its memory in
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod nvml;
+mod seen;
 mod server;
 mod state;
 

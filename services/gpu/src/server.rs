@@ -17,6 +17,7 @@ use distos_types::kind;
 use futures::future::LocalBoxFuture;
 
 use crate::nvml::{LIBRARY, Machine};
+use crate::seen::{self, Seen};
 use crate::state::{Clock, Ended, Fleet, Gpu};
 
 /// How often leases are checked and GPUs looked at: the bound within which a revoked lease ends.
@@ -50,7 +51,12 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         }
     }
     let now_ms = vat.now_ms();
-    let fleet = Fleet::new(machine.gpus.len() as u32, idle_mib << 20, now_ms);
+    let seen = match vat.data_dir() {
+        Some(directory) => seen::load(directory, &machine.driver)?,
+        None => Seen::new(),
+    };
+    let baselines = machine.gpus.iter().map(|gpu| seen.get(&gpu.uuid).copied()).collect();
+    let fleet = Fleet::new(baselines, idle_mib << 20, now_ms);
     // No number is used twice, not even by a restarted service, whatever its clock says.
     let mut first = [0; 8];
     getrandom::fill(&mut first).map_err(Fault::internal)?;
@@ -134,7 +140,12 @@ impl GpuService {
             .await
             .unwrap_or_else(|e| Err(e.to_string()));
         let now_ms = self.now_ms();
+        let known = |fleet: &Fleet| fleet.baselines().flatten().count();
+        let before = known(&self.fleet.borrow());
         let changed = self.fleet.borrow_mut().looked(index, reading, now_ms).cloned();
+        if known(&self.fleet.borrow()) > before {
+            self.note_baselines().await;
+        }
         match changed {
             Some(Gpu::Clean) => {
                 self.report(TenantId::OPERATOR, CapId(0), format!("GPU {index}: seen idle"));
@@ -144,6 +155,20 @@ impl GpuService {
                 self.report(TenantId::OPERATOR, CapId(0), detail);
             }
             _ => {}
+        }
+    }
+
+    /// Without a directory, or on a full disk, what is idle is learnt anew at the next start.
+    async fn note_baselines(&self) {
+        let Some(directory) = self.vat.data_dir().map(ToOwned::to_owned) else { return };
+        let baselines: Vec<_> = self.fleet.borrow().baselines().collect();
+        let machine = self.machine.clone();
+        let uuids = machine.gpus.iter().map(|gpu| gpu.uuid.clone());
+        let seen: Seen = uuids.zip(baselines).filter_map(|(uuid, b)| Some((uuid, b?))).collect();
+        let noted =
+            tokio::task::spawn_blocking(move || seen::store(&directory, &machine.driver, &seen));
+        if let Err(error) = noted.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            tracing::warn!(%error, "what the GPUs use when idle could not be noted");
         }
     }
 

@@ -84,10 +84,16 @@ struct Slot {
 }
 
 impl Fleet {
-    /// `count` GPUs, none of them seen idle yet. An idle one uses at most `idle_bytes`.
-    pub(crate) fn new(count: u32, idle_bytes: u64, now_ms: u64) -> Fleet {
-        let slot = |_| Slot { gpu: Gpu::Cleaning { since_ms: now_ms }, baseline: None };
-        Fleet { gpus: (0..count).map(slot).collect(), idle_bytes }
+    /// GPUs, none of them seen idle yet since this service started. `baselines` has for each what it
+    /// used when it was first seen idle, if it ever was. An idle one uses at most `idle_bytes`.
+    pub(crate) fn new(baselines: Vec<Option<u64>>, idle_bytes: u64, now_ms: u64) -> Fleet {
+        let slot = |baseline| Slot { gpu: Gpu::Cleaning { since_ms: now_ms }, baseline };
+        Fleet { gpus: baselines.into_iter().map(slot).collect(), idle_bytes }
+    }
+
+    /// What each GPU used when it was first seen idle.
+    pub(crate) fn baselines(&self) -> impl Iterator<Item = Option<u64>> {
+        self.gpus.iter().map(|slot| slot.baseline)
     }
 
     /// Every GPU, in order.
@@ -239,7 +245,7 @@ mod tests {
     const BLUE: TenantId = TenantId(2);
 
     fn clean() -> Fleet {
-        let mut fleet = Fleet::new(1, 600 * MIB, 0);
+        let mut fleet = Fleet::new(vec![None], 600 * MIB, 0);
         assert_eq!(fleet.looked(0, IDLE, 1), Some(&Gpu::Clean));
         fleet
     }
@@ -276,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_gpu_that_cannot_be_read_is_never_lent() {
-        let mut fleet = Fleet::new(1, 600 * MIB, 0);
+        let mut fleet = Fleet::new(vec![None], 600 * MIB, 0);
         assert_eq!(fleet.looked(0, Err("gone".into()), 1), None);
         assert!(fleet.acquire(0, ObjectId(1), RED, 1_000, 2).is_err());
         assert!(matches!(
@@ -285,9 +291,19 @@ mod tests {
         ));
     }
 
+    /// Else red keeps a little memory through a restart of the service, and blue gets the GPU.
+    #[test]
+    fn what_was_idle_before_a_restart_is_idle_after_it_and_no_more() {
+        let mut fleet = Fleet::new(vec![Some(5 * MIB)], 600 * MIB, 0);
+        let left = Ok(Reading { processes: 0, used_bytes: 100 * MIB });
+        assert_eq!(fleet.looked(0, left, 1), None);
+        assert_eq!(fleet.looked(0, IDLE, 2), Some(&Gpu::Clean));
+        assert_eq!(clean().baselines().collect::<Vec<_>>(), [Some(5 * MIB)]);
+    }
+
     #[test]
     fn a_gpu_that_was_full_before_the_service_started_is_not_idle() {
-        let mut fleet = Fleet::new(1, 600 * MIB, 0);
+        let mut fleet = Fleet::new(vec![None], 600 * MIB, 0);
         let full = Ok(Reading { processes: 0, used_bytes: 700 * MIB });
         assert_eq!(fleet.looked(0, full, 1), None);
     }
@@ -335,7 +351,7 @@ mod tests {
         fn no_two_tenants_ever_hold_one_gpu_and_none_gets_it_unverified(
             steps in proptest::collection::vec(step(), 1..200)
         ) {
-            let mut fleet = Fleet::new(2, 600 * MIB, 0);
+            let mut fleet = Fleet::new(vec![None; 2], 600 * MIB, 0);
             let (mut now, mut next) = (0u64, 0u64);
             // The model: who holds a GPU, and which were seen idle since they were last held.
             let mut holder: BTreeMap<u32, (u64, u64)> = BTreeMap::new();

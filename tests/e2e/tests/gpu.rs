@@ -40,7 +40,7 @@ impl Machine {
         let image = single_image();
         assert_eq!(image.matches(own).count(), 1);
         let library = library.display();
-        let settings = format!("{own}\ndata = true\nparams = {{ nvml = \"{library}\" }}");
+        let settings = format!("{own}\nparams = {{ nvml = \"{library}\" }}");
         machine.node.write_image(&image.replace(own, &settings));
         let mut machine = machine;
         machine.node.reboot();
@@ -132,7 +132,8 @@ fn no_lease_outlives_the_service_and_nothing_is_taken_for_clean_after_it() {
     machine.until(0, "clean");
     machine.with_gpus(async |gpus| {
         let lease = acquire(&gpus, 0, 60_000).await.expect("a clean GPU");
-        machine.says("1 1 1073741824");
+        // No process, and less than an image's `idle_mib`: but more than this GPU uses when idle.
+        machine.says("1 0 104857600");
         kill(machine.node.pid_of("gpu"));
         let mut renew = lease.renew_request();
         renew.get().set_ttl_ms(1_000);
