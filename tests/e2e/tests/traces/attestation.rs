@@ -2,7 +2,8 @@
 //! kernel and on a machine that was tampered with, is a behaviour of their model
 //! (`specs/attestation`), and no step of it could be another (A1, A2).
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use distos_e2e::images::{traced, with_tpm_args};
@@ -36,9 +37,20 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap()
 }
 
+/// A directory that the program's own user can enter. The one with the checkout may be its owner's
+/// alone.
+fn reachable() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
 /// All that can happen to a node's evidence; its trace.
 fn attested() -> Vec<Value> {
-    let image = with_tpm_args(FRESH_MS, TPM, "\"{fd}\"");
+    let reachable = reachable();
+    let program = reachable.path().join("tpm");
+    fs::copy(TPM, &program).unwrap();
+    let image = with_tpm_args(FRESH_MS, program.to_str().unwrap(), "\"{fd}\"");
     let mut node = Node::boot_with(&traced(&image, &["attestation", "scheduler"]));
     node.tenants(&["red"]);
     fs::write(node.file("text"), "some words\n".repeat(20_000)).unwrap();
