@@ -13,12 +13,13 @@
 //! replaced by an older copy. A write that failed with *unavailable* may still take effect.
 //!
 //! `state` decides, `log` and `sealed` say how things stand on disk, `store` orders writes and
-//! syncs, `server` checks capabilities.
+//! syncs, `jobs` does the work of both, `server` checks capabilities.
 #![forbid(unsafe_code)]
 
 mod committer;
 mod disk;
 pub mod error;
+mod jobs;
 pub mod log;
 mod recent;
 mod sealed;
@@ -28,10 +29,11 @@ mod store;
 
 use std::process::ExitCode;
 
+pub use jobs::ReadNow;
 pub use sealed::PageHash;
 pub use server::start;
 pub use state::Facts;
-pub use store::{Limits, ReadNow, Store, Summary};
+pub use store::{Limits, Store, Summary};
 
 /// Runs the memory service until its kernel is gone. Setting `volatile_bytes` (default 268435456):
 /// how many bytes all volatile regions of the node may have together, since they stand in memory.

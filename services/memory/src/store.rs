@@ -18,31 +18,31 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
 
 use distos_abi::{ByteRange, Fault, ObjectId, TenantId};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::committer::{Answer, Committer, write_new_log};
 use crate::disk::{Directory, Disk, Name};
 use crate::error::StoreError;
+use crate::jobs::{
+    LOST_KEY, ReadJob, ReadNow, Sealers, Source, WriteJob, WritePart, Written, random,
+};
 use crate::log::{self, PageRecord, Record};
 use crate::recent::Recent;
-use crate::sealed::{
-    self, Address, HEADER, KEY_SLOT, Mask, PAGE, PageHash, RegionKey, SEALED, STRIDE,
-};
+use crate::sealed::{self, Address, KEY_SLOT, Mask, RegionKey, STRIDE};
 use crate::state::{
-    self, Facts, Index, Page, Phase, Place, Places, Plain, Region, Slot, Span, checked_range,
+    self, Facts, Index, Page, Phase, Place, Places, Region, Slot, Span, checked_range,
 };
 
 /// Reads and writes under way at one time; others wait.
 pub(crate) const MAX_CALLS: usize = 16;
-const SEALERS: usize = 2;
+/// So many such reads are done before everybody else has had a turn: whoever asks for a few bytes of
+/// a page has all of it hashed.
+const BRIEF_READS: u32 = 8;
 
 const LOST_VOLATILE: &str = "the region was volatile and its content was lost in a restart";
-const LOST_KEY: &str = "the region's key is damaged, its content cannot be read";
 
 /// Bounds of a store.
 #[derive(Clone, Copy, Debug)]
@@ -665,13 +665,6 @@ fn take(places: &Rc<RefCell<Places>>) -> Result<Rc<Slot>, Fault> {
     Slot::take(places).ok_or_else(|| Fault::unavailable(5_000, "every slot is taken: drop regions"))
 }
 
-fn random(bytes: &mut [u8]) -> Result<(), StoreError> {
-    getrandom::fill(bytes).map_err(|error| StoreError::Io {
-        what: "get random bytes".into(),
-        error: error.to_string(),
-    })
-}
-
 fn punch(disk: &dyn Disk, from: u32, end: u32) -> Result<(), StoreError> {
     disk.punch(Name::Extents, u64::from(from) * STRIDE, u64::from(end - from) * STRIDE)
         .map_err(|error| StoreError::io(&disk.name(), "erase freed pages", &error))
@@ -802,249 +795,6 @@ fn stored_key(disk: &dyn Disk, mask: &Arc<Mask>, object: ObjectId, slot: u32) ->
     let mut bytes = Zeroizing::new(vec![0; KEY_SLOT]);
     disk.read(Name::Keys, u64::from(slot) * KEY_SLOT as u64, &mut bytes).ok()?;
     sealed::key_of(mask, object.0, &bytes)
-}
-
-/// Where a page's content comes from, in terms that another thread can use.
-enum Source {
-    Zeros,
-    Disk { slot: u32, address: Address, hash: PageHash },
-    Ram { plain: Plain, page: u32, hash: PageHash },
-}
-
-impl Source {
-    fn of(object: ObjectId, number: u32, page: Option<&Page>, recent: &mut Recent) -> Source {
-        let Some(page) = page else { return Source::Zeros };
-        let ram = |plain| Source::Ram { plain, page: number, hash: page.hash };
-        match &page.place {
-            Place::Disk(slot) => match recent.get(object, number, page.version) {
-                Some(plain) => ram(plain),
-                None => Source::Disk {
-                    slot: slot.number(),
-                    address: Address { region: object.0, page: number, version: page.version },
-                    hash: page.hash,
-                },
-            },
-            Place::Ram(plain) => ram(plain.clone()),
-        }
-    }
-
-    /// Copies the page's bytes from `start` into `into`, if the whole page is what it should be.
-    fn copy(
-        &self,
-        disk: &dyn Disk,
-        key: Option<&RegionKey>,
-        start: usize,
-        into: &mut [u8],
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Fault> {
-        let damaged =
-            |page: u32| Fault::Corrupt(format!("page {page} does not match its checksum"));
-        let text = match self {
-            Source::Zeros => {
-                into.fill(0);
-                return Ok(());
-            }
-            Source::Ram { plain, page, hash } => {
-                if blake3::hash(plain) != *hash {
-                    return Err(damaged(*page));
-                }
-                &plain[..]
-            }
-            Source::Disk { slot, address, hash } => {
-                let key = key.ok_or_else(|| Fault::Corrupt(LOST_KEY.to_owned()))?;
-                buffer.resize(SEALED, 0);
-                disk.read(Name::Extents, u64::from(*slot) * STRIDE, buffer)
-                    .map_err(|error| unreadable(disk, address.page, &error))?;
-                sealed::open(key, *address, hash, buffer).ok_or_else(|| damaged(address.page))?
-            }
-        };
-        into.copy_from_slice(&text[start..start + into.len()]);
-        Ok(())
-    }
-}
-
-fn unreadable(disk: &dyn Disk, page: u32, error: &std::io::Error) -> Fault {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => {
-            Fault::Corrupt(format!("page {page} is missing from the extent file"))
-        }
-        _ => StoreError::io(&disk.name(), &format!("read page {page}"), error).into(),
-    }
-}
-
-struct ReadJob {
-    disk: Arc<dyn Disk>,
-    key: Option<Arc<RegionKey>>,
-    parts: Vec<(Span, Source)>,
-    len: usize,
-}
-
-/// So many pages that are in memory are hashed in the time that it takes to hand them to another
-/// thread and back.
-const BRIEF_PAGES: usize = 1;
-/// So many such reads are done before everybody else has had a turn: whoever asks for a few bytes of
-/// a page has all of it hashed.
-const BRIEF_READS: u32 = 8;
-
-/// What was read.
-struct Read {
-    data: Vec<u8>,
-    /// Pages that had to be opened, with their versions.
-    opened: Vec<(u32, u64, Plain)>,
-}
-
-impl ReadJob {
-    /// Whether it is done sooner than another thread is woken for it, and waits for no disk.
-    fn is_brief(&self) -> bool {
-        self.parts.len() <= BRIEF_PAGES
-            && !self.parts.iter().any(|(_, source)| matches!(source, Source::Disk { .. }))
-    }
-
-    fn execute(self) -> Result<Read, Fault> {
-        let mut data = vec![0; self.len];
-        // What is read in one go by the megabyte is not soon read again.
-        let keeps = self.parts.len() <= BRIEF_PAGES;
-        let mut opened = Vec::new();
-        let mut buffer = Zeroizing::new(Vec::new());
-        for (span, source) in &self.parts {
-            self.copy(span, source, &mut data, &mut buffer)?;
-            if let (true, Source::Disk { address, .. }) = (keeps, source) {
-                let plain = Zeroizing::new(buffer[HEADER..HEADER + PAGE].to_vec());
-                opened.push((address.page, address.version, Arc::new(plain)));
-            }
-        }
-        Ok(Read { data, opened })
-    }
-
-    fn copy(
-        &self,
-        span: &Span,
-        source: &Source,
-        data: &mut [u8],
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Fault> {
-        let into = &mut data[span.at..span.at + span.len];
-        source.copy(&*self.disk, self.key.as_deref(), span.start, into, buffer)
-    }
-}
-
-/// A read that needs nothing but the processor: the pages as they are at this moment.
-pub struct ReadNow(ReadJob);
-
-impl ReadNow {
-    /// Copies the bytes of the range into `into`, which is as long. Every page is checked against
-    /// its hash (M2).
-    ///
-    /// # Errors
-    /// [`Fault::Corrupt`] if a page is not what it should be; then `into` holds nothing of it.
-    pub fn copy_into(&self, into: &mut [u8]) -> Result<(), Fault> {
-        let mut buffer = Zeroizing::new(Vec::new());
-        self.0
-            .parts
-            .iter()
-            .try_for_each(|(span, source)| self.0.copy(span, source, into, &mut buffer))
-    }
-}
-
-struct WritePart {
-    span: Span,
-    /// What the page's other bytes are.
-    old: Source,
-    address: Address,
-    /// Where to; `None` if the region is volatile.
-    slot: Option<u32>,
-}
-
-struct WriteJob {
-    disk: Arc<dyn Disk>,
-    key: Option<Arc<RegionKey>>,
-    parts: Vec<WritePart>,
-    data: Vec<u8>,
-}
-
-/// A page that stands in its slot, or in memory.
-struct Written {
-    hash: PageHash,
-    plain: Option<Plain>,
-}
-
-impl WriteJob {
-    fn execute(self) -> Result<Vec<Written>, Fault> {
-        let mut nonces = vec![[0; 24]; self.parts.len()];
-        random(nonces.as_flattened_mut())?;
-        let mut buffer = vec![0; SEALED];
-        let mut scratch = Zeroizing::new(Vec::new());
-        let parts = self.parts.iter().zip(nonces);
-        parts.map(|(part, nonce)| self.part(part, nonce, &mut buffer, &mut scratch)).collect()
-    }
-
-    fn part(
-        &self,
-        part: &WritePart,
-        nonce: [u8; 24],
-        buffer: &mut [u8],
-        scratch: &mut Vec<u8>,
-    ) -> Result<Written, Fault> {
-        let key = self.key.as_deref();
-        let span = part.span;
-        let text = &mut buffer[HEADER..HEADER + PAGE];
-        if !span.is_whole() {
-            part.old.copy(&*self.disk, key, 0, text, scratch)?;
-        }
-        text[span.start..span.start + span.len]
-            .copy_from_slice(&self.data[span.at..span.at + span.len]);
-        let Some(slot) = part.slot else {
-            let hash = *blake3::hash(text).as_bytes();
-            return Ok(Written { hash, plain: Some(Arc::new(Zeroizing::new(text.to_vec()))) });
-        };
-        let key = key.ok_or_else(|| Fault::Corrupt(LOST_KEY.to_owned()))?;
-        let hash = sealed::seal(key, part.address, nonce, buffer);
-        self.disk
-            .write(Name::Extents, u64::from(slot) * STRIDE, buffer)
-            .map_err(|error| StoreError::io(&self.disk.name(), "write a page", &error))?;
-        Ok(Written { hash, plain: None })
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Threads for work that would hold up the RPC thread.
-struct Sealers {
-    jobs: Sender<Job>,
-}
-
-impl Sealers {
-    fn start() -> std::io::Result<Sealers> {
-        let (jobs, queue) = channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..SEALERS {
-            let queue = queue.clone();
-            std::thread::Builder::new().name("seal".into()).spawn(move || {
-                while let Some(job) = next_job(&queue) {
-                    job();
-                }
-            })?;
-        }
-        Ok(Sealers { jobs })
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Fault> {
-        let (reply, answer) = oneshot::channel();
-        let job = Box::new(move || {
-            // A caller that went away needs no answer.
-            let _ = reply.send(work());
-        });
-        let gone = || Fault::internal("a sealing thread is gone");
-        self.jobs.send(job).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
-    }
-}
-
-fn next_job(queue: &Mutex<Receiver<Job>>) -> Option<Job> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
 #[cfg(test)]

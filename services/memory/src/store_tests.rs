@@ -1,7 +1,7 @@
 //! The store against a disk that loses what was not synced, and against damage.
 
 use std::io;
-use std::sync::Condvar;
+use std::sync::{Condvar, Mutex};
 
 use proptest::prelude::*;
 use tokio::task::LocalSet;
@@ -9,6 +9,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::disk::Directory;
 use crate::log::SECTOR;
+use crate::sealed::{PAGE, SEALED};
 use distos_abi::CapId;
 
 const RED: TenantId = TenantId(1);
