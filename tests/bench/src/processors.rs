@@ -35,6 +35,31 @@ impl Drop for Client {
     }
 }
 
+/// The calling thread, and all that it starts, stays on the servers' processor until this is dropped:
+/// the client's is free for somebody whose work is not to take time from theirs.
+pub struct Apart(CpuSet);
+
+impl Apart {
+    /// Moves the calling thread.
+    pub fn stay() -> Result<Apart, Failure> {
+        let anywhere = sched_getaffinity(None)?;
+        sched_setaffinity(None, &only(*SERVERS))?;
+        Ok(Apart(anywhere))
+    }
+
+    /// The processor that is free; `None` if there is only one.
+    pub fn other(&self) -> Option<usize> {
+        (*SERVERS > 0).then_some(0)
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // It was there before.
+        let _ = sched_setaffinity(None, &self.0);
+    }
+}
+
 /// Moves a server with all its threads to the servers' processor.
 pub fn serve(process: u32) -> Result<(), Failure> {
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -134,9 +134,38 @@ impl Attack {
     }
 }
 
+/// Where red's own programs run. What is asked is what the node does for red, and not how Linux shares
+/// this machine's processors between the node, blue and red's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Anywhere, with the lowest priority: red attacks less often than from a machine of its own.
+    Behind,
+    /// On this processor. Whoever moves everybody else to another one gives red a machine of its own.
+    Processor(usize),
+}
+
+impl Place {
+    /// The command that puts another one there.
+    fn prefix(self) -> Vec<String> {
+        match self {
+            Place::Behind => ["nice", "-n", "19"].map(str::to_owned).to_vec(),
+            Place::Processor(number) => vec!["taskset".into(), "-c".into(), number.to_string()],
+        }
+    }
+
+    fn command(self, program: &Path) -> Command {
+        let prefix = self.prefix();
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).arg(program);
+        command
+    }
+}
+
 /// A node with red, blue at work on it, and what red needs.
 pub struct Field {
     blue: Blue,
+    /// Where red is.
+    pub red: Place,
     /// The node.
     pub node: Node,
     /// Unmounted after the node has ended.
@@ -248,7 +277,7 @@ impl Field {
         let say = "(drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 8)))";
         write("print.wasm", &program(&format!("(loop {say} (br 0))")));
         let blue = Blue::at_work(&node, work);
-        Field { blue, node, disk }
+        Field { blue, red: Place::Behind, node, disk }
     }
 
     /// Lets blue work for `window` normally, then under attack, `rounds` times, and once more
@@ -271,7 +300,7 @@ impl Field {
             if attack == Attack::FullDisk {
                 self.disk.as_ref().expect("this field has a disk of its own").fill();
             }
-            let red = Red::begin(attack, &self.node);
+            let red = Red::begin(attack, &self.node, self.red);
             // What comes before this is red's preparation.
             measured.faults.extend(self.blue.take().1);
             std::thread::sleep(window);
@@ -316,23 +345,24 @@ struct Commands {
     /// The directory that they run in, and the node's.
     work: PathBuf,
     node: PathBuf,
+    place: Place,
     stop: AtomicBool,
     tries: AtomicU64,
     unclear: Mutex<Vec<String>>,
 }
 
 impl Red {
-    fn begin(attack: Attack, node: &Node) -> Red {
+    fn begin(attack: Attack, node: &Node, place: Place) -> Red {
         match attack.on_sockets() {
-            Some(name) => Red::program(name, node),
-            None => Red::commands(attack, node),
+            Some(name) => Red::program(name, node, place),
+            None => Red::commands(attack, node, place),
         }
     }
 
-    fn program(name: &str, node: &Node) -> Red {
+    fn program(name: &str, node: &Node, place: Place) -> Red {
         let binary = distos().with_file_name("distos-e2e-red");
         let uid = if is_root() { RED_UID } else { 0 };
-        let mut command = Command::new(&binary);
+        let mut command = place.command(&binary);
         command.args([name, &uid.to_string()]).current_dir(node.directory().join("run"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn();
@@ -347,7 +377,7 @@ impl Red {
         Red::Program { child, stdin, stdout }
     }
 
-    fn commands(attack: Attack, node: &Node) -> Red {
+    fn commands(attack: Attack, node: &Node, place: Place) -> Red {
         let (args, code, words) = attack.command();
         let shared = Arc::new(Commands {
             args,
@@ -355,6 +385,7 @@ impl Red {
             words,
             work: node.work(),
             node: node.directory(),
+            place,
             stop: AtomicBool::new(false),
             tries: AtomicU64::new(0),
             unclear: Mutex::default(),
@@ -399,9 +430,7 @@ impl Commands {
     fn repeat(&self, number: usize) {
         let args = self.args.replace('N', &number.to_string());
         while !self.stop.load(Ordering::Relaxed) {
-            // As red's program, which says why.
-            let mut command = Command::new("nice");
-            command.args(["-n", "19"]).arg(distos());
+            let mut command = self.place.command(&distos());
             command.args(args.split(' ')).current_dir(&self.work);
             command.env("DISTOS_NODE", &self.node);
             let output = run(command, b"", COMMAND_TIMEOUT);

@@ -4,27 +4,36 @@
 use std::path::Path;
 use std::time::Duration;
 
-use distos_e2e::attack::{Attack, Field, Measured};
+use distos_e2e::attack::{Attack, Field, Measured, Place};
 use distos_e2e::blue::Call;
 
 use super::{Failure, Outcome};
+use crate::processors::Apart;
 use crate::report::Figure;
 
 const WINDOW: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 3;
 
 pub(super) fn all(_: &Path) -> Outcome {
-    let field = Field::new();
+    // The node and blue inherit it; red gets a processor of its own.
+    let apart = Apart::stay()?;
+    let mut field = Field::new();
+    field.red = place(&apart);
     let mut figures = Vec::new();
     for attack in Attack::ALL {
         figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
     }
     drop(field);
     // Mounting a small disk is not permitted everywhere.
-    if let Some(field) = Field::on_small_disk() {
+    if let Some(mut field) = Field::on_small_disk() {
+        field.red = place(&apart);
         figures.push(figure(&field.measure(Attack::FullDisk, WINDOW, ROUNDS))?);
     }
     Ok(figures)
+}
+
+fn place(apart: &Apart) -> Place {
+    apart.other().map_or(Place::Behind, Place::Processor)
 }
 
 /// Of the kind of call that suffers most.

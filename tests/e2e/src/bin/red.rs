@@ -52,10 +52,6 @@ fn main() {
     let attack = args.next().expect("the name of an attack");
     let uid: u32 = args.next().and_then(|text| text.parse().ok()).expect("a uid");
     become_user(uid);
-    // What is asked is what the node does for red, and not how Linux shares this machine's
-    // processors between the node, blue and red's program. It attacks less often than from a
-    // machine of its own.
-    rustix::process::nice(19).expect("anybody may be nicer");
     let red = Arc::new(Red::default());
     let own = red.clone();
     std::thread::spawn(move || {
