@@ -4,7 +4,9 @@
 //! capability gives it up; dropping the connection ends everything that was derived on it.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use capnp::capability::FromClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
@@ -15,6 +17,10 @@ use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+/// How long [`Connection::open`] waits for its turn at a vat to which many connect.
+const TURN_WAIT: Duration = Duration::from_secs(10);
 
 /// A connection to the door of one vat. Dropping it ends every capability that was restored over
 /// it: calls on them, waiting ones too, fail with [`Fault::Unavailable`].
@@ -25,9 +31,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to a vat's socket. [`Fault::Unavailable`] if nobody listens there.
+    /// Connects to a vat's socket. [`Fault::Unavailable`] if nobody listens there, or if so many
+    /// others connect that its turn does not come within ten seconds.
     pub async fn open(socket: &Path) -> Result<Connection, Fault> {
-        let stream = UnixStream::connect(socket).await.map_err(|e| {
+        let stream = connect(socket).await.map_err(|e| {
             Fault::unavailable(1000, format!("nobody answers at {}: {e}", socket.display()))
         })?;
         let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
@@ -83,10 +90,52 @@ impl Connection {
     }
 }
 
+/// A queue of connections that is full is told at once to whoever does not block (connect(2),
+/// `EAGAIN`), and not when there is room.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let end = Instant::now() + TURN_WAIT;
+    let mut wait = Duration::from_millis(1);
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
+                sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_millis(20));
+            }
+            done => return done,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    /// Else whoever connects while others connect without end is told that nobody is there.
+    #[test]
+    fn who_connects_where_many_do_waits_for_its_turn() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("door.sock");
+            let socket = tokio::net::UnixSocket::new_stream().unwrap();
+            socket.bind(&path).unwrap();
+            let listener = socket.listen(1).unwrap();
+            let mut others = Vec::new();
+            let full = loop {
+                match UnixStream::connect(&path).await {
+                    Ok(other) => others.push(other),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+            let room = async {
+                sleep(Duration::from_millis(30)).await;
+                listener.accept().await.unwrap()
+            };
+            let (opened, _first) = futures::join!(Connection::open(&path), room);
+            assert!(opened.is_ok());
+        });
+    }
 
     #[test]
     fn a_call_over_a_connection_that_was_dropped_fails_instead_of_waiting_for_ever() {

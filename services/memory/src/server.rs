@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Instant;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -347,7 +348,7 @@ impl region::Server for RegionServer {
         self.facet.check_range(Rights::READ, range).map_err(fail)?;
         let refused = |fault| fail(self.refused(Rights::READ, range, fault));
         let (store, object) = (&self.memory.store, self.facet.object());
-        if let Some(read) = store.read_now(object, range).map_err(refused)? {
+        if let Some(read) = store.read_now(object, range, Instant::now()).map_err(refused)? {
             let mut reply = self.facet.reply(&mut results);
             read.copy_into(reply.reborrow().init_data(len as u32)).map_err(refused)?;
             return Ok(());

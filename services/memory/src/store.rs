@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use distos_abi::{ByteRange, Fault, ObjectId, TenantId};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -38,9 +39,10 @@ use crate::state::{
 
 /// Reads and writes under way at one time; others wait.
 pub(crate) const MAX_CALLS: usize = 16;
-/// So many such reads are done before everybody else has had a turn: whoever asks for a few bytes of
-/// a page has all of it hashed.
-const BRIEF_READS: u32 = 8;
+/// So many reads are done on the RPC thread in each [`BRIEF_TIME`], which is a fraction of it: whoever
+/// asks for a few bytes of a page has all of it hashed.
+const BRIEF_READS: u32 = 4;
+const BRIEF_TIME: Duration = Duration::from_micros(250);
 
 const LOST_VOLATILE: &str = "the region was volatile and its content was lost in a restart";
 
@@ -91,8 +93,27 @@ pub struct Store {
     limits: Limits,
     roots: RefCell<BTreeMap<ObjectId, (u64, [u8; 32])>>,
     recent: RefCell<Recent>,
-    /// Reads that were done on the RPC thread in this turn of it.
-    brief: Cell<u32>,
+    brief: Cell<Brief>,
+}
+
+/// Reads that were done on the RPC thread lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Brief {
+    since: Option<Instant>,
+    reads: u32,
+}
+
+impl Brief {
+    /// With one more at `now`; `None` if that would be too many.
+    fn and_one_more(self, now: Instant) -> Option<Brief> {
+        match self.since {
+            Some(since) if now.saturating_duration_since(since) < BRIEF_TIME => {
+                let reads = self.reads + 1;
+                (reads <= BRIEF_READS).then_some(Brief { since: Some(since), reads })
+            }
+            _ => Some(Brief { since: Some(now), reads: 1 }),
+        }
+    }
 }
 
 /// Pins on slots that readers no longer see and the log may still name.
@@ -159,7 +180,7 @@ impl Store {
             limits,
             roots: RefCell::default(),
             recent: RefCell::default(),
-            brief: Cell::new(0),
+            brief: Cell::default(),
         }))
     }
 
@@ -302,27 +323,23 @@ impl Store {
     }
 
     /// The same for a read that is done sooner than another thread is woken for it, and that waits
-    /// for no disk; `None` for any other, and after some of them until everybody had a turn.
+    /// for no disk; `None` for any other, and for more of them than leave everybody else a turn.
+    /// `now` is the time.
     ///
     /// # Errors
     /// The fault that the reader is told.
     pub fn read_now(
-        self: &Rc<Self>,
+        &self,
         object: ObjectId,
         range: ByteRange,
+        now: Instant,
     ) -> Result<Option<ReadNow>, Fault> {
         let (job, _) = self.read_job(object, range)?;
-        if !job.is_brief() || self.brief.get() >= BRIEF_READS {
-            return Ok(None);
-        }
-        if self.brief.replace(self.brief.get() + 1) == 0 {
-            let this = self.clone();
-            tokio::task::spawn_local(async move {
-                tokio::task::yield_now().await;
-                this.brief.set(0);
-            });
-        }
-        Ok(Some(ReadNow(job)))
+        let brief = self.brief.get().and_one_more(now).filter(|_| job.is_brief());
+        Ok(brief.map(|brief| {
+            self.brief.set(brief);
+            ReadNow(job)
+        }))
     }
 
     /// One moment's pages of a range, pinned, so that what is read is what was published then.
