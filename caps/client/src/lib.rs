@@ -15,9 +15,10 @@ use distos_rpc::transport::{self, Bounds};
 pub use distos_rpc::{authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
 
 /// How long [`Connection::open`] waits for its turn at a vat to which many connect.
 const TURN_WAIT: Duration = Duration::from_secs(10);
@@ -90,20 +91,28 @@ impl Connection {
     }
 }
 
-/// A queue of connections that is full is told at once to whoever does not block (connect(2),
-/// `EAGAIN`), and not when there is room.
+/// Where the queue of connections is full, who does not block is told so at once, and not when there
+/// is room (connect(2), `EAGAIN`). Who blocks has a place among those who wait, so a thread does: asking
+/// again and again loses to whoever asks more often.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let end = Instant::now() + TURN_WAIT;
-    let mut wait = Duration::from_millis(1);
-    loop {
-        match UnixStream::connect(socket).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
-                sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_millis(20));
-            }
-            done => return done,
-        }
+    match UnixStream::connect(socket).await {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        done => return done,
     }
+    let (done, outcome) = oneshot::channel();
+    let path = socket.to_owned();
+    let wait = move || drop(done.send(wait_for_turn(&path)));
+    std::thread::Builder::new().name("connect".to_owned()).spawn(wait)?;
+    let stream = outcome.await.map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+fn wait_for_turn(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(TURN_WAIT))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -129,7 +138,7 @@ mod tests {
             };
             assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
             let room = async {
-                sleep(Duration::from_millis(30)).await;
+                tokio::time::sleep(Duration::from_millis(30)).await;
                 listener.accept().await.unwrap()
             };
             let (opened, _first) = futures::join!(Connection::open(&path), room);

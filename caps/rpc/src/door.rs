@@ -24,7 +24,8 @@ pub(crate) struct Door {
     pub(crate) vat: Vat,
     pub(crate) session: SessionId,
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
-    pub(crate) restores: Cell<u32>,
+    /// How often a capability was presented.
+    pub(crate) restores: Rc<Cell<u32>>,
     /// Whether anything was restored: a connection on which nothing is does not stay.
     pub(crate) restored: Rc<Cell<bool>>,
     /// Told when something is.

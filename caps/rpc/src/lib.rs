@@ -13,10 +13,13 @@
 //! reply.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod base;
 pub mod boot;
+mod budget;
 pub mod control;
 mod door;
+mod doorkeeper;
 mod facet;
 mod faults;
 mod framing;

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -16,12 +17,14 @@ use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, Tenan
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 
+use crate::admission::{self, Admission};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::control::Control;
 use crate::door::{Door, EdgeHome};
+use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
 use crate::meters::Meters;
@@ -29,19 +32,16 @@ use crate::transport::{self, Bounds, Checker};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
 const MAX_WAITING_EVENTS: usize = 1024;
-/// Connections from holders at one time.
-const MAX_CONNECTIONS: usize = 256;
-/// Those of one user of this machine, so that nobody can keep all others out.
-const MAX_CONNECTIONS_OF_A_USER: usize = 192;
 /// How long a connection may last on which nothing was restored.
 const RESTORE_WAIT: Duration = Duration::from_secs(30);
-/// How often the log says that connections are refused.
-const REFUSALS_TOLD: Duration = Duration::from_secs(10);
 /// How long [`Vat::edge`] waits for an edge that is being wired again.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
 /// The setting of an image that says how long a message from a holder may be, for a service that
 /// takes longer ones than most.
 const MESSAGE_BYTES: &str = "message_bytes";
+/// The setting of an image that says which part of the vat's time the strangers of one Linux user have:
+/// one in so many.
+const STRANGERS_PART: &str = "strangers_part";
 /// Slots given back in one call.
 const MAX_RELEASES: usize = 256;
 
@@ -81,8 +81,9 @@ struct Core {
     suppressed: Cell<u64>,
     releases: mpsc::UnboundedSender<SlotRef>,
     next_session: Cell<u64>,
-    /// Connections from holders, by their uid.
-    connections: RefCell<HashMap<u32, usize>>,
+    admission: Rc<Admission>,
+    /// Connections from holders that have ended.
+    parted: Cell<u64>,
     draining: Cell<bool>,
 }
 
@@ -187,10 +188,9 @@ where
         let control = Control::new(control_socket).map_err(Fault::internal)?;
         tokio::task::spawn_local(vat.clone().take_edges(control));
         if let Some(listener) = listener {
-            let listener = std::os::unix::net::UnixListener::from(listener);
-            listener.set_nonblocking(true).map_err(Fault::internal)?;
-            let listener = UnixListener::from_std(listener).map_err(Fault::internal)?;
-            tokio::task::spawn_local(vat.clone().accept(listener));
+            rustix::io::ioctl_fionbio(&listener, true).map_err(Fault::internal)?;
+            let door = Doorkeeper::start(listener).map_err(Fault::internal)?;
+            tokio::task::spawn_local(vat.clone().take_in(door));
         }
         // The service has its keys now; when the sandbox was entered it had none.
         for keys in protections.iter_mut().filter(|p| p.name == Protection::KEYS_LOCKED) {
@@ -206,36 +206,26 @@ where
     }
 }
 
-/// Connections that were refused and not yet told: a log must not grow by a line for each.
-#[derive(Default)]
-struct Refused {
-    count: u64,
-    told: Option<Instant>,
+/// The bounds of connections from holders, with the longest message that the image allows.
+fn holder_bounds(params: &BTreeMap<String, String>) -> Result<Bounds, Fault> {
+    let Some(bytes) = number::<usize>(params, MESSAGE_BYTES)? else { return Ok(Bounds::HOLDER) };
+    Ok(Bounds { message_words: bytes / 8, ..Bounds::HOLDER })
 }
 
-impl Refused {
-    fn note(&mut self, now: Instant) {
-        self.count += 1;
-        if self.told.is_none_or(|told| now.duration_since(told) >= REFUSALS_TOLD) {
-            tracing::warn!(count = self.count, "connections are refused: too many are open");
-            *self = Refused { count: 0, told: Some(now) };
-        }
+/// Which part of the vat's time each user's strangers have.
+fn strangers_part(params: &BTreeMap<String, String>) -> Result<u32, Fault> {
+    match number(params, STRANGERS_PART)? {
+        None => Ok(admission::STRANGERS_PART),
+        Some(0) => Err(Fault::malformed(format!("{STRANGERS_PART} is at least 1"))),
+        Some(part) => Ok(part),
     }
 }
 
-/// Whether one more connection of `user` is taken, beside those that are open.
-fn admits(open: &HashMap<u32, usize>, user: u32) -> bool {
-    let own = open.get(&user).copied().unwrap_or(0);
-    own < MAX_CONNECTIONS_OF_A_USER && open.values().sum::<usize>() < MAX_CONNECTIONS
-}
-
-/// The bounds of connections from holders, with the longest message that the image allows.
-fn holder_bounds(message_bytes: Option<&String>) -> Result<Bounds, Fault> {
-    let Some(text) = message_bytes else { return Ok(Bounds::HOLDER) };
-    let bytes: usize = text
-        .parse()
-        .map_err(|_| Fault::malformed(format!("{MESSAGE_BYTES} is a number, not '{text}'")))?;
-    Ok(Bounds { message_words: bytes / 8, ..Bounds::HOLDER })
+fn number<T: FromStr>(params: &BTreeMap<String, String>, key: &str) -> Result<Option<T>, Fault> {
+    let parse = |text: &String| {
+        text.parse().map_err(|_| Fault::malformed(format!("{key} is a number, not '{text}'")))
+    };
+    params.get(key).map(parse).transpose()
 }
 
 fn stream(socket: OwnedFd) -> Result<UnixStream, Fault> {
@@ -257,7 +247,7 @@ impl Vat {
             .map_err(|e| Fault::internal(format!("the node's name in the manifest: {e}")))?;
         Ok(Vat {
             core: Rc::new(Core {
-                bounds: holder_bounds(manifest.params.get(MESSAGE_BYTES))?,
+                bounds: holder_bounds(&manifest.params)?,
                 name: VatName::new(&manifest.vat)?,
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
@@ -274,7 +264,8 @@ impl Vat {
                 suppressed: Cell::new(0),
                 releases,
                 next_session: Cell::new(1),
-                connections: RefCell::default(),
+                admission: Rc::new(Admission::new(strangers_part(&manifest.params)?)),
+                parted: Cell::new(0),
                 draining: Cell::new(false),
             }),
         })
@@ -318,6 +309,11 @@ impl Vat {
     /// What is held through this vat's capabilities.
     pub fn meters(&self) -> &Meters {
         &self.core.meters
+    }
+
+    /// Connections from holders that have ended, and of which nothing is left.
+    pub fn parted(&self) -> u64 {
+        self.core.parted.get()
     }
 
     /// Whether the node is draining: no new work is to be taken.
@@ -503,49 +499,41 @@ impl Vat {
         }
     }
 
-    async fn accept(self, listener: UnixListener) {
-        let mut refused = Refused::default();
-        loop {
-            match listener.accept().await {
-                // Dropping the stream tells the client at once.
-                Ok((stream, _)) => match stream.peer_cred().map(|peer| peer.uid()) {
-                    Ok(user) if admits(&self.core.connections.borrow(), user) => {
-                        self.admit(stream, user)
-                    }
-                    _ => refused.note(Instant::now()),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-            // One connection, then everybody's turn: who connects without end waits like anyone.
+    async fn take_in(self, mut door: Doorkeeper) {
+        while let Some(arrival) = door.arrivals.recv().await {
+            self.admit(arrival);
+            // One connection, then everybody's turn.
             tokio::task::yield_now().await;
         }
     }
 
-    fn admit(&self, stream: UnixStream, user: u32) {
+    fn admit(&self, arrival: Arrival) {
+        let Arrival { socket, user, pass } = arrival;
+        let place = self.core.admission.place(user);
         let session = self.next_session();
         let (restored, restoring) = (Rc::new(Cell::new(false)), Rc::new(Notify::new()));
+        let restores = Rc::new(Cell::new(0));
         let door = Door {
             vat: self.clone(),
             session,
             nonce: Cell::new(None),
-            restores: Cell::new(0),
+            restores: restores.clone(),
             restored: restored.clone(),
             restoring: restoring.clone(),
         };
-        let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
-        let door = capnp::capability::Client::new(door.into_client_hook());
-        let system = transport::guarded(
-            stream,
-            Side::Server,
-            Some(door),
-            self.core.bounds,
-            Some(self.core.checker.clone()),
-            Some(restored),
-        );
-        *self.core.connections.borrow_mut().entry(user).or_default() += 1;
+        let vat = self.clone();
+        let told = restored.clone();
+        let start = move || async move {
+            let stream = stream(socket)?;
+            let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
+            let door = capnp::capability::Client::new(door.into_client_hook());
+            let (bounds, checker) = (vat.core.bounds, Some(vat.core.checker.clone()));
+            let system =
+                transport::guarded(stream, Side::Server, Some(door), bounds, checker, Some(told));
+            // How a connection ends is its client's affair.
+            let _ = system.await;
+            Ok::<(), Fault>(())
+        };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             // Whoever holds something is not waited for, so that no timer goes along with its calls.
@@ -555,13 +543,20 @@ impl Vat {
                 }
             };
             tokio::select! {
-                _ = system => {}
+                served = place.drive(&restored, start) => match served {
+                    Some(Ok(())) => {}
+                    Some(Err(fault)) => tracing::warn!(%fault, "a connection could not be served"),
+                    None => tracing::info!("a connection that restores nothing makes room"),
+                },
                 () = idle => tracing::info!("a connection that restores nothing is closed"),
             }
-            vat.core.connections.borrow_mut().entry(user).and_modify(|count| *count -= 1);
-            vat.core.connections.borrow_mut().retain(|_, count| *count > 0);
-            vat.meters().forget_idle_rates(vat.now_ms());
-            vat.end_session(session).await;
+            drop((place, pass));
+            // The kernel has heard of this session only if something was presented to it.
+            if restores.get() > 0 {
+                vat.meters().forget_idle_rates(vat.now_ms());
+                vat.end_session(session).await;
+            }
+            vat.core.parted.set(vat.core.parted.get() + 1);
         });
     }
 
@@ -652,21 +647,5 @@ impl kernel_capnp::vat::Server for VatServer {
         _: kernel_capnp::vat::PingResults,
     ) -> Result<(), capnp::Error> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_user_cannot_keep_all_others_out() {
-        let mut open = HashMap::new();
-        while admits(&open, 1000) {
-            *open.entry(1000).or_default() += 1;
-        }
-        assert!(admits(&open, 0));
-        open.insert(1001, MAX_CONNECTIONS - MAX_CONNECTIONS_OF_A_USER);
-        assert!(!admits(&open, 0));
     }
 }

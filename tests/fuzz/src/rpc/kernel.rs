@@ -56,7 +56,7 @@ pub(super) fn chain() -> Chain {
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) redeemed: AtomicU64,
-    pub(super) ended: AtomicU64,
+    pub(super) parted: AtomicU64,
     pub(super) served: AtomicU64,
 }
 
@@ -248,7 +248,6 @@ impl kernel::Server for Kernel {
             live.values().filter(|live| live.session == session).map(|live| live.slot).collect()
         };
         of_session.into_iter().for_each(|slot| self.free(slot));
-        self.counts.ended.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 

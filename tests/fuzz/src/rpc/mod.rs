@@ -38,7 +38,7 @@ pub fn session(bytes: &[u8]) {
     world.opened += 1;
     let restored = script::play(bytes, stream);
     let patient = Instant::now() + PATIENCE;
-    while world.seen().ended < world.opened {
+    while world.seen().parted < world.opened {
         assert!(Instant::now() < patient, "the vat does not let go of a closed connection");
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -87,7 +87,7 @@ mod tests {
         world.opened += 1;
         script::play(&script, stream);
         let patient = Instant::now() + PATIENCE;
-        while world.seen().ended < world.opened && Instant::now() < patient {
+        while world.seen().parted < world.opened && Instant::now() < patient {
             std::thread::sleep(Duration::from_millis(1));
         }
         let after = world.seen();

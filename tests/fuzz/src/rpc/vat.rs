@@ -36,7 +36,7 @@ pub(super) struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) redeemed: u64,
-    pub(super) ended: u64,
+    pub(super) parted: u64,
     pub(super) served: u64,
 }
 
@@ -70,6 +70,7 @@ impl World {
             .name("vat".into())
             .spawn(move || {
                 distos_rpc::run(boot, |vat| async move {
+                    tokio::task::spawn_local(count_parted(vat.clone(), of_vat.clone()));
                     Ok(Rc::new(Regions { vat, counts: of_vat }) as Rc<dyn Service>)
                 })
             })
@@ -84,9 +85,17 @@ impl World {
     pub(super) fn seen(&self) -> Seen {
         Seen {
             redeemed: self.counts.redeemed.load(Ordering::SeqCst),
-            ended: self.counts.ended.load(Ordering::SeqCst),
+            parted: self.counts.parted.load(Ordering::SeqCst),
             served: self.counts.served.load(Ordering::SeqCst),
         }
+    }
+}
+
+/// Tells which connections the vat has let go of.
+async fn count_parted(vat: Vat, counts: Arc<Counts>) {
+    loop {
+        counts.parted.store(vat.parted(), Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -96,7 +105,8 @@ fn manifest() -> Manifest {
         program: VAT.into(),
         node: node().to_string(),
         tenant: 0,
-        params: BTreeMap::new(),
+        // All of it: here strangers have nobody whom they could disturb.
+        params: BTreeMap::from([("strangers_part".to_owned(), "1".to_owned())]),
         serves: vec![OBJECT.0.0],
         data_dir: None,
         kernel_fd: 4,

@@ -1,0 +1,320 @@
+//! How much of a vat's time strangers get.
+//!
+//! A stranger is a connection on which nothing was restored yet: nobody vouches for it, and no
+//! quota counts what it does. Strangers of one Linux user take turns, one at a time, and have
+//! together a fixed share of the vat's processor time; whoever has had it waits, and holders go on.
+//! A connection that turns out to be a holder's gets back what it took. What this does not divide is
+//! time among holders; that is up to quotas.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::budget::{Budget, Rate, thread_time};
+
+/// Strangers of one user that are served at one time; the others wait.
+const MAX_STRANGERS_OF_A_USER: usize = 8;
+/// How long a stranger is served while others of its user wait.
+const SEAT: Duration = Duration::from_secs(2);
+/// Users whose books are kept; beyond it those who are not connected are forgotten.
+const MAX_USERS: usize = 1024;
+
+/// One user's strangers have one part in so many of the vat's time, unless the image says otherwise.
+pub(crate) const STRANGERS_PART: u32 = 32;
+/// What they may have saved up: what sixteen connections need, from the first byte to a restored
+/// capability.
+const STRANGERS_MOST: Duration = Duration::from_millis(4);
+
+/// Strangers of one Linux user.
+struct User {
+    /// Those that are served.
+    served: Semaphore,
+    /// Those that wait to be served.
+    waiting: Cell<usize>,
+    /// One's turn at a time, in the order of asking.
+    turn: Semaphore,
+    budget: RefCell<Budget>,
+}
+
+/// The books of all strangers.
+pub(crate) struct Admission {
+    start: Instant,
+    rate: Rate,
+    users: RefCell<HashMap<u32, Rc<User>>>,
+}
+
+impl Admission {
+    pub(crate) fn new(part: u32) -> Admission {
+        let rate = Rate { part, most: STRANGERS_MOST };
+        Admission { start: Instant::now(), rate, users: RefCell::default() }
+    }
+
+    /// Time since these books were opened.
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// A place for one more connection of `user`.
+    pub(crate) fn place(self: &Rc<Self>, user: u32) -> Place {
+        Place { admission: self.clone(), user: self.user(user) }
+    }
+
+    fn user(&self, user: u32) -> Rc<User> {
+        let mut users = self.users.borrow_mut();
+        let now = self.now();
+        if users.len() >= MAX_USERS && !users.contains_key(&user) {
+            let connected = |user: &Rc<User>| Rc::strong_count(user) > 1;
+            users.retain(|_, user| {
+                connected(user) || !user.budget.borrow_mut().until_full(now).is_zero()
+            });
+            if users.len() >= MAX_USERS {
+                users.retain(|_, user| connected(user));
+            }
+        }
+        let new = || User {
+            served: Semaphore::new(MAX_STRANGERS_OF_A_USER),
+            waiting: Cell::new(0),
+            turn: Semaphore::new(1),
+            budget: RefCell::new(Budget::full(self.rate, now)),
+        };
+        users.entry(user).or_insert_with(|| Rc::new(new())).clone()
+    }
+}
+
+/// A connection's place among its user's.
+pub(crate) struct Place {
+    admission: Rc<Admission>,
+    user: Rc<User>,
+}
+
+impl Place {
+    /// Drives what `start` makes to its end: as a stranger, in turns that its user's share pays
+    /// for, until `restored` says that it is a holder. `None` if it restored nothing for two seconds
+    /// while others waited, and has to make room.
+    pub(crate) async fn drive<F: Future>(
+        &self,
+        restored: &Cell<bool>,
+        start: impl FnOnce() -> F,
+    ) -> Option<F::Output> {
+        let seat = self.seat().await;
+        let seated = tokio::time::Instant::now();
+        let turn = self.turn().await;
+        let begun = thread_time();
+        let mut system = pin!(start());
+        let mut polled = poll_once(system.as_mut()).await;
+        let mut paid = self.pay(begun);
+        drop(turn);
+        loop {
+            if restored.get() {
+                // It was no stranger.
+                self.user.budget.borrow_mut().refund(paid);
+                drop(seat);
+                return Some(match polled {
+                    Poll::Ready(output) => output,
+                    Poll::Pending => system.await,
+                });
+            }
+            if let Poll::Ready(output) = polled {
+                return Some(output);
+            }
+            self.woken(seated).await?;
+            let turn = self.turn().await;
+            let begun = thread_time();
+            polled = poll_once(system.as_mut()).await;
+            paid += self.pay(begun);
+            drop(turn);
+        }
+    }
+
+    /// Waits to be served.
+    async fn seat(&self) -> Option<SemaphorePermit<'_>> {
+        let waits = Waits::new(&self.user.waiting);
+        // An error would mean that the semaphore was closed, which nobody does.
+        let seat = self.user.served.acquire().await.ok();
+        drop(waits);
+        seat
+    }
+
+    /// Resolves when this task is woken by whatever it polled before; `None` once it has to make
+    /// room.
+    async fn woken(&self, seated: tokio::time::Instant) -> Option<()> {
+        let mut end = seated + SEAT;
+        let mut waited = false;
+        let mut woken = pin!(std::future::poll_fn(|_| {
+            if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        loop {
+            let mut timer = pin!(tokio::time::sleep_until(end));
+            let timed_out = std::future::poll_fn(|cx| {
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                woken.as_mut().poll(cx).map(|()| false)
+            });
+            if !timed_out.await {
+                return Some(());
+            }
+            if self.user.waiting.get() > 0 {
+                return None;
+            }
+            end = tokio::time::Instant::now() + SEAT;
+        }
+    }
+
+    /// Waits until nobody else of this user's has the turn, and until the last ones are paid for.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        let turn = self.user.turn.acquire().await.ok();
+        loop {
+            let debt = self.user.budget.borrow_mut().debt(self.admission.now());
+            if debt.is_zero() {
+                return turn;
+            }
+            tokio::time::sleep(debt).await;
+        }
+    }
+
+    fn pay(&self, begun: Duration) -> Duration {
+        let took = thread_time().saturating_sub(begun);
+        self.user.budget.borrow_mut().spend(self.admission.now(), took);
+        took
+    }
+}
+
+/// Polls a future once, for the waker of the task that waits for it.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// One of those that are counted, while it lives.
+struct Waits<'a>(&'a Cell<usize>);
+
+impl Waits<'_> {
+    fn new(count: &Cell<usize>) -> Waits<'_> {
+        count.set(count.get() + 1);
+        Waits(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn books_of_users_who_are_gone_do_not_pile_up() {
+        let admission = Rc::new(Admission::new(STRANGERS_PART));
+        let stays = admission.place(u32::MAX);
+        for user in 0..2 * MAX_USERS as u32 {
+            drop(admission.place(user));
+        }
+        assert!(admission.users.borrow().len() <= MAX_USERS);
+        assert!(admission.users.borrow().contains_key(&u32::MAX));
+        drop(stays);
+    }
+
+    /// Work that goes on for ever, `WORK` at a time.
+    async fn busy(done: &Cell<usize>) {
+        loop {
+            let begun = thread_time();
+            while thread_time() - begun < MS / 4 {}
+            done.set(done.get() + 1);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn strangers_who_keep_a_vat_busy_leave_it_to_holders() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let admission = Rc::new(Admission::new(STRANGERS_PART));
+            let (done, stranger) = (Cell::new(0), Cell::new(false));
+            let places: Vec<_> = (0..8).map(|_| admission.place(1000)).collect();
+            let flood = places.iter().map(|place| place.drive(&stranger, || busy(&done)));
+            let begun = Instant::now();
+            let end = tokio::time::sleep(200 * MS);
+            tokio::select! {
+                _ = futures::future::join_all(flood) => {}
+                () = end => {}
+            }
+            let most = (begun.elapsed() / STRANGERS_PART + STRANGERS_MOST).as_micros() / 250 + 2;
+            assert!((1..=most as usize).contains(&done.get()), "{} turns", done.get());
+        });
+    }
+
+    #[test]
+    fn who_restored_something_is_no_longer_held_back() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let admission = Rc::new(Admission::new(STRANGERS_PART));
+            let restored = Cell::new(false);
+            let place = admission.place(1000);
+            place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST * 2);
+            let turns = Cell::new(0);
+            let work = || async {
+                restored.set(true);
+                for _ in 0..100 {
+                    turns.set(turns.get() + 1);
+                    place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST);
+                    tokio::task::yield_now().await;
+                }
+            };
+            place.drive(&restored, work).await;
+            assert_eq!(turns.get(), 100);
+        });
+    }
+
+    #[test]
+    fn holders_who_connect_without_end_do_not_use_up_their_users_share() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let admission = Rc::new(Admission::new(STRANGERS_PART));
+            let begun = Instant::now();
+            for _ in 0..100 {
+                let restored = Cell::new(false);
+                let place = admission.place(1000);
+                let work = || async {
+                    let begun = thread_time();
+                    while thread_time() - begun < MS / 4 {}
+                    tokio::task::yield_now().await;
+                    restored.set(true);
+                };
+                place.drive(&restored, work).await;
+            }
+            // As strangers, for 25 ms of work they would have waited for some 700.
+            assert!(begun.elapsed() < 400 * MS, "{:?}", begun.elapsed());
+        });
+    }
+
+    #[test]
+    fn strangers_who_say_nothing_make_room_for_those_who_wait() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let admission = Rc::new(Admission::new(STRANGERS_PART));
+            let stranger = Cell::new(false);
+            let places: Vec<_> =
+                (0..MAX_STRANGERS_OF_A_USER).map(|_| admission.place(1000)).collect();
+            let silent = places.iter().map(|place| place.drive(&stranger, std::future::pending));
+            let mut silent: futures::stream::FuturesUnordered<_> = silent.collect();
+            let alone = tokio::time::timeout(SEAT + SEAT / 4, silent.next()).await;
+            assert!(alone.is_err(), "nobody waits, so nobody has to go");
+            let next = admission.place(1000);
+            let spoken = next.drive(&stranger, || async { "a word" });
+            let (gone, spoken) = futures::join!(silent.next(), spoken);
+            assert_eq!((gone, spoken), (Some(None::<()>), Some("a word")));
+        });
+    }
+}

@@ -1,0 +1,238 @@
+//! Takes connections from a vat's socket, on a thread of its own: whoever connects without end keeps
+//! this thread busy, for a share of its time, and not the one that serves holders.
+//!
+//! It knows how many connections there are and whose, and nothing of what they say.
+
+use std::collections::HashMap;
+use std::io;
+use std::io::{PipeReader, PipeWriter};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::PeerCredentials;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use tokio::sync::mpsc;
+
+use crate::budget::{Budget, Rate, thread_time};
+
+/// Connections from holders at one time.
+const MAX_CONNECTIONS: usize = 256;
+/// Those of one user of this machine, so that nobody can keep all others out.
+const MAX_CONNECTIONS_OF_A_USER: usize = 192;
+/// Of turning connections away: some ten at once, and then none for the better part of a millisecond. A
+/// client that connects without end learns of it the later.
+const REFUSALS: Rate = Rate { part: 8, most: Duration::from_micros(50) };
+/// How often the log says that connections are refused.
+const REFUSALS_TOLD: Duration = Duration::from_secs(10);
+/// How long to wait after a fault of the system, such as too many open files.
+const FAULT_WAIT: Duration = Duration::from_millis(100);
+
+/// A connection for which there is a place.
+pub(crate) struct Arrival {
+    pub(crate) socket: OwnedFd,
+    /// The Linux user whose program made it.
+    pub(crate) user: u32,
+    pub(crate) pass: Pass,
+}
+
+/// One connection among those that there may be; given back when it is dropped.
+pub(crate) struct Pass {
+    books: Arc<Books>,
+    user: u32,
+}
+
+/// How many connections are open, by their user.
+#[derive(Default)]
+pub(crate) struct Books {
+    open: Mutex<HashMap<u32, usize>>,
+}
+
+impl Books {
+    fn with<T>(&self, look: impl FnOnce(&mut HashMap<u32, usize>) -> T) -> T {
+        // Nothing in here panics half-way.
+        look(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A pass for one more connection of `user`; `None` if there are too many.
+    pub(crate) fn admit(self: &Arc<Books>, user: u32) -> Option<Pass> {
+        let admitted = self.with(|open| {
+            let own = open.get(&user).copied().unwrap_or(0);
+            let room =
+                own < MAX_CONNECTIONS_OF_A_USER && open.values().sum::<usize>() < MAX_CONNECTIONS;
+            if room {
+                open.insert(user, own + 1);
+            }
+            room
+        });
+        admitted.then(|| Pass { books: self.clone(), user })
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.books.with(|open| {
+            if let Some(own) = open.get_mut(&self.user) {
+                *own -= 1;
+                if *own == 0 {
+                    open.remove(&self.user);
+                }
+            }
+        });
+    }
+}
+
+/// The thread goes on while this lives.
+pub(crate) struct Doorkeeper {
+    /// What it has taken. No more wait here than there are passes.
+    pub(crate) arrivals: mpsc::UnboundedReceiver<Arrival>,
+    _stay: PipeWriter,
+}
+
+impl Doorkeeper {
+    /// Begins to take connections. `listener` must not block.
+    pub(crate) fn start(listener: OwnedFd) -> io::Result<Doorkeeper> {
+        let (stop, stay) = io::pipe()?;
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        let work = move || take(&listener, &stop, &sender);
+        thread::Builder::new().name("door".to_owned()).spawn(work)?;
+        Ok(Doorkeeper { arrivals, _stay: stay })
+    }
+}
+
+fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<Arrival>) {
+    let books = Arc::new(Books::default());
+    let start = Instant::now();
+    let mut refusals = Budget::full(REFUSALS, Duration::ZERO);
+    let mut refused = Refused::default();
+    loop {
+        let begun = thread_time();
+        match accept(listener) {
+            Ok((socket, user)) => match books.admit(user) {
+                Some(pass) => {
+                    if arrivals.send(Arrival { socket, user, pass }).is_err() {
+                        return;
+                    }
+                }
+                None => {
+                    // It tells the client at once.
+                    drop(socket);
+                    refused.note(Instant::now());
+                    refusals.spend(start.elapsed(), thread_time().saturating_sub(begun));
+                    if !refusals.debt(start.elapsed()).is_zero() {
+                        thread::sleep(refusals.until_full(start.elapsed()));
+                    }
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if wait(listener, stop) {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                thread::sleep(FAULT_WAIT);
+            }
+        }
+    }
+}
+
+/// Waits for a connection; `true` if there is to be no other.
+fn wait(listener: &OwnedFd, stop: &PipeReader) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+    match poll(&mut fds, None) {
+        Err(Errno::INTR) => false,
+        Err(error) => {
+            tracing::error!(%error, "nobody can connect any more");
+            true
+        }
+        Ok(_) => !fds[1].revents().is_empty(),
+    }
+}
+
+/// It stays a mere descriptor until its turn comes: whatever arrives there wakes nobody.
+fn accept(listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::accept_with(listener, flags)?;
+    // rustix takes the number of the process, which is 0 in another PID namespace, for a fault.
+    let peer = nix::sys::socket::getsockopt(&socket, PeerCredentials)?;
+    Ok((socket, peer.uid()))
+}
+
+/// Connections that were refused and not yet told: a log must not grow by a line for each.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl Refused {
+    fn note(&mut self, now: Instant) {
+        self.count += 1;
+        if self.told.is_none_or(|told| now.duration_since(told) >= REFUSALS_TOLD) {
+            tracing::warn!(count = self.count, "connections are refused: too many are open");
+            *self = Refused { count: 0, told: Some(now) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_keep_all_others_out() {
+        let books = Arc::new(Books::default());
+        let mut passes: Vec<_> = std::iter::from_fn(|| books.admit(1000)).collect();
+        assert_eq!(passes.len(), MAX_CONNECTIONS_OF_A_USER);
+        let others: Vec<_> = std::iter::from_fn(|| books.admit(0)).collect();
+        assert_eq!(others.len(), MAX_CONNECTIONS - MAX_CONNECTIONS_OF_A_USER);
+        assert!(books.admit(1001).is_none());
+        passes.pop();
+        assert!(books.admit(0).is_some(), "a pass that was given back is free");
+        drop((passes, others));
+        assert!(books.open.lock().unwrap().is_empty());
+    }
+
+    fn door() -> (tempfile::TempDir, std::path::PathBuf, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("door.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        (dir, path, listener.into())
+    }
+
+    #[test]
+    fn who_connects_beyond_the_bound_is_told_at_once_and_others_wait_for_nobody() {
+        let (_dir, path, listener) = door();
+        let mut keeper = Doorkeeper::start(listener).unwrap();
+        let own = rustix::process::getuid().as_raw();
+        let mut clients: Vec<UnixStream> = Vec::new();
+        let mut arrived = Vec::new();
+        for _ in 0..MAX_CONNECTIONS_OF_A_USER {
+            clients.push(UnixStream::connect(&path).unwrap());
+            arrived.push(keeper.arrivals.blocking_recv().unwrap());
+        }
+        assert!(arrived.iter().all(|arrival| arrival.user == own));
+        let mut refused = UnixStream::connect(&path).unwrap();
+        assert_eq!(refused.read(&mut [0]).unwrap(), 0, "it is closed");
+        arrived.pop();
+        let _again = UnixStream::connect(&path).unwrap();
+        assert!(keeper.arrivals.blocking_recv().is_some());
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_vat_and_nobody_can_connect_then() {
+        let (_dir, path, listener) = door();
+        let Doorkeeper { mut arrivals, _stay } = Doorkeeper::start(listener).unwrap();
+        drop(_stay);
+        assert!(arrivals.blocking_recv().is_none());
+        assert!(UnixStream::connect(&path).is_err());
+    }
+}
