@@ -135,6 +135,11 @@ fn allowed(profile: Profile) -> Result<BpfProgram, BackendError> {
     let fresh_code = if executable { &FRESH_CODE[..] } else { &[] };
     let barriers = BARRIERS.iter().chain(fresh_code).map(|command| *command as u64);
     rules.insert(libc::SYS_membarrier, any_of(0, barriers)?);
+    if profile == Profile::Jit {
+        // A thread that runs a tenant's program stands back behind the vat's others. 0 is the caller,
+        // its process group or its user: nobody else's. Nobody here may raise a priority.
+        rules.insert(libc::SYS_setpriority, one(1, SeccompCmpOp::Eq, 0)?);
+    }
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let writable = one(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
         rules.insert(call, if executable { Vec::new() } else { writable });

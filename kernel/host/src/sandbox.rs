@@ -37,7 +37,7 @@ const STAGE: &str = "/proc";
 /// The data directory's name under the empty root.
 const DATA: &str = "/data";
 /// How far a vat that runs tenants' programs stands back behind the services (nice(2)).
-const PROGRAMS_NICE: i32 = 10;
+const PROGRAMS_NICE: i32 = 19;
 const NAMESPACES: [&str; 5] = ["net", "ipc", "uts", "mnt", "cgroup"];
 
 /// Confines this process for good and says what was seen to hold. To be called once, by the only
@@ -72,10 +72,9 @@ pub fn enter() -> Result<Boot, Fault> {
             .map_err(|e| Fault::internal(format!("{}: {e}", dir.display())))?;
     }
     if profile == Profile::Jit {
-        // A tenant's program takes what time no service needs: among the processes of a session
-        // and, as every vat has a session of its own, among sessions, where Linux divides time
-        // between these first (sched(7), autogroup). Where it does not, there is no such file.
-        let _ = rustix::process::nice(PROGRAMS_NICE);
+        // A tenant's program takes what time no service needs. Every vat has a session of its own,
+        // and Linux divides time among sessions first (sched(7), autogroup); where it does not,
+        // there is no such file, and what the vat does to its own threads has to do.
         let _ = fs::write("/proc/self/autogroup", PROGRAMS_NICE.to_string());
     }
     let ruleset = vat_ruleset(manifest.data_dir.as_deref(), profile);

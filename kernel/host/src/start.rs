@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use distos_abi::{Authority, CapId, Caveats, Fault, HolderKey, Kind, Rights, TenantId, VatName};
 use distos_core::{Command, Facts, Forest, Outcome};
@@ -25,6 +26,11 @@ use crate::server::sign_root;
 use crate::spawn::{Run, SpawnSpec, spawn_vat};
 use crate::vats::Vats;
 use crate::{sandbox, sys};
+
+/// How long the kernel and its vats hold a processor while others wait for it. What they do for one
+/// holder is done in less, and whoever works for another holder, on the same processor, waits for no
+/// longer.
+const TURN: Duration = Duration::from_micros(100);
 
 /// What a node needs of the machine that it runs on. Production has one ([`main`]); simulation
 /// has others, in which vats are threads or tasks of one process.
@@ -49,6 +55,8 @@ pub fn main(plan: Plan) -> ExitCode {
     let node = async {
         // Lowering one's own limit is always permitted; what holds is read back next.
         let _ = sys::limit(Resource::Core, 0);
+        // Where it is refused, vats take their turns as every other program does.
+        let _ = sys::take_turns_of(TURN);
         let host = Host {
             spawn: Box::new(|spec| Ok(Rc::new(spawn_vat(spec)?))),
             tell: Box::new(emit),

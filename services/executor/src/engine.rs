@@ -13,8 +13,10 @@ use wasmtime_wasi::p1;
 use crate::program;
 use crate::sandbox::Cell;
 
-/// How often running code is interrupted to look at its deadline.
-const TICK: Duration = Duration::from_millis(10);
+/// How often running code is interrupted, to give up its processor to whom it is due. By itself Linux
+/// looks when somebody wakes and four milliseconds later, so that a service which is not due for a
+/// moment when it wakes would wait behind a program for that long.
+const PULSE: Duration = Duration::from_micros(125);
 /// Native stack of compiled code. A deeper recursion ends the task.
 const WASM_STACK_BYTES: usize = 512 * 1024;
 
@@ -138,6 +140,8 @@ impl Drop for Ticker {
     }
 }
 
+/// Waking takes this processor from a program, which has the lower priority, and going to sleep gives
+/// it to whom it is due; programs on other processors do the same themselves when they see the epoch.
 fn tick(engine: &EngineWeak, running: &AtomicUsize) {
     while let Some(engine) = engine.upgrade() {
         if running.load(Ordering::SeqCst) == 0 {
@@ -146,12 +150,12 @@ fn tick(engine: &EngineWeak, running: &AtomicUsize) {
         } else {
             engine.increment_epoch();
             drop(engine);
-            thread::sleep(TICK);
+            thread::sleep(PULSE);
         }
     }
 }
 
-/// While this lives, running code is interrupted every ten milliseconds.
+/// While this lives, running code is interrupted again and again.
 pub(crate) struct Ticking(Arc<AtomicUsize>);
 
 impl Drop for Ticking {

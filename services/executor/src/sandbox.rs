@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use distos_abi::Fault;
 use tokio::sync::oneshot;
-use wasmtime::{ResourceLimiter, Store, Trap};
+use wasmtime::{ResourceLimiter, Store, Trap, UpdateDeadline};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{
     Deterministic, HostMonotonicClock, HostWallClock, I32Exit, WasiCtxBuilder, WasiView,
@@ -57,6 +57,8 @@ pub struct Outcome {
     pub micros: u64,
 }
 
+/// How often a program is left to look whether its time is over, or it was cancelled.
+const LOOK: Duration = Duration::from_millis(10);
 /// How much of stderr a fault's text can draw on.
 const STDERR_BYTES: usize = 4096;
 /// Elements of all tables together; a C program needs one for each function whose address it takes.
@@ -231,8 +233,15 @@ impl Engine {
         store.set_fuel(task.limits.fuel).map_err(Fault::internal)?;
         store.set_hostcall_fuel(HOST_CALL_BYTES);
         store.set_epoch_deadline(1);
-        // At each tick the program yields, so that time and cancellation are looked at.
-        store.epoch_deadline_async_yield_and_update(1);
+        let mut looked = Instant::now();
+        store.epoch_deadline_callback(move |_| {
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                return Ok(UpdateDeadline::Yield(1));
+            }
+            std::thread::yield_now();
+            Ok(UpdateDeadline::Continue(1))
+        });
         Ok(store)
     }
 }

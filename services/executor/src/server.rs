@@ -34,6 +34,8 @@ const MAX_WAITING: usize = 64;
 const MAX_SEGMENTS: u32 = 4096;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
+/// The priority of a thread that runs a tenant's program (setpriority(2)).
+const LOWEST: i32 = 19;
 /// What no caller can raise, whatever limits it names.
 const MAX_MEMORY_BYTES: u64 = 1 << 30;
 const MAX_WALL_MS: u32 = 3_600_000;
@@ -201,7 +203,11 @@ async fn blocking<T: Send + 'static>(
     let (done, outcome) = oneshot::channel();
     let thread = std::thread::Builder::new().name("wasm".to_owned());
     // Nobody may wait for the outcome any more; then it is dropped.
-    let start = thread.spawn(move || drop(done.send(work())));
+    let start = thread.spawn(move || {
+        // Where it is not permitted, the vat's own threads wait their turn.
+        let _ = rustix::process::setpriority_process(None, LOWEST);
+        drop(done.send(work()));
+    });
     start.map_err(|e| Fault::unavailable(1000, format!("no thread to run on: {e}")))?;
     outcome.await.unwrap_or_else(|_| Err(Fault::internal("a worker thread ended early")))
 }
