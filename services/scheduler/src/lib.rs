@@ -15,13 +15,14 @@
 //! what it rests on. A job object inherits its queue's capability: `describe` on it speaks of the
 //! queue, and revoking the queue ends the job.
 //!
-//! The decisions ([`cut`], [`policy`], [`state`]) are pure.
+//! The decisions ([`cut`], [`policy`], [`setback`], [`state`]) are pure.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cut;
 pub mod policy;
 mod server;
+pub mod setback;
 pub mod spec;
 pub mod state;
 

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use crate::cut::{Cut, PAGE_BYTES};
 use crate::policy::{Evidence, Limits, Policy, Request};
+use crate::setback::Setbacks;
 use crate::spec::{self, Args, Payload, Submission};
 use crate::state::{Job, JobId, Placement, Refusal, Report, Slots, State, TaskState, Work};
 
@@ -52,6 +53,7 @@ pub(crate) struct Scheduler {
     vat: Vat,
     slots: Slots,
     state: RefCell<State>,
+    setbacks: RefCell<Setbacks>,
     /// What jobs that have not ended hold.
     live: RefCell<HashMap<JobId, Rc<Live>>>,
     /// Each tenant's executor, and when it was last asked for, in Unix milliseconds.
@@ -81,6 +83,7 @@ impl Scheduler {
             vat,
             slots,
             state: RefCell::new(State::new(slots)),
+            setbacks: RefCell::default(),
             live: RefCell::default(),
             executors: RefCell::default(),
             work: Notify::new(),
@@ -319,7 +322,9 @@ impl Scheduler {
         if goes_on {
             return;
         }
-        self.live.borrow_mut().remove(&id);
+        if self.live.borrow_mut().remove(&id).is_some() {
+            self.note_end(id, live.facet.tenant());
+        }
         if let Some(executor) = live.executor.take() {
             let mut request = executor.unload_request();
             request.get().set_job(id.0);
@@ -329,6 +334,20 @@ impl Scheduler {
                     tracing::debug!(%error, job = id.0, "an executor did not unload a job");
                 }
             });
+        }
+    }
+}
+
+impl Scheduler {
+    /// What became of a job decides how soon its tenant's next may start.
+    fn note_end(&self, id: JobId, tenant: TenantId) {
+        let state = self.state.borrow();
+        let Some(job) = state.job(id) else { return };
+        let mut setbacks = self.setbacks.borrow_mut();
+        match (job.state(), job.fault()) {
+            (TaskState::Done, _) => setbacks.succeeded(tenant),
+            (_, Some(fault)) => setbacks.failed(tenant, self.vat.now_ms(), fault),
+            _ => {}
         }
     }
 }
@@ -445,6 +464,12 @@ impl queue::Server for QueueServer {
         self.facet.check(Rights::RUN).map_err(fail)?;
         let request = Request { tenant: self.facet.tenant(), limits: Limits::DEFAULT };
         self.scheduler.policy().admit(request).map_err(fail)?;
+        // Without a turn of its own: that is the submission's.
+        let tenant = self.facet.tenant();
+        let wait = self.scheduler.setbacks.borrow().wait_ms(tenant, self.scheduler.vat.now_ms());
+        if wait > 0 {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
         let name = self.scheduler.executor_of(self.facet.tenant()).await.map_err(fail)?;
         self.facet.reply(&mut results).set_vat(name.as_str());
         Ok(())
@@ -476,8 +501,14 @@ impl queue::Server for QueueServer {
         let submission = spec::read(params.get()?.get_spec()?, self.facet.tenant(), workers)?;
         // The message with its copy of the module is not needed any more.
         drop(params);
+        let submission = submission.map_err(fail)?;
         let scheduler = Rc::clone(&self.scheduler);
-        let submitted = scheduler.submit(&self.facet, submission.map_err(fail)?).await;
+        let (tenant, now_ms) = (self.facet.tenant(), scheduler.vat.now_ms());
+        let wait = scheduler.setbacks.borrow_mut().take_turn(tenant, now_ms).map_err(fail)?;
+        if wait > 0 {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+        let submitted = scheduler.submit(&self.facet, submission).await;
         let client: job::Client = capnp_rpc::new_client(submitted.map_err(fail)?);
         self.facet.reply(&mut results).set_job(client);
         Ok(())
