@@ -31,8 +31,10 @@ const INCREASES_PER_S: u32 = 1000;
 const RESERVED_PER_S: u32 = 4;
 /// Capabilities whose time is over that are ended at a time.
 const SWEEP_BATCH: u32 = 1024;
-/// Dead slots taken back at a time: a tenth of a millisecond, for which others wait.
-const RECLAIM_BATCH: u32 = 128;
+/// Dead slots taken back at a time: some hundredths of a millisecond, for which others wait.
+const RECLAIM_BATCH: u32 = 32;
+/// Batches between two barriers, each of which interrupts every processor.
+const RECLAIM_BATCHES: usize = 32;
 
 /// The guards of one running vat, and the way to end it.
 pub(crate) struct Watched {
@@ -282,22 +284,34 @@ impl Kernel {
         }
     }
 
-    /// Takes back one batch; whether more remain.
+    /// Takes back some batches; whether more remain. Whoever calls meanwhile waits for one batch, and
+    /// all of them together wait for one barrier.
     async fn reclaim(&self) -> bool {
-        let taken =
-            self.forest.borrow_mut().apply(Command::Reclaim { max: RECLAIM_BATCH }, now_ms());
-        let Ok(Applied { outcome: Outcome::Reclaimed { count, token, more }, table, .. }) = taken
-        else {
-            return false;
-        };
-        if count == 0 {
-            return false;
+        let (mut last, mut remain) = (None, true);
+        for _ in 0..RECLAIM_BATCHES {
+            let taken =
+                self.forest.borrow_mut().apply(Command::Reclaim { max: RECLAIM_BATCH }, now_ms());
+            let Ok(Applied { outcome: Outcome::Reclaimed { count, token, more }, table, .. }) =
+                taken
+            else {
+                break;
+            };
+            if count > 0 {
+                self.store(&table);
+                last = Some(token);
+            }
+            remain = more;
+            if !more {
+                break;
+            }
+            tokio::task::yield_now().await;
         }
-        self.store(&table);
+        let Some(token) = last else { return false };
         self.quiesce(self.guards()).await;
-        // Reclaiming changes no authority, so it is not recorded and cannot fail here.
+        // Reclaiming changes no authority, so it is not recorded and cannot fail here. This releases
+        // the batches before the last one too.
         let _ = self.forest.borrow_mut().apply(Command::Release { token }, now_ms());
-        more
+        remain
     }
 
     fn store(&self, ops: &[TableOp]) {
