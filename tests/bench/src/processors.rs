@@ -11,49 +11,34 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::figures::Failure;
 
-/// Asked before this thread moves: the standard library counts where the caller may run.
-static SERVERS: LazyLock<usize> =
+/// The servers' processor. Asked before this thread moves: the standard library counts where the
+/// caller may run.
+pub static SERVERS: LazyLock<usize> =
     LazyLock::new(|| usize::from(std::thread::available_parallelism().is_ok_and(|n| n.get() > 1)));
 
-/// The calling thread stays on the client's processor until this is dropped.
-pub struct Client(CpuSet);
+/// The calling thread, and all that it starts, stays on one processor until this is dropped.
+pub struct Stay(CpuSet);
 
-impl Client {
-    /// Moves the calling thread. What it starts inherits where it may run: start servers before.
-    pub fn stay() -> Result<Client, Failure> {
-        let anywhere = sched_getaffinity(None)?;
+impl Stay {
+    /// On the clients' processor. Start servers before.
+    pub fn with_clients() -> Result<Stay, Failure> {
+        Stay::on(0)
+    }
+
+    /// On the servers' processor.
+    pub fn with_servers() -> Result<Stay, Failure> {
+        Stay::on(*SERVERS)
+    }
+
+    fn on(processor: usize) -> Result<Stay, Failure> {
         LazyLock::force(&SERVERS);
-        sched_setaffinity(None, &only(0))?;
-        Ok(Client(anywhere))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // It was there before.
-        let _ = sched_setaffinity(None, &self.0);
-    }
-}
-
-/// The calling thread, and all that it starts, stays on the servers' processor until this is dropped:
-/// the client's is free for somebody whose work is not to take time from theirs.
-pub struct Apart(CpuSet);
-
-impl Apart {
-    /// Moves the calling thread.
-    pub fn stay() -> Result<Apart, Failure> {
         let anywhere = sched_getaffinity(None)?;
-        sched_setaffinity(None, &only(*SERVERS))?;
-        Ok(Apart(anywhere))
-    }
-
-    /// The processor that is free; `None` if there is only one.
-    pub fn other(&self) -> Option<usize> {
-        (*SERVERS > 0).then_some(0)
+        sched_setaffinity(None, &only(processor))?;
+        Ok(Stay(anywhere))
     }
 }
 
-impl Drop for Apart {
+impl Drop for Stay {
     fn drop(&mut self) {
         // It was there before.
         let _ = sched_setaffinity(None, &self.0);

@@ -11,16 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
-
 use crate::blue::{Blue, Call, Sample, Work};
 use crate::disk::Disk;
-use crate::{COMMAND_TIMEOUT, Node, Output, distos, is_root, run, single_image};
+use crate::{COMMAND_TIMEOUT, Node, Output, distos, is_root, run};
 
 /// Whom red's program runs as where tests run as root: nobody else is this.
 const RED_UID: u32 = 0x5245_4400;
 /// What blue needs to come to rest after an attack, before its normal work is measured again.
-const REST: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_millis(700);
 /// See [`Measured::starved`].
 pub const STARVED_RATIO: f64 = 10.0;
 /// See [`Measured::starved`].
@@ -106,6 +104,12 @@ impl Attack {
         }
     }
 
+    /// Whether the node has anything to do with it. What red's own command refuses does not get there.
+    pub fn reaches_the_node(self) -> bool {
+        use Attack::{BrokenCapability, NewerDirectory, NotWasm, SecondUp};
+        !matches!(self, SecondUp | NewerDirectory | BrokenCapability | NotWasm)
+    }
+
     /// How red's program knows it; `None` for what is done by commands.
     fn on_sockets(self) -> Option<&'static str> {
         match self {
@@ -136,47 +140,28 @@ impl Attack {
     }
 }
 
-/// Where red's own programs run. What is asked is what the node does for red, and not how Linux shares
-/// this machine's processors between the node, blue and red's programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Anywhere, with the lowest priority: red attacks less often than from a machine of its own.
-    Behind,
-    /// On this processor. Whoever moves everybody else to another one gives red a machine of its own.
-    Processor(usize),
+/// Red's own programs run when nobody else wants their processor (sched(7), `SCHED_IDLE`): what is
+/// asked is what the node does for red, and not how Linux shares a processor among the node, blue and
+/// red's programs.
+const BEHIND: [&str; 3] = ["chrt", "--idle", "0"];
+
+fn behind(program: &Path) -> Command {
+    let mut command = Command::new(BEHIND[0]);
+    command.args(&BEHIND[1..]).arg(program);
+    command
 }
 
-impl Place {
-    /// The command that puts another one there.
-    fn prefix(self) -> Vec<String> {
-        match self {
-            Place::Behind => ["nice", "-n", "19"].map(str::to_owned).to_vec(),
-            Place::Processor(number) => vec!["taskset".into(), "-c".into(), number.to_string()],
-        }
-    }
-
-    /// Moves the calling thread there, so that starting a program takes no time from anybody else.
-    fn enter(self) {
-        if let Place::Processor(number) = self {
-            let mut only = CpuSet::new();
-            only.set(number);
-            sched_setaffinity(None, &only).expect("this machine has the processor");
-        }
-    }
-
-    fn command(self, program: &Path) -> Command {
-        let prefix = self.prefix();
-        let mut command = Command::new(&prefix[0]);
-        command.args(&prefix[1..]).arg(program);
-        command
-    }
+/// The same for the calling thread and all that it starts, so that starting a program takes no time
+/// from anybody else either.
+fn stand_back() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let status = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+    assert!(status.is_ok_and(|status| status.success()), "chrt(1) is part of every Debian");
 }
 
 /// A node with red, blue at work on it, and what red needs.
 pub struct Field {
     blue: Blue,
-    /// Where red is.
-    pub red: Place,
     /// The node.
     pub node: Node,
     /// Unmounted after the node has ended.
@@ -187,10 +172,10 @@ pub struct Field {
 pub struct Measured {
     /// What red did.
     pub attack: Attack,
-    /// Blue's calls while red did nothing.
-    pub normal: Vec<Sample>,
+    /// Blue's calls while red did nothing, window by window.
+    pub normal: Vec<Vec<Sample>>,
     /// Blue's calls during the attack.
-    pub attacked: Vec<Sample>,
+    pub attacked: Vec<Vec<Sample>>,
     /// Blue's calls that failed, whenever.
     pub faults: Vec<String>,
     /// How often red tried: connections or commands.
@@ -203,7 +188,8 @@ pub struct Measured {
 
 impl Measured {
     /// The time within which 99 of 100 calls of this kind were answered, normally and during the
-    /// attack; `None` if there were none.
+    /// attack, in the median window of each: what the machine does besides, it does in one and not in
+    /// the next. `None` if there were no calls.
     pub fn p99(&self, call: Call) -> Option<(Duration, Duration)> {
         Some((p99(&self.normal, call)?, p99(&self.attacked, call)?))
     }
@@ -224,28 +210,37 @@ impl Measured {
             starved.then(|| format!("{call}: p99 {attacked:?}, normally {normal:?}"))
         });
         slow.or_else(|| {
-            let reads =
-                |samples: &[Sample]| samples.iter().filter(|s| s.call == Call::Read).count();
+            let reads = |windows: &[Vec<Sample>]| {
+                let reads = windows.iter().flatten().filter(|s| s.call == Call::Read).count();
+                reads / windows.len().max(1)
+            };
             let (normal, attacked) = (reads(&self.normal), reads(&self.attacked));
             (attacked < normal / 20).then(|| format!("{attacked} reads, normally {normal}"))
         })
     }
 }
 
-fn p99(samples: &[Sample], call: Call) -> Option<Duration> {
-    let mut took: Vec<_> = samples.iter().filter(|s| s.call == call).map(|s| s.took).collect();
-    took.sort();
-    let rank = (took.len() * 99).div_ceil(100);
-    took.get(rank.checked_sub(1)?).copied()
+fn p99(windows: &[Vec<Sample>], call: Call) -> Option<Duration> {
+    let in_window = |samples: &Vec<Sample>| {
+        let took = samples.iter().filter(|s| s.call == call).map(|s| s.took);
+        quantile(took.collect(), 99)
+    };
+    quantile(windows.iter().filter_map(in_window).collect(), 50)
+}
+
+/// The least of them that `percent` of them do not exceed.
+fn quantile(mut times: Vec<Duration>, percent: usize) -> Option<Duration> {
+    times.sort();
+    let rank = (times.len() * percent).div_ceil(100);
+    times.get(rank.checked_sub(1)?).copied()
 }
 
 impl Field {
-    /// Boots a node and puts blue to work.
+    /// Boots `node`, of the image of one node ([`single_image`]), and puts blue to work.
     ///
     /// # Panics
     /// The node does not boot, or refuses what it should not.
-    pub fn new() -> Field {
-        let mut node = Node::new(&single_image());
+    pub fn new(mut node: Node) -> Field {
         node.reboot();
         // Connections are shared by Linux user: without one of its own, red could take blue's.
         Field::on(node, None, Work { writes: true, connects: is_root() })
@@ -256,8 +251,7 @@ impl Field {
     ///
     /// # Panics
     /// As [`Field::new`].
-    pub fn on_small_disk() -> Option<Field> {
-        let mut node = Node::new(&single_image());
+    pub fn on_small_disk(mut node: Node) -> Option<Field> {
         let disk = Disk::mount(&node.directory())?;
         node.reboot();
         Some(Field::on(node, Some(disk), Work { writes: false, connects: is_root() }))
@@ -288,7 +282,7 @@ impl Field {
         let say = "(drop (call $write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 8)))";
         write("print.wasm", &program(&format!("(loop {say} (br 0))")));
         let blue = Blue::at_work(&node, work);
-        Field { blue, red: Place::Behind, node, disk }
+        Field { blue, node, disk }
     }
 
     /// Lets blue work for `window` normally, then under attack, `rounds` times, and once more
@@ -311,12 +305,12 @@ impl Field {
             if attack == Attack::FullDisk {
                 self.disk.as_ref().expect("this field has a disk of its own").fill();
             }
-            let red = Red::begin(attack, &self.node, self.red);
+            let red = Red::begin(attack, &self.node);
             // What comes before this is red's preparation.
             measured.faults.extend(self.blue.take().1);
             std::thread::sleep(window);
             let (samples, faults) = self.blue.take();
-            measured.attacked.extend(samples);
+            measured.attacked.push(samples);
             measured.faults.extend(faults);
             red.end(&mut measured);
             if attack == Attack::FullDisk {
@@ -332,14 +326,8 @@ impl Field {
         measured.faults.extend(self.blue.take().1);
         std::thread::sleep(window);
         let (samples, faults) = self.blue.take();
-        measured.normal.extend(samples);
+        measured.normal.push(samples);
         measured.faults.extend(faults);
-    }
-}
-
-impl Default for Field {
-    fn default() -> Self {
-        Field::new()
     }
 }
 
@@ -356,24 +344,23 @@ struct Commands {
     /// The directory that they run in, and the node's.
     work: PathBuf,
     node: PathBuf,
-    place: Place,
     stop: AtomicBool,
     tries: AtomicU64,
     unclear: Mutex<Vec<String>>,
 }
 
 impl Red {
-    fn begin(attack: Attack, node: &Node, place: Place) -> Red {
+    fn begin(attack: Attack, node: &Node) -> Red {
         match attack.on_sockets() {
-            Some(name) => Red::program(name, node, place),
-            None => Red::commands(attack, node, place),
+            Some(name) => Red::program(name, node),
+            None => Red::commands(attack, node),
         }
     }
 
-    fn program(name: &str, node: &Node, place: Place) -> Red {
+    fn program(name: &str, node: &Node) -> Red {
         let binary = distos().with_file_name("distos-e2e-red");
         let uid = if is_root() { RED_UID } else { 0 };
-        let mut command = place.command(&binary);
+        let mut command = behind(&binary);
         command.args([name, &uid.to_string()]).current_dir(node.directory().join("run"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn();
@@ -388,7 +375,7 @@ impl Red {
         Red::Program { child, stdin, stdout }
     }
 
-    fn commands(attack: Attack, node: &Node, place: Place) -> Red {
+    fn commands(attack: Attack, node: &Node) -> Red {
         let (args, code, words) = attack.command();
         let shared = Arc::new(Commands {
             args,
@@ -396,7 +383,6 @@ impl Red {
             words,
             work: node.work(),
             node: node.directory(),
-            place,
             stop: AtomicBool::new(false),
             tries: AtomicU64::new(0),
             unclear: Mutex::default(),
@@ -439,10 +425,10 @@ impl Red {
 
 impl Commands {
     fn repeat(&self, number: usize) {
-        self.place.enter();
+        stand_back();
         let args = self.args.replace('N', &number.to_string());
         while !self.stop.load(Ordering::Relaxed) {
-            let mut command = self.place.command(&distos());
+            let mut command = Command::new(distos());
             command.args(args.split(' ')).current_dir(&self.work);
             command.env("DISTOS_NODE", &self.node);
             let output = run(command, b"", COMMAND_TIMEOUT);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use distos_e2e::attack::{Attack, Field, Measured};
 use distos_e2e::blue::Call;
+use distos_e2e::{Node, single_image};
 
 /// How long blue works in each turn.
 const WINDOW: Duration = Duration::from_millis(600);
@@ -16,7 +17,7 @@ const ROUNDS: usize = 2;
 const ATTEMPTS: usize = 3;
 
 fn withstands(attacks: &[Attack]) {
-    let field = Field::new();
+    let field = Field::new(Node::new(&single_image()));
     for attack in attacks {
         let name = attack.name();
         let mut last = None;

@@ -154,7 +154,7 @@ fn a_new_node_on_a_full_disk_says_so() {
 /// What needs no space goes on: blue's reads, its empty calls and its new connections.
 #[test]
 fn a_tenant_that_reads_does_not_notice_that_another_meets_a_full_disk() {
-    let Some(field) = Field::on_small_disk() else { return };
+    let Some(field) = Field::on_small_disk(Node::new(&single_image())) else { return };
     let measured = field.measure(Attack::FullDisk, Duration::from_millis(700), 2);
     assert!(measured.faults.is_empty(), "blue sees {:#?}", measured.faults);
     assert!(measured.unclear.is_empty(), "red is told {:#?}", measured.unclear);

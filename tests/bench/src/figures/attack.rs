@@ -4,36 +4,46 @@
 use std::path::Path;
 use std::time::Duration;
 
-use distos_e2e::attack::{Attack, Field, Measured, Place};
+use distos_e2e::attack::{Attack, Field, Measured};
 use distos_e2e::blue::Call;
+use distos_e2e::{Node, single_image};
 
 use super::{Failure, Outcome};
-use crate::processors::Apart;
+use crate::processors::{self, Stay};
 use crate::report::Figure;
 
-const WINDOW: Duration = Duration::from_secs(2);
-const ROUNDS: usize = 3;
+const WINDOW: Duration = Duration::from_millis(1500);
+const ROUNDS: usize = 5;
 
+/// There are three parties, the node, blue and red's programs, and two processors. Whoever shares one
+/// with somebody busy suffers from Linux and not from the node, so blue is with whomever the attack
+/// leaves in peace: with the node while red's programs are busy with being started, and with red's
+/// programs, which go behind it, while the node is busy with red.
 pub(super) fn all(_: &Path) -> Outcome {
-    // The node and blue inherit it; red gets a processor of its own.
-    let apart = Apart::stay()?;
-    let mut field = Field::new();
-    field.red = place(&apart);
     let mut figures = Vec::new();
-    for attack in Attack::ALL {
-        figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
+    {
+        let with_servers = Stay::with_servers()?;
+        let field = Field::new(Node::new(&single_image()));
+        drop(with_servers);
+        let _with_clients = Stay::with_clients()?;
+        for attack in Attack::ALL.into_iter().filter(|attack| !attack.reaches_the_node()) {
+            figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
+        }
     }
-    drop(field);
+    let servers = processors::SERVERS.to_string();
+    let node = || Node::under(&single_image(), Path::new("taskset"), &["-c", &servers]);
+    let _with_clients = Stay::with_clients()?;
+    {
+        let field = Field::new(node());
+        for attack in Attack::ALL.into_iter().filter(|attack| attack.reaches_the_node()) {
+            figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
+        }
+    }
     // Mounting a small disk is not permitted everywhere.
-    if let Some(mut field) = Field::on_small_disk() {
-        field.red = place(&apart);
+    if let Some(field) = Field::on_small_disk(node()) {
         figures.push(figure(&field.measure(Attack::FullDisk, WINDOW, ROUNDS))?);
     }
     Ok(figures)
-}
-
-fn place(apart: &Apart) -> Place {
-    apart.other().map_or(Place::Behind, Place::Processor)
 }
 
 /// Of the kind of call that suffers most.

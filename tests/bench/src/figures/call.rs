@@ -9,7 +9,7 @@ use super::{Failure, Outcome};
 use crate::node::{self, Holder};
 use crate::null_capnp::null;
 use crate::peers::{bare, grpc};
-use crate::processors::{self, Client};
+use crate::processors::{self, Stay};
 use crate::report::Figure;
 use crate::sample::Pairs;
 use crate::vats;
@@ -44,7 +44,7 @@ fn boot() -> Result<(Pairs, Pairs), Failure> {
     for vat in [vats::NULL, vats::BARE] {
         processors::serve(node.pid_of(vat))?;
     }
-    let _client = Client::stay()?;
+    let _client = Stay::with_clients()?;
     pairs(&node)
 }
 

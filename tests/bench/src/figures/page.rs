@@ -9,7 +9,7 @@ use distos_schemas::memory_capnp::{region, regions};
 use super::{Failure, Outcome};
 use crate::node::{self, Holder};
 use crate::peers::redis;
-use crate::processors::{self, Client};
+use crate::processors::{self, Stay};
 use crate::report::Figure;
 use crate::sample::{Pairs, Random};
 
@@ -31,7 +31,7 @@ pub(super) fn read(_: &Path) -> Outcome {
         for server in [node.pid_of("memory"), redis.pid()] {
             processors::serve(server)?;
         }
-        let _client = Client::stay()?;
+        let _client = Stay::with_clients()?;
         let mut random = Random(3);
         let pages: Vec<Vec<u8>> = (0..MANY)
             .map(|_| (0..PAGE / 8).flat_map(|_| random.number().to_le_bytes()).collect())
