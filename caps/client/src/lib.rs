@@ -111,7 +111,8 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
 fn wait_for_turn(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(TURN_WAIT))?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let address = SocketAddrUnix::new(path)?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket.into())
 }
 

@@ -19,23 +19,29 @@ use crate::budget::{Budget, Rate, thread_time};
 
 /// Strangers of one user that are served at one time; the others wait.
 const MAX_STRANGERS_OF_A_USER: usize = 8;
-/// How long a stranger is served while others of its user wait.
+/// How long a connection may last on which nothing was restored.
+const RESTORE_WAIT: Duration = Duration::from_secs(30);
+/// The same while others of its user wait to be served, and how much work it may make then.
 const SEAT: Duration = Duration::from_secs(2);
+const MOST_WORK: Duration = Duration::from_millis(10);
+/// How often it is looked whether others wait.
+const LOOK: Duration = Duration::from_millis(500);
 /// Users whose books are kept; beyond it those who are not connected are forgotten.
 const MAX_USERS: usize = 1024;
 
 /// One user's strangers have one part in so many of the vat's time, unless the image says otherwise.
 pub(crate) const STRANGERS_PART: u32 = 32;
-/// What they may have saved up: what sixteen connections need, from the first byte to a restored
+/// What they may have saved up: what four connections need, from the first byte to a restored
 /// capability.
-const STRANGERS_MOST: Duration = Duration::from_millis(4);
+const STRANGERS_MOST: Duration = Duration::from_millis(1);
 
 /// Strangers of one Linux user.
 struct User {
     /// Those that are served.
     served: Semaphore,
-    /// Those that wait to be served.
+    /// Those that wait to be served, and those that have made room for them since.
     waiting: Cell<usize>,
+    leaving: Cell<usize>,
     /// One's turn at a time, in the order of asking.
     turn: Semaphore,
     budget: RefCell<Budget>,
@@ -79,6 +85,7 @@ impl Admission {
         let new = || User {
             served: Semaphore::new(MAX_STRANGERS_OF_A_USER),
             waiting: Cell::new(0),
+            leaving: Cell::new(0),
             turn: Semaphore::new(1),
             budget: RefCell::new(Budget::full(self.rate, now)),
         };
@@ -94,40 +101,49 @@ pub(crate) struct Place {
 
 impl Place {
     /// Drives what `start` makes to its end: as a stranger, in turns that its user's share pays
-    /// for, until `restored` says that it is a holder. `None` if it restored nothing for two seconds
-    /// while others waited, and has to make room.
+    /// for, until `restored` says that it is a holder. `None` if it has to go: it restored nothing in
+    /// time, or not soon enough for those who wait. Time does not count while it waits for its turn, or
+    /// for an answer to what it `asks`.
     pub(crate) async fn drive<F: Future>(
         &self,
         restored: &Cell<bool>,
+        asks: &Cell<u32>,
         start: impl FnOnce() -> F,
     ) -> Option<F::Output> {
         let seat = self.seat().await;
-        let seated = tokio::time::Instant::now();
         let turn = self.turn().await;
         let begun = thread_time();
-        let mut system = pin!(start());
-        let mut polled = poll_once(system.as_mut()).await;
-        let mut paid = self.pay(begun);
-        drop(turn);
+        let mut system = Some(Box::pin(start()));
+        let (mut paid, mut silent) = (Duration::ZERO, Duration::ZERO);
+        let mut turn = Some((turn, begun));
         loop {
+            let mut output = None;
+            if let (Some((turn, begun)), Some(running)) = (turn.take(), &mut system) {
+                if let Poll::Ready(ended) = poll_once(running.as_mut()).await {
+                    output = Some(ended);
+                    // Taking it apart is part of the work.
+                    system = None;
+                }
+                paid += self.pay(begun);
+                drop(turn);
+            }
             if restored.get() {
                 // It was no stranger.
                 self.user.budget.borrow_mut().refund(paid);
                 drop(seat);
-                return Some(match polled {
-                    Poll::Ready(output) => output,
-                    Poll::Pending => system.await,
-                });
+                return match system {
+                    Some(running) => Some(running.await),
+                    None => output,
+                };
             }
-            if let Poll::Ready(output) = polled {
-                return Some(output);
+            if output.is_some() {
+                return output;
             }
-            self.woken(seated).await?;
-            let turn = self.turn().await;
-            let begun = thread_time();
-            polled = poll_once(system.as_mut()).await;
-            paid += self.pay(begun);
-            drop(turn);
+            if paid >= MOST_WORK && self.makes_room() {
+                return None;
+            }
+            silent += self.woken(silent, asks).await?;
+            turn = Some((self.turn().await, thread_time()));
         }
     }
 
@@ -137,19 +153,29 @@ impl Place {
         // An error would mean that the semaphore was closed, which nobody does.
         let seat = self.user.served.acquire().await.ok();
         drop(waits);
+        self.user.leaving.set(self.user.leaving.get().saturating_sub(1));
         seat
     }
 
-    /// Resolves when this task is woken by whatever it polled before; `None` once it has to make
-    /// room.
-    async fn woken(&self, seated: tokio::time::Instant) -> Option<()> {
-        let mut end = seated + SEAT;
+    /// Whether somebody waits for whom nobody else makes room; whoever asks does, then.
+    fn makes_room(&self) -> bool {
+        let wanted = self.user.waiting.get() > self.user.leaving.get();
+        if wanted {
+            self.user.leaving.set(self.user.leaving.get() + 1);
+        }
+        wanted
+    }
+
+    /// Resolves when this task is woken by whatever it polled before, with the time until then;
+    /// `None` once it has to go.
+    async fn woken(&self, silent: Duration, asks: &Cell<u32>) -> Option<Duration> {
+        let begun = Instant::now();
         let mut waited = false;
         let mut woken = pin!(std::future::poll_fn(|_| {
             if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
         }));
         loop {
-            let mut timer = pin!(tokio::time::sleep_until(end));
+            let mut timer = pin!(tokio::time::sleep(SEAT.saturating_sub(silent).max(LOOK)));
             let timed_out = std::future::poll_fn(|cx| {
                 if timer.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(true);
@@ -157,12 +183,13 @@ impl Place {
                 woken.as_mut().poll(cx).map(|()| false)
             });
             if !timed_out.await {
-                return Some(());
+                return Some(if asks.get() > 0 { Duration::ZERO } else { begun.elapsed() });
             }
-            if self.user.waiting.get() > 0 {
+            let silent = silent + begun.elapsed();
+            let late = silent >= RESTORE_WAIT || silent >= SEAT && self.makes_room();
+            if late && asks.get() == 0 {
                 return None;
             }
-            end = tokio::time::Instant::now() + SEAT;
         }
     }
 
@@ -241,9 +268,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
-            let (done, stranger) = (Cell::new(0), Cell::new(false));
+            let (done, stranger, asks) = (Cell::new(0), Cell::new(false), Cell::new(0));
             let places: Vec<_> = (0..8).map(|_| admission.place(1000)).collect();
-            let flood = places.iter().map(|place| place.drive(&stranger, || busy(&done)));
+            let flood = places.iter().map(|place| place.drive(&stranger, &asks, || busy(&done)));
             let begun = Instant::now();
             let end = tokio::time::sleep(200 * MS);
             tokio::select! {
@@ -272,7 +299,7 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
             };
-            place.drive(&restored, work).await;
+            place.drive(&restored, &Cell::new(0), work).await;
             assert_eq!(turns.get(), 100);
         });
     }
@@ -292,7 +319,7 @@ mod tests {
                     tokio::task::yield_now().await;
                     restored.set(true);
                 };
-                place.drive(&restored, work).await;
+                place.drive(&restored, &Cell::new(0), work).await;
             }
             // As strangers, for 25 ms of work they would have waited for some 700.
             assert!(begun.elapsed() < 400 * MS, "{:?}", begun.elapsed());
@@ -304,17 +331,20 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
-            let stranger = Cell::new(false);
+            let (stranger, asks) = (Cell::new(false), Cell::new(0));
             let places: Vec<_> =
                 (0..MAX_STRANGERS_OF_A_USER).map(|_| admission.place(1000)).collect();
-            let silent = places.iter().map(|place| place.drive(&stranger, std::future::pending));
+            let silent =
+                places.iter().map(|place| place.drive(&stranger, &asks, std::future::pending));
             let mut silent: futures::stream::FuturesUnordered<_> = silent.collect();
             let alone = tokio::time::timeout(SEAT + SEAT / 4, silent.next()).await;
             assert!(alone.is_err(), "nobody waits, so nobody has to go");
             let next = admission.place(1000);
-            let spoken = next.drive(&stranger, || async { "a word" });
+            let spoken = next.drive(&stranger, &asks, || async { "a word" });
             let (gone, spoken) = futures::join!(silent.next(), spoken);
             assert_eq!((gone, spoken), (Some(None::<()>), Some("a word")));
+            let others = tokio::time::timeout(SEAT, silent.next()).await;
+            assert!(others.is_err(), "one made room, and one was enough");
         });
     }
 }

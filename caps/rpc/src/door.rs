@@ -8,7 +8,6 @@ use capnp::capability::FromClientHook;
 use distos_abi::{CapId, Fault, SessionId, TenantId};
 use distos_schemas::capability_capnp::{door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
-use tokio::sync::Notify;
 
 use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
@@ -28,8 +27,8 @@ pub(crate) struct Door {
     pub(crate) restores: Rc<Cell<u32>>,
     /// Whether anything was restored: a connection on which nothing is does not stay.
     pub(crate) restored: Rc<Cell<bool>>,
-    /// Told when something is.
-    pub(crate) restoring: Rc<Notify>,
+    /// What was asked of the kernel and not answered yet.
+    pub(crate) asks: Rc<Cell<u32>>,
 }
 
 impl door::Server for Door {
@@ -70,7 +69,6 @@ impl door::Server for Door {
         };
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
         self.restored.set(true);
-        self.restoring.notify_one();
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())
     }
@@ -109,7 +107,10 @@ impl Door {
         let mut request = self.vat.kernel()?.redeem_request();
         request.get().set_chain(bytes);
         request.get().set_session(self.session.0);
-        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        self.asks.set(self.asks.get() + 1);
+        let response = request.send().promise.await;
+        self.asks.set(self.asks.get() - 1);
+        let response = response.map_err(|e| fault_of(&e))?;
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
         // A chain that decodes has at least its root.
         let origin = chain.links().last().map_or(Origin::Session, |link| Origin::Link(link.hash));

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::sockopt::PeerCredentials;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use tokio::sync::mpsc;
@@ -25,7 +25,15 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_OF_A_USER: usize = 192;
 /// Of turning connections away: some ten at once, and then none for the better part of a millisecond. A
 /// client that connects without end learns of it the later.
-const REFUSALS: Rate = Rate { part: 8, most: Duration::from_micros(50) };
+const REFUSALS: Rate = Rate { part: 16, most: Duration::from_micros(50) };
+/// The longest that nobody is let in: what turning one away costs is up to its client, too.
+const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+/// Connections that may wait for their turn, and while others are turned away (one): whoever comes
+/// next then waits behind few.
+const BACKLOG: i32 = 128;
+const SHORT_BACKLOG: i32 = 0;
+/// How long after the last refusal the queue is short.
+const CALM: Duration = Duration::from_secs(1);
 /// How often the log says that connections are refused.
 const REFUSALS_TOLD: Duration = Duration::from_secs(10);
 /// How long to wait after a fault of the system, such as too many open files.
@@ -108,6 +116,7 @@ fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<
     let start = Instant::now();
     let mut refusals = Budget::full(REFUSALS, Duration::ZERO);
     let mut refused = Refused::default();
+    let mut queue = Queue { listener, short_since: None };
     loop {
         let begun = thread_time();
         match accept(listener) {
@@ -121,14 +130,16 @@ fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<
                     // It tells the client at once.
                     drop(socket);
                     refused.note(Instant::now());
+                    queue.shorten(Instant::now());
                     refusals.spend(start.elapsed(), thread_time().saturating_sub(begun));
                     if !refusals.debt(start.elapsed()).is_zero() {
-                        thread::sleep(refusals.until_full(start.elapsed()));
+                        let pause = refusals.until_full(start.elapsed());
+                        thread::sleep(pause.min(LONGEST_PAUSE));
                     }
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if wait(listener, stop) {
+                if wait(listener, stop, queue.calms_in(Instant::now())) {
                     return;
                 }
             }
@@ -140,14 +151,48 @@ fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<
     }
 }
 
-/// Waits for a connection; `true` if there is to be no other.
-fn wait(listener: &OwnedFd, stop: &PipeReader) -> bool {
+/// How many connections may wait.
+struct Queue<'a> {
+    listener: &'a OwnedFd,
+    short_since: Option<Instant>,
+}
+
+impl Queue<'_> {
+    fn shorten(&mut self, now: Instant) {
+        if self.short_since.replace(now).is_none() {
+            self.set(SHORT_BACKLOG);
+        }
+    }
+
+    /// Lets the queue be long again if it is time, else says when it is; `None` if it is long.
+    fn calms_in(&mut self, now: Instant) -> Option<Duration> {
+        let left = CALM.saturating_sub(now.duration_since(self.short_since?));
+        if left.is_zero() {
+            self.short_since = None;
+            self.set(BACKLOG);
+            return None;
+        }
+        Some(left)
+    }
+
+    fn set(&self, backlog: i32) {
+        // A socket that listens may be told another length (listen(2)).
+        if let Err(error) = rustix::net::listen(self.listener, backlog) {
+            tracing::warn!(%error, "the queue of connections keeps its length");
+        }
+    }
+}
+
+/// Waits for a connection, or for `at_most`; `true` if there is to be no other.
+fn wait(listener: &OwnedFd, stop: &PipeReader, at_most: Option<Duration>) -> bool {
+    let at_most = at_most.and_then(|time| Timespec::try_from(time).ok());
     let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-    match poll(&mut fds, None) {
+    match poll(&mut fds, at_most.as_ref()) {
         Err(Errno::INTR) => false,
         Err(error) => {
-            tracing::error!(%error, "nobody can connect any more");
-            true
+            tracing::warn!(%error, "cannot wait for connections");
+            thread::sleep(FAULT_WAIT);
+            false
         }
         Ok(_) => !fds[1].revents().is_empty(),
     }

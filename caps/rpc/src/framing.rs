@@ -33,12 +33,16 @@ pub(crate) struct Longest {
 /// The longest message of a stranger.
 const STRANGERS_WORDS: u64 = (64 << 10) / 8;
 
+/// What is read of a stranger at one time: a few dozen calls.
+const STRANGERS_READ: usize = 4 << 10;
+
 impl Longest {
     fn words(&self) -> u64 {
-        match &self.restored {
-            Some(restored) if !restored.get() => self.words.min(STRANGERS_WORDS),
-            _ => self.words,
-        }
+        if self.is_of_a_stranger() { self.words.min(STRANGERS_WORDS) } else { self.words }
+    }
+
+    fn is_of_a_stranger(&self) -> bool {
+        self.restored.as_ref().is_some_and(|restored| !restored.get())
     }
 }
 
@@ -46,11 +50,14 @@ impl Longest {
 pub(crate) struct Framed<R> {
     inner: R,
     frames: Frames,
+    /// Whether others had their turn since something was read.
+    paused: bool,
 }
 
 impl<R> Framed<R> {
     pub(crate) fn new(inner: R, longest: Longest, lengths: Lengths) -> Framed<R> {
-        Framed { inner, frames: Frames { longest, lengths, at: At::Table(Table::default()) } }
+        let frames = Frames { longest, lengths, at: At::Table(Table::default()) };
+        Framed { inner, frames, paused: true }
     }
 }
 
@@ -60,8 +67,19 @@ impl<R: AsyncRead + Unpin> AsyncRead for Framed<R> {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Framed { inner, frames } = &mut *self;
-        Pin::new(inner).poll_read(cx, buffer).map(|read| {
+        let Framed { inner, frames, paused } = &mut *self;
+        let mut most = buffer.len();
+        if frames.longest.is_of_a_stranger() {
+            // However much a stranger has sent, others have their turn in between.
+            if !std::mem::replace(paused, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            most = most.min(STRANGERS_READ);
+        }
+        let read = Pin::new(inner).poll_read(cx, &mut buffer[..most]);
+        read.map(|read| {
+            *paused = false;
             let read = read?;
             frames.take(&buffer[..read])?;
             Ok(read)

@@ -32,8 +32,6 @@ use crate::transport::{self, Bounds, Checker};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
 const MAX_WAITING_EVENTS: usize = 1024;
-/// How long a connection may last on which nothing was restored.
-const RESTORE_WAIT: Duration = Duration::from_secs(30);
 /// How long [`Vat::edge`] waits for an edge that is being wired again.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
 /// The setting of an image that says how long a message from a holder may be, for a service that
@@ -511,15 +509,15 @@ impl Vat {
         let Arrival { socket, user, pass } = arrival;
         let place = self.core.admission.place(user);
         let session = self.next_session();
-        let (restored, restoring) = (Rc::new(Cell::new(false)), Rc::new(Notify::new()));
-        let restores = Rc::new(Cell::new(0));
+        let (restored, restores) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+        let asks = Rc::new(Cell::new(0));
         let door = Door {
             vat: self.clone(),
             session,
             nonce: Cell::new(None),
             restores: restores.clone(),
             restored: restored.clone(),
-            restoring: restoring.clone(),
+            asks: asks.clone(),
         };
         let vat = self.clone();
         let told = restored.clone();
@@ -536,19 +534,10 @@ impl Vat {
         };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
-            // Whoever holds something is not waited for, so that no timer goes along with its calls.
-            let idle = async {
-                if tokio::time::timeout(RESTORE_WAIT, restoring.notified()).await.is_ok() {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                served = place.drive(&restored, start) => match served {
-                    Some(Ok(())) => {}
-                    Some(Err(fault)) => tracing::warn!(%fault, "a connection could not be served"),
-                    None => tracing::info!("a connection that restores nothing makes room"),
-                },
-                () = idle => tracing::info!("a connection that restores nothing is closed"),
+            match place.drive(&restored, &asks, start).await {
+                Some(Ok(())) => {}
+                Some(Err(fault)) => tracing::warn!(%fault, "a connection could not be served"),
+                None => tracing::info!("a connection that restores nothing is closed"),
             }
             drop((place, pass));
             // The kernel has heard of this session only if something was presented to it.

@@ -26,7 +26,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_getegid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getpeername,
     libc::SYS_getpid, libc::SYS_getppid, libc::SYS_getrandom, libc::SYS_getrusage,
     libc::SYS_getsockname, libc::SYS_getsockopt, libc::SYS_gettid, libc::SYS_gettimeofday,
-    libc::SYS_getuid, libc::SYS_lseek, libc::SYS_madvise, libc::SYS_mincore,
+    libc::SYS_getuid, libc::SYS_listen, libc::SYS_lseek, libc::SYS_madvise, libc::SYS_mincore,
     libc::SYS_mlock, libc::SYS_mlock2, libc::SYS_mremap, libc::SYS_msync, libc::SYS_munlock,
     libc::SYS_munmap, libc::SYS_nanosleep, libc::SYS_pipe2, libc::SYS_ppoll, libc::SYS_pread64,
     libc::SYS_preadv, libc::SYS_pwrite64, libc::SYS_pwritev, libc::SYS_read, libc::SYS_readv,
@@ -136,9 +136,10 @@ fn allowed(profile: Profile) -> Result<BpfProgram, BackendError> {
     let barriers = BARRIERS.iter().chain(fresh_code).map(|command| *command as u64);
     rules.insert(libc::SYS_membarrier, any_of(0, barriers)?);
     if profile == Profile::Jit {
-        // A thread that runs a tenant's program stands back behind the vat's others. 0 is the caller,
-        // its process group or its user: nobody else's. Nobody here may raise a priority.
-        rules.insert(libc::SYS_setpriority, one(1, SeccompCmpOp::Eq, 0)?);
+        // A thread that runs a tenant's program stands back behind the vat's others: PRIO_PROCESS, of
+        // nobody but the caller.
+        let itself = vec![condition(0, SeccompCmpOp::Eq, 0)?, condition(1, SeccompCmpOp::Eq, 0)?];
+        rules.insert(libc::SYS_setpriority, vec![SeccompRule::new(itself)?]);
     }
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let writable = one(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;

@@ -10,6 +10,8 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use distos_abi::Fault;
 use distos_rpc::boot::{Boot, MANIFEST_FD, Manifest, Protection};
@@ -38,6 +40,7 @@ const STAGE: &str = "/proc";
 const DATA: &str = "/data";
 /// How far a vat that runs tenants' programs stands back behind the services (nice(2)).
 const PROGRAMS_NICE: i32 = 19;
+const BACK_WAIT: Duration = Duration::from_millis(60);
 const NAMESPACES: [&str; 5] = ["net", "ipc", "uts", "mnt", "cgroup"];
 
 /// Confines this process for good and says what was seen to hold. To be called once, by the only
@@ -57,6 +60,9 @@ pub fn enter() -> Result<Boot, Fault> {
     let fds = take_descriptors(&handover.manifest)?;
     let Handover { mut manifest, profile, limits, uid, kernel_namespaces } = handover;
 
+    if profile == Profile::Jit {
+        stand_back();
+    }
     let mut found = Vec::new();
     let others = other_namespaces(&kernel_namespaces);
     let rooted = if profile == Profile::Gpu {
@@ -71,12 +77,6 @@ pub fn enter() -> Result<Boot, Fault> {
         *dir = enter_directory(dir, rooted.is_ok(), uid.is_some())
             .map_err(|e| Fault::internal(format!("{}: {e}", dir.display())))?;
     }
-    if profile == Profile::Jit {
-        // A tenant's program takes what time no service needs. Every vat has a session of its own,
-        // and Linux divides time among sessions first (sched(7), autogroup); where it does not,
-        // there is no such file, and what the vat does to its own threads has to do.
-        let _ = fs::write("/proc/self/autogroup", PROGRAMS_NICE.to_string());
-    }
     let ruleset = vat_ruleset(manifest.data_dir.as_deref(), profile);
     found.push(change_user(uid, &limits));
     found.push(drop_capabilities());
@@ -89,6 +89,19 @@ pub fn enter() -> Result<Boot, Fault> {
     found.push(landlock_protection(restricted));
     found.push(seccomp_protection(filtered));
     Ok(Boot { manifest, protections: found, fds })
+}
+
+/// A tenant's program takes what time no service needs. Every vat has a session of its own, and Linux
+/// divides time among sessions first (sched(7), autogroup); where it does not, there is no such file,
+/// and what the vat does to its own threads has to do. Linux takes one such change in a tenth of a
+/// second from whoever is not root.
+fn stand_back() {
+    for _ in 0..8 {
+        match fs::write("/proc/self/autogroup", PROGRAMS_NICE.to_string()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => thread::sleep(BACK_WAIT),
+            _ => return,
+        }
+    }
 }
 
 fn take_descriptors(manifest: &Manifest) -> Result<BTreeMap<i32, OwnedFd>, Fault> {

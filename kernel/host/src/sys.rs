@@ -389,16 +389,12 @@ pub(crate) fn limit(resource: Resource, value: u64) -> Result<(), Errno> {
 /// that come the sooner (sched(7), `sched_runtime` of a normal thread, since Linux 6.12). An older
 /// Linux takes the call and does as it always did.
 pub(crate) fn take_turns_of(time: Duration) -> Result<(), Errno> {
-    let size = size_of::<libc::sched_attr>() as libc::c_uint;
     // SAFETY: plain numbers, of which every bit pattern is one.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure outlives the call, and its size goes along.
-    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size, 0) };
-    if got != 0 {
-        return Err(last_errno());
-    }
+    attr.size = size_of::<libc::sched_attr>() as u32;
+    attr.sched_nice = rustix::process::getpriority_process(None)?;
     attr.sched_runtime = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    // SAFETY: as above; the call reads what it is given and keeps no address.
+    // SAFETY: the call reads the structure, whose size is in it, and keeps no address.
     let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
     if set == 0 { Ok(()) } else { Err(last_errno()) }
 }

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,7 @@ use distos_rpc::control::send_edge;
 use distos_rpc::transport::{self, Bounds};
 use distos_schemas::kernel_capnp;
 use distos_table::{GuardPage, GuardWatch};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
@@ -33,9 +30,6 @@ use crate::spawn::{self, Exit, Run, Running, SELF_PROGRAM, SpawnSpec, VatFds};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Instances of templates at one time.
 const MAX_INSTANCES: usize = 64;
-/// Connections that wait for a vat to take them. Whoever connects beyond it waits in its own process,
-/// and not behind all those who were faster.
-const BACKLOG: i32 = 2;
 /// How long a vat has to run for its end to be no failure to start.
 const STEADY: Duration = Duration::from_secs(10);
 /// The longest wait before a vat that keeps ending is started again.
@@ -605,21 +599,14 @@ impl Vats {
         }
         // The directory's lock is held, so a socket that is still there is a dead node's.
         let _ = std::fs::remove_file(&path);
-        let listener = listen(&path).map_err(failed)?;
+        let listener = std::os::unix::net::UnixListener::bind(&path).map_err(failed)?;
         // Anybody may connect: authority is what a connection presents, never who made it.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        let listener = OwnedFd::from(listener);
         let copy = listener.try_clone().map_err(failed)?;
         listeners.insert(name.to_owned(), listener);
         Ok(copy)
     }
-}
-
-fn listen(path: &Path) -> std::io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket)
 }
 
 /// Corrects a vat's report by its process's status, as the system gives it: a vat that was taken

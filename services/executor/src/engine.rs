@@ -48,6 +48,7 @@ impl Engine {
     /// calls. [`Fault::Malformed`] if it is not a WASI preview 1 command.
     pub fn compile(&self, module: &[u8]) -> Result<Program, Fault> {
         program::inspect(module)?;
+        let _ticking = self.ticking();
         let module = Module::new(&self.engine, module)
             .map_err(|e| Fault::malformed(format!("not a valid WASM module: {}", line(&e))))?;
         command(&module)?;
