@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -18,6 +18,9 @@ use crate::store::{Limits, Store, Summary};
 /// What the maker of a region may do with it.
 const MAKER: Rights = Rights::READ.join(Rights::WRITE).join(Rights::DROP);
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
+/// A region that could not be made, for want of quota or of space on the disk, is told after a pause:
+/// nothing is different the moment after, and who tries again at once keeps others waiting.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The memory service.
 pub(crate) struct Memory {
@@ -211,8 +214,11 @@ impl regions::Server for RegionsServer {
         let facts = self.facts(params.get()?).map_err(fail)?;
         self.memory.store.check_new(facts.tenant, &facts.name).map_err(fail)?;
         let (this, new) = (self.clone(), facts.clone());
-        let (minted, chain) =
-            to_its_end(async move { this.memory.create(&this.facet, new).await }).await?;
+        let made = to_its_end(async move { this.memory.create(&this.facet, new).await }).await;
+        if made.is_err() {
+            tokio::time::sleep(FAILURE_PAUSE).await;
+        }
+        let (minted, chain) = made?;
         let detail =
             format!("region {} '{}' of {} bytes created", minted.object(), facts.name, facts.bytes);
         self.memory.vat.report("region", facts.tenant, minted.cap_id(), detail);

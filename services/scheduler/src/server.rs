@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -53,6 +53,7 @@ pub(crate) struct Scheduler {
     vat: Vat,
     slots: Slots,
     state: RefCell<State>,
+    started: Instant,
     setbacks: RefCell<Setbacks>,
     /// What jobs that have not ended hold.
     live: RefCell<HashMap<JobId, Rc<Live>>>,
@@ -83,6 +84,7 @@ impl Scheduler {
             vat,
             slots,
             state: RefCell::new(State::new(slots)),
+            started: Instant::now(),
             setbacks: RefCell::default(),
             live: RefCell::default(),
             executors: RefCell::default(),
@@ -339,15 +341,19 @@ impl Scheduler {
 }
 
 impl Scheduler {
+    /// Time that no clock's change makes shorter or longer.
+    fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
     /// What became of a job decides how soon its tenant's next may start.
     fn note_end(&self, id: JobId, tenant: TenantId) {
         let state = self.state.borrow();
         let Some(job) = state.job(id) else { return };
         let mut setbacks = self.setbacks.borrow_mut();
-        match (job.state(), job.fault()) {
-            (TaskState::Done, _) => setbacks.succeeded(tenant),
-            (_, Some(fault)) => setbacks.failed(tenant, self.vat.now_ms(), fault),
-            _ => {}
+        match job.state() {
+            TaskState::Done => setbacks.succeeded(tenant),
+            _ => setbacks.failed(tenant, self.uptime_ms(), job.fault()),
         }
     }
 }
@@ -466,9 +472,11 @@ impl queue::Server for QueueServer {
         self.scheduler.policy().admit(request).map_err(fail)?;
         // Without a turn of its own: that is the submission's.
         let tenant = self.facet.tenant();
-        let wait = self.scheduler.setbacks.borrow().wait_ms(tenant, self.scheduler.vat.now_ms());
+        let wait = self.scheduler.setbacks.borrow().wait_ms(tenant, self.scheduler.uptime_ms());
         if wait > 0 {
             tokio::time::sleep(Duration::from_millis(wait)).await;
+            self.facet.check(Rights::RUN).map_err(fail)?;
+            self.scheduler.policy().admit(request).map_err(fail)?;
         }
         let name = self.scheduler.executor_of(self.facet.tenant()).await.map_err(fail)?;
         self.facet.reply(&mut results).set_vat(name.as_str());
@@ -503,7 +511,7 @@ impl queue::Server for QueueServer {
         drop(params);
         let submission = submission.map_err(fail)?;
         let scheduler = Rc::clone(&self.scheduler);
-        let (tenant, now_ms) = (self.facet.tenant(), scheduler.vat.now_ms());
+        let (tenant, now_ms) = (self.facet.tenant(), scheduler.uptime_ms());
         let wait = scheduler.setbacks.borrow_mut().take_turn(tenant, now_ms).map_err(fail)?;
         if wait > 0 {
             tokio::time::sleep(Duration::from_millis(wait)).await;

@@ -14,8 +14,9 @@ const FIRST_WAIT_MS: u64 = 100;
 const LONGEST_WAIT_MS: u64 = 1000;
 /// Failures are forgotten this long after the last.
 const FORGET_MS: u64 = 10_000;
-/// Whoever would wait longer is told to come back: what waits holds its program in memory.
-const PATIENCE_MS: u64 = 4 * LONGEST_WAIT_MS;
+/// Jobs of a tenant that may wait: each holds its program in memory. Whoever comes beyond it is told to
+/// come back.
+const MAX_WAITING: u64 = 3;
 
 /// Every tenant's failures in a row.
 #[derive(Clone, Debug, Default)]
@@ -42,13 +43,11 @@ impl Setback {
 }
 
 impl Setbacks {
-    /// A job of the tenant's ended with this fault. Only what its program did counts.
-    pub fn failed(&mut self, tenant: TenantId, now_ms: u64, fault: &Fault) {
-        let its_own = matches!(
-            fault,
-            Fault::LimitExceeded(_) | Fault::ProgramFailed(_) | Fault::Malformed(_)
-        );
-        if !its_own {
+    /// A job of the tenant's ended otherwise than well: with this fault, or cancelled. What this node
+    /// did to it does not count.
+    pub fn failed(&mut self, tenant: TenantId, now_ms: u64, fault: Option<&Fault>) {
+        use Fault::{Internal, StaleAttestation, Unavailable};
+        if let Some(Unavailable { .. } | StaleAttestation(_) | Internal(_)) = fault {
             return;
         }
         self.forget(now_ms);
@@ -75,7 +74,7 @@ impl Setbacks {
         self.forget(now_ms);
         let Some(setback) = self.tenants.get_mut(&tenant) else { return Ok(0) };
         let wait = setback.next_ms.saturating_sub(now_ms);
-        if wait > PATIENCE_MS {
+        if wait > MAX_WAITING * setback.wait_ms() {
             let why = format!("your last {} jobs failed; the next ones wait", setback.failures);
             return Err(Fault::unavailable(wait, why));
         }
@@ -106,10 +105,10 @@ mod tests {
         let mut setbacks = Setbacks::default();
         for _ in 0..FREE_FAILURES {
             assert_eq!(setbacks.take_turn(RED, 0), Ok(0));
-            setbacks.failed(RED, 0, &fault());
+            setbacks.failed(RED, 0, Some(&fault()));
         }
         assert_eq!(setbacks.take_turn(RED, 0), Ok(0));
-        setbacks.failed(RED, 0, &fault());
+        setbacks.failed(RED, 0, Some(&fault()));
         assert_eq!(setbacks.wait_ms(RED, 0), FIRST_WAIT_MS);
         assert_eq!(setbacks.wait_ms(BLUE, 0), 0, "another tenant waits for nobody's failures");
     }
@@ -117,13 +116,13 @@ mod tests {
     #[test]
     fn a_job_that_ends_well_or_ten_quiet_seconds_end_the_wait() {
         let mut setbacks = Setbacks::default();
-        (0..9).for_each(|_| setbacks.failed(RED, 0, &fault()));
+        (0..9).for_each(|_| setbacks.failed(RED, 0, Some(&fault())));
         assert!(setbacks.wait_ms(RED, 0) > 0);
         setbacks.succeeded(RED);
         assert_eq!(setbacks.wait_ms(RED, 0), 0);
-        (0..9).for_each(|_| setbacks.failed(RED, 0, &fault()));
+        (0..9).for_each(|_| setbacks.failed(RED, 0, Some(&fault())));
         assert_eq!(setbacks.take_turn(RED, FORGET_MS), Ok(0));
-        setbacks.failed(RED, FORGET_MS, &fault());
+        setbacks.failed(RED, FORGET_MS, Some(&fault()));
         assert_eq!(setbacks.wait_ms(RED, FORGET_MS), 0, "it counts from the beginning");
     }
 
@@ -131,11 +130,26 @@ mod tests {
     fn what_is_not_the_programs_doing_does_not_count() {
         let mut setbacks = Setbacks::default();
         for _ in 0..100 {
-            setbacks.failed(RED, 0, &Fault::unavailable(0, "the executor was restarted"));
-            setbacks.failed(RED, 0, &Fault::StaleAttestation("too old".into()));
-            setbacks.failed(RED, 0, &Fault::Revoked);
+            setbacks.failed(RED, 0, Some(&Fault::unavailable(0, "the executor was restarted")));
+            setbacks.failed(RED, 0, Some(&Fault::StaleAttestation("too old".into())));
         }
         assert_eq!(setbacks.take_turn(RED, 0), Ok(0));
+    }
+
+    #[test]
+    fn cancelling_or_spoiling_ones_own_jobs_is_no_way_around() {
+        let mut setbacks = Setbacks::default();
+        (0..FREE_FAILURES).for_each(|_| setbacks.failed(RED, 0, None));
+        setbacks.failed(RED, 0, Some(&Fault::Revoked));
+        assert_eq!(setbacks.wait_ms(RED, 0), FIRST_WAIT_MS);
+    }
+
+    #[test]
+    fn few_jobs_wait_at_a_time() {
+        let mut setbacks = Setbacks::default();
+        (0..4).for_each(|_| setbacks.failed(RED, 0, Some(&fault())));
+        let waiting = (0..50).filter(|_| setbacks.take_turn(RED, 0).is_ok()).count() as u64;
+        assert!(waiting <= MAX_WAITING + 1, "{waiting}");
     }
 
     proptest! {
@@ -143,19 +157,19 @@ mod tests {
         #[test]
         fn jobs_of_a_tenant_whose_jobs_fail_start_apart(pauses in prop::collection::vec(0u64..300, 40..80)) {
             let mut setbacks = Setbacks::default();
-            (0..20).for_each(|_| setbacks.failed(RED, 0, &fault()));
+            (0..20).for_each(|_| setbacks.failed(RED, 0, Some(&fault())));
             let (mut now, mut last) = (0, 0);
             for pause in pauses {
                 now += pause;
                 match setbacks.take_turn(RED, now) {
                     Ok(wait) => {
                         prop_assert!(now + wait >= last + LONGEST_WAIT_MS);
-                        prop_assert!(wait <= PATIENCE_MS);
+                        prop_assert!(wait <= MAX_WAITING * LONGEST_WAIT_MS);
                         last = now + wait;
                     }
                     Err(fault) => prop_assert_eq!(fault.name(), "unavailable"),
                 }
-                setbacks.failed(RED, now, &fault());
+                setbacks.failed(RED, now, Some(&fault()));
             }
         }
     }
