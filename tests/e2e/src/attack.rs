@@ -200,11 +200,19 @@ impl Measured {
         Some(attacked.as_secs_f64() / normal.as_secs_f64().max(1e-6))
     }
 
+    /// Whether calls of this kind were answered normally, and none during the attack.
+    pub fn unanswered(&self, call: Call) -> bool {
+        p99(&self.normal, call).is_some() && p99(&self.attacked, call).is_none()
+    }
+
     /// Which calls of blue's red keeps from being answered; `None` if there are none. A machine
     /// that is merely busy does not look like this: the p99 is [`STARVED_RATIO`] times the normal
     /// one and also longer than [`STARVED`], or next to nothing was answered.
     pub fn starved(&self) -> Option<String> {
         let slow = Call::ALL.into_iter().find_map(|call| {
+            if self.unanswered(call) {
+                return Some(format!("{call}: none was answered"));
+            }
             let (normal, attacked) = self.p99(call)?;
             let starved = attacked > STARVED && self.ratio(call)? > STARVED_RATIO;
             starved.then(|| format!("{call}: p99 {attacked:?}, normally {normal:?}"))
@@ -225,7 +233,10 @@ fn p99(windows: &[Vec<Sample>], call: Call) -> Option<Duration> {
         let took = samples.iter().filter(|s| s.call == call).map(|s| s.took);
         quantile(took.collect(), 99)
     };
-    quantile(windows.iter().filter_map(in_window).collect(), 50)
+    let mut times: Vec<_> = windows.iter().filter_map(in_window).collect();
+    times.sort();
+    // Of two windows, the worse.
+    times.get(times.len() / 2).copied()
 }
 
 /// The least of them that `percent` of them do not exceed.

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A write waits for the disk, so there are fewer.
 const TURNS_A_WRITE: u64 = 4;
 /// Proving possession of a key takes longer than everything else.
-const TURNS_A_CONNECTION: u64 = 8;
+const TURNS_A_CONNECTION: u64 = 4;
 /// What goes wrong is told this often.
 const MAX_TOLD: usize = 20;
 

@@ -2,7 +2,7 @@
 //! gets its result, and the node is as before.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distos_e2e::watch::Watched;
 use distos_e2e::{Node, Output};
@@ -169,4 +169,39 @@ fn the_input_of_a_job_must_be_there() {
     let said = node.refused(&["run", "nosuch.wasm", "--input", "input", "--as", "red.cap"], 15);
     assert!(said.contains("nosuch.wasm"), "{said}");
     is_healthy(&node);
+}
+
+/// Else each costs the node more than its tenant, and the others wait meanwhile.
+#[test]
+fn jobs_of_a_tenant_whose_jobs_keep_failing_start_ever_later_until_one_ends_well() {
+    let node = node();
+    fs::write(node.file("bad.wasm"), program("unreachable")).expect("a file");
+    let bad = ["run", "bad.wasm", "--input", "input", "--as", "red.cap"];
+    let started = Instant::now();
+    for _ in 0..8 {
+        node.refused(&bad, 21);
+    }
+    // After the fourth to the seventh: 100, 200, 400 and 800 ms.
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(1500), "eight failing jobs took {took:?}");
+    let good = |tenant| ["run", "good.wasm", "--input", "input", "--as", tenant];
+    assert_eq!(node.ok(&good("blue.cap")).text(), "all is well");
+    assert_eq!(node.ok(&good("red.cap")).text(), "all is well");
+    is_healthy(&node);
+}
+
+/// Else a tenant's program takes as much of a processor as the services of all others.
+#[test]
+fn executors_stand_back_behind_the_services() {
+    let node = node();
+    node.ok(&["run", "good.wasm", "--input", "input", "--as", "red.cap"]);
+    let nice = |vat| {
+        let group = fs::read_to_string(format!("/proc/{}/autogroup", node.pid_of(vat))).ok()?;
+        group.trim().rsplit(' ').next()?.parse::<i32>().ok()
+    };
+    let Some(executors) = nice("executor/red") else {
+        // This Linux divides time among threads, and not among sessions first.
+        return;
+    };
+    assert_eq!((executors, nice("memory")), (19, Some(0)));
 }

@@ -52,6 +52,9 @@ fn figure(measured: &Measured) -> Result<Figure, Failure> {
     if let Some(fault) = measured.faults.first() {
         return Err(format!("{attack}: the other tenant was told: {fault}").into());
     }
+    if let Some(call) = Call::ALL.into_iter().find(|call| measured.unanswered(*call)) {
+        return Err(format!("{attack}: no {call} of the other tenant's was answered").into());
+    }
     let worst = Call::ALL.into_iter().max_by(|a, b| {
         let ratio = |call: &Call| measured.ratio(*call).unwrap_or(0.0);
         ratio(a).total_cmp(&ratio(b))
