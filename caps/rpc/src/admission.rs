@@ -139,7 +139,7 @@ impl Place {
             if output.is_some() {
                 return output;
             }
-            if paid >= MOST_WORK && self.makes_room() {
+            if paid >= MOST_WORK && asks.get() == 0 && self.makes_room() {
                 return None;
             }
             silent += self.woken(silent, asks).await?;
@@ -185,9 +185,13 @@ impl Place {
             if !timed_out.await {
                 return Some(if asks.get() > 0 { Duration::ZERO } else { begun.elapsed() });
             }
+            if asks.get() > 0 {
+                continue;
+            }
             let silent = silent + begun.elapsed();
+            // Asked last: who says that it makes room has to.
             let late = silent >= RESTORE_WAIT || silent >= SEAT && self.makes_room();
-            if late && asks.get() == 0 {
+            if late {
                 return None;
             }
         }
