@@ -23,11 +23,12 @@ use crate::budget::{Budget, Rate, thread_time};
 const MAX_CONNECTIONS: usize = 256;
 /// Those of one user of this machine, so that nobody can keep all others out.
 const MAX_CONNECTIONS_OF_A_USER: usize = 192;
-/// Of turning connections away: some ten at once, and then none for the better part of a millisecond. A
-/// client that connects without end learns of it the later.
-const REFUSALS: Rate = Rate { part: 16, most: Duration::from_micros(50) };
-/// The longest that nobody is let in: what turning one away costs is up to its client, too.
-const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+/// Of turning connections away: one, and then none for some ten times as long. Short pauses, because
+/// whoever else connects meanwhile waits for one or two of them.
+const REFUSALS: Rate = Rate { part: 12, most: Duration::from_micros(10) };
+/// The longest that nobody is let in. Some refusals are dear, such as those that wake a sleeping
+/// processor for the client; they are not paid for in full.
+const LONGEST_PAUSE: Duration = Duration::from_micros(300);
 /// Connections that may wait for their turn, and while others are turned away (one): whoever comes
 /// next then waits behind few.
 const BACKLOG: i32 = 128;
