@@ -3,11 +3,9 @@
 //!
 //! It knows how many connections there are and whose, and nothing of what they say.
 
-use std::collections::HashMap;
 use std::io;
 use std::io::{PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +16,7 @@ use rustix::net::SocketFlags;
 use tokio::sync::mpsc;
 
 use crate::budget::{Budget, Rate, thread_time};
+use crate::seats::{Seat, Seats};
 
 /// Connections from holders at one time.
 const MAX_CONNECTIONS: usize = 256;
@@ -45,58 +44,12 @@ pub(crate) struct Arrival {
     pub(crate) socket: OwnedFd,
     /// The Linux user whose program made it.
     pub(crate) user: u32,
-    pub(crate) pass: Pass,
-}
-
-/// One connection among those that there may be; given back when it is dropped.
-pub(crate) struct Pass {
-    books: Arc<Books>,
-    user: u32,
-}
-
-/// How many connections are open, by their user.
-#[derive(Default)]
-pub(crate) struct Books {
-    open: Mutex<HashMap<u32, usize>>,
-}
-
-impl Books {
-    fn with<T>(&self, look: impl FnOnce(&mut HashMap<u32, usize>) -> T) -> T {
-        // Nothing in here panics half-way.
-        look(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// A pass for one more connection of `user`; `None` if there are too many.
-    pub(crate) fn admit(self: &Arc<Books>, user: u32) -> Option<Pass> {
-        let admitted = self.with(|open| {
-            let own = open.get(&user).copied().unwrap_or(0);
-            let room =
-                own < MAX_CONNECTIONS_OF_A_USER && open.values().sum::<usize>() < MAX_CONNECTIONS;
-            if room {
-                open.insert(user, own + 1);
-            }
-            room
-        });
-        admitted.then(|| Pass { books: self.clone(), user })
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        self.books.with(|open| {
-            if let Some(own) = open.get_mut(&self.user) {
-                *own -= 1;
-                if *own == 0 {
-                    open.remove(&self.user);
-                }
-            }
-        });
-    }
+    pub(crate) seat: Seat<u32>,
 }
 
 /// The thread goes on while this lives.
 pub(crate) struct Doorkeeper {
-    /// What it has taken. No more wait here than there are passes.
+    /// What it has taken. No more wait here than there are seats.
     pub(crate) arrivals: mpsc::UnboundedReceiver<Arrival>,
     _stay: PipeWriter,
 }
@@ -113,7 +66,7 @@ impl Doorkeeper {
 }
 
 fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<Arrival>) {
-    let books = Arc::new(Books::default());
+    let seats = Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_USER);
     let start = Instant::now();
     let mut refusals = Budget::full(REFUSALS, Duration::ZERO);
     let mut refused = Refused::default();
@@ -121,9 +74,9 @@ fn take(listener: &OwnedFd, stop: &PipeReader, arrivals: &mpsc::UnboundedSender<
     loop {
         let begun = thread_time();
         match accept(listener) {
-            Ok((socket, user)) => match books.admit(user) {
-                Some(pass) => {
-                    if arrivals.send(Arrival { socket, user, pass }).is_err() {
+            Ok((socket, user)) => match seats.take(user) {
+                Some(seat) => {
+                    if arrivals.send(Arrival { socket, user, seat }).is_err() {
                         return;
                     }
                 }
@@ -231,20 +184,6 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
-
-    #[test]
-    fn one_user_cannot_keep_all_others_out() {
-        let books = Arc::new(Books::default());
-        let mut passes: Vec<_> = std::iter::from_fn(|| books.admit(1000)).collect();
-        assert_eq!(passes.len(), MAX_CONNECTIONS_OF_A_USER);
-        let others: Vec<_> = std::iter::from_fn(|| books.admit(0)).collect();
-        assert_eq!(others.len(), MAX_CONNECTIONS - MAX_CONNECTIONS_OF_A_USER);
-        assert!(books.admit(1001).is_none());
-        passes.pop();
-        assert!(books.admit(0).is_some(), "a pass that was given back is free");
-        drop((passes, others));
-        assert!(books.open.lock().unwrap().is_empty());
-    }
 
     fn door() -> (tempfile::TempDir, std::path::PathBuf, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();

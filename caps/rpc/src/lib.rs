@@ -4,8 +4,8 @@
 //! writers and per-connection bounds ([`transport`]), the facet through which every object is
 //! handed out ([`Facet`]), the door at which sturdy capabilities become live, edges and gifts, and
 //! the life of a vat process ([`run`]). It does not: decide who may do what (the kernel does),
-//! parse tenant data, or open any path. A network transport joins [`transport`] beside the Unix
-//! sockets; nothing else knows which one carries a call.
+//! parse tenant data, or open any path. Connections between nodes are `caps/quic`'s, which brings its
+//! streams to [`transport`]: nothing else knows what carries a call.
 //!
 //! How C2 is kept here: a facet checks at dispatch, commits under a guard, and the reply of a call
 //! is checked once more, under a guard, at the moment at which it enters the writer
@@ -24,6 +24,7 @@ mod facet;
 mod faults;
 mod framing;
 mod meters;
+mod seats;
 pub mod transport;
 mod vat;
 
@@ -31,6 +32,7 @@ pub use base::{Base, Faceted};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use meters::Meters;
+pub use seats::{Seat, Seats};
 pub use vat::{Service, Vat, run, serve};
 
 #[doc(hidden)]

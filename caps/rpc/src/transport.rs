@@ -18,6 +18,7 @@ use distos_abi::{Fault, Meter, SlotRef};
 use distos_table::{Seat, View};
 use futures::future::{Either, select};
 use futures::io::{BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -76,7 +77,23 @@ pub fn start(
     bootstrap: Option<capnp::capability::Client>,
     bounds: Bounds,
 ) -> RpcSystem<Side> {
-    guarded(stream, side, bootstrap, bounds, None, None)
+    let (reader, writer) = stream.into_split();
+    over(reader, writer, side, bootstrap, bounds)
+}
+
+/// The same on any stream, as two halves. Dropping the system drops both.
+pub fn over<R, W>(
+    reader: R,
+    writer: W,
+    side: Side,
+    bootstrap: Option<capnp::capability::Client>,
+    bounds: Bounds,
+) -> RpcSystem<Side>
+where
+    R: AsyncRead + Unpin + 'static,
+    W: AsyncWrite + Unpin + 'static,
+{
+    system(reader, writer, side, bootstrap, bounds, None, None)
 }
 
 /// `restored` tells, where there is a door, whether the other side holds a capability here.
@@ -89,6 +106,22 @@ pub(crate) fn guarded(
     restored: Option<Rc<Cell<bool>>>,
 ) -> RpcSystem<Side> {
     let (reader, writer) = stream.into_split();
+    system(reader, writer, side, bootstrap, bounds, checker, restored)
+}
+
+fn system<R, W>(
+    reader: R,
+    writer: W,
+    side: Side,
+    bootstrap: Option<capnp::capability::Client>,
+    bounds: Bounds,
+    checker: Option<Rc<Checker>>,
+    restored: Option<Rc<Cell<bool>>>,
+) -> RpcSystem<Side>
+where
+    R: AsyncRead + Unpin + 'static,
+    W: AsyncWrite + Unpin + 'static,
+{
     let mut options = ReaderOptions::new();
     // Reading a field again counts again, so this is several times what a message may hold.
     options.traversal_limit_in_words(Some(bounds.message_words * TRAVERSALS)).nesting_limit(32);

@@ -506,7 +506,7 @@ impl Vat {
     }
 
     fn admit(&self, arrival: Arrival) {
-        let Arrival { socket, user, pass } = arrival;
+        let Arrival { socket, user, seat } = arrival;
         let place = self.core.admission.place(user);
         let session = self.next_session();
         let (restored, restores) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
@@ -539,7 +539,7 @@ impl Vat {
                 Some(Err(fault)) => tracing::warn!(%fault, "a connection could not be served"),
                 None => tracing::info!("a connection that restores nothing is closed"),
             }
-            drop((place, pass));
+            drop((place, seat));
             // The kernel has heard of this session only if something was presented to it.
             if restores.get() > 0 {
                 vat.meters().forget_idle_rates(vat.now_ms());

@@ -163,6 +163,12 @@ pub fn verify_signature(key: HolderKey, msg: &[u8], sig: &[u8]) -> Result<(), Fa
     key.verify_strict(msg, &signature).map_err(|_| refuse("a signature is not by its claimed key"))
 }
 
+/// Whether this is a public key that proves anything: a point of the curve, and none of small order,
+/// for which anybody could sign.
+pub fn is_usable(key: HolderKey) -> bool {
+    usable_key(key).is_some()
+}
+
 fn usable_key(key: HolderKey) -> Option<VerifyingKey> {
     VerifyingKey::from_bytes(&key.0).ok().filter(|key| !key.is_weak())
 }

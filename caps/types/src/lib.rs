@@ -21,6 +21,7 @@ mod secret;
 pub use capfile::{CapEntry, CapFile};
 pub use chain::{Chain, LinkFacts, Root};
 pub use key::{
-    HolderSecret, check_version, key_file_text, parse_key_file, restore_message, verify_signature,
+    HolderSecret, check_version, is_usable, key_file_text, parse_key_file, restore_message,
+    verify_signature,
 };
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

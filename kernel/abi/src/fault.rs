@@ -268,7 +268,7 @@ impl fmt::Display for Fault {
                 )
             }
             Fault::Revoked => f.write_str("revoked: ask whoever delegated it for a new capability"),
-            Fault::Expired { at_ms } => write!(f, "expired: this capability ended at {at_ms} ms"),
+            Fault::Expired { at_ms } => write!(f, "expired: it ended {at_ms} ms after 1970"),
             Fault::OverQuota { meter, limit, wanted } => {
                 write!(f, "over quota: {} would reach {wanted}, the limit is {limit}", meter.name())
             }

@@ -64,7 +64,9 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("schemas", &[]),
         ("caps/types", &["kernel/abi"]),
         ("caps/table", &["kernel/abi"]),
+        ("caps/identity", &["kernel/abi", "caps/types"]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "schemas"]),
+        ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc"]),
         ("caps/client", &["kernel/abi", "caps/types", "caps/rpc", "schemas"]),
     ];
     if room == "services/node" || room.starts_with("tests/") {

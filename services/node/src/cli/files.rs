@@ -72,7 +72,9 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
 /// The same, durably: whoever looks after a power cut finds the file, and whole.
 pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
     write(path, bytes, mode)?;
-    let directory = path.parent().unwrap_or(path);
+    // The parent of a bare name is an empty path, which is no directory.
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    let directory = directory.unwrap_or(Path::new("."));
     let durable = File::open(directory).and_then(|directory| directory.sync_all());
     durable.map_err(|e| io_fault(directory, &e))
 }

@@ -5,6 +5,7 @@
 pub mod attest;
 pub mod audit;
 pub mod cap;
+pub mod cluster;
 pub mod demo;
 pub mod files;
 pub mod gpu;
@@ -103,6 +104,9 @@ enum Command {
     /// Look at, weaken, pass on and end capabilities
     #[command(subcommand)]
     Cap(cap::CapCommand),
+    /// Who is who in a cluster: its root, issuers and SVIDs
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Read and verify the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -228,6 +232,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Image(command) => interruptible(image::command(context, command)).await,
         Command::Tenant(command) => interruptible(tenant::command(context, command)).await,
         Command::Cap(command) => interruptible(cap::command(context, command)).await,
+        Command::Cluster(command) => interruptible(cluster::command(command)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
         Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
@@ -327,7 +332,7 @@ fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
             if context.json {
                 complain(&text::fault_json(&fault).to_string());
             } else {
-                complain(&format!("distos: {fault}"));
+                complain(&format!("distos: {}", told(&fault)));
             }
             ExitCode::from(fault.code())
         }
@@ -349,6 +354,14 @@ fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
             let _ = Cli::command().error(clap::error::ErrorKind::ArgumentConflict, what).print();
             ExitCode::from(2)
         }
+    }
+}
+
+/// A fault, with times as people read them.
+fn told(fault: &Fault) -> String {
+    match fault {
+        Fault::Expired { at_ms } => format!("expired: it ended at {}", text::instant(*at_ms)),
+        other => other.to_string(),
     }
 }
 
@@ -420,7 +433,7 @@ mod tests {
         let command = Cli::command();
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
-        let all = "attest audit cap demo down drain gpu image region run status tenant up";
+        let all = "attest audit cap cluster demo down drain gpu image region run status tenant up";
         assert_eq!(names.join(" "), all);
     }
 

@@ -2,6 +2,8 @@
 
 use distos_abi::{Authority, ByteRange, Caveats, Fault};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Bytes in a page of a region.
 pub const PAGE_BYTES: u64 = 65_536;
@@ -178,6 +180,13 @@ pub fn parse_span_ms(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
 }
 
+/// Reads an instant of RFC 3339, such as `2026-11-22T10:00:00Z`, as seconds since the Unix epoch.
+pub fn parse_instant_s(text: &str) -> Result<u64, String> {
+    let instant = OffsetDateTime::parse(text, &Rfc3339).ok();
+    let seconds = instant.and_then(|at| u64::try_from(at.unix_timestamp()).ok());
+    seconds.ok_or_else(|| format!("'{text}' is no time: write 2026-11-22T10:00:00Z"))
+}
+
 /// Reads `A..B`, bytes from A up to but not including B.
 pub fn parse_range(text: &str) -> Result<ByteRange, String> {
     let wrong = || format!("'{text}' is not a range: write START..END, such as 0..65536");
@@ -211,6 +220,10 @@ mod tests {
         assert_eq!(micros(1234), "1.23 ms");
         assert_eq!(instant(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(instant(1_795_300_848_000), "2026-11-21 22:40:48 UTC");
+        assert_eq!(parse_instant_s("2026-11-21T22:40:48Z"), Ok(1_795_300_848));
+        for bad in ["", "2026-11-21", "1960-01-01T00:00:00Z", "2026-13-01T00:00:00Z"] {
+            assert!(parse_instant_s(bad).is_err(), "{bad}");
+        }
         assert_eq!(instant(951_827_696_000), "2000-02-29 12:34:56 UTC");
         assert!(expiry(5, 10).contains("ended"));
         assert!(expiry(90_000, 10_000).contains("in 80 s"));

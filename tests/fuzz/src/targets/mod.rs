@@ -3,6 +3,7 @@
 mod audit;
 mod caps;
 mod evidence;
+mod identity;
 mod image;
 mod job;
 mod journal;
@@ -35,6 +36,20 @@ pub const TARGETS: &[Target] = &[
     Target { name: "auditlog", run: audit::log_target, seeds: audit::seeds, max_bytes: 16_000 },
     Target { name: "regionlog", run: region::log, seeds: region::seeds, max_bytes: 16_000 },
     Target { name: "evidence", run: evidence::quote, seeds: evidence::seeds, max_bytes: 2_000 },
+    Target { name: "svid", run: identity::svid, seeds: identity::svid_seeds, max_bytes: 3_000 },
+    Target {
+        name: "renewal",
+        run: identity::renewal,
+        seeds: identity::renewal_seeds,
+        max_bytes: 5_000,
+    },
+    Target {
+        name: "bundle",
+        run: identity::bundle,
+        seeds: identity::bundle_seeds,
+        max_bytes: 8_000,
+    },
+    Target { name: "name", run: identity::name, seeds: identity::name_seeds, max_bytes: 400 },
     Target { name: "job", run: job::spec, seeds: job::seeds, max_bytes: 16_000 },
     Target { name: "wasm", run: wasm::module, seeds: wasm::seeds, max_bytes: 16_000 },
     Target { name: "rpc", run: crate::rpc::session, seeds: crate::rpc::seeds, max_bytes: 4_000 },

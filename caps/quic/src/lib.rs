@@ -1,0 +1,25 @@
+//! Connections between nodes: QUIC with TLS 1.3, both sides authenticated by their SVIDs.
+//!
+//! An [`Endpoint`] has one UDP socket, one SVID that can be renewed, and a list of whom it trusts. Who a
+//! peer is, and whether it is let in, is decided inside the handshake: nothing that a stranger says
+//! afterwards is read (N2), and nothing goes over a path that is not encrypted and authenticated
+//! (N1). A connection ends when its peer's SVID does, unless the peer shows a newer one, and at once when
+//! the list no longer names the peer.
+//!
+//! What it does not do: say what a peer may do. A connection starts at a door, as one over a Unix
+//! socket does; capabilities are presented there. It opens no socket, and keeps no list: whoever
+//! builds it hands both in.
+//!
+//! Sessions are never resumed, and nothing is sent before the handshake is over (0-RTT): either would
+//! let somebody in whose certificate nobody looked at.
+#![forbid(unsafe_code)]
+
+mod endpoint;
+pub mod renewal;
+mod tls;
+
+pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings};
+pub use tls::{Clock, Credentials, KeyExchange};
+
+/// The protocol, for ALPN: who speaks another version does not connect.
+pub const ALPN: &[u8] = b"distos/1";

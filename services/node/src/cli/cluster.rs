@@ -1,0 +1,322 @@
+//! `cluster …`: a cluster's root and issuers, and the SVIDs that they sign; for an operator's own
+//! machine. None of it needs a node.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use distos_abi::Fault;
+use distos_identity::{
+    Bundle, ClusterName, Home, Identity, Issuer, MAX_BUNDLE_BYTES, MAX_PEM_BYTES, Root, Serial,
+    SpiffeId, Subject, Usage, Validity, did, from_pem, to_pem,
+};
+use serde_json::{Value, json};
+
+use super::cap::public_key;
+use super::files;
+use super::holder::{named, now_ms, random, read_secret_file};
+use super::image::new_key;
+use super::{Report, text};
+
+/// How far clocks in a cluster may differ: a certificate holds from so long before it is signed.
+const SKEW_S: u64 = 60;
+
+/// Commands about who is who in a cluster.
+#[derive(Subcommand)]
+pub enum ClusterCommand {
+    /// Make a cluster: the root's key, and the bundle by which its members know one another
+    #[command(after_help = "\
+Example:
+  distos cluster init demo.example --root root.key --bundle bundle.json
+writes root.key (whoever has it decides who is who: keep it on a machine without a network), root.pub,
+and bundle.json (public: every member needs it).")]
+    Init(InitArgs),
+    /// Let a key issue SVIDs: the root signs its certificate
+    #[command(after_help = "\
+Examples:
+  distos cluster issuer issuer.pub --root root.key --bundle bundle.json
+  distos cluster issuer issuer.pub --root root.key --bundle bundle.json --home node/1f95…
+writes issuer.pem. With --home the issuer runs on that node, and then never signs for it: whoever takes
+that node over cannot go on vouching for it. `distos image keygen issuer.key` makes a key pair.")]
+    Issuer(IssuerArgs),
+    /// Sign an SVID: for so long, whoever has this key is a node, a service or an agent
+    #[command(after_help = "\
+Examples:
+  distos cluster svid node/1f95… node.pub --issuer issuer.key
+  distos cluster svid node/1f95…/service/memory memory.pub --issuer issuer.key --lasting 10m
+  distos cluster svid tenant/red/agent/z6Mk… red.pub --issuer issuer.key
+writes node.pem: the SVID, and its issuer's certificate behind it. `distos cluster did` shows a key as
+agents are named. The issuer's certificate stands beside its key, as issuer.pem.")]
+    Svid(SvidArgs),
+    /// Check an SVID, and say whose it is
+    #[command(after_help = "\
+Example:
+  distos cluster verify node.pem --bundle bundle.json
+  distos cluster verify node.pem --bundle bundle.json --for server --at 2026-11-22T10:00:00Z
+Exit code 0 if it is somebody's; 12 if its time is over, 22 if it is forged or a stranger's, 16 if it is
+no SVID at all.")]
+    Verify(VerifyArgs),
+    /// Show a key as a DID, with its document
+    #[command(after_help = "Example:\n  distos cluster did red.pub")]
+    Did(DidArgs),
+}
+
+/// Arguments of `cluster init`.
+#[derive(Args)]
+pub struct InitArgs {
+    /// The cluster's name, its SPIFFE trust domain: of a-z, 0-9, '.', '-' and '_'
+    name: String,
+    /// The root's secret key file to make; the public key goes beside it, with the extension .pub
+    #[arg(long, value_name = "FILE", default_value = "root.key")]
+    root: PathBuf,
+    /// The bundle to make
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+    /// How long the root holds
+    #[arg(long, value_name = "TIME", default_value = "3650d", value_parser = text::parse_span_ms)]
+    lasting: u64,
+}
+
+/// Arguments of `cluster issuer`.
+#[derive(Args)]
+pub struct IssuerArgs {
+    /// The issuer's public key: its file, or the key itself
+    #[arg(value_name = "PUBFILE")]
+    key: String,
+    /// The root's secret key
+    #[arg(long, value_name = "FILE", default_value = "root.key")]
+    root: PathBuf,
+    /// The cluster's bundle
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+    /// Where the issuer runs: node/N, or offline if on no node of the cluster
+    #[arg(long, value_name = "NODE", default_value = "offline")]
+    home: String,
+    /// How long it may sign
+    #[arg(long, value_name = "TIME", default_value = "90d", value_parser = text::parse_span_ms)]
+    lasting: u64,
+    /// The certificate to write [default: the key's file with the extension .pem]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Arguments of `cluster svid`.
+#[derive(Args)]
+pub struct SvidArgs {
+    /// Who it is: node/N, node/N/service/S or tenant/T/agent/A
+    #[arg(value_name = "WHO")]
+    who: String,
+    /// The public key that proves it: its file, or the key itself
+    #[arg(value_name = "PUBFILE")]
+    key: String,
+    /// The issuer's secret key; its certificate beside it, with the extension .pem
+    #[arg(long, value_name = "FILE", default_value = "issuer.key")]
+    issuer: PathBuf,
+    /// How long it holds: a day at most
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = text::parse_span_ms)]
+    lasting: u64,
+    /// The file to write [default: the key's file with the extension .pem]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Arguments of `cluster verify`.
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// The SVID: a file of certificates
+    file: PathBuf,
+    /// The cluster's bundle
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+    /// On which side of a connection
+    #[arg(long = "for", value_name = "SIDE", default_value = "client")]
+    side: Side,
+    /// When, as 2026-11-22T10:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_instant_s)]
+    at: Option<u64>,
+}
+
+/// A side of a connection.
+#[derive(Clone, Copy, ValueEnum)]
+enum Side {
+    /// Whoever connects
+    Client,
+    /// Whoever is connected to
+    Server,
+}
+
+/// Arguments of `cluster did`.
+#[derive(Args)]
+pub struct DidArgs {
+    /// The public key: its file, or the key itself
+    #[arg(value_name = "PUBFILE")]
+    key: String,
+}
+
+pub(super) async fn command(command: ClusterCommand) -> Result<Report, Fault> {
+    match command {
+        ClusterCommand::Init(args) => init(&args),
+        ClusterCommand::Issuer(args) => issuer(&args),
+        ClusterCommand::Svid(args) => svid(&args),
+        ClusterCommand::Verify(args) => verify(&args),
+        ClusterCommand::Did(args) => did(&args),
+    }
+}
+
+fn init(args: &InitArgs) -> Result<Report, Fault> {
+    let cluster = ClusterName::new(&args.name)?;
+    if std::fs::symlink_metadata(&args.bundle).is_ok() {
+        let at = args.bundle.display();
+        return Err(Fault::Exists(format!("{at}: a cluster's bundle is never replaced")));
+    }
+    // Before anything is written.
+    let validity = from_now(args.lasting)?;
+    let secret = new_key(&args.root)?;
+    let root = Root::new(cluster.clone(), &secret).certificate(validity, serial()?)?;
+    let bundle = Bundle::new(vec![root], 1)?;
+    files::write_durably(&args.bundle, bundle.to_json().as_bytes(), files::PUBLIC).inspect_err(
+        |_| {
+            // A root without a bundle is nobody's, and would be in the way of the next try.
+            let _ = std::fs::remove_file(&args.root);
+            let _ = std::fs::remove_file(args.root.with_extension("pub"));
+        },
+    )?;
+    let key = secret.key().to_string();
+    let (root, bundle) = (args.root.display().to_string(), args.bundle.display().to_string());
+    let until = until(validity.until_s);
+    let text = format!(
+        "cluster {cluster}, root {key}, until {until}\n  \
+         {root}  its secret key: keep it on a machine without a network\n  \
+         {bundle}  what every member needs"
+    );
+    let json = json!({
+        "cluster": cluster.as_str(), "root": key, "secret": root, "bundle": bundle,
+        "until_s": validity.until_s,
+    });
+    Ok(Report { json, text })
+}
+
+fn issuer(args: &IssuerArgs) -> Result<Report, Fault> {
+    let key = public_key(&args.key)?;
+    let home: Home = args.home.parse()?;
+    let bundle = read_bundle(&args.bundle)?;
+    let secret = read_secret_file(&args.root)?;
+    if !bundle.keys().any(|root| root == secret.key()) {
+        let (root, bundle) = (args.root.display(), args.bundle.display());
+        return Err(Fault::Unauthenticated(format!(
+            "{root} is no root of {bundle}: nobody would take what it signs"
+        )));
+    }
+    let out = out(args.out.as_deref(), &args.key)?;
+    let root = Root::new(bundle.cluster().clone(), &secret);
+    let validity = from_now(args.lasting)?;
+    let certificate = root.certify(key, home, validity, serial()?)?;
+    files::write(&out, to_pem(&[certificate])?.as_bytes(), files::PUBLIC)?;
+    let (cluster, at) = (bundle.cluster(), out.display().to_string());
+    let until = until(validity.until_s);
+    let text = format!("{key} may issue for {cluster}, until {until}\n  home  {home}\n  {at}");
+    let json = json!({
+        "cluster": cluster.as_str(), "issuer": key.to_string(), "home": home.to_string(),
+        "certificate": at, "until_s": validity.until_s,
+    });
+    Ok(Report { json, text })
+}
+
+fn svid(args: &SvidArgs) -> Result<Report, Fault> {
+    let key = public_key(&args.key)?;
+    let subject: Subject = args.who.parse()?;
+    let secret = read_secret_file(&args.issuer)?;
+    let at = args.issuer.with_extension("pem");
+    let certificate = match read_pem(&at)?.as_slice() {
+        [one] => one.clone(),
+        _ => return Err(named(&at, Fault::malformed("an issuer has one certificate"))),
+    };
+    let issuer = Issuer::new(certificate, &secret).map_err(|fault| named(&at, fault))?;
+    let out = out(args.out.as_deref(), &args.key)?;
+    if out == at {
+        let why = "the SVID would replace its issuer's certificate: name another file with --out";
+        return Err(Fault::malformed(format!("{}: {why}", out.display())));
+    }
+    let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
+    let validity = from_now(args.lasting)?;
+    let chain = issuer.issue(&id, key, validity, serial()?)?;
+    files::write(&out, to_pem(&chain)?.as_bytes(), files::PUBLIC)?;
+    let at = out.display().to_string();
+    let text = format!("{id}\n  key   {key}\n  until {}\n  {at}", until(validity.until_s));
+    let json = json!({
+        "id": id.to_string(), "key": key.to_string(), "svid": at, "until_s": validity.until_s,
+    });
+    Ok(Report { json, text })
+}
+
+fn verify(args: &VerifyArgs) -> Result<Report, Fault> {
+    let bundle = read_bundle(&args.bundle)?;
+    let chain = read_pem(&args.file)?;
+    let at = args.at.unwrap_or(now_ms() / 1000);
+    let usage = match args.side {
+        Side::Client => Usage::Client,
+        Side::Server => Usage::Server,
+    };
+    let found = Identity::verify(&chain, &bundle, at, usage)
+        .map_err(|refusal| named(&args.file, refusal.into()))?;
+    let text = format!(
+        "{}\n  key     {}\n  issuer  {}\n  until   {}",
+        found.id,
+        found.key,
+        found.issuer,
+        until(found.until_s)
+    );
+    Ok(Report { text, json: identity_json(&found) })
+}
+
+fn identity_json(identity: &Identity) -> Value {
+    json!({
+        "id": identity.id.to_string(), "key": identity.key.to_string(),
+        "issuer": identity.issuer.to_string(), "from_s": identity.from_s,
+        "until_s": identity.until_s,
+    })
+}
+
+fn did(args: &DidArgs) -> Result<Report, Fault> {
+    let document = did::document(public_key(&args.key)?);
+    // Strings have a form in JSON.
+    let text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    Ok(Report { text, json: document })
+}
+
+fn read_bundle(path: &Path) -> Result<Bundle, Fault> {
+    let text = files::read_text(path, MAX_BUNDLE_BYTES as u64)?;
+    Bundle::parse(&text).map_err(|fault| named(path, fault))
+}
+
+fn read_pem(path: &Path) -> Result<Vec<Vec<u8>>, Fault> {
+    let text = files::read_text(path, MAX_PEM_BYTES as u64)?;
+    from_pem(&text).map_err(|fault| named(path, fault))
+}
+
+/// Where a certificate goes: beside the file of its key, unless somebody says where.
+fn out(named: Option<&Path>, key: &str) -> Result<PathBuf, Fault> {
+    if let Some(out) = named {
+        return Ok(out.to_path_buf());
+    }
+    if !Path::new(key).exists() {
+        return Err(Fault::malformed("the key has no file: name the certificate's with --out"));
+    }
+    Ok(Path::new(key).with_extension("pem"))
+}
+
+fn from_now(lasting_ms: u64) -> Result<Validity, Fault> {
+    let now_s = now_ms() / 1000;
+    let until_s = now_s.saturating_add(lasting_ms / 1000);
+    if until_s <= now_s {
+        return Err(Fault::malformed("a certificate holds for a second at least"));
+    }
+    Ok(Validity { from_s: now_s.saturating_sub(SKEW_S), until_s })
+}
+
+fn serial() -> Result<Serial, Fault> {
+    Ok(Serial(random()?))
+}
+
+fn until(until_s: u64) -> String {
+    text::instant(until_s.saturating_mul(1000))
+}
