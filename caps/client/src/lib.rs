@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook;
+use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_rpc::transport::{self, Bounds};
@@ -38,7 +39,11 @@ impl Connection {
         let stream = connect(socket).await.map_err(|e| {
             Fault::unavailable(1000, format!("nobody answers at {}: {e}", socket.display()))
         })?;
-        let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
+        Ok(Connection::over(transport::start(stream, Side::Client, None, Bounds::EDGE)))
+    }
+
+    /// The same over a connection to a vat that somebody else has made, such as one over a network.
+    pub fn over(mut system: RpcSystem<Side>) -> Connection {
         let door = system.bootstrap(Side::Server);
         let disconnector = system.get_disconnector();
         let (open, closed) = oneshot::channel();
@@ -51,7 +56,7 @@ impl Connection {
                 }
             }
         });
-        Ok(Connection { door, _open: open })
+        Connection { door, _open: open }
     }
 
     /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the

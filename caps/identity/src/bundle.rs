@@ -121,10 +121,11 @@ impl Bundle {
         self.roots.iter().map(|(der, _)| der.as_slice())
     }
 
-    /// Those that hold at this time.
-    pub(crate) fn roots_at(&self, now_s: u64) -> impl Iterator<Item = &[u8]> {
+    /// Those that hold at this time, and until when.
+    pub(crate) fn roots_at(&self, now_s: u64) -> impl Iterator<Item = (&[u8], u64)> {
         let holds =
             move |facts: &RootFacts| (facts.facts.from_s..=facts.facts.until_s).contains(&now_s);
-        self.roots.iter().filter(move |(_, facts)| holds(facts)).map(|(der, _)| der.as_slice())
+        let held = self.roots.iter().filter(move |(_, facts)| holds(facts));
+        held.map(|(der, facts)| (der.as_slice(), facts.facts.until_s))
     }
 }

@@ -12,7 +12,9 @@ use x509_cert::der::asn1::{PrintableStringRef, Utf8StringRef};
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName};
+use x509_cert::ext::pkix::{
+    BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages, SubjectAltName,
+};
 use x509_cert::name::Name;
 
 use crate::id::{ClusterName, SpiffeId, Subject};
@@ -105,8 +107,12 @@ pub(crate) fn leaf(der: &[u8]) -> Result<Leaf, &'static str> {
         return Err("it is an issuer's");
     }
     let (critical, usage) = usage(&cert)?;
-    if !critical || !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+    if !critical || usage.0 != KeyUsages::DigitalSignature {
         return Err("its key is for other things than proving who somebody is");
+    }
+    let sides = cert.tbs_certificate.get::<ExtendedKeyUsage>();
+    if sides.map_err(|_| "its extended key usage is broken")?.is_none() {
+        return Err("it does not say for which side of a connection it is");
     }
     let id = uri(&cert)?.parse().map_err(|_| "its name is no id of a cluster's")?;
     Ok(Leaf { id, facts })
@@ -146,7 +152,7 @@ fn signer(cert: &Certificate, depth: Option<u8>) -> Result<ClusterName, &'static
         return Err("it may not sign others, or too deep a chain of them");
     }
     let (critical, usage) = usage(cert)?;
-    if !critical || !usage.key_cert_sign() || usage.digital_signature() {
+    if !critical || usage.0 != KeyUsages::KeyCertSign {
         return Err("its key is for other things than signing certificates");
     }
     let uri = uri(cert)?;

@@ -39,7 +39,8 @@ pub struct Identity {
     pub issuer: HolderKey,
     /// Since when, in seconds since the Unix epoch.
     pub from_s: u64,
-    /// Until when: afterwards it is nobody. Never later than its issuer's own certificate.
+    /// Until when: afterwards it is nobody. Never later than its issuer's and its root's own
+    /// certificates.
     pub until_s: u64,
 }
 
@@ -148,7 +149,7 @@ impl Identity {
                 return Err(Refusal::Expired { until_s: facts.until_s });
             }
         }
-        path(own, by, bundle, now_s, usage)?;
+        let root_until_s = path(own, by, bundle, now_s, usage)?;
         let lifetime = leaf.facts.until_s - leaf.facts.from_s;
         if lifetime > MAX_SVID_LIFETIME_S {
             return Err(Refusal::Lasting(lifetime));
@@ -161,16 +162,18 @@ impl Identity {
             key: leaf.facts.key,
             issuer: issuer.facts.key,
             from_s: leaf.facts.from_s,
-            until_s: leaf.facts.until_s.min(issuer.facts.until_s),
+            until_s: leaf.facts.until_s.min(issuer.facts.until_s).min(root_until_s),
         })
     }
 }
 
-fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Result<(), Refusal> {
-    let roots: Vec<CertificateDer<'_>> = bundle.roots_at(now_s).map(CertificateDer::from).collect();
+/// Until when the root holds that stands behind them.
+fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Result<u64, Refusal> {
+    let roots: Vec<(CertificateDer<'_>, u64)> =
+        bundle.roots_at(now_s).map(|(der, until_s)| (der.into(), until_s)).collect();
     // Roots were read when the bundle was, so each is one.
     let anchors: Vec<_> =
-        roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
+        roots.iter().filter_map(|(root, _)| anchor_from_trusted_cert(root).ok()).collect();
     let own = CertificateDer::from(own);
     let by = [CertificateDer::from(by)];
     let refuse = |error| refusal(error, usage);
@@ -186,7 +189,8 @@ fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Res
     if path.intermediate_certificates().count() != 1 {
         return Err(Refusal::Unknown);
     }
-    Ok(())
+    let behind = anchors.iter().position(|anchor| anchor == path.anchor());
+    behind.and_then(|at| roots.get(at)).map(|(_, until_s)| *until_s).ok_or(Refusal::Unknown)
 }
 
 fn refusal(error: webpki::Error, usage: Usage) -> Refusal {

@@ -170,6 +170,10 @@ fn nobody_is_anybody_before_or_after_its_time() {
     let until_s = NOW - YEAR + HOUR;
     let late = vec![chain[0].clone(), over];
     assert_eq!(demo.verify(&late), Err(Refusal::Expired { until_s }));
+    let soon = root.certificate(valid(NOW - HOUR, HOUR + 60), serial()).unwrap();
+    let soon = Bundle::new(vec![soon], 1).unwrap();
+    let found = Identity::verify(&chain, &soon, NOW, Usage::Server).unwrap();
+    assert_eq!(found.until_s, NOW + 60, "nobody outlives its root");
     let old = root.certificate(valid(NOW - YEAR, HOUR), serial()).unwrap();
     let old = Bundle::new(vec![old], 1).unwrap();
     let found = Identity::verify(&chain, &old, NOW, Usage::Server);
@@ -247,6 +251,8 @@ fn an_issuer_that_was_taken_over_cannot_widen_what_an_svid_is() {
     certificate(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), "an issuer");
     certificate(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign), "a signer");
     certificate(|p| p.key_usages.clear(), "no key usage");
+    certificate(|p| p.key_usages.push(KeyUsagePurpose::KeyEncipherment), "another use");
+    certificate(|p| p.extended_key_usages.clear(), "no side");
     certificate(|p| p.subject_alt_names.clear(), "nobody");
     certificate(|p| p.subject_alt_names.push(uri("spiffe://demo/node/x")), "two names");
     certificate(|p| p.subject_alt_names = vec![uri("spiffe://demo")], "the cluster");

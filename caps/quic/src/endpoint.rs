@@ -1,22 +1,28 @@
 //! One UDP socket, and the connections over it.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::Fault;
-use distos_identity::{Identity, SpiffeId, Subject, Trust, Usage};
+use distos_abi::{Fault, NodeId};
+use distos_identity::{Identity, Refusal, SpiffeId, Subject, TenantName, Trust, Usage};
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Seat, Seats};
-use quinn::{Connection, IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{
+    Connection, ConnectionError, IdleTimeout, RecvStream, SendStream, TransportConfig,
+    TransportErrorCode, VarInt,
+};
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::renewal;
@@ -29,8 +35,9 @@ const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 128;
 const MAX_HANDSHAKES_OF_AN_ADDRESS: usize = 32;
 const UNPROVEN_HANDSHAKES: usize = 16;
-/// Connections at one time, and those of one peer.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections at one time in each direction, and those of one peer: a node with all its services, or a
+/// tenant with all its agents.
+const MAX_CONNECTIONS: usize = 1024;
 const MAX_CONNECTIONS_OF_A_PEER: usize = 16;
 /// Connections that wait for whoever takes them.
 const MAX_ARRIVALS: usize = 64;
@@ -39,14 +46,13 @@ const IDLE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What a peer may have sent that was not read, on a stream and in all.
 const STREAM_WINDOW: u32 = 1 << 20;
-const WINDOW: u32 = 2 << 20;
+const WINDOW: u32 = STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
-const SEND_WINDOW: u64 = 2 << 20;
+const SEND_WINDOW: u64 = 1 << 20;
 /// How often it is looked whether a peer's time is over: clocks are put forward.
 const LOOK: Duration = Duration::from_secs(1);
-/// Renewals that a peer may show in quick succession; more end its connection.
-const MAX_RENEWALS: u32 = 8;
-const RENEWAL_REST: Duration = Duration::from_secs(10);
+/// Between two renewals that a peer shows; another one waits.
+const RENEWAL_REST: Duration = Duration::from_secs(1);
 
 /// Why a connection was closed, as the other side is told.
 mod code {
@@ -78,8 +84,8 @@ pub struct Refused {
     pub why: String,
 }
 
-/// Those who connect: connections that are authenticated, and who was refused. Whoever is slow to take
-/// them slows nobody else: refusals are dropped first, and then connections are closed.
+/// Those who connect: connections that are authenticated, and who was refused. If nobody takes them for a
+/// while, refusals are dropped first, and then connections are closed.
 pub type Arrivals = mpsc::Receiver<Result<Link, Refused>>;
 
 /// One UDP socket. Dropping it closes every connection over it.
@@ -94,9 +100,12 @@ struct Room {
     tls: Tls,
     transport: Arc<TransportConfig>,
     handshakes: Arc<Seats<IpAddr>>,
-    peers: Arc<Seats<Subject>>,
-    /// Raised when the list or the SVID was changed.
-    trusted: watch::Sender<()>,
+    incoming: Arc<Seats<Peer>>,
+    outgoing: Arc<Seats<Peer>>,
+    /// The connections that are open, by a number of their own.
+    open: RefCell<BTreeMap<u64, Rc<Known>>>,
+    next: Cell<u64>,
+    /// What we show; raised when it was changed.
     own: watch::Sender<Credentials>,
 }
 
@@ -123,8 +132,10 @@ impl Endpoint {
             tls,
             transport,
             handshakes: Seats::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_AN_ADDRESS),
-            peers: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
-            trusted: watch::Sender::new(()),
+            incoming: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
+            outgoing: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
+            open: RefCell::default(),
+            next: Cell::new(0),
             own: watch::Sender::new(own),
         });
         let (arrive, arrivals) = mpsc::channel(MAX_ARRIVALS);
@@ -137,9 +148,9 @@ impl Endpoint {
         self.inner.local_addr()
     }
 
-    /// Connections at this moment, and handshakes that are under way.
+    /// Connections at this moment, and handshakes that others have begun and not ended.
     pub fn connections(&self) -> (usize, usize) {
-        (self.room.peers.taken(), self.room.handshakes.taken())
+        (self.room.open.borrow().len(), self.room.handshakes.taken())
     }
 
     /// Shows this SVID from now on, on the connections that are open too.
@@ -148,28 +159,40 @@ impl Endpoint {
         self.room.own.send_replace(own);
     }
 
-    /// Trusts these from now on, and ends the connections of others.
+    /// Trusts these from now on. When it returns, the connections of others are closed, and nothing
+    /// that they have sent and that was not read will be.
     pub fn trust(&self, trust: Trust) {
         self.room.shared.set_trust(trust);
-        self.room.trusted.send_replace(());
+        for known in self.room.open.borrow().values() {
+            if !self.room.still_admits(known) {
+                known.connection.close(code::UNTRUSTED.into(), b"");
+            }
+        }
     }
 
-    /// Connects to `whom` at `address`. [`Fault::Unavailable`] if nobody answers there,
-    /// [`Fault::Unauthenticated`] if it is somebody else, is not trusted or does not trust us.
+    /// Connects to `whom` at `address`. [`Fault::Unavailable`] if nobody answers there or it has no
+    /// room, [`Fault::Unauthenticated`] if it is somebody else, is not trusted or does not trust us.
     pub async fn connect(&self, address: SocketAddr, whom: &SpiffeId) -> Result<Link, Fault> {
-        let verdict = Verdict::default();
-        let tls = self.room.tls.client(whom, &verdict).map_err(Fault::internal)?;
+        tokio::time::timeout(HANDSHAKE_WAIT, self.reach(address, whom)).await.unwrap_or_else(|_| {
+            Err(Fault::unavailable(1000, format!("nobody answers at {address}")))
+        })
+    }
+
+    async fn reach(&self, address: SocketAddr, whom: &SpiffeId) -> Result<Link, Fault> {
+        let room = &self.room;
+        let seat = room.outgoing.take(Peer::of(&whom.subject)).ok_or_else(|| {
+            Fault::unavailable(100, format!("there are too many connections to {whom}"))
+        })?;
+        let (verdict, own) = (Verdict::default(), room.own.subscribe());
+        let tls = room.tls.client(whom, &verdict).map_err(Fault::internal)?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(self.room.transport.clone());
+        config.transport_config(room.transport.clone());
         // Of the name nothing is sent.
         let connecting = self
             .inner
             .connect_with(config, address, "distos.invalid")
             .map_err(|e| Fault::unavailable(1000, format!("{address}: {e}")))?;
-        let connection = tokio::time::timeout(HANDSHAKE_WAIT, connecting)
-            .await
-            .map_err(|_| Fault::unavailable(1000, format!("nobody answers at {address}")))?;
-        let (connection, peer) = match (connection, verdict.take()) {
+        let (connection, peer) = match (connecting.await, verdict.take()) {
             (Ok(connection), Some(Ok(peer))) => (connection, peer),
             (_, Some(Err(refusal))) => {
                 return Err(Fault::Unauthenticated(format!("{address}: {refusal}")));
@@ -177,12 +200,11 @@ impl Endpoint {
             (Err(error), _) => return Err(not_connected(address, &error)),
             (Ok(_), None) => return Err(Fault::internal("a handshake that checked nobody")),
         };
-        let seat = self.room.peers.take(whom.subject.clone()).ok_or_else(|| {
-            connection.close(code::BUSY.into(), b"");
-            Fault::unavailable(100, format!("there are too many connections to {whom}"))
-        })?;
-        let (send, receive) = connection.open_bi().await.map_err(|e| not_connected(address, &e))?;
-        Ok(Link::new(&self.room, connection, peer, seat, (send, receive)))
+        let opening = Opening::new(room, connection, peer, seat, own)
+            .map_err(|refusal| Fault::Unauthenticated(format!("{address}: {refusal}")))?;
+        let stream = opening.known.connection.open_bi().await;
+        let stream = stream.map_err(|e| not_connected(address, &e))?;
+        Ok(Link { opening, stream })
     }
 
     /// Closes every connection, and resolves when the other sides were told or a while has passed.
@@ -225,20 +247,47 @@ fn transport_config() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-fn not_connected(address: SocketAddr, error: &quinn::ConnectionError) -> Fault {
-    use quinn::ConnectionError::{
-        ApplicationClosed, ConnectionClosed, TimedOut, TransportError, VersionMismatch,
-    };
-    let refused = |why: String| Fault::Unauthenticated(format!("{address}: {why}"));
+fn not_connected(address: SocketAddr, error: &ConnectionError) -> Fault {
+    let why = format!("{address}: {}", told(error));
     match error {
-        TransportError(own) => refused(own.to_string()),
-        ConnectionClosed(closed) => refused(format!("it does not let us in: {closed}")),
-        ApplicationClosed(closed) if closed.error_code == code::UNTRUSTED.into() => {
-            refused("it no longer trusts us: renew this SVID".into())
+        ConnectionError::ConnectionClosed(closed)
+            if closed.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            Fault::unavailable(1000, format!("{address}: it has no room for now"))
         }
-        VersionMismatch => refused("it speaks another protocol".into()),
-        TimedOut => Fault::unavailable(1000, format!("nobody answers at {address}")),
-        other => Fault::unavailable(1000, format!("{address}: {other}")),
+        ConnectionError::ApplicationClosed(closed)
+            if closed.error_code == code::UNTRUSTED.into() =>
+        {
+            Fault::Unauthenticated(format!("{address}: it does not trust us: renew this SVID"))
+        }
+        ConnectionError::TransportError(_)
+        | ConnectionError::ConnectionClosed(_)
+        | ConnectionError::VersionMismatch => Fault::Unauthenticated(why),
+        _ => Fault::unavailable(1000, why),
+    }
+}
+
+/// An error, without a word of the other side's: it goes into logs and to terminals.
+fn told(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionClosed(closed) => {
+            format!("the other side ended the handshake: {}", closed.error_code)
+        }
+        ConnectionError::ApplicationClosed(closed) => {
+            format!("the other side closed it, with code {}", closed.error_code)
+        }
+        own => own.to_string(),
+    }
+}
+
+/// Whose handshakes are counted together. Whoever has an IPv6 address has 2^64 of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let prefix = u128::from(address) & !u128::from(u64::MAX);
+            IpAddr::V6(prefix.into())
+        }
+        v4 => v4,
     }
 }
 
@@ -256,21 +305,27 @@ async fn take(
             let _ = incoming.retry();
             continue;
         }
-        let Some(seat) = room.handshakes.take(from.ip()) else {
+        let Some(seat) = room.handshakes.take(network(from.ip())) else {
             incoming.refuse();
             continue;
         };
         let (room, arrive) = (room.clone(), arrive.clone());
         tokio::task::spawn_local(async move {
             let met = tokio::time::timeout(HANDSHAKE_WAIT, room.meet(incoming, seat)).await;
-            let arrival = match met {
-                Ok(Ok(link)) => Ok(link),
-                Ok(Err(why)) => Err(Refused { from, why }),
-                Err(_) => Err(Refused { from, why: "its handshake took too long".into() }),
+            let refused = match met {
+                Ok(Ok(link)) => {
+                    // A connection that nobody takes is closed by dropping it.
+                    if let Err(error) = arrive.try_send(Ok(link)) {
+                        tracing::warn!(%from, %error, "a connection was not taken");
+                    }
+                    return;
+                }
+                Ok(Err(why)) => Refused { from, why },
+                Err(_) => Refused { from, why: "its handshake took too long".into() },
             };
-            // A connection that nobody takes is closed by dropping it.
-            if let Err(error) = arrive.try_send(arrival) {
-                tracing::debug!(%from, %error, "a connection was not taken");
+            // Those who are refused do not crowd out those who are not.
+            if arrive.capacity() > MAX_ARRIVALS / 2 {
+                let _ = arrive.try_send(Err(refused));
             }
         });
     }
@@ -282,77 +337,151 @@ impl Room {
     async fn meet(
         self: &Rc<Room>,
         incoming: quinn::Incoming,
-        seat: Seat<IpAddr>,
+        handshake: Seat<IpAddr>,
     ) -> Result<Link, String> {
-        let verdict = Verdict::default();
+        let (verdict, own) = (Verdict::default(), self.own.subscribe());
         let config = server_config(&self.tls, &verdict, &self.transport);
         let config = config.map_err(|e| e.to_string())?;
-        let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| e.to_string())?;
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| told(&e))?;
         let (connection, peer) = match (connecting.await, verdict.take()) {
             (Ok(connection), Some(Ok(peer))) => (connection, peer),
             (_, Some(Err(refusal))) => return Err(refusal.to_string()),
-            (Err(error), _) => return Err(error.to_string()),
+            (Err(error), _) => return Err(told(&error)),
             (Ok(_), None) => return Err("a handshake that checked nobody".into()),
         };
-        drop(seat);
-        let Some(seat) = self.peers.take(peer.id.subject.clone()) else {
+        drop(handshake);
+        let Some(seat) = self.incoming.take(Peer::of(&peer.id.subject)) else {
             connection.close(code::BUSY.into(), b"");
             return Err(format!("there are too many connections of {}", peer.id));
         };
-        let stream = connection.accept_bi().await.map_err(|e| e.to_string())?;
-        Ok(Link::new(self, connection, peer, seat, stream))
+        let opening = Opening::new(self, connection, peer, seat, own).map_err(|e| e.to_string())?;
+        let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
+        Ok(Link { opening, stream })
+    }
+
+    /// Whether one of the SVIDs that a peer has shown lets it in.
+    fn still_admits(&self, known: &Known) -> bool {
+        let now_s = self.shared.now_s();
+        let admits = |chain: &Vec<Vec<u8>>| self.shared.admit(chain, now_s, known.usage).is_ok();
+        known.shown.borrow().chains.iter().any(admits)
     }
 }
 
-fn chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
+fn chain(connection: &Connection) -> Vec<Vec<u8>> {
     let shown = connection.peer_identity();
-    shown.and_then(|shown| shown.downcast().ok()).map_or_else(Vec::new, |chain| *chain)
+    let shown = shown.and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
+    shown.map_or_else(Vec::new, |chain| chain.iter().map(|one| one.to_vec()).collect())
 }
 
-/// A connection to somebody known. Dropping it, or the system that it starts, closes it.
-pub struct Link {
-    peer: Identity,
+/// What the list of trusted peers names: limits are its, and not those of each of its ids.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// A node with all its services.
+    Node(NodeId),
+    /// A tenant with all its agents.
+    Tenant(TenantName),
+}
+
+impl Peer {
+    /// What this one is part of.
+    pub fn of(subject: &Subject) -> Peer {
+        match subject {
+            Subject::Node(node) | Subject::Service { node, .. } => Peer::Node(*node),
+            Subject::Agent { tenant, .. } => Peer::Tenant(tenant.clone()),
+        }
+    }
+}
+
+/// A connection whose other end is known.
+struct Known {
     connection: Connection,
-    stream: (SendStream, RecvStream),
-    /// Dropped with the link.
+    /// As what the peer shows itself.
+    usage: Usage,
+    /// Who it is: a newer SVID says the same.
+    id: SpiffeId,
+    shown: RefCell<Shown>,
+}
+
+/// What a peer has shown.
+struct Shown {
+    /// The SVID that lasts longest, and the last one, if that is another.
+    chains: Vec<Vec<Vec<u8>>>,
+    until_s: u64,
+    /// The same by a clock that nobody sets.
+    until: Instant,
+}
+
+impl Shown {
+    fn lasts(&mut self, until_s: u64, now_s: u64) {
+        self.until_s = until_s;
+        self.until = Instant::now() + Duration::from_secs(until_s.saturating_sub(now_s));
+    }
+}
+
+/// A connection from the end of its handshake on. Dropping it closes the connection.
+struct Opening {
+    peer: Identity,
+    known: Rc<Known>,
+    seat: Rc<Seat<Peer>>,
+    /// Dropped with it.
     held: oneshot::Sender<()>,
 }
 
-impl Link {
+impl Opening {
+    /// Begins to watch over the connection. The handshake has let the peer in; whether it is to be let
+    /// in now is asked once more, because nobody watched meanwhile.
     fn new(
         room: &Rc<Room>,
         connection: Connection,
         peer: Identity,
-        seat: Seat<Subject>,
-        stream: (SendStream, RecvStream),
-    ) -> Link {
-        let (held, dropped) = oneshot::channel();
-        let watched = Watched {
-            room: room.clone(),
-            connection: connection.clone(),
-            usage: match connection.side() {
-                quinn::Side::Client => Usage::Server,
-                quinn::Side::Server => Usage::Client,
-            },
-            id: peer.id.clone(),
-            until_s: peer.until_s,
-            chain: chain(&connection).iter().map(|one| one.to_vec()).collect(),
+        seat: Seat<Peer>,
+        own: watch::Receiver<Credentials>,
+    ) -> Result<Opening, Refusal> {
+        let usage = match connection.side() {
+            quinn::Side::Client => Usage::Server,
+            quinn::Side::Server => Usage::Client,
         };
+        let (chain, now_s) = (chain(&connection), room.shared.now_s());
+        if let Err(refusal) = room.shared.admit(&chain, now_s, usage) {
+            connection.close(code::UNTRUSTED.into(), b"");
+            return Err(refusal);
+        }
+        let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
+        shown.lasts(peer.until_s, now_s);
+        let known = Known { connection, usage, id: peer.id.clone(), shown: RefCell::new(shown) };
+        let known = Rc::new(known);
+        let number = room.next.replace(room.next.get() + 1);
+        room.open.borrow_mut().insert(number, known.clone());
+        let (held, dropped) = oneshot::channel();
+        let seat = Rc::new(seat);
+        let watch = Watch { room: room.clone(), known: known.clone(), own };
+        let own_seat = seat.clone();
         tokio::task::spawn_local(async move {
-            watched.watch(dropped).await;
-            drop(seat);
+            if let Some(code) = watch.until_it_ends(dropped).await {
+                watch.known.connection.close(code.into(), b"");
+            }
+            watch.room.open.borrow_mut().remove(&number);
+            drop(own_seat);
         });
-        Link { peer, connection, stream, held }
+        Ok(Opening { peer, known, seat, held })
     }
+}
 
+/// A connection to somebody known. Dropping it, or the system that it starts, closes it.
+pub struct Link {
+    opening: Opening,
+    stream: (SendStream, RecvStream),
+}
+
+impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Identity {
-        &self.peer
+        &self.opening.peer
     }
 
     /// The connection beneath, for its figures.
     pub fn connection(&self) -> &Connection {
-        &self.connection
+        &self.opening.known.connection
     }
 
     /// Starts Cap'n Proto on it. The caller spawns the returned system; it ends when the connection
@@ -362,19 +491,30 @@ impl Link {
         bootstrap: Option<capnp::capability::Client>,
         bounds: Bounds,
     ) -> RpcSystem<Side> {
-        let side = match self.connection.side() {
+        let side = match self.connection().side() {
             quinn::Side::Client => Side::Client,
             quinn::Side::Server => Side::Server,
         };
+        let (reader, writer) = self.into_halves();
+        transport::over(reader, writer, side, bootstrap, bounds)
+    }
+
+    /// The stream beneath. Dropping what is read from closes the connection, and gives back the peer's
+    /// place. Once the connection is closed nothing more is read, whatever has arrived before.
+    pub fn into_halves(
+        self,
+    ) -> (impl AsyncRead + Unpin + 'static, impl AsyncWrite + Unpin + 'static) {
         let (send, receive) = self.stream;
-        let reader = Held { receive, _held: self.held };
-        transport::over(reader, send, side, bootstrap, bounds)
+        let Opening { known, seat, held, .. } = self.opening;
+        (Held { receive, known, _seat: seat, _held: held }, send)
     }
 }
 
 /// What a peer says, while the connection is held.
 struct Held {
     receive: RecvStream,
+    known: Rc<Known>,
+    _seat: Rc<Seat<Peer>>,
     _held: oneshot::Sender<()>,
 }
 
@@ -384,115 +524,140 @@ impl AsyncRead for Held {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.known.connection.close_reason().is_some() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         AsyncRead::poll_read(Pin::new(&mut self.receive), cx, buffer)
     }
 }
 
 /// Ends a connection when it is time.
-struct Watched {
+struct Watch {
     room: Rc<Room>,
-    connection: Connection,
-    /// As what the peer shows itself.
-    usage: Usage,
-    /// Who it is: a newer SVID says the same.
-    id: SpiffeId,
-    until_s: u64,
-    chain: Vec<Vec<u8>>,
+    known: Rc<Known>,
+    own: watch::Receiver<Credentials>,
 }
 
-impl Watched {
-    async fn watch(mut self, dropped: oneshot::Receiver<()>) {
-        let (mut trusted, mut own) = (self.room.trusted.subscribe(), self.room.own.subscribe());
-        let mut shown = 0;
-        tokio::pin!(dropped);
-        let code = loop {
+/// Work that goes on beside the watch, if there is any.
+type Beside<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
+
+async fn beside<T>(work: &mut Beside<T>) -> T {
+    match work {
+        Some(running) => {
+            let done = running.await;
+            *work = None;
+            done
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Watch {
+    /// The code with which the connection is to be closed; `None` if it is closed. Nothing in here
+    /// waits for the peer: what does goes on beside it.
+    async fn until_it_ends(&self, mut dropped: oneshot::Receiver<()>) -> Option<u32> {
+        let connection = &self.known.connection;
+        let mut own = self.own.clone();
+        let mut looks = tokio::time::interval(LOOK);
+        let mut renewals = Instant::now();
+        let (mut showing, mut reading): (Beside<bool>, Beside<Option<Vec<u8>>>) = (None, None);
+        loop {
             tokio::select! {
-                _ = self.connection.closed() => return,
-                _ = &mut dropped => break code::DONE,
-                _ = tokio::time::sleep(LOOK) => {
-                    if self.room.shared.now_s() > self.until_s {
-                        tracing::info!(peer = %self.id, "a connection ends with its peer's SVID");
-                        break code::UNTRUSTED;
+                _ = connection.closed() => return None,
+                _ = &mut dropped => return Some(code::DONE),
+                _ = looks.tick() => {
+                    if self.is_over() {
+                        tracing::info!(peer = %self.known.id, "a connection ends with its peer's SVID");
+                        return Some(code::UNTRUSTED);
                     }
                 }
-                changed = trusted.changed() => {
-                    if changed.is_err() || !self.is_still_admitted() {
-                        break code::UNTRUSTED;
+                changed = own.changed(), if showing.is_none() => {
+                    if changed.is_err() {
+                        return Some(code::LEAVING);
                     }
-                }
-                changed = own.changed() => {
                     let own = own.borrow_and_update().clone();
-                    if changed.is_err() || self.show(&own).await.is_err() {
-                        break code::LEAVING;
+                    showing = Some(Box::pin(show(connection.clone(), own)));
+                }
+                shown = beside(&mut showing) => {
+                    if !shown {
+                        // Again, as if it had been changed once more.
+                        own.mark_changed();
+                        tokio::task::yield_now().await;
                     }
                 }
-                stream = self.connection.accept_uni() => {
-                    let Ok(stream) = stream else { return };
-                    shown += 1;
-                    if shown > MAX_RENEWALS {
-                        tokio::time::sleep(RENEWAL_REST).await;
-                        shown = 0;
-                    }
-                    if let Err(why) = self.renewed(stream).await {
-                        tracing::warn!(peer = %self.id, why, "a peer's newer SVID is not taken");
-                        break code::BROKEN;
+                stream = connection.accept_uni(),
+                    if reading.is_none() && Instant::now() >= renewals =>
+                {
+                    let Ok(stream) = stream else { return None };
+                    reading = Some(Box::pin(read(stream)));
+                }
+                message = beside(&mut reading) => {
+                    renewals = Instant::now() + RENEWAL_REST;
+                    let Some(message) = message else { continue };
+                    if let Err(why) = self.renewed(&message) {
+                        tracing::warn!(peer = %self.known.id, why, "a peer's newer SVID is not taken");
+                        return Some(code::BROKEN);
                     }
                 }
             }
-        };
-        self.connection.close(code.into(), b"");
+        }
     }
 
-    fn is_still_admitted(&self) -> bool {
-        let now_s = self.room.shared.now_s();
-        self.room.shared.admit(&self.chain, now_s, self.usage).is_ok()
-    }
-
-    /// Shows the other side our newer SVID.
-    async fn show(&self, own: &Credentials) -> Result<(), quinn::ConnectionError> {
-        let Some(binding) = renewal::binding(&self.connection, self.connection.side()) else {
-            return Ok(());
-        };
-        let message = renewal::encode(&own.chain, &binding, &own.secret);
-        let shown = tokio::time::timeout(HANDSHAKE_WAIT, async {
-            let mut stream = self.connection.open_uni().await?;
-            // Whether it arrives shows when the older one ends.
-            let _ = stream.write_all(&message).await;
-            let _ = stream.finish();
-            Ok(())
-        });
-        shown.await.unwrap_or(Ok(()))
+    fn is_over(&self) -> bool {
+        let shown = self.known.shown.borrow();
+        self.room.shared.now_s() > shown.until_s || Instant::now() > shown.until + LOOK
     }
 
     /// Takes a newer SVID of the other side's: of the same peer, trusted, and shown by whoever has
     /// its key.
-    async fn renewed(&mut self, mut stream: RecvStream) -> Result<(), &'static str> {
-        let read = tokio::time::timeout(HANDSHAKE_WAIT, stream.read_to_end(renewal::MAX_BYTES));
-        let message = match read.await {
-            Ok(Ok(message)) => message,
-            Ok(Err(_)) => return Err("it is too long, or was cut off"),
-            Err(_) => return Err("it did not come in time"),
-        };
-        let shown = renewal::decode(&message).ok_or("it is broken")?;
-        let now_s = self.room.shared.now_s();
-        let found = self
-            .room
-            .shared
-            .admit(&shown.chain, now_s, self.usage)
-            .map_err(|_| "it is not trusted")?;
-        let other = !self.connection.side();
-        let binding = renewal::binding(&self.connection, other).ok_or("nothing binds it")?;
-        if found.id != self.id {
+    fn renewed(&self, message: &[u8]) -> Result<(), &'static str> {
+        let shown = renewal::decode(message).ok_or("it is broken")?;
+        let (known, shared) = (&self.known, &self.room.shared);
+        let now_s = shared.now_s();
+        let found =
+            shared.admit(&shown.chain, now_s, known.usage).map_err(|_| "it is not trusted")?;
+        let other = !known.connection.side();
+        let binding = renewal::binding(&known.connection, other).ok_or("nothing binds it")?;
+        if found.id != known.id {
             return Err("it is somebody else's");
         }
         if !shown.is_by(found.key, &binding) {
             return Err("its key did not sign it here");
         }
-        // An older one, shown again, ends no sooner what a newer one has lengthened.
-        if found.until_s > self.until_s {
-            self.until_s = found.until_s;
-            self.chain = shown.chain;
+        let mut before = known.shown.borrow_mut();
+        if found.until_s >= before.until_s {
+            before.chains = vec![shown.chain];
+            before.lasts(found.until_s, now_s);
+        } else {
+            // It ends no sooner what the other one has lengthened, and may be of a newer root.
+            before.chains.truncate(1);
+            before.chains.push(shown.chain);
         }
         Ok(())
+    }
+}
+
+/// Shows the other side our newer SVID; `false` if it has to be tried again.
+async fn show(connection: Connection, own: Credentials) -> bool {
+    let Some(binding) = renewal::binding(&connection, connection.side()) else { return true };
+    let message = renewal::encode(&own.chain, &binding, &own.secret);
+    let Ok(mut stream) = connection.open_uni().await else { return true };
+    let sent = tokio::time::timeout(HANDSHAKE_WAIT, stream.write_all(&message)).await;
+    if matches!(sent, Ok(Ok(()))) {
+        return stream.finish().is_ok();
+    }
+    // What was cut off must not look whole.
+    let _ = stream.reset(code::DONE.into());
+    false
+}
+
+/// What the other side shows; `None` if it has thought better of it.
+async fn read(mut stream: RecvStream) -> Option<Vec<u8>> {
+    let read = tokio::time::timeout(HANDSHAKE_WAIT, stream.read_to_end(renewal::MAX_BYTES)).await;
+    match read {
+        Ok(Ok(message)) => Some(message),
+        // Longer than any: taken for what it is, no renewal.
+        Ok(Err(quinn::ReadToEndError::TooLong)) => Some(Vec::new()),
+        Ok(Err(_)) | Err(_) => None,
     }
 }

@@ -16,9 +16,11 @@
 
 mod endpoint;
 pub mod renewal;
+mod serve;
 mod tls;
 
-pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings};
+pub use endpoint::{Arrivals, Endpoint, Link, Peer, Refused, Settings};
+pub use serve::serve;
 pub use tls::{Clock, Credentials, KeyExchange};
 
 /// The protocol, for ALPN: who speaks another version does not connect.

@@ -115,9 +115,9 @@ impl Cluster {
         let both = [ONE, TWO];
         let (one, arrivals) = self.endpoint(self.svid(&self.node(ONE)), self.trust(&both));
         let (two, _) = self.endpoint(self.svid(&self.node(TWO)), self.trust(&both));
-        let refused = Rc::new(Cell::new(0));
-        tokio::task::spawn_local(serve(arrivals, refused.clone()));
-        Pair { one, two, refused }
+        let seen = Seen::default();
+        tokio::task::spawn_local(serve(arrivals, seen.clone()));
+        Pair { one, two, seen }
     }
 }
 
@@ -128,10 +128,13 @@ fn long() -> Validity {
 struct Pair {
     one: Endpoint,
     two: Endpoint,
-    refused: Rc<Cell<usize>>,
+    seen: Seen,
 }
 
-struct Greeter(String);
+struct Greeter {
+    whom: String,
+    served: Rc<Cell<usize>>,
+}
 
 impl door::Server for Greeter {
     async fn challenge(
@@ -139,18 +142,27 @@ impl door::Server for Greeter {
         _: door::ChallengeParams,
         mut results: door::ChallengeResults,
     ) -> Result<(), capnp::Error> {
-        results.get().set_vat(&self.0);
+        self.served.set(self.served.get() + 1);
+        results.get().set_vat(&self.whom);
         Ok(())
     }
 }
 
-async fn serve(mut arrivals: Arrivals, refused: Rc<Cell<usize>>) {
+/// What the one who serves has seen.
+#[derive(Clone, Default)]
+struct Seen {
+    refused: Rc<Cell<usize>>,
+    served: Rc<Cell<usize>>,
+}
+
+async fn serve(mut arrivals: Arrivals, seen: Seen) {
     while let Some(arrival) = arrivals.recv().await {
         let Ok(link) = arrival else {
-            refused.set(refused.get() + 1);
+            seen.refused.set(seen.refused.get() + 1);
             continue;
         };
-        let greeter: door::Client = capnp_rpc::new_client(Greeter(link.peer().id.to_string()));
+        let greeter = Greeter { whom: link.peer().id.to_string(), served: seen.served.clone() };
+        let greeter: door::Client = capnp_rpc::new_client(greeter);
         tokio::task::spawn_local(link.start(Some(greeter.client), Bounds::HOLDER));
     }
 }
@@ -199,7 +211,7 @@ fn two_nodes_know_one_another_and_agree_on_a_key_that_a_quantum_computer_does_no
 fn a_service_and_a_node_are_two_and_only_the_one_that_was_asked_for_will_do() {
     test(async {
         let cluster = Cluster::new("demo", 1);
-        let Pair { one, two, refused } = cluster.pair();
+        let Pair { one, two, seen } = cluster.pair();
         let memory = VatName::new("memory").unwrap();
         for other in
             [cluster.node(TWO), cluster.id(Subject::Service { node: ONE, service: memory })]
@@ -208,7 +220,7 @@ fn a_service_and_a_node_are_two_and_only_the_one_that_was_asked_for_will_do() {
             assert!(matches!(fault, Fault::Unauthenticated(_)), "{fault}");
             assert!(fault.to_string().contains("somebody else was asked for"), "{fault}");
         }
-        until(|| refused.get() == 2).await;
+        until(|| seen.refused.get() == 2).await;
         assert_eq!(one.connections(), (0, 0));
     });
 }
@@ -443,18 +455,95 @@ fn a_connection_ends_with_its_peers_svid_and_goes_on_with_a_newer_one() {
     });
 }
 
+/// Whoever serves does not rely on its client's clock.
 #[test]
-fn a_newer_svid_of_somebody_elses_ends_the_connection() {
+fn a_server_ends_the_connection_of_whoever_is_nobody_any_more() {
     test(async {
         let cluster = Cluster::new("demo", 1);
-        let Pair { one, two, .. } = cluster.pair();
+        let both = cluster.trust(&[ONE, TWO]);
+        let own = cluster.svid_at(&cluster.node(ONE), START, START + 20 * HOUR, 50);
+        let (one, arrivals) = cluster.endpoint(own, both.clone());
+        tokio::task::spawn_local(serve(arrivals, Seen::default()));
+        // A client whose clock stands still.
+        let slow = Cluster { now: Arc::new(AtomicU64::new(START)), ..Cluster::new("demo", 1) };
+        let (two, _) = slow.endpoint(slow.svid(&slow.node(TWO)), both);
         let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
         let (door, _task) = door(link);
         assert!(greeted(&door).await.is_ok());
-        // Of another peer that is trusted as well.
-        two.renew(cluster.svid(&cluster.node(ONE)));
+        cluster.now.store(START + 2 * HOUR, Ordering::Relaxed);
         until(|| one.connections().0 == 0).await;
         assert!(greeted(&door).await.is_err());
+    });
+}
+
+#[test]
+fn a_newer_svid_that_is_not_the_peers_own_ends_the_connection() {
+    test(async {
+        let cluster = Cluster::new("demo", 1);
+        let (ours, long) = (cluster.node(TWO), START + 3 * HOUR);
+        let unsigned = Credentials {
+            secret: Arc::new(HolderSecret::from_seed([99; 32])),
+            ..cluster.svid_at(&ours, START, long, 70)
+        };
+        let stranger = Cluster::new("demo", 9).svid(&ours);
+        for (newer, why) in [
+            (cluster.svid(&cluster.node(ONE)), "another peer that is trusted as well"),
+            (unsigned, "a certificate without its key"),
+            (cluster.svid_at(&ours, START - 2 * HOUR, START - 1, 70), "one whose time is over"),
+            (stranger, "another cluster's"),
+        ] {
+            let Pair { one, two, .. } = cluster.pair();
+            let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
+            let (door, _task) = door(link);
+            assert!(greeted(&door).await.is_ok());
+            two.renew(newer);
+            until(|| one.connections().0 == 0).await;
+            assert!(greeted(&door).await.is_err(), "{why}");
+        }
+    });
+}
+
+#[test]
+fn of_whoever_is_taken_off_the_list_nothing_more_is_read() {
+    test(async {
+        let cluster = Cluster::new("demo", 1);
+        let Pair { one, two, seen } = cluster.pair();
+        let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
+        let (door, _task) = door(link);
+        assert!(greeted(&door).await.is_ok());
+        let calls: Vec<_> = (0..2000).map(|_| door.challenge_request().send().promise).collect();
+        until(|| seen.served.get() > 1).await;
+        one.trust(cluster.trust(&[ONE]));
+        let served = seen.served.get();
+        assert!(served < 2000, "all were served before");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // What had been read was a buffer full; nothing was added to it.
+        assert_eq!(one.connections().0, 0);
+        assert!(seen.served.get() < 2000, "{served} before, {} after", seen.served.get());
+        drop(calls);
+    });
+}
+
+/// Between the handshake and the first word the list may have changed.
+#[test]
+fn whoever_is_taken_off_the_list_before_its_first_word_does_not_say_it() {
+    test(async {
+        let cluster = Cluster::new("demo", 1);
+        let own = cluster.svid(&cluster.node(ONE));
+        let (one, mut arrivals) = cluster.endpoint(own, cluster.trust(&[ONE, TWO]));
+        let good = Outsider::with(cluster.svid(&cluster.node(TWO)).chain, 50);
+        let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let connecting =
+            endpoint.connect_with(good.config(), one.address().unwrap(), "node").unwrap();
+        let connection = connecting.await.unwrap();
+        until(|| one.connections().0 == 1).await;
+        one.trust(cluster.trust(&[ONE]));
+        if let Ok((mut send, _receive)) = connection.open_bi().await {
+            let _ = send.write_all(&[0; 64]).await;
+        }
+        connection.closed().await;
+        assert!(arrivals.recv().await.unwrap().is_err());
+        assert_eq!(one.connections(), (0, 0));
     });
 }
 
@@ -466,7 +555,7 @@ fn whoever_is_taken_off_the_list_is_cut_off_at_once_and_others_are_not() {
         let all = [ONE, TWO, three];
         let (one, arrivals) =
             cluster.endpoint(cluster.svid(&cluster.node(ONE)), cluster.trust(&all));
-        tokio::task::spawn_local(serve(arrivals, Rc::default()));
+        tokio::task::spawn_local(serve(arrivals, Seen::default()));
         let mut doors = Vec::new();
         for node in [TWO, three] {
             let (own, _) = cluster.endpoint(cluster.svid(&cluster.node(node)), cluster.trust(&all));
@@ -501,8 +590,8 @@ fn a_peer_has_so_many_connections_and_no_more_and_others_have_theirs() {
         let all = [ONE, TWO, three];
         let (one, arrivals) =
             cluster.endpoint(cluster.svid(&cluster.node(ONE)), cluster.trust(&all));
-        let refused = Rc::new(Cell::new(0));
-        tokio::task::spawn_local(serve(arrivals, refused.clone()));
+        let seen = Seen::default();
+        tokio::task::spawn_local(serve(arrivals, seen.clone()));
         let address = one.address().unwrap();
         let (mut held, mut greedy) = (Vec::new(), Vec::new());
         // Each endpoint keeps to the bound itself, so a greedy peer has several.
@@ -517,7 +606,7 @@ fn a_peer_has_so_many_connections_and_no_more_and_others_have_theirs() {
             greedy.push(two);
         }
         assert_eq!(held.iter().filter(|(_, _, greeted)| *greeted).count(), 16);
-        assert_eq!((one.connections().0, refused.get()), (16, 8));
+        assert_eq!((one.connections().0, seen.refused.get()), (16, 8));
         let (other, _) = cluster.endpoint(cluster.svid(&cluster.node(three)), cluster.trust(&all));
         let link = other.connect(address, &cluster.node(ONE)).await.unwrap();
         assert!(greeted(&door(link).0).await.is_ok());
@@ -552,6 +641,8 @@ fn noise_and_half_open_handshakes_keep_nobody_out() {
             }
             drop(begun);
         }
+        until(|| one.connections().1 > 0).await;
+        assert!(one.connections().1 <= 16, "from here on one shows that it gets what is sent");
         let link = two.connect(address, &cluster.node(ONE)).await.unwrap();
         assert!(greeted(&door(link).0).await.is_ok());
     });

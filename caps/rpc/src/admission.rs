@@ -1,8 +1,9 @@
 //! How much of a vat's time strangers get.
 //!
 //! A stranger is a connection on which nothing was restored yet: nobody vouches for it, and no
-//! quota counts what it does. Strangers of one Linux user take turns, one at a time, and have
-//! together a fixed share of the vat's processor time; whoever has had it waits, and holders go on.
+//! quota counts what it does. Strangers of one party (a Linux user, or a peer over the network) take
+//! turns, one at a time, and have together a fixed share of the vat's processor time; whoever has had
+//! it waits, and holders go on.
 //! A connection that turns out to be a holder's gets back what it took. What this does not divide is
 //! time among holders; that is up to quotas.
 
@@ -35,7 +36,16 @@ pub(crate) const STRANGERS_PART: u32 = 32;
 /// capability.
 const STRANGERS_MOST: Duration = Duration::from_millis(1);
 
-/// Strangers of one Linux user.
+/// Who stands behind a connection on which nothing was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Party {
+    /// A Linux user of this machine.
+    User(u32),
+    /// Somebody whom a connection over the network has authenticated: the BLAKE3 hash of its name.
+    Peer([u8; 32]),
+}
+
+/// Strangers of one party.
 struct User {
     /// Those that are served.
     served: Semaphore,
@@ -51,7 +61,7 @@ struct User {
 pub(crate) struct Admission {
     start: Instant,
     rate: Rate,
-    users: RefCell<HashMap<u32, Rc<User>>>,
+    users: RefCell<HashMap<Party, Rc<User>>>,
 }
 
 impl Admission {
@@ -66,11 +76,11 @@ impl Admission {
     }
 
     /// A place for one more connection of `user`.
-    pub(crate) fn place(self: &Rc<Self>, user: u32) -> Place {
+    pub(crate) fn place(self: &Rc<Self>, user: Party) -> Place {
         Place { admission: self.clone(), user: self.user(user) }
     }
 
-    fn user(&self, user: u32) -> Rc<User> {
+    fn user(&self, user: Party) -> Rc<User> {
         let mut users = self.users.borrow_mut();
         let now = self.now();
         if users.len() >= MAX_USERS && !users.contains_key(&user) {
@@ -248,12 +258,12 @@ mod tests {
     #[test]
     fn books_of_users_who_are_gone_do_not_pile_up() {
         let admission = Rc::new(Admission::new(STRANGERS_PART));
-        let stays = admission.place(u32::MAX);
+        let stays = admission.place(Party::User(u32::MAX));
         for user in 0..2 * MAX_USERS as u32 {
-            drop(admission.place(user));
+            drop(admission.place(Party::User(user)));
         }
         assert!(admission.users.borrow().len() <= MAX_USERS);
-        assert!(admission.users.borrow().contains_key(&u32::MAX));
+        assert!(admission.users.borrow().contains_key(&Party::User(u32::MAX)));
         drop(stays);
     }
 
@@ -273,7 +283,7 @@ mod tests {
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let (done, stranger, asks) = (Cell::new(0), Cell::new(false), Cell::new(0));
-            let places: Vec<_> = (0..8).map(|_| admission.place(1000)).collect();
+            let places: Vec<_> = (0..8).map(|_| admission.place(Party::User(1000))).collect();
             let flood = places.iter().map(|place| place.drive(&stranger, &asks, || busy(&done)));
             let begun = Instant::now();
             let end = tokio::time::sleep(200 * MS);
@@ -292,7 +302,7 @@ mod tests {
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let restored = Cell::new(false);
-            let place = admission.place(1000);
+            let place = admission.place(Party::User(1000));
             place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST * 2);
             let turns = Cell::new(0);
             let work = || async {
@@ -316,7 +326,7 @@ mod tests {
             let begun = Instant::now();
             for _ in 0..100 {
                 let restored = Cell::new(false);
-                let place = admission.place(1000);
+                let place = admission.place(Party::User(1000));
                 let work = || async {
                     let begun = thread_time();
                     while thread_time() - begun < MS / 4 {}
@@ -337,13 +347,13 @@ mod tests {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let (stranger, asks) = (Cell::new(false), Cell::new(0));
             let places: Vec<_> =
-                (0..MAX_STRANGERS_OF_A_USER).map(|_| admission.place(1000)).collect();
+                (0..MAX_STRANGERS_OF_A_USER).map(|_| admission.place(Party::User(1000))).collect();
             let silent =
                 places.iter().map(|place| place.drive(&stranger, &asks, std::future::pending));
             let mut silent: futures::stream::FuturesUnordered<_> = silent.collect();
             let alone = tokio::time::timeout(SEAT + SEAT / 4, silent.next()).await;
             assert!(alone.is_err(), "nobody waits, so nobody has to go");
-            let next = admission.place(1000);
+            let next = admission.place(Party::User(1000));
             let spoken = next.drive(&stranger, &asks, || async { "a word" });
             let (gone, spoken) = futures::join!(silent.next(), spoken);
             assert_eq!((gone, spoken), (Some(None::<()>), Some("a word")));

@@ -28,6 +28,7 @@ mod seats;
 pub mod transport;
 mod vat;
 
+pub use admission::Party;
 pub use base::{Base, Faceted};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};

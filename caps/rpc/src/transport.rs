@@ -97,19 +97,7 @@ where
 }
 
 /// `restored` tells, where there is a door, whether the other side holds a capability here.
-pub(crate) fn guarded(
-    stream: UnixStream,
-    side: Side,
-    bootstrap: Option<capnp::capability::Client>,
-    bounds: Bounds,
-    checker: Option<Rc<Checker>>,
-    restored: Option<Rc<Cell<bool>>>,
-) -> RpcSystem<Side> {
-    let (reader, writer) = stream.into_split();
-    system(reader, writer, side, bootstrap, bounds, checker, restored)
-}
-
-fn system<R, W>(
+pub(crate) fn system<R, W>(
     reader: R,
     writer: W,
     side: Side,
@@ -612,7 +600,9 @@ mod tests {
             let slow = Slow { checker: checker.clone(), slot, before_sending, running, go };
             let slow: door::Client = capnp_rpc::new_client(slow);
             let slow = capnp::capability::Client::new(slow.into_client_hook());
-            let server = guarded(there, Side::Server, Some(slow), bounds, Some(checker), None);
+            let (reader, writer) = there.into_split();
+            let checker = Some(checker);
+            let server = system(reader, writer, Side::Server, Some(slow), bounds, checker, None);
             tokio::task::spawn_local(server);
             let mut client = start(here, Side::Client, None, Bounds::EDGE);
             let door = client.bootstrap(Side::Server);

@@ -17,10 +17,11 @@ use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, Tenan
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 
-use crate::admission::{self, Admission};
+use crate::admission::{self, Admission, Party};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::control::Control;
 use crate::door::{Door, EdgeHome};
@@ -449,14 +450,10 @@ impl Vat {
         let home = EdgeHome { vat: self.clone(), session, peer, facet };
         let home: capability_capnp::edge::Client = capnp_rpc::new_client(home);
         let home = capnp::capability::Client::new(home.into_client_hook());
-        let system = transport::guarded(
-            stream,
-            Side::Server,
-            Some(home),
-            Bounds::EDGE,
-            Some(self.core.checker.clone()),
-            None,
-        );
+        let (reader, writer) = stream.into_split();
+        let (side, checker) = (Side::Server, Some(self.core.checker.clone()));
+        let system =
+            transport::system(reader, writer, side, Some(home), Bounds::EDGE, checker, None);
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             let _ = system.await;
@@ -507,7 +504,34 @@ impl Vat {
 
     fn admit(&self, arrival: Arrival) {
         let Arrival { socket, user, seat } = arrival;
-        let place = self.core.admission.place(user);
+        match stream(socket) {
+            Ok(stream) => {
+                let (reader, writer) = stream.into_split();
+                self.take_stream(reader, writer, Party::User(user), async move {
+                    // It lasts until its client ends it.
+                    let _seat = seat;
+                    std::future::pending().await
+                });
+            }
+            Err(fault) => tracing::warn!(%fault, "a connection could not be served"),
+        }
+    }
+
+    /// Serves whoever is at the other end of these two halves, as one who connects to this vat's
+    /// socket is served: it begins at the door, and may do nothing before it has restored something.
+    /// `party` stands behind it. It ends when `over` resolves, whatever is under way, or when its
+    /// client ends it; then `over` is dropped.
+    pub fn take_stream<R, W>(
+        &self,
+        reader: R,
+        writer: W,
+        party: Party,
+        over: impl Future<Output = ()> + 'static,
+    ) where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let place = self.core.admission.place(party);
         let session = self.next_session();
         let (restored, restores) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
         let asks = Rc::new(Cell::new(0));
@@ -522,24 +546,27 @@ impl Vat {
         let vat = self.clone();
         let told = restored.clone();
         let start = move || async move {
-            let stream = stream(socket)?;
             let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
             let door = capnp::capability::Client::new(door.into_client_hook());
             let (bounds, checker) = (vat.core.bounds, Some(vat.core.checker.clone()));
+            let side = Side::Server;
             let system =
-                transport::guarded(stream, Side::Server, Some(door), bounds, checker, Some(told));
+                transport::system(reader, writer, side, Some(door), bounds, checker, Some(told));
             // How a connection ends is its client's affair.
             let _ = system.await;
-            Ok::<(), Fault>(())
         };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
-            match place.drive(&restored, &asks, start).await {
-                Some(Ok(())) => {}
-                Some(Err(fault)) => tracing::warn!(%fault, "a connection could not be served"),
-                None => tracing::info!("a connection that restores nothing is closed"),
+            tokio::select! {
+                biased;
+                () = over => {}
+                served = place.drive(&restored, &asks, start) => {
+                    if served.is_none() {
+                        tracing::info!("a connection that restores nothing is closed");
+                    }
+                }
             }
-            drop((place, seat));
+            drop(place);
             // The kernel has heard of this session only if something was presented to it.
             if restores.get() > 0 {
                 vat.meters().forget_idle_rates(vat.now_ms());

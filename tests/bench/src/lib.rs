@@ -10,6 +10,7 @@ pub mod figures;
 pub mod node;
 pub mod peers;
 pub mod processors;
+pub mod remote;
 pub mod report;
 pub mod sample;
 pub mod vats;
@@ -57,6 +58,12 @@ pub fn main() -> ExitCode {
         Some(vats::COMMAND) => return vats::main(),
         Some(peers::grpc::COMMAND) => {
             return peers::grpc::main(&PathBuf::from(words.next().unwrap_or_default()));
+        }
+        Some(peers::tls::COMMAND) => {
+            return peers::tls::main(&PathBuf::from(words.next().unwrap_or_default()));
+        }
+        Some(remote::COMMAND) => {
+            return remote::main(&PathBuf::from(words.next().unwrap_or_default()));
         }
         _ => {}
     }

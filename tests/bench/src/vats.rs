@@ -58,11 +58,16 @@ fn serve(mut boot: Boot) -> ExitCode {
                 listener.set_nonblocking(true).map_err(Fault::internal)?;
                 let listener = UnixListener::from_std(listener).map_err(Fault::internal)?;
                 tokio::task::spawn_local(bare::serve(listener));
-                Ok(Rc::new(Bench) as Rc<dyn Service>)
+                Ok(service())
             })
         }
-        _ => distos_rpc::run(boot, |_| async { Ok(Rc::new(Bench) as Rc<dyn Service>) }),
+        _ => distos_rpc::run(boot, |_| async { Ok(service()) }),
     }
+}
+
+/// What a vat of the benchmark serves.
+pub fn service() -> Rc<dyn Service> {
+    Rc::new(Bench)
 }
 
 struct Bench;

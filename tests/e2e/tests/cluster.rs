@@ -96,6 +96,14 @@ fn nothing_is_replaced_and_what_nobody_would_take_is_not_signed() {
     let nowhere = ["--root", "other.key", "--bundle", "nowhere/other.json"];
     desk.fails(&[&["cluster", "init", "demo.example"], &nowhere[..]].concat(), 15);
     assert!(!desk.path().join("other.key").exists(), "a root without a bundle");
+    // The bundle's file is one of the key's; a root that would hold for ever.
+    for (root, bundle) in [("own.key", "own.key"), ("own.key", "own.pub")] {
+        desk.fails(&["cluster", "init", "demo", "--root", root, "--bundle", bundle], EXISTS);
+        assert!(!desk.path().join("own.key").exists() && !desk.path().join("own.pub").exists());
+    }
+    let ever = ["cluster", "init", "demo", "--root", "own.key", "--lasting", "9999999d"];
+    desk.fails(&[&ever, &["--bundle", "own.json"][..]].concat(), MALFORMED);
+    assert!(!desk.path().join("own.key").exists());
     desk.fails(&["cluster", "init", "Demo", "--root", "d.key", "--bundle", "d.json"], MALFORMED);
     assert!(!desk.path().join("d.key").exists());
     // A key that is no root of this cluster.
@@ -107,9 +115,22 @@ fn nothing_is_replaced_and_what_nobody_would_take_is_not_signed() {
     svid(&[NODE, "node.pub", "--lasting", "25h"]);
     svid(&[NODE, "node.pub", "--lasting", "0s"]);
     svid(&["node/1", "node.pub"]);
-    svid(&[NODE, "issuer.pub"]);
+    let exists = |more: &[&str]| desk.fails(&[&["cluster", "svid"], more].concat(), EXISTS);
+    exists(&[NODE, "issuer.pub"]);
+    exists(&[NODE, "./issuer.pub"]);
+    for kept in ["root.key", "issuer.key", "bundle.json"] {
+        let before = fs::read(desk.path().join(kept)).unwrap();
+        exists(&[NODE, "node.pub", "--out", kept]);
+        desk.fails(&["cluster", "issuer", "node.pub", "--out", kept], EXISTS);
+        assert_eq!(fs::read(desk.path().join(kept)).unwrap(), before);
+    }
     svid(&[NODE, "node.key"]);
     assert!(!desk.path().join("node.pem").exists());
+    // A whole day, and a newer one in its place.
+    for lasting in ["24h", "1d", "1h"] {
+        desk.ok(&["cluster", "svid", NODE, "node.pub", "--lasting", lasting]);
+        desk.ok(&["cluster", "verify", "node.pem"]);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! no image that could ask for it.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod held;
 pub mod random;
 pub mod relay;

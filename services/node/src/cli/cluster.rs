@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use distos_abi::Fault;
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, MAX_BUNDLE_BYTES, MAX_PEM_BYTES, Root, Serial,
-    SpiffeId, Subject, Usage, Validity, did, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Issuer, MAX_BUNDLE_BYTES, MAX_PEM_BYTES,
+    MAX_SVID_LIFETIME_S, Root, Serial, SpiffeId, Subject, Usage, Validity, did, from_pem, to_pem,
 };
+use distos_types::HolderSecret;
 use serde_json::{Value, json};
 
 use super::cap::public_key;
 use super::files;
 use super::holder::{named, now_ms, random, read_secret_file};
-use super::image::new_key;
+use super::image::keep_key;
 use super::{Report, text};
 
 /// How far clocks in a cluster may differ: a certificate holds from so long before it is signed.
@@ -164,22 +165,23 @@ pub(super) async fn command(command: ClusterCommand) -> Result<Report, Fault> {
 
 fn init(args: &InitArgs) -> Result<Report, Fault> {
     let cluster = ClusterName::new(&args.name)?;
-    if std::fs::symlink_metadata(&args.bundle).is_ok() {
-        let at = args.bundle.display();
-        return Err(Fault::Exists(format!("{at}: a cluster's bundle is never replaced")));
-    }
-    // Before anything is written.
+    // Signed before anything is written: what cannot be signed leaves nothing.
     let validity = from_now(args.lasting)?;
-    let secret = new_key(&args.root)?;
+    let secret = HolderSecret::from_seed(random()?);
     let root = Root::new(cluster.clone(), &secret).certificate(validity, serial()?)?;
     let bundle = Bundle::new(vec![root], 1)?;
-    files::write_durably(&args.bundle, bundle.to_json().as_bytes(), files::PUBLIC).inspect_err(
-        |_| {
-            // A root without a bundle is nobody's, and would be in the way of the next try.
-            let _ = std::fs::remove_file(&args.root);
-            let _ = std::fs::remove_file(args.root.with_extension("pub"));
-        },
-    )?;
+    vacant(&args.bundle)?;
+    keep_key(&args.root, &secret)?;
+    // Not before: the bundle's file may be one of those.
+    let kept = vacant(&args.bundle).and_then(|()| {
+        files::write_durably(&args.bundle, bundle.to_json().as_bytes(), files::PUBLIC)
+            .inspect_err(|_| drop(std::fs::remove_file(&args.bundle)))
+    });
+    kept.inspect_err(|_| {
+        // A root without a bundle is nobody's, and would be in the way of the next try.
+        drop(std::fs::remove_file(&args.root));
+        drop(std::fs::remove_file(args.root.with_extension("pub")));
+    })?;
     let key = secret.key().to_string();
     let (root, bundle) = (args.root.display().to_string(), args.bundle.display().to_string());
     let until = until(validity.until_s);
@@ -206,7 +208,7 @@ fn issuer(args: &IssuerArgs) -> Result<Report, Fault> {
             "{root} is no root of {bundle}: nobody would take what it signs"
         )));
     }
-    let out = out(args.out.as_deref(), &args.key)?;
+    let out = out(args.out.as_deref(), &args.key, 1)?;
     let root = Root::new(bundle.cluster().clone(), &secret);
     let validity = from_now(args.lasting)?;
     let certificate = root.certify(key, home, validity, serial()?)?;
@@ -231,13 +233,13 @@ fn svid(args: &SvidArgs) -> Result<Report, Fault> {
         _ => return Err(named(&at, Fault::malformed("an issuer has one certificate"))),
     };
     let issuer = Issuer::new(certificate, &secret).map_err(|fault| named(&at, fault))?;
-    let out = out(args.out.as_deref(), &args.key)?;
-    if out == at {
-        let why = "the SVID would replace its issuer's certificate: name another file with --out";
-        return Err(Fault::malformed(format!("{}: {why}", out.display())));
-    }
+    let out = out(args.out.as_deref(), &args.key, 2)?;
     let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
-    let validity = from_now(args.lasting)?;
+    let mut validity = from_now(args.lasting)?;
+    // What it begins earlier counts, too.
+    if args.lasting / 1000 == MAX_SVID_LIFETIME_S {
+        validity.until_s = validity.from_s + MAX_SVID_LIFETIME_S;
+    }
     let chain = issuer.issue(&id, key, validity, serial()?)?;
     files::write(&out, to_pem(&chain)?.as_bytes(), files::PUBLIC)?;
     let at = out.display().to_string();
@@ -293,15 +295,32 @@ fn read_pem(path: &Path) -> Result<Vec<Vec<u8>>, Fault> {
     from_pem(&text).map_err(|fault| named(path, fault))
 }
 
-/// Where a certificate goes: beside the file of its key, unless somebody says where.
-fn out(named: Option<&Path>, key: &str) -> Result<PathBuf, Fault> {
-    if let Some(out) = named {
-        return Ok(out.to_path_buf());
+/// Where certificates go: beside the file of their key, unless somebody says where. Only a file of as
+/// many certificates is replaced: an SVID by a newer one, and nobody's key.
+fn out(named: Option<&Path>, key: &str, certificates: usize) -> Result<PathBuf, Fault> {
+    let out = match named {
+        Some(out) => out.to_path_buf(),
+        None if !Path::new(key).exists() => {
+            let why = "the key has no file: name the certificate's with --out";
+            return Err(Fault::malformed(why));
+        }
+        None => Path::new(key).with_extension("pem"),
+    };
+    if std::fs::symlink_metadata(&out).is_ok_and(|found| found.is_file())
+        && read_pem(&out).map_or(0, |found| found.len()) != certificates
+    {
+        let why = "there is another file, which is not replaced: name one with --out";
+        return Err(Fault::Exists(format!("{}: {why}", out.display())));
     }
-    if !Path::new(key).exists() {
-        return Err(Fault::malformed("the key has no file: name the certificate's with --out"));
+    Ok(out)
+}
+
+fn vacant(bundle: &Path) -> Result<(), Fault> {
+    if std::fs::symlink_metadata(bundle).is_ok() {
+        let at = bundle.display();
+        return Err(Fault::Exists(format!("{at}: a cluster's bundle replaces no other file")));
     }
-    Ok(Path::new(key).with_extension("pem"))
+    Ok(())
 }
 
 fn from_now(lasting_ms: u64) -> Result<Validity, Fault> {

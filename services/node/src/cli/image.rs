@@ -272,6 +272,13 @@ pub(super) async fn command(context: &Context, command: ImageCommand) -> Result<
 
 /// Makes a key pair; an existing file is never replaced.
 pub fn new_key(file: &Path) -> Result<HolderSecret, Fault> {
+    let secret = HolderSecret::from_seed(random()?);
+    keep_key(file, &secret)?;
+    Ok(secret)
+}
+
+/// Writes both halves of a new key pair; an existing file is never replaced.
+pub fn keep_key(file: &Path, secret: &HolderSecret) -> Result<(), Fault> {
     let public = file.with_extension("pub");
     if public == file {
         let why = "name the secret key's file, such as signer.key: signer.pub is made beside it";
@@ -282,10 +289,8 @@ pub fn new_key(file: &Path) -> Result<HolderSecret, Fault> {
             return Err(Fault::Exists(format!("{}: a key is never replaced", path.display())));
         }
     }
-    let secret = HolderSecret::from_seed(random()?);
     files::write(file, secret.to_file_text().as_bytes(), files::SECRET)?;
-    files::write(&public, key_file_text(secret.key()).as_bytes(), files::PUBLIC)?;
-    Ok(secret)
+    files::write(&public, key_file_text(secret.key()).as_bytes(), files::PUBLIC)
 }
 
 fn keygen(file: &Path) -> Result<Report, Fault> {

@@ -6,6 +6,7 @@ mod call;
 mod chain;
 mod check;
 mod page;
+mod remote;
 mod revoke;
 mod task;
 
@@ -59,6 +60,11 @@ pub const ALL: &[Measurement] = &[
         name: "task",
         about: "a WASM task from submission to result, beside runc",
         run: task::run,
+    },
+    Measurement {
+        name: "remote",
+        about: "an authorised call over QUIC, beside gRPC over mutual TLS",
+        run: remote::all,
     },
     Measurement {
         name: "attack",

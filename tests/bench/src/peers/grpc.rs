@@ -17,7 +17,7 @@ use self::generated::null_server::{Null, NullServer};
 use super::{Process, until_listening};
 
 #[allow(missing_docs, unreachable_pub, clippy::all, rust_2018_idioms)]
-mod generated {
+pub(super) mod generated {
     include!(concat!(env!("OUT_DIR"), "/distos.bench.Null.rs"));
 }
 

@@ -4,6 +4,7 @@ pub mod bare;
 pub mod grpc;
 pub mod redis;
 pub mod runc;
+pub mod tls;
 
 use std::path::Path;
 use std::process::Child;

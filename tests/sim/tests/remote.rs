@@ -1,0 +1,269 @@
+//! A holder on another machine: it reaches a service over QUIC, and has there what it was given, and
+//! nothing else.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp::capability::FromClientHook;
+use distos_abi::{Authority, Fault, NodeId, Rights, VatName};
+use distos_client::Connection;
+use distos_identity::{Peers, Subject, TenantName};
+use distos_node::image::{self, Machine};
+use distos_quic::Endpoint;
+use distos_rpc::fault_of;
+use distos_rpc::transport::Bounds;
+use distos_schemas::capability_capnp::capability;
+use distos_schemas::memory_capnp::{region, regions};
+use distos_sim::cluster::Cluster;
+use distos_sim::{Life, Node, tasks};
+use distos_types::{Chain, HolderSecret};
+
+const IMAGE: &str = r#"
+image = { name = "remote", slots = 4096 }
+[operator]
+regions = { of = "memory/regions", rights = ["create", "list", "read", "write", "drop"] }
+[vat.memory]
+program = "memory"
+serves = ["regions"]
+listen = true
+data = true
+"#;
+const HOME: NodeId = NodeId([1; 32]);
+const DATA: &[u8] = b"written from far away";
+const SOON: Duration = Duration::from_secs(30);
+
+fn test<F: Future<Output = ()>>(work: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("loop");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(SOON, work).await.expect("it takes too long");
+    });
+}
+
+fn tenant(name: &str) -> TenantName {
+    TenantName::new(name).expect("a tenant's name")
+}
+
+fn tenants(names: &[&str]) -> Peers {
+    Peers { tenants: names.iter().map(|name| tenant(name)).collect(), nodes: BTreeSet::new() }
+}
+
+fn memory() -> Subject {
+    Subject::Service { node: HOME, service: VatName::new("memory").expect("a vat's name") }
+}
+
+/// A node whose memory service is reached over the network, by agents of red and blue.
+struct World {
+    cluster: Cluster,
+    node: Node,
+    endpoint: Rc<RefCell<Option<Endpoint>>>,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn boot() -> World {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cluster = Cluster::new("demo");
+        let (endpoint, arrivals) =
+            cluster.endpoint(cluster.svid(memory(), 50), tenants(&["red", "blue"]));
+        let address = endpoint.address().expect("its address");
+        let arrivals = RefCell::new(Some(arrivals));
+        let spawn = tasks(move |boot| -> Life {
+            let arrivals = arrivals.borrow_mut().take().expect("the service starts once");
+            Box::pin(distos_rpc::serve(boot, async move |vat| {
+                let service = distos_memory::start(vat.clone()).await?;
+                tokio::task::spawn_local(distos_quic::serve(vat, arrivals));
+                Ok(service)
+            }))
+        });
+        let machine = Machine {
+            builtins: &distos_node::vat::PROGRAMS,
+            executable: &|path| path.exists(),
+            exists: &|path| path.exists(),
+        };
+        let plan = image::parse(IMAGE, Path::new("remote.toml"), dir.path(), &machine)
+            .unwrap_or_else(|errors| panic!("{errors}"));
+        let node = Node::boot(plan, spawn).await.expect("the node starts");
+        let endpoint = Rc::new(RefCell::new(Some(endpoint)));
+        World { cluster, node, endpoint, address, _dir: dir }
+    }
+
+    /// The operator's regions, delegated to this holder without a network.
+    fn delegated(&self, to: &HolderSecret) -> Chain {
+        let (file, owner) = self.node.operator().expect("the operator's files");
+        let own = &file.find("regions").expect("regions").chain;
+        let wanted = Authority { rights: own.authority().rights, ..Authority::FULL };
+        own.delegate(&owner, to.key(), wanted, [3; 16]).expect("a delegation")
+    }
+
+    /// An agent of this tenant's, on a machine of its own.
+    fn agent(&self, name: &str, key: &HolderSecret, seed: u8) -> Endpoint {
+        let agent = Subject::Agent { tenant: tenant(name), agent: key.key() };
+        let home = Peers { nodes: [HOME].into(), ..Peers::default() };
+        self.cluster.endpoint(self.cluster.svid(agent, seed), home).0
+    }
+
+    async fn connect(&self, from: &Endpoint) -> Result<Connection, Fault> {
+        let link = from.connect(self.address, &self.cluster.id(memory())).await?;
+        Ok(Connection::over(link.start(None, Bounds::EDGE)))
+    }
+
+    /// Lets these in from now on.
+    fn trust(&self, peers: Peers) {
+        let endpoint = self.endpoint.borrow();
+        endpoint.as_ref().expect("it is open").trust(self.cluster.trust(peers));
+    }
+}
+
+async fn create(regions: &regions::Client) -> Result<region::Client, Fault> {
+    let mut request = regions.create_request();
+    request.get().set_name("far");
+    request.get().set_bytes(DATA.len() as u64);
+    let made = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let region = made.get().and_then(|made| made.get_region()).map_err(|e| fault_of(&e))?;
+    let mut request = region.write_request();
+    request.get().set_data(DATA);
+    request.send().promise.await.map_err(|e| fault_of(&e))?;
+    Ok(region)
+}
+
+async fn read(region: &region::Client) -> Result<Vec<u8>, Fault> {
+    let mut request = region.read_request();
+    request.get().set_len(DATA.len() as u32);
+    let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    response.get().and_then(|r| r.get_data()).map(<[u8]>::to_vec).map_err(|e| fault_of(&e))
+}
+
+async fn revoke<T: FromClientHook>(cap: T) -> Result<(), Fault> {
+    let cap: capability::Client = capability::Client::new(cap.into_client_hook());
+    cap.revoke_request().send().promise.await.map(drop).map_err(|e| fault_of(&e))
+}
+
+#[test]
+fn a_holder_far_away_works_as_one_nearby_does_and_is_refused_after_the_revocation() {
+    test(async {
+        let world = World::boot().await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let region = create(&regions).await.expect("a region");
+        assert_eq!(read(&region).await, Ok(DATA.to_vec()));
+        // Only weaker, from far away too (C1).
+        let as_any: capability::Client = region.clone().cast_to();
+        let mut request = as_any.attenuate_request();
+        request.get().set_rights(Rights::READ.0);
+        let weaker = request.send().promise.await.expect("less than it has");
+        let weaker = weaker.get().and_then(|made| made.get_cap()).expect("a capability");
+        let weaker: region::Client = weaker.cast_to();
+        assert_eq!(read(&weaker).await, Ok(DATA.to_vec()));
+        let mut request = weaker.write_request();
+        request.get().set_data(b"no");
+        let fault = request.send().promise.await.err().map(|e| fault_of(&e));
+        assert!(matches!(fault, Some(Fault::Denied { .. })), "{fault:?}");
+        // Nearby, its owner takes back what it lent (C2).
+        let (file, owner) = world.node.operator().expect("the operator's files");
+        let nearby = world.node.connect("memory").await.expect("the socket");
+        let own = &file.find("regions").expect("regions").chain;
+        let root: regions::Client = nearby.restore(own, &owner).await.expect("the operator's");
+        let link = chain.links().last().expect("a link").hash;
+        let root: capability::Client = root.cast_to();
+        let mut request = root.revoke_link_request();
+        request.get().set_link(&link.0);
+        request.get().set_expires_ms(u64::MAX);
+        request.send().promise.await.expect("the link is revoked");
+        for region in [&region, &weaker] {
+            assert_eq!(read(region).await, Err(Fault::Revoked));
+        }
+        let again: Result<regions::Client, Fault> = connection.restore(&chain, &red).await;
+        assert_eq!(again.err(), Some(Fault::Revoked));
+    });
+}
+
+#[test]
+fn whoever_is_let_in_has_nothing_until_it_shows_a_capability_of_its_own() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let chain = world.delegated(&red);
+        let away = world.agent("blue", &blue, 62);
+        let connection = world.connect(&away).await.expect("blue is let in");
+        // Red's capability in blue's hands (C4).
+        let stolen: Result<regions::Client, Fault> = connection.restore(&chain, &blue).await;
+        assert!(matches!(stolen.err(), Some(Fault::Unauthenticated(_))));
+        // A tenant whom the list does not name has not even the door.
+        let own = world.delegated(&blue);
+        let green = world.agent("green", &blue, 63);
+        let refused = match world.connect(&green).await {
+            Err(fault) => fault,
+            // Its own side is done first; the first call tells.
+            Ok(connection) => {
+                connection.restore::<regions::Client>(&own, &blue).await.err().expect("refused")
+            }
+        };
+        let told = matches!(refused, Fault::Unauthenticated(_) | Fault::Unavailable { .. });
+        assert!(told, "{refused}");
+        // The same capability and key, as blue's.
+        let good: Result<regions::Client, Fault> = connection.restore(&own, &blue).await;
+        assert!(good.is_ok());
+    });
+}
+
+#[test]
+fn a_peer_that_is_taken_off_the_list_loses_what_it_held_and_others_keep_theirs() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let mut held = Vec::new();
+        for (name, key, seed) in [("red", &red, 61), ("blue", &blue, 62)] {
+            let chain = world.delegated(key);
+            let away = world.agent(name, key, seed);
+            let connection = world.connect(&away).await.expect("let in");
+            let regions: regions::Client = connection.restore(&chain, key).await.expect("its own");
+            let answers = async |regions: &regions::Client| {
+                let listed = regions.list_request().send().promise.await;
+                listed.map(drop).map_err(|e| fault_of(&e))
+            };
+            assert_eq!(answers(&regions).await, Ok(()));
+            held.push((regions, connection, away, chain));
+        }
+        world.trust(tenants(&["blue"]));
+        let answer = |at: usize| {
+            let request = held[at].0.list_request();
+            async move { request.send().promise.await.map(drop).map_err(|e| fault_of(&e)) }
+        };
+        while answer(0).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(matches!(answer(0).await, Err(Fault::Unavailable { .. })));
+        assert_eq!(answer(1).await, Ok(()));
+        // What blue gives up ends far away as nearby.
+        revoke(held[1].0.clone()).await.expect("blue may give up its own");
+        assert_eq!(answer(1).await, Err(Fault::Revoked));
+    });
+}
+
+#[test]
+fn nobody_far_away_stays_longer_than_its_identity() {
+    test(async {
+        let world = World::boot().await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let region = create(&regions).await.expect("a region");
+        world.cluster.pass(2 * 3600);
+        let begun = tokio::time::Instant::now();
+        while read(&region).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // A look a second.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    });
+}
