@@ -172,8 +172,10 @@ fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Res
     let roots: Vec<(CertificateDer<'_>, u64)> =
         bundle.roots_at(now_s).map(|(der, until_s)| (der.into(), until_s)).collect();
     // Roots were read when the bundle was, so each is one.
-    let anchors: Vec<_> =
-        roots.iter().filter_map(|(root, _)| anchor_from_trusted_cert(root).ok()).collect();
+    let (anchors, ends): (Vec<_>, Vec<u64>) = roots
+        .iter()
+        .filter_map(|(root, until_s)| Some((anchor_from_trusted_cert(root).ok()?, *until_s)))
+        .unzip();
     let own = CertificateDer::from(own);
     let by = [CertificateDer::from(by)];
     let refuse = |error| refusal(error, usage);
@@ -189,8 +191,9 @@ fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Res
     if path.intermediate_certificates().count() != 1 {
         return Err(Refusal::Unknown);
     }
-    let behind = anchors.iter().position(|anchor| anchor == path.anchor());
-    behind.and_then(|at| roots.get(at)).map(|(_, until_s)| *until_s).ok_or(Refusal::Unknown)
+    // A root may have several certificates.
+    let behind = anchors.iter().zip(ends).filter(|(anchor, _)| *anchor == path.anchor());
+    behind.map(|(_, until_s)| until_s).max().ok_or(Refusal::Unknown)
 }
 
 fn refusal(error: webpki::Error, usage: Usage) -> Refusal {

@@ -164,7 +164,7 @@ impl Endpoint {
     pub fn trust(&self, trust: Trust) {
         self.room.shared.set_trust(trust);
         for known in self.room.open.borrow().values() {
-            if !self.room.still_admits(known) {
+            if !self.room.admits_again(known) {
                 known.connection.close(code::UNTRUSTED.into(), b"");
             }
         }
@@ -192,15 +192,15 @@ impl Endpoint {
             .inner
             .connect_with(config, address, "distos.invalid")
             .map_err(|e| Fault::unavailable(1000, format!("{address}: {e}")))?;
-        let (connection, peer) = match (connecting.await, verdict.take()) {
-            (Ok(connection), Some(Ok(peer))) => (connection, peer),
+        let connection = match (connecting.await, verdict.take()) {
+            (Ok(connection), Some(Ok(_))) => connection,
             (_, Some(Err(refusal))) => {
                 return Err(Fault::Unauthenticated(format!("{address}: {refusal}")));
             }
             (Err(error), _) => return Err(not_connected(address, &error)),
             (Ok(_), None) => return Err(Fault::internal("a handshake that checked nobody")),
         };
-        let opening = Opening::new(room, connection, peer, seat, own)
+        let opening = Opening::new(room, connection, seat, own)
             .map_err(|refusal| Fault::Unauthenticated(format!("{address}: {refusal}")))?;
         let stream = opening.known.connection.open_bi().await;
         let stream = stream.map_err(|e| not_connected(address, &e))?;
@@ -354,16 +354,25 @@ impl Room {
             connection.close(code::BUSY.into(), b"");
             return Err(format!("there are too many connections of {}", peer.id));
         };
-        let opening = Opening::new(self, connection, peer, seat, own).map_err(|e| e.to_string())?;
+        let opening = Opening::new(self, connection, seat, own).map_err(|e| e.to_string())?;
         let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
         Ok(Link { opening, stream })
     }
 
-    /// Whether one of the SVIDs that a peer has shown lets it in.
-    fn still_admits(&self, known: &Known) -> bool {
+    /// Whether one of the SVIDs that a peer has shown lets it in. Those that do not count no longer.
+    fn admits_again(&self, known: &Known) -> bool {
         let now_s = self.shared.now_s();
-        let admits = |chain: &Vec<Vec<u8>>| self.shared.admit(chain, now_s, known.usage).is_ok();
-        known.shown.borrow().chains.iter().any(admits)
+        let mut shown = known.shown.borrow_mut();
+        let mut until_s = None;
+        shown.chains.retain(|chain| {
+            let found = self.shared.admit(chain, now_s, known.usage).ok();
+            until_s = until_s.max(found.as_ref().map(|found| found.until_s));
+            found.is_some()
+        });
+        if let Some(until_s) = until_s {
+            shown.lasts(until_s, now_s);
+        }
+        until_s.is_some()
     }
 }
 
@@ -433,7 +442,6 @@ impl Opening {
     fn new(
         room: &Rc<Room>,
         connection: Connection,
-        peer: Identity,
         seat: Seat<Peer>,
         own: watch::Receiver<Credentials>,
     ) -> Result<Opening, Refusal> {
@@ -442,10 +450,10 @@ impl Opening {
             quinn::Side::Server => Usage::Client,
         };
         let (chain, now_s) = (chain(&connection), room.shared.now_s());
-        if let Err(refusal) = room.shared.admit(&chain, now_s, usage) {
-            connection.close(code::UNTRUSTED.into(), b"");
-            return Err(refusal);
-        }
+        let peer = room
+            .shared
+            .admit(&chain, now_s, usage)
+            .inspect_err(|_| connection.close(code::UNTRUSTED.into(), b""))?;
         let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
         shown.lasts(peer.until_s, now_s);
         let known = Known { connection, usage, id: peer.id.clone(), shown: RefCell::new(shown) };
@@ -642,12 +650,18 @@ async fn show(connection: Connection, own: Credentials) -> bool {
     let Some(binding) = renewal::binding(&connection, connection.side()) else { return true };
     let message = renewal::encode(&own.chain, &binding, &own.secret);
     let Ok(mut stream) = connection.open_uni().await else { return true };
-    let sent = tokio::time::timeout(HANDSHAKE_WAIT, stream.write_all(&message)).await;
-    if matches!(sent, Ok(Ok(()))) {
-        return stream.finish().is_ok();
+    let taken = tokio::time::timeout(HANDSHAKE_WAIT, async {
+        stream.write_all(&message).await.ok()?;
+        stream.finish().ok()?;
+        // `None` once it has been received whole.
+        stream.stopped().await.ok()
+    });
+    if matches!(taken.await, Ok(Some(None))) {
+        return true;
     }
     // What was cut off must not look whole.
     let _ = stream.reset(code::DONE.into());
+    tokio::time::sleep(RENEWAL_REST).await;
     false
 }
 

@@ -34,7 +34,7 @@ const START: u64 = 1_800_000_000;
 const HOUR: u64 = 3600;
 const ONE: NodeId = NodeId([1; 32]);
 const TWO: NodeId = NodeId([2; 32]);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs a test on one thread, for a while at most.
 fn test<F: Future<Output = ()>>(work: F) {
@@ -512,7 +512,9 @@ fn of_whoever_is_taken_off_the_list_nothing_more_is_read() {
         let (door, _task) = door(link);
         assert!(greeted(&door).await.is_ok());
         let calls: Vec<_> = (0..2000).map(|_| door.challenge_request().send().promise).collect();
-        until(|| seen.served.get() > 1).await;
+        while seen.served.get() == 1 {
+            tokio::task::yield_now().await;
+        }
         one.trust(cluster.trust(&[ONE]));
         let served = seen.served.get();
         assert!(served < 2000, "all were served before");
@@ -629,20 +631,26 @@ fn noise_and_half_open_handshakes_keep_nobody_out() {
         // First words of handshakes, passed on from an address at which nobody answers.
         let sink = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let good = Outsider::with(cluster.svid(&cluster.node(TWO)).chain, 50);
+        let mut most = 0;
         for _ in 0..200 {
             let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let begun =
                 endpoint.connect_with(good.config(), sink.local_addr().unwrap(), "node").unwrap();
             let mut packet = [0; 2048];
             // The hybrid key takes two.
-            for _ in 0..2 {
-                let length = sink.recv(&mut packet).await.unwrap();
-                sink.send_to(&packet[..length], address).await.unwrap();
+            let mut passed = 0;
+            while passed < 2 {
+                let (length, from) = sink.recv_from(&mut packet).await.unwrap();
+                if from != address {
+                    sink.send_to(&packet[..length], address).await.unwrap();
+                    passed += 1;
+                }
             }
+            tokio::task::yield_now().await;
+            most = most.max(one.connections().1);
             drop(begun);
         }
-        until(|| one.connections().1 > 0).await;
-        assert!(one.connections().1 <= 16, "from here on one shows that it gets what is sent");
+        assert!((1..=16).contains(&most), "{most}: from 16 on one shows that it gets what is sent");
         let link = two.connect(address, &cluster.node(ONE)).await.unwrap();
         assert!(greeted(&door(link).0).await.is_ok());
     });

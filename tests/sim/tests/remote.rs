@@ -9,18 +9,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook;
+use capnp::private::capability::ClientHook;
 use distos_abi::{Authority, Fault, NodeId, Rights, VatName};
 use distos_client::Connection;
 use distos_identity::{Peers, Subject, TenantName};
 use distos_node::image::{self, Machine};
 use distos_quic::Endpoint;
-use distos_rpc::fault_of;
 use distos_rpc::transport::Bounds;
+use distos_rpc::{Facet, Faceted, Service, Vat, fault_of, serve_capability};
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::cluster::Cluster;
 use distos_sim::{Life, Node, tasks};
 use distos_types::{Chain, HolderSecret};
+use futures::future::LocalBoxFuture;
 
 const IMAGE: &str = r#"
 image = { name = "remote", slots = 4096 }
@@ -55,6 +57,9 @@ fn memory() -> Subject {
     Subject::Service { node: HOME, service: VatName::new("memory").expect("a vat's name") }
 }
 
+/// What a service's start resolves to.
+type Start = LocalBoxFuture<'static, Result<Rc<dyn Service>, Fault>>;
+
 /// A node whose memory service is reached over the network, by agents of red and blue.
 struct World {
     cluster: Cluster,
@@ -66,16 +71,21 @@ struct World {
 
 impl World {
     async fn boot() -> World {
+        World::boot_with(|vat| Box::pin(distos_memory::start(vat))).await
+    }
+
+    async fn boot_with(start: impl Fn(Vat) -> Start + 'static) -> World {
         let dir = tempfile::tempdir().expect("a directory");
         let cluster = Cluster::new("demo");
         let (endpoint, arrivals) =
             cluster.endpoint(cluster.svid(memory(), 50), tenants(&["red", "blue"]));
         let address = endpoint.address().expect("its address");
-        let arrivals = RefCell::new(Some(arrivals));
+        let (arrivals, start) = (RefCell::new(Some(arrivals)), Rc::new(start));
         let spawn = tasks(move |boot| -> Life {
             let arrivals = arrivals.borrow_mut().take().expect("the service starts once");
-            Box::pin(distos_rpc::serve(boot, async move |vat| {
-                let service = distos_memory::start(vat.clone()).await?;
+            let start = start.clone();
+            Box::pin(distos_rpc::serve(boot, async move |vat: Vat| {
+                let service = start(vat.clone()).await?;
                 tokio::task::spawn_local(distos_quic::serve(vat, arrivals));
                 Ok(service)
             }))
@@ -245,6 +255,92 @@ fn a_peer_that_is_taken_off_the_list_loses_what_it_held_and_others_keep_theirs()
         // What blue gives up ends far away as nearby.
         revoke(held[1].0.clone()).await.expect("blue may give up its own");
         assert_eq!(answer(1).await, Err(Fault::Revoked));
+    });
+}
+
+/// A service whose calls take for ever, and hold something meanwhile.
+struct Slow {
+    facet: Facet,
+    held: Rc<()>,
+}
+
+impl Slow {
+    fn hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<regions::Client, _>(self).into_client_hook()
+    }
+}
+
+impl Faceted for Slow {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        Slow { facet, held: self.held.clone() }.hook()
+    }
+}
+
+serve_capability!(Slow);
+
+impl regions::Server for Slow {
+    async fn list(
+        self: Rc<Self>,
+        _: regions::ListParams,
+        _: regions::ListResults,
+    ) -> Result<(), capnp::Error> {
+        let _held = self.held.clone();
+        std::future::pending().await
+    }
+}
+
+struct SlowService(Rc<()>);
+
+impl Service for SlowService {
+    fn open(self: Rc<Self>, facet: Facet) -> Result<Box<dyn ClientHook>, Fault> {
+        Ok(Slow { facet, held: self.0.clone() }.hook())
+    }
+
+    fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// Otherwise a client that goes away again and again uses up a service.
+#[test]
+fn what_was_under_way_for_a_peer_that_is_gone_holds_nothing() {
+    test(async {
+        let held = Rc::new(());
+        let of_service = held.clone();
+        let world = World::boot_with(move |vat| {
+            let service = SlowService(of_service.clone());
+            Box::pin(async move {
+                drop(vat);
+                Ok(Rc::new(service) as Rc<dyn Service>)
+            })
+        });
+        let world = world.await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let idle = Rc::strong_count(&held);
+        // More often than a peer has places, and with as many calls as a connection may have.
+        for calls in [1, 32].repeat(10) {
+            let link = away.connect(world.address, &world.cluster.id(memory())).await;
+            let link = link.expect("a place for red");
+            let closes = link.connection().clone();
+            let connection = Connection::over(link.start(None, Bounds::EDGE));
+            let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+            let sent: Vec<_> = (0..calls).map(|_| regions.list_request().send().promise).collect();
+            // The object itself, and each call twice: the object that it keeps, and its own.
+            while Rc::strong_count(&held) < idle + 1 + calls {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            closes.close(0_u32.into(), b"");
+            while Rc::strong_count(&held) > idle {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop((sent, regions, connection));
+        }
     });
 }
 

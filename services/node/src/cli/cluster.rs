@@ -237,8 +237,8 @@ fn svid(args: &SvidArgs) -> Result<Report, Fault> {
     let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
     let mut validity = from_now(args.lasting)?;
     // What it begins earlier counts, too.
-    if args.lasting / 1000 == MAX_SVID_LIFETIME_S {
-        validity.until_s = validity.from_s + MAX_SVID_LIFETIME_S;
+    if args.lasting / 1000 <= MAX_SVID_LIFETIME_S {
+        validity.until_s = validity.until_s.min(validity.from_s + MAX_SVID_LIFETIME_S);
     }
     let chain = issuer.issue(&id, key, validity, serial()?)?;
     files::write(&out, to_pem(&chain)?.as_bytes(), files::PUBLIC)?;
