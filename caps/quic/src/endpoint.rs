@@ -2,34 +2,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId};
-use distos_identity::{Identity, Refusal, SpiffeId, Subject, TenantName, Trust, Usage};
+use distos_identity::{Identity, SpiffeId, Subject, TenantName, Trust};
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Seat, Seats};
 use quinn::{
     Connection, ConnectionError, IdleTimeout, RecvStream, SendStream, TransportConfig,
     TransportErrorCode, VarInt,
 };
-use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::renewal;
 use crate::tls::{Clock, Credentials, KeyExchange, Shared, Tls, Unusable, Verdict};
+use crate::watch::{Known, Opening, code};
 
 /// How long a handshake may take, and what comes after it until there is a stream to speak on.
-const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 /// Handshakes under way at one time, and those of one address. From a few on, whoever begins one has
 /// to show that it gets what is sent to its address (RFC 9000, section 8.1).
 const MAX_HANDSHAKES: usize = 128;
@@ -49,25 +47,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const WINDOW: u32 = STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
 const SEND_WINDOW: u64 = 1 << 20;
-/// How often it is looked whether a peer's time is over: clocks are put forward.
-const LOOK: Duration = Duration::from_secs(1);
-/// Between two renewals that a peer shows; another one waits.
-const RENEWAL_REST: Duration = Duration::from_secs(1);
-
-/// Why a connection was closed, as the other side is told.
-mod code {
-    /// There is nothing more to say.
-    pub(super) const DONE: u32 = 0;
-    /// Its SVID has ended, or is no longer trusted.
-    pub(super) const UNTRUSTED: u32 = 1;
-    /// There are too many connections of its.
-    pub(super) const BUSY: u32 = 2;
-    /// It broke the protocol.
-    pub(super) const BROKEN: u32 = 3;
-    /// This node goes.
-    pub(super) const LEAVING: u32 = 4;
-}
-
 /// How an endpoint behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
@@ -95,16 +74,16 @@ pub struct Endpoint {
 }
 
 /// What all connections of an endpoint share.
-struct Room {
-    shared: Arc<Shared>,
+pub(crate) struct Room {
+    pub(crate) shared: Arc<Shared>,
     tls: Tls,
     transport: Arc<TransportConfig>,
     handshakes: Arc<Seats<IpAddr>>,
     incoming: Arc<Seats<Peer>>,
     outgoing: Arc<Seats<Peer>>,
     /// The connections that are open, by a number of their own.
-    open: RefCell<BTreeMap<u64, Rc<Known>>>,
-    next: Cell<u64>,
+    pub(crate) open: RefCell<BTreeMap<u64, Rc<Known>>>,
+    pub(crate) next: Cell<u64>,
     /// What we show; raised when it was changed.
     own: watch::Sender<Credentials>,
 }
@@ -164,7 +143,7 @@ impl Endpoint {
     pub fn trust(&self, trust: Trust) {
         self.room.shared.set_trust(trust);
         for known in self.room.open.borrow().values() {
-            if !self.room.admits_again(known) {
+            if !known.is_admitted(&self.room) {
                 known.connection.close(code::UNTRUSTED.into(), b"");
             }
         }
@@ -332,8 +311,7 @@ async fn take(
 }
 
 impl Room {
-    /// The handshake, and the peer's first words. Who is known no longer counts among those who are
-    /// not.
+    /// The handshake, and the peer's first words. Whoever is known gives back its place among strangers.
     async fn meet(
         self: &Rc<Room>,
         incoming: quinn::Incoming,
@@ -358,28 +336,6 @@ impl Room {
         let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
         Ok(Link { opening, stream })
     }
-
-    /// Whether one of the SVIDs that a peer has shown lets it in. Those that do not count no longer.
-    fn admits_again(&self, known: &Known) -> bool {
-        let now_s = self.shared.now_s();
-        let mut shown = known.shown.borrow_mut();
-        let mut until_s = None;
-        shown.chains.retain(|chain| {
-            let found = self.shared.admit(chain, now_s, known.usage).ok();
-            until_s = until_s.max(found.as_ref().map(|found| found.until_s));
-            found.is_some()
-        });
-        if let Some(until_s) = until_s {
-            shown.lasts(until_s, now_s);
-        }
-        until_s.is_some()
-    }
-}
-
-fn chain(connection: &Connection) -> Vec<Vec<u8>> {
-    let shown = connection.peer_identity();
-    let shown = shown.and_then(|shown| shown.downcast::<Vec<CertificateDer<'static>>>().ok());
-    shown.map_or_else(Vec::new, |chain| chain.iter().map(|one| one.to_vec()).collect())
 }
 
 /// What the list of trusted peers names: limits are its, and not those of each of its ids.
@@ -398,80 +354,6 @@ impl Peer {
             Subject::Node(node) | Subject::Service { node, .. } => Peer::Node(*node),
             Subject::Agent { tenant, .. } => Peer::Tenant(tenant.clone()),
         }
-    }
-}
-
-/// A connection whose other end is known.
-struct Known {
-    connection: Connection,
-    /// As what the peer shows itself.
-    usage: Usage,
-    /// Who it is: a newer SVID says the same.
-    id: SpiffeId,
-    shown: RefCell<Shown>,
-}
-
-/// What a peer has shown.
-struct Shown {
-    /// The SVID that lasts longest, and the last one, if that is another.
-    chains: Vec<Vec<Vec<u8>>>,
-    until_s: u64,
-    /// The same by a clock that nobody sets.
-    until: Instant,
-}
-
-impl Shown {
-    fn lasts(&mut self, until_s: u64, now_s: u64) {
-        self.until_s = until_s;
-        self.until = Instant::now() + Duration::from_secs(until_s.saturating_sub(now_s));
-    }
-}
-
-/// A connection from the end of its handshake on. Dropping it closes the connection.
-struct Opening {
-    peer: Identity,
-    known: Rc<Known>,
-    seat: Rc<Seat<Peer>>,
-    /// Dropped with it.
-    held: oneshot::Sender<()>,
-}
-
-impl Opening {
-    /// Begins to watch over the connection. The handshake has let the peer in; whether it is to be let
-    /// in now is asked once more, because nobody watched meanwhile.
-    fn new(
-        room: &Rc<Room>,
-        connection: Connection,
-        seat: Seat<Peer>,
-        own: watch::Receiver<Credentials>,
-    ) -> Result<Opening, Refusal> {
-        let usage = match connection.side() {
-            quinn::Side::Client => Usage::Server,
-            quinn::Side::Server => Usage::Client,
-        };
-        let (chain, now_s) = (chain(&connection), room.shared.now_s());
-        let peer = room
-            .shared
-            .admit(&chain, now_s, usage)
-            .inspect_err(|_| connection.close(code::UNTRUSTED.into(), b""))?;
-        let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
-        shown.lasts(peer.until_s, now_s);
-        let known = Known { connection, usage, id: peer.id.clone(), shown: RefCell::new(shown) };
-        let known = Rc::new(known);
-        let number = room.next.replace(room.next.get() + 1);
-        room.open.borrow_mut().insert(number, known.clone());
-        let (held, dropped) = oneshot::channel();
-        let seat = Rc::new(seat);
-        let watch = Watch { room: room.clone(), known: known.clone(), own };
-        let own_seat = seat.clone();
-        tokio::task::spawn_local(async move {
-            if let Some(code) = watch.until_it_ends(dropped).await {
-                watch.known.connection.close(code.into(), b"");
-            }
-            watch.room.open.borrow_mut().remove(&number);
-            drop(own_seat);
-        });
-        Ok(Opening { peer, known, seat, held })
     }
 }
 
@@ -536,142 +418,5 @@ impl AsyncRead for Held {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         AsyncRead::poll_read(Pin::new(&mut self.receive), cx, buffer)
-    }
-}
-
-/// Ends a connection when it is time.
-struct Watch {
-    room: Rc<Room>,
-    known: Rc<Known>,
-    own: watch::Receiver<Credentials>,
-}
-
-/// Work that goes on beside the watch, if there is any.
-type Beside<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
-
-async fn beside<T>(work: &mut Beside<T>) -> T {
-    match work {
-        Some(running) => {
-            let done = running.await;
-            *work = None;
-            done
-        }
-        None => std::future::pending().await,
-    }
-}
-
-impl Watch {
-    /// The code with which the connection is to be closed; `None` if it is closed. Nothing in here
-    /// waits for the peer: what does goes on beside it.
-    async fn until_it_ends(&self, mut dropped: oneshot::Receiver<()>) -> Option<u32> {
-        let connection = &self.known.connection;
-        let mut own = self.own.clone();
-        let mut looks = tokio::time::interval(LOOK);
-        let mut renewals = Instant::now();
-        let (mut showing, mut reading): (Beside<bool>, Beside<Option<Vec<u8>>>) = (None, None);
-        loop {
-            tokio::select! {
-                _ = connection.closed() => return None,
-                _ = &mut dropped => return Some(code::DONE),
-                _ = looks.tick() => {
-                    if self.is_over() {
-                        tracing::info!(peer = %self.known.id, "a connection ends with its peer's SVID");
-                        return Some(code::UNTRUSTED);
-                    }
-                }
-                changed = own.changed(), if showing.is_none() => {
-                    if changed.is_err() {
-                        return Some(code::LEAVING);
-                    }
-                    let own = own.borrow_and_update().clone();
-                    showing = Some(Box::pin(show(connection.clone(), own)));
-                }
-                shown = beside(&mut showing) => {
-                    if !shown {
-                        // Again, as if it had been changed once more.
-                        own.mark_changed();
-                        tokio::task::yield_now().await;
-                    }
-                }
-                stream = connection.accept_uni(),
-                    if reading.is_none() && Instant::now() >= renewals =>
-                {
-                    let Ok(stream) = stream else { return None };
-                    reading = Some(Box::pin(read(stream)));
-                }
-                message = beside(&mut reading) => {
-                    renewals = Instant::now() + RENEWAL_REST;
-                    let Some(message) = message else { continue };
-                    if let Err(why) = self.renewed(&message) {
-                        tracing::warn!(peer = %self.known.id, why, "a peer's newer SVID is not taken");
-                        return Some(code::BROKEN);
-                    }
-                }
-            }
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        let shown = self.known.shown.borrow();
-        self.room.shared.now_s() > shown.until_s || Instant::now() > shown.until + LOOK
-    }
-
-    /// Takes a newer SVID of the other side's: of the same peer, trusted, and shown by whoever has
-    /// its key.
-    fn renewed(&self, message: &[u8]) -> Result<(), &'static str> {
-        let shown = renewal::decode(message).ok_or("it is broken")?;
-        let (known, shared) = (&self.known, &self.room.shared);
-        let now_s = shared.now_s();
-        let found =
-            shared.admit(&shown.chain, now_s, known.usage).map_err(|_| "it is not trusted")?;
-        let other = !known.connection.side();
-        let binding = renewal::binding(&known.connection, other).ok_or("nothing binds it")?;
-        if found.id != known.id {
-            return Err("it is somebody else's");
-        }
-        if !shown.is_by(found.key, &binding) {
-            return Err("its key did not sign it here");
-        }
-        let mut before = known.shown.borrow_mut();
-        if found.until_s >= before.until_s {
-            before.chains = vec![shown.chain];
-            before.lasts(found.until_s, now_s);
-        } else {
-            // It ends no sooner what the other one has lengthened, and may be of a newer root.
-            before.chains.truncate(1);
-            before.chains.push(shown.chain);
-        }
-        Ok(())
-    }
-}
-
-/// Shows the other side our newer SVID; `false` if it has to be tried again.
-async fn show(connection: Connection, own: Credentials) -> bool {
-    let Some(binding) = renewal::binding(&connection, connection.side()) else { return true };
-    let message = renewal::encode(&own.chain, &binding, &own.secret);
-    let Ok(mut stream) = connection.open_uni().await else { return true };
-    let taken = tokio::time::timeout(HANDSHAKE_WAIT, async {
-        stream.write_all(&message).await.ok()?;
-        stream.finish().ok()?;
-        // `None` once it has been received whole.
-        stream.stopped().await.ok()
-    });
-    if matches!(taken.await, Ok(Some(None))) {
-        return true;
-    }
-    // What was cut off must not look whole.
-    let _ = stream.reset(code::DONE.into());
-    tokio::time::sleep(RENEWAL_REST).await;
-    false
-}
-
-/// What the other side shows; `None` if it has thought better of it.
-async fn read(mut stream: RecvStream) -> Option<Vec<u8>> {
-    let read = tokio::time::timeout(HANDSHAKE_WAIT, stream.read_to_end(renewal::MAX_BYTES)).await;
-    match read {
-        Ok(Ok(message)) => Some(message),
-        // Longer than any: taken for what it is, no renewal.
-        Ok(Err(quinn::ReadToEndError::TooLong)) => Some(Vec::new()),
-        Ok(Err(_)) | Err(_) => None,
     }
 }

@@ -18,6 +18,7 @@ mod endpoint;
 pub mod renewal;
 mod serve;
 mod tls;
+mod watch;
 
 pub use endpoint::{Arrivals, Endpoint, Link, Peer, Refused, Settings};
 pub use serve::serve;
