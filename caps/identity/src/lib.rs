@@ -26,4 +26,4 @@ pub use id::{ClusterName, SpiffeId, Subject, TenantName};
 pub use pem::{MAX_PEM_BYTES, from_pem, to_pem};
 pub use profile::{Home, key_of};
 pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
-pub use trust::{Peers, Trust};
+pub use trust::{Peer, Peers, Trust};

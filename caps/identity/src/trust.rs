@@ -2,6 +2,7 @@
 //! named. A certificate alone opens nothing (N2).
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use distos_abi::NodeId;
 
@@ -9,21 +10,49 @@ use crate::bundle::Bundle;
 use crate::id::{Subject, TenantName};
 use crate::svid::{Identity, Refusal, Usage};
 
+/// What the list names, and what limits are counted by: whoever has many ids is one all the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// A node with all its services.
+    Node(NodeId),
+    /// A tenant with all its agents.
+    Tenant(TenantName),
+}
+
+impl Peer {
+    /// What this one is part of.
+    pub fn of(subject: &Subject) -> Peer {
+        match subject {
+            Subject::Node(node) | Subject::Service { node, .. } => Peer::Node(*node),
+            Subject::Agent { tenant, .. } => Peer::Tenant(tenant.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Node(node) => write!(f, "node/{node}"),
+            Peer::Tenant(tenant) => write!(f, "tenant/{tenant}"),
+        }
+    }
+}
+
 /// Who is let in, by the cluster's list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
-    /// Nodes, with all their services.
+    /// Nodes.
     pub nodes: BTreeSet<NodeId>,
-    /// Tenants, with all their agents.
+    /// Tenants.
     pub tenants: BTreeSet<TenantName>,
 }
 
 impl Peers {
-    /// Whether the list names `subject`, or what it is part of.
+    /// Whether the list names what `subject` is part of.
     pub fn name(&self, subject: &Subject) -> bool {
-        match subject {
-            Subject::Node(node) | Subject::Service { node, .. } => self.nodes.contains(node),
-            Subject::Agent { tenant, .. } => self.tenants.contains(tenant),
+        match Peer::of(subject) {
+            Peer::Node(node) => self.nodes.contains(&node),
+            Peer::Tenant(tenant) => self.tenants.contains(&tenant),
         }
     }
 }

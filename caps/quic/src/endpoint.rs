@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::{Fault, NodeId};
-use distos_identity::{Identity, SpiffeId, Subject, TenantName, Trust};
+use distos_abi::Fault;
+use distos_identity::{Identity, Peer, SpiffeId, Trust};
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Seat, Seats};
 use quinn::{
@@ -335,25 +335,6 @@ impl Room {
         let opening = Opening::new(self, connection, seat, own).map_err(|e| e.to_string())?;
         let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
         Ok(Link { opening, stream })
-    }
-}
-
-/// What the list of trusted peers names: limits are its, and not those of each of its ids.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Peer {
-    /// A node with all its services.
-    Node(NodeId),
-    /// A tenant with all its agents.
-    Tenant(TenantName),
-}
-
-impl Peer {
-    /// What this one is part of.
-    pub fn of(subject: &Subject) -> Peer {
-        match subject {
-            Subject::Node(node) | Subject::Service { node, .. } => Peer::Node(*node),
-            Subject::Agent { tenant, .. } => Peer::Tenant(tenant.clone()),
-        }
     }
 }
 

@@ -20,7 +20,7 @@ mod serve;
 mod tls;
 mod watch;
 
-pub use endpoint::{Arrivals, Endpoint, Link, Peer, Refused, Settings};
+pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings};
 pub use serve::serve;
 pub use tls::{Clock, Credentials, KeyExchange};
 

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use distos_abi::{CapId, TenantId};
+use distos_identity::Peer;
 use distos_rpc::{Party, Vat};
 
-use crate::endpoint::{Arrivals, Peer, Refused};
+use crate::endpoint::{Arrivals, Refused};
 
 /// How often refusals are put into the audit log: whoever is refused decides how often it is.
 const TOLD: Duration = Duration::from_secs(1);
@@ -38,11 +39,7 @@ pub async fn serve(vat: Vat, mut arrivals: Arrivals) {
 
 /// Who shares the time that strangers have.
 fn party(peer: &Peer) -> Party {
-    let name = match peer {
-        Peer::Node(node) => format!("node/{node}"),
-        Peer::Tenant(tenant) => format!("tenant/{tenant}"),
-    };
-    Party::Peer(*blake3::hash(name.as_bytes()).as_bytes())
+    Party::Peer(*blake3::hash(peer.to_string().as_bytes()).as_bytes())
 }
 
 /// Refusals that were not told yet.

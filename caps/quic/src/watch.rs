@@ -6,13 +6,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use distos_identity::{Identity, Refusal, SpiffeId, Usage};
+use distos_identity::{Identity, Peer, Refusal, SpiffeId, Usage};
 use distos_rpc::Seat;
 use quinn::{Connection, RecvStream};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
 
-use crate::endpoint::{HANDSHAKE_WAIT, Peer, Room};
+use crate::endpoint::{HANDSHAKE_WAIT, Room};
 use crate::renewal;
 use crate::tls::Credentials;
 
