@@ -73,7 +73,6 @@ lint: setup ## Clippy, with warnings as errors
 .PHONY: unit
 unit: setup wasm foreign tlc ## Every test of the workspace, from unit to end-to-end
 	$(CARGO) build --workspace --locked
-	$(CARGO) test --workspace --locked --doc --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
 	else \

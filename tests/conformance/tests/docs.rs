@@ -107,6 +107,36 @@ fn no_link_in_the_documentation_is_dead() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Where documentation in Rust code holds an example that rustdoc would run as a test.
+fn examples(code: &str) -> Vec<usize> {
+    let mut in_block = false;
+    let mut found = Vec::new();
+    for (number, line) in (1..).zip(code.lines().map(str::trim_start)) {
+        let doc = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+        let Some(language) = doc.and_then(|doc| doc.trim_start().strip_prefix("```")) else {
+            continue;
+        };
+        in_block = !in_block;
+        if in_block && !["text", "toml"].contains(&language.trim()) {
+            found.push(number);
+        }
+    }
+    found
+}
+
+/// `make test` does without `cargo test --doc`, which compiles every library once more to find no
+/// test in it: examples live in `docs/examples` and in tests.
+#[test]
+fn no_example_is_where_no_test_runs_it() {
+    let wrong: Vec<_> = files_in("", "rs")
+        .into_iter()
+        .map(|path| (path.clone(), examples(&read(&path))))
+        .filter(|(_, lines)| !lines.is_empty())
+        .collect();
+    assert!(wrong.is_empty(), "examples that nobody runs (or blocks without `text`): {wrong:?}");
+    assert_eq!(examples("/// ```\n/// a();\n/// ```\n//! ```text\n//! ```\n"), [1]);
+}
+
 /// Methods of interfaces that are not followed by a comment. One comment may stand below several
 /// methods.
 fn bare_methods(schema: &str) -> Vec<String> {
