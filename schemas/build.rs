@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "audit",
         "gpu",
         "node",
+        "network",
     ] {
         let file = format!("{name}.capnp");
         println!("cargo:rerun-if-changed={file}");

@@ -19,5 +19,6 @@ generated!(
     attestation_capnp,
     audit_capnp,
     gpu_capnp,
-    node_capnp
+    node_capnp,
+    network_capnp
 );

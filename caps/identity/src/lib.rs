@@ -17,6 +17,7 @@ pub mod did;
 mod id;
 mod pem;
 mod profile;
+mod request;
 mod svid;
 mod trust;
 
@@ -24,6 +25,7 @@ pub use authority::{Issuer, Root, Serial, Validity};
 pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
 pub use id::{ClusterName, SpiffeId, Subject, TenantName};
 pub use pem::{MAX_PEM_BYTES, from_pem, to_pem};
-pub use profile::{Home, key_of};
+pub use profile::{Home, key_of, since};
+pub use request::{prove, verify_proof};
 pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
 pub use trust::{Peer, Peers, Trust};

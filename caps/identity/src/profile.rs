@@ -123,6 +123,11 @@ pub fn key_of(der: &[u8]) -> Option<HolderKey> {
     read(der).ok().map(|(_, facts)| facts.key)
 }
 
+/// Since when a certificate of a cluster's holds, in seconds since the Unix epoch, whatever else it says.
+pub fn since(der: &[u8]) -> Option<u64> {
+    read(der).ok().map(|(_, facts)| facts.from_s)
+}
+
 /// Reads an issuer's certificate.
 pub(crate) fn issuer(der: &[u8]) -> Result<IssuerFacts, &'static str> {
     let (cert, facts) = read(der)?;

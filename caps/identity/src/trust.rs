@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
-use distos_abi::NodeId;
+use distos_abi::{Fault, NodeId};
 
 use crate::bundle::Bundle;
 use crate::id::{Subject, TenantName};
@@ -34,6 +35,21 @@ impl fmt::Display for Peer {
         match self {
             Peer::Node(node) => write!(f, "node/{node}"),
             Peer::Tenant(tenant) => write!(f, "tenant/{tenant}"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = Fault;
+
+    /// Reads what `Display` writes, and nothing else.
+    fn from_str(text: &str) -> Result<Peer, Fault> {
+        match text.strip_prefix("tenant/") {
+            Some(tenant) => Ok(Peer::Tenant(TenantName::new(tenant)?)),
+            None => match text.parse()? {
+                Subject::Node(node) => Ok(Peer::Node(node)),
+                _ => Err(Fault::malformed("a peer is node/N or tenant/T, with all that it is")),
+            },
         }
     }
 }
@@ -80,5 +96,21 @@ impl Trust {
             return Ok(found);
         }
         Err(Refusal::Stranger)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_a_whole_node_or_a_whole_tenant() {
+        let node = Peer::Node(NodeId([0xab; 32]));
+        assert_eq!(node.to_string().parse::<Peer>().unwrap(), node);
+        let red = Peer::Tenant(TenantName::new("red").unwrap());
+        assert_eq!(red.to_string().parse::<Peer>().unwrap(), red);
+        for text in ["", "red", "tenant/", "node/1", &format!("{node}/service/memory")] {
+            assert!(text.parse::<Peer>().is_err(), "{text}");
+        }
     }
 }

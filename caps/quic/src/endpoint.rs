@@ -176,13 +176,13 @@ impl Endpoint {
             (_, Some(Err(refusal))) => {
                 return Err(Fault::Unauthenticated(format!("{address}: {refusal}")));
             }
-            (Err(error), _) => return Err(not_connected(address, &error)),
+            (Err(error), _) => return Err(why_closed(address, &error)),
             (Ok(_), None) => return Err(Fault::internal("a handshake that checked nobody")),
         };
         let opening = Opening::new(room, connection, seat, own)
             .map_err(|refusal| Fault::Unauthenticated(format!("{address}: {refusal}")))?;
         let stream = opening.known.connection.open_bi().await;
-        let stream = stream.map_err(|e| not_connected(address, &e))?;
+        let stream = stream.map_err(|e| why_closed(address, &e))?;
         Ok(Link { opening, stream })
     }
 
@@ -226,7 +226,9 @@ fn transport_config() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-fn not_connected(address: SocketAddr, error: &ConnectionError) -> Fault {
+/// What it means for whoever is here that a connection to `address` ended so: [`Fault::Unauthenticated`] if
+/// one side does not trust the other, [`Fault::Unavailable`] otherwise.
+pub fn why_closed(address: SocketAddr, error: &ConnectionError) -> Fault {
     let why = format!("{address}: {}", told(error));
     match error {
         ConnectionError::ConnectionClosed(closed)
@@ -237,7 +239,7 @@ fn not_connected(address: SocketAddr, error: &ConnectionError) -> Fault {
         ConnectionError::ApplicationClosed(closed)
             if closed.error_code == code::UNTRUSTED.into() =>
         {
-            Fault::Unauthenticated(format!("{address}: it does not trust us: renew this SVID"))
+            Fault::Unauthenticated(format!("{address}: it does not trust us (any more)"))
         }
         ConnectionError::TransportError(_)
         | ConnectionError::ConnectionClosed(_)

@@ -8,20 +8,25 @@
 //!
 //! What it does not do: say what a peer may do. A connection starts at a door, as one over a Unix
 //! socket does; capabilities are presented there. It opens no socket, and keeps no list: whoever
-//! builds it hands both in.
+//! builds it hands both in. A service of a node gets them from its image and its network service
+//! ([`attend`]).
 //!
 //! Sessions are never resumed, and nothing is sent before the handshake is over (0-RTT): either would
 //! let somebody in whose certificate nobody looked at.
 #![forbid(unsafe_code)]
 
+mod attend;
 mod endpoint;
 pub mod renewal;
 mod serve;
 mod tls;
 mod watch;
 
-pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings};
-pub use serve::serve;
+pub use attend::{attend, renew_after, system_clock};
+pub use quinn::ConnectionError;
+
+pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings, why_closed};
+pub use serve::{Refusals, serve};
 pub use tls::{Clock, Credentials, KeyExchange};
 
 /// The protocol, for ALPN: who speaks another version does not connect.

@@ -42,16 +42,16 @@ fn party(peer: &Peer) -> Party {
     Party::Peer(*blake3::hash(peer.to_string().as_bytes()).as_bytes())
 }
 
-/// Refusals that were not told yet.
+/// Refusals that were not told yet: whoever is refused without end must not fill the audit log.
 #[derive(Default)]
-struct Refusals {
+pub struct Refusals {
     count: u64,
     told: Option<Instant>,
 }
 
 impl Refusals {
     /// What is to be told of them, if it is time.
-    fn note(&mut self, refused: &Refused, now: Instant) -> Option<String> {
+    pub fn note(&mut self, refused: &Refused, now: Instant) -> Option<String> {
         self.count += 1;
         if self.told.is_some_and(|told| now.duration_since(told) < TOLD) {
             return None;

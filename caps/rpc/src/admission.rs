@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::budget::{Budget, Rate, thread_time};
+use crate::quiet::Quiet;
 
 /// Strangers of one user that are served at one time; the others wait.
 const MAX_STRANGERS_OF_A_USER: usize = 8;
@@ -25,6 +26,11 @@ const RESTORE_WAIT: Duration = Duration::from_secs(30);
 /// The same while others of its user wait to be served, and how much work it may make then.
 const SEAT: Duration = Duration::from_secs(2);
 const MOST_WORK: Duration = Duration::from_millis(10);
+/// Turns that follow each other as they are wanted: twice what restoring a capability takes.
+/// Whoever wants more has one at a time with pauses in between, which count as silence: a message that
+/// comes byte by byte is no work that is waited for.
+const PROMPT_TURNS: u32 = 16;
+const PAUSE: Duration = Duration::from_millis(20);
 /// How often it is looked whether others wait.
 const LOOK: Duration = Duration::from_millis(500);
 /// Users whose books are kept; beyond it those who are not connected are forgotten.
@@ -75,9 +81,10 @@ impl Admission {
         self.start.elapsed()
     }
 
-    /// A place for one more connection of `user`.
-    pub(crate) fn place(self: &Rc<Self>, user: Party) -> Place {
-        Place { admission: self.clone(), user: self.user(user) }
+    /// A place for one more connection of `user`. Its `socket` is silenced whenever it is not its
+    /// turn.
+    pub(crate) fn place(self: &Rc<Self>, user: Party, socket: Option<Quiet>) -> Place {
+        Place { admission: self.clone(), user: self.user(user), socket }
     }
 
     fn user(&self, user: Party) -> Rc<User> {
@@ -107,6 +114,7 @@ impl Admission {
 pub(crate) struct Place {
     admission: Rc<Admission>,
     user: Rc<User>,
+    socket: Option<Quiet>,
 }
 
 impl Place {
@@ -126,6 +134,7 @@ impl Place {
         let mut system = Some(Box::pin(start()));
         let (mut paid, mut silent) = (Duration::ZERO, Duration::ZERO);
         let mut turn = Some((turn, begun));
+        let mut turns = 0;
         loop {
             let mut output = None;
             if let (Some((turn, begun)), Some(running)) = (turn.take(), &mut system) {
@@ -141,6 +150,7 @@ impl Place {
                 // It was no stranger.
                 self.user.budget.borrow_mut().refund(paid);
                 drop(seat);
+                self.settle()?;
                 return match system {
                     Some(running) => Some(running.await),
                     None => output,
@@ -153,8 +163,37 @@ impl Place {
                 return None;
             }
             silent += self.woken(silent, asks).await?;
-            turn = Some((self.turn().await, thread_time()));
+            turns += 1;
+            if let Some(socket) = &self.socket {
+                socket.hush();
+            }
+            if turns > PROMPT_TURNS && asks.get() == 0 {
+                tokio::time::sleep(PAUSE).await;
+                silent += PAUSE;
+                if self.is_late(silent) {
+                    return None;
+                }
+            }
+            let own = self.turn().await;
+            turn = Some((own, thread_time()));
+            self.hear()?;
         }
+    }
+
+    /// `None` if the socket cannot be listened to, which only its end mends.
+    fn hear(&self) -> Option<()> {
+        let Some(socket) = &self.socket else { return Some(()) };
+        socket.hear().inspect_err(|error| tracing::warn!(%error, "a connection is lost")).ok()
+    }
+
+    fn settle(&self) -> Option<()> {
+        let Some(socket) = &self.socket else { return Some(()) };
+        socket.settle().inspect_err(|error| tracing::warn!(%error, "a connection is lost")).ok()
+    }
+
+    /// Whether it has to go after so long a silence; if so it makes room.
+    fn is_late(&self, silent: Duration) -> bool {
+        silent >= RESTORE_WAIT || silent >= SEAT && self.makes_room()
     }
 
     /// Waits to be served.
@@ -198,10 +237,8 @@ impl Place {
             if asks.get() > 0 {
                 continue;
             }
-            let silent = silent + begun.elapsed();
             // Asked last: who says that it makes room has to.
-            let late = silent >= RESTORE_WAIT || silent >= SEAT && self.makes_room();
-            if late {
+            if self.is_late(silent + begun.elapsed()) {
                 return None;
             }
         }
@@ -258,9 +295,9 @@ mod tests {
     #[test]
     fn books_of_users_who_are_gone_do_not_pile_up() {
         let admission = Rc::new(Admission::new(STRANGERS_PART));
-        let stays = admission.place(Party::User(u32::MAX));
+        let stays = admission.place(Party::User(u32::MAX), None);
         for user in 0..2 * MAX_USERS as u32 {
-            drop(admission.place(Party::User(user)));
+            drop(admission.place(Party::User(user), None));
         }
         assert!(admission.users.borrow().len() <= MAX_USERS);
         assert!(admission.users.borrow().contains_key(&Party::User(u32::MAX)));
@@ -283,7 +320,7 @@ mod tests {
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let (done, stranger, asks) = (Cell::new(0), Cell::new(false), Cell::new(0));
-            let places: Vec<_> = (0..8).map(|_| admission.place(Party::User(1000))).collect();
+            let places: Vec<_> = (0..8).map(|_| admission.place(Party::User(1000), None)).collect();
             let flood = places.iter().map(|place| place.drive(&stranger, &asks, || busy(&done)));
             let begun = Instant::now();
             let end = tokio::time::sleep(200 * MS);
@@ -302,7 +339,7 @@ mod tests {
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let restored = Cell::new(false);
-            let place = admission.place(Party::User(1000));
+            let place = admission.place(Party::User(1000), None);
             place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST * 2);
             let turns = Cell::new(0);
             let work = || async {
@@ -326,7 +363,7 @@ mod tests {
             let begun = Instant::now();
             for _ in 0..100 {
                 let restored = Cell::new(false);
-                let place = admission.place(Party::User(1000));
+                let place = admission.place(Party::User(1000), None);
                 let work = || async {
                     let begun = thread_time();
                     while thread_time() - begun < MS / 4 {}
@@ -346,14 +383,15 @@ mod tests {
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let (stranger, asks) = (Cell::new(false), Cell::new(0));
-            let places: Vec<_> =
-                (0..MAX_STRANGERS_OF_A_USER).map(|_| admission.place(Party::User(1000))).collect();
+            let places: Vec<_> = (0..MAX_STRANGERS_OF_A_USER)
+                .map(|_| admission.place(Party::User(1000), None))
+                .collect();
             let silent =
                 places.iter().map(|place| place.drive(&stranger, &asks, std::future::pending));
             let mut silent: futures::stream::FuturesUnordered<_> = silent.collect();
             let alone = tokio::time::timeout(SEAT + SEAT / 4, silent.next()).await;
             assert!(alone.is_err(), "nobody waits, so nobody has to go");
-            let next = admission.place(Party::User(1000));
+            let next = admission.place(Party::User(1000), None);
             let spoken = next.drive(&stranger, &asks, || async { "a word" });
             let (gone, spoken) = futures::join!(silent.next(), spoken);
             assert_eq!((gone, spoken), (Some(None::<()>), Some("a word")));

@@ -49,6 +49,8 @@ struct Inner {
     holder: Option<HolderKey>,
     lineage: Vec<Limits>,
     origin: Origin,
+    /// Whose edge it is, if it is one's root.
+    edge: Option<String>,
 }
 
 /// Where a facet's capability comes from, and so what ends with it.
@@ -102,13 +104,19 @@ impl Facet {
                     holder: HolderKey::try_from(grant.get_holder()?).ok(),
                     lineage: lineage.collect(),
                     origin,
+                    edge: None,
                 }),
             })
         };
         read(grant).map_err(|e| fault_of(&e))
     }
 
-    pub(crate) fn of_edge(vat: &Vat, session: SessionId, grant: &crate::boot::EdgeGrant) -> Facet {
+    pub(crate) fn of_edge(
+        vat: &Vat,
+        session: SessionId,
+        grant: &crate::boot::EdgeGrant,
+        peer: &str,
+    ) -> Facet {
         let cap = CapId(grant.cap_id);
         Facet {
             inner: Rc::new(Inner {
@@ -132,6 +140,7 @@ impl Facet {
                     rate_per_s: u32::MAX,
                 }],
                 origin: Origin::Lasting,
+                edge: Some(peer.to_owned()),
             }),
         }
     }
@@ -174,6 +183,12 @@ impl Facet {
     /// The key that it was restored with; `None` if a vat of this node holds it.
     pub fn holder(&self) -> Option<HolderKey> {
         self.inner.holder
+    }
+
+    /// The vat of this node to whose edge this is the root, as the kernel names it. What was derived from
+    /// it may be anybody's, and has none.
+    pub fn edge(&self) -> Option<&str> {
+        self.inner.edge.as_deref()
     }
 
     /// The check at dispatch, for an operation on the whole object. A refusal goes to the audit

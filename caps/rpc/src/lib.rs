@@ -24,6 +24,8 @@ mod facet;
 mod faults;
 mod framing;
 mod meters;
+mod quiet;
+pub mod record;
 mod seats;
 pub mod transport;
 mod vat;

@@ -31,6 +31,7 @@ use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
 use crate::meters::Meters;
+use crate::quiet::Quiet;
 use crate::transport::{self, Bounds, Checker};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
@@ -461,7 +462,7 @@ impl Vat {
 
     fn serve_edge(&self, peer: String, grant: EdgeGrant, stream: UnixStream) {
         let session = self.next_session();
-        let facet = Facet::of_edge(self, session, &grant);
+        let facet = Facet::of_edge(self, session, &grant, &peer);
         let home = EdgeHome { vat: self.clone(), session, peer, facet };
         let home: capability_capnp::edge::Client = capnp_rpc::new_client(home);
         let home = capnp::capability::Client::new(home.into_client_hook());
@@ -519,17 +520,13 @@ impl Vat {
 
     fn admit(&self, arrival: Arrival) {
         let Arrival { socket, user, seat } = arrival;
-        match stream(socket) {
-            Ok(stream) => {
-                let (reader, writer) = stream.into_split();
-                self.take_stream(reader, writer, Party::User(user), async move {
-                    // It lasts until its client ends it.
-                    let _seat = seat;
-                    std::future::pending().await
-                });
-            }
-            Err(fault) => tracing::warn!(%fault, "a connection could not be served"),
-        }
+        let socket = Quiet::new(socket);
+        let (reader, writer) = (socket.clone(), socket.clone());
+        self.take(reader, writer, Party::User(user), Some(socket), async move {
+            // It lasts until its client ends it.
+            let _seat = seat;
+            std::future::pending().await
+        });
     }
 
     /// Serves whoever is at the other end of these two halves, as one who connects to this vat's
@@ -546,7 +543,22 @@ impl Vat {
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        let place = self.core.admission.place(party);
+        self.take(reader, writer, party, None, over);
+    }
+
+    /// The same; `socket` is what both halves are of, if it can be silenced.
+    fn take<R, W>(
+        &self,
+        reader: R,
+        writer: W,
+        party: Party,
+        socket: Option<Quiet>,
+        over: impl Future<Output = ()> + 'static,
+    ) where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let place = self.core.admission.place(party, socket);
         let session = self.next_session();
         let (restored, restores) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
         let asks = Rc::new(Cell::new(0));

@@ -23,8 +23,12 @@ pub const GPUS: Kind = Kind(8);
 pub const LEASE: Kind = Kind(9);
 /// The node itself (root object of the node service).
 pub const NODE: Kind = Kind(10);
+/// Whom the node lets in over the network (root object of the network service, for the operator).
+pub const NETWORK: Kind = Kind(11);
+/// What a service needs to be reached over the network (root object of the network service, for services).
+pub const CREDENTIALS: Kind = Kind(12);
 
-const NAMES: [(Kind, &str); 10] = [
+const NAMES: [(Kind, &str); 12] = [
     (REGIONS, "regions"),
     (REGION, "region"),
     (QUEUE, "queue"),
@@ -35,6 +39,8 @@ const NAMES: [(Kind, &str); 10] = [
     (GPUS, "gpus"),
     (LEASE, "lease"),
     (NODE, "node"),
+    (NETWORK, "network"),
+    (CREDENTIALS, "credentials"),
 ];
 
 /// The kind's name in images, capability files and `describe`; `unknown` if it has none.

@@ -2,6 +2,7 @@
 //! says and grants exactly what it says; it never reads the image's text.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,9 @@ pub enum Device {
     Path(PathBuf),
     /// One end of a socket pair whose other end a foreign program holds.
     Foreign(String),
+    /// A UDP socket of the machine's own network, bound to this address. With it a vat can send to
+    /// anybody.
+    Udp(SocketAddr),
 }
 
 /// A program that knows nothing of DistOS and stands behind a device.

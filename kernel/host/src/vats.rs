@@ -2,6 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
@@ -559,26 +561,23 @@ impl Vats {
         let mut foreign = None;
         for (name, device) in &plan.devices {
             let descriptor = match device {
-                Device::Path(path) => std::fs::OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .open(path)
-                    .map_err(|e| Fault::internal(format!("{}: {e}", path.display())))?
-                    .into(),
+                Device::Path(path) => {
+                    File::options().read(true).write(true).open(path).map(OwnedFd::from)
+                }
+                Device::Udp(address) => UdpSocket::bind(address).map(OwnedFd::from),
                 Device::Foreign(program) => {
                     let program = self.plan.foreign.iter().find(|f| f.name == *program);
-                    let program = program
-                        .ok_or_else(|| Fault::not_found(format!("program of device '{name}'")))?;
+                    let program = program.ok_or_else(|| Fault::not_found(name.as_str()))?;
                     let (own, other) = pair(SocketType::STREAM).map_err(Fault::internal)?;
-                    let data = self.data_dir(&program.name);
-                    let started =
-                        spawn::spawn_foreign(program, &data, other, uid_of(&program.name));
-                    foreign = Some(started.map_err(|e| {
-                        Fault::internal(format!("cannot start {}: {e}", program.path.display()))
-                    })?);
-                    own
+                    let (data, uid) = (self.data_dir(&program.name), uid_of(&program.name));
+                    spawn::spawn_foreign(program, &data, other, uid).map(|started| {
+                        foreign = Some(started);
+                        own
+                    })
                 }
             };
+            let descriptor =
+                descriptor.map_err(|e| Fault::internal(format!("'{name}', {device:?}: {e}")))?;
             devices.insert(name.clone(), descriptor);
         }
         Ok((devices, foreign))

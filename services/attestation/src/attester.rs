@@ -1,16 +1,17 @@
 //! One attestation from end to end: measure the image, ask the TPM, appraise, remember. Blocking.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use distos_abi::Fault;
+use distos_rpc::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::TRACE;
 use crate::evidence::{
     Appraised, AttestationKey, ClockInfo, PcrSet, Pcrs, Policy, Refusal, appraise, extended_once,
 };
-use crate::record;
+
 use crate::tpm::{Evidence, Tpm};
 
 /// The register that holds the node image's hash. On a PC it is the operating system's (a unified
@@ -74,8 +75,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Attester<T> {
     pub(crate) tpm: Tpm<T>,
-    enrolment_file: PathBuf,
-    clock_file: PathBuf,
+    enrolment_file: Record,
+    clock_file: Record,
     image_hash: [u8; 32],
     pcrs: PcrSet,
     measured: bool,
@@ -85,10 +86,13 @@ impl<T: Read + Write> Attester<T> {
     /// Speaks to nobody yet. `dir` is the service's own directory, `pcrs` the registers that are
     /// quoted besides the image's.
     pub(crate) fn new(tpm: Tpm<T>, dir: &Path, image_hash: [u8; 32], pcrs: PcrSet) -> Attester<T> {
+        const REMEDY: &str =
+            "restore it from a backup, or remove it to trust what the TPM says next";
+        let record = |name| Record::new(dir.join(name), "distos-attestation", REMEDY);
         Attester {
             tpm,
-            enrolment_file: dir.join("enrolment"),
-            clock_file: dir.join("clock"),
+            enrolment_file: record("enrolment"),
+            clock_file: record("clock"),
             image_hash,
             pcrs: pcrs.with(IMAGE_PCR),
             measured: false,
@@ -99,10 +103,10 @@ impl<T: Read + Write> Attester<T> {
     /// evidence: the TPM does not answer, or what is remembered can't be read or written.
     pub(crate) fn attest(&mut self, qualifying: &[u8; 32], now_ms: u64) -> Result<Outcome, Fault> {
         self.measure_image(now_ms)?;
-        let known: Option<Enrolment> = record::load(&self.enrolment_file)?;
+        let known: Option<Enrolment> = self.enrolment_file.load()?;
         // Another TPM's clock says nothing about the one that is enrolled now.
         let previous: Option<ClockInfo> =
-            if known.is_some() { record::load(&self.clock_file)? } else { None };
+            if known.is_some() { self.clock_file.load()? } else { None };
         let evidence = self.tpm.evidence(qualifying, self.pcrs)?;
         let enrolled_now = known.is_none();
         let enrolment = known.unwrap_or_else(|| Enrolment::of(&evidence, now_ms));
@@ -111,16 +115,16 @@ impl<T: Read + Write> Attester<T> {
         if policy.pcrs() != self.pcrs {
             return Err(Fault::StaleAttestation(format!(
                 "this TPM was enrolled with other registers than the image names: remove {} to enrol it anew",
-                self.enrolment_file.display()
+                self.enrolment_file.path().display()
             )));
         }
         let Evidence { quote, signature, pcrs, quote_micros, .. } = evidence;
         let result = appraise(&policy, &key, qualifying, &quote, &signature, &pcrs, previous);
         if let Ok(appraised) = &result {
             if enrolled_now {
-                record::save(&self.enrolment_file, &enrolment)?;
+                self.enrolment_file.save(&enrolment)?;
             }
-            record::save(&self.clock_file, &appraised.clock)?;
+            self.clock_file.save(&appraised.clock)?;
         }
         let result = result.map(|appraised| (appraised, quote_micros));
         Ok(Outcome { result, ak_name: key.name(), enrolled_now })

@@ -40,7 +40,6 @@ use distos_rpc::boot::Boot;
 
 mod attester;
 pub mod evidence;
-mod record;
 mod server;
 mod state;
 mod tpm;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -132,6 +133,14 @@ struct DeviceDecl {
     line: usize,
     path: Option<PathBuf>,
     otherwise: Option<At<String>>,
+    udp: Option<SocketAddr>,
+}
+
+/// What is behind the devices that vats have.
+#[derive(Default)]
+struct Used {
+    foreign: BTreeSet<String>,
+    sockets: BTreeSet<String>,
 }
 
 struct GrantDecl {
@@ -336,16 +345,23 @@ impl<'a> Reader<'a> {
     }
 
     fn device(&mut self, section: &Section<'a>) -> Option<DeviceDecl> {
-        self.only(section, &["path", "else"]);
+        self.only(section, &["path", "else", "udp"]);
         let text = |i: &Item| i.as_str().map(str::to_owned);
         let path = self.optional(section, "path", "a path", text);
         let otherwise = self.optional(section, "else", "a foreign program's name", text);
-        if path.is_none() && otherwise.is_none() {
+        let address = |i: &Item| i.as_str().and_then(|text| text.parse().ok());
+        let udp = self.optional(section, "udp", "an address, such as \"127.0.0.1:7400\"", address);
+        if ["path", "else", "udp"].iter().all(|key| section.table.get(key).is_none()) {
             self.error(section.line, format!("{} is nowhere", section.label), "give it a path");
             return None;
         }
+        if udp.is_some() && (path.is_some() || otherwise.is_some()) {
+            let what = format!("{} is a socket and something else", section.label);
+            self.error(section.line, what, "give it a udp address, or a path and else");
+            return None;
+        }
         let path = path.map(|p| PathBuf::from(p.value));
-        Some(DeviceDecl { line: section.line, path, otherwise })
+        Some(DeviceDecl { line: section.line, path, otherwise, udp: udp.map(|u| u.value) })
     }
 
     fn foreign(&mut self, name: String, section: &Section<'a>) -> Option<At<ForeignPlan>> {
@@ -657,11 +673,16 @@ impl Reader<'_> {
         self.distinct(&declared);
         let Declared { name, slots, mut vats, mut templates, devices, foreign, grants, operator } =
             declared;
-        let mut used = BTreeSet::new();
-        for vat in vats.iter_mut().chain(&mut templates) {
+        let mut used = Used::default();
+        for vat in vats.iter_mut() {
             self.attach(vat, &devices, &foreign, &image_hash, &mut used);
         }
-        let foreign = self.used_foreign(foreign, &devices, &used);
+        // Of one address there is one socket, and of a template there are many instances.
+        used.sockets = devices.iter().filter(|d| d.1.udp.is_some()).map(|d| d.0.clone()).collect();
+        for template in &mut templates {
+            self.attach(template, &devices, &foreign, &image_hash, &mut used);
+        }
+        let foreign = self.used_foreign(foreign, &devices, &used.foreign);
         let edges = self.edges(&grants, &mut vats, &mut templates);
         let operator = self.operator_grants(operator, &vats, &templates);
         let order = self.start_order(&vats, &templates, &edges);
@@ -705,7 +726,7 @@ impl Reader<'_> {
         devices: &BTreeMap<String, DeviceDecl>,
         foreign: &[At<ForeignPlan>],
         image_hash: &[u8; 32],
-        used: &mut BTreeSet<String>,
+        used: &mut Used,
     ) {
         for At { line, value: (name, device) } in &vat.devices {
             let Some(found) = devices.get(device) else {
@@ -715,8 +736,14 @@ impl Reader<'_> {
             let Some(source) = self.source(device, found, foreign) else { continue };
             let class = match &source {
                 Device::Path(_) => "hardware",
+                Device::Udp(_) if !used.sockets.insert(device.clone()) => {
+                    let what = format!("the socket '{device}' is for one vat");
+                    self.error(*line, what, "give each an address of its own; a template has none");
+                    continue;
+                }
+                Device::Udp(_) => "network",
                 Device::Foreign(behind) => {
-                    used.insert(behind.clone());
+                    used.foreign.insert(behind.clone());
                     "software"
                 }
             };
@@ -737,6 +764,9 @@ impl Reader<'_> {
         device: &DeviceDecl,
         foreign: &[At<ForeignPlan>],
     ) -> Option<Device> {
+        if let Some(address) = device.udp {
+            return Some(Device::Udp(address));
+        }
         if let Some(path) = device.path.as_ref().filter(|p| (self.machine.exists)(p)) {
             return Some(Device::Path(path.clone()));
         }
@@ -1105,6 +1135,27 @@ serves = ["regions"]
         let error =
             only_error(&with("[vat.x]\nprogram = \"memory\"\nserves = [\"log\", \"log\"] #!\n"));
         assert!(error.what.contains("twice"));
+    }
+
+    #[test]
+    fn a_socket_is_one_vats_alone() {
+        let socket = "[device.quic]\nudp = \"127.0.0.1:7400\"\n";
+        let vat = |name: &str, mark: &str| {
+            format!("[vat.{name}]\nprogram = \"memory\"\ndevices = {{ quic = \"quic\" }} {mark}\n")
+        };
+        let plan = read(&with(&format!("{socket}{}", vat("x", "")))).unwrap();
+        let address = Device::Udp("127.0.0.1:7400".parse().unwrap());
+        let x = plan.vats.iter().find(|vat| vat.name == "x").unwrap();
+        assert_eq!(x.devices["quic"], address);
+        assert_eq!(x.params["quic"], "network");
+        let error = only_error(&with(&format!("{socket}{}{}", vat("x", ""), vat("y", "#!"))));
+        assert!(error.what.contains("for one vat"), "{}", error.what);
+        let template = vat("y", "#!").replace("vat.", "template.");
+        assert!(only_error(&with(&format!("{socket}{template}"))).what.contains("for one vat"));
+        let error = only_error(&with("[device.quic]\nudp = \"memory:7400\" #!\n"));
+        assert!(error.hint.contains("address"), "{}", error.hint);
+        let both = "[device.quic] #!\nudp = \"127.0.0.1:1\"\npath = \"/dev/null\"\n";
+        assert!(only_error(&with(both)).what.contains("something else"));
     }
 
     #[test]

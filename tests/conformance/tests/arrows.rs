@@ -66,14 +66,22 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("caps/table", &["kernel/abi"]),
         ("caps/identity", &["kernel/abi", "caps/types"]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "schemas"]),
-        ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc"]),
+        ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),
         ("caps/client", &["kernel/abi", "caps/types", "caps/rpc", "schemas"]),
     ];
     if room == "services/node" || room.starts_with("tests/") {
         return None;
     }
     if room.starts_with("services/") {
-        return Some(&["kernel/abi", "caps/types", "caps/rpc", "caps/client", "schemas"]);
+        return Some(&[
+            "kernel/abi",
+            "caps/types",
+            "caps/identity",
+            "caps/rpc",
+            "caps/quic",
+            "caps/client",
+            "schemas",
+        ]);
     }
     let (_, allowed) =
         KERNEL_AND_CAPS.iter().find(|(name, _)| *name == room).unwrap_or_else(|| {

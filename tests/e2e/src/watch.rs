@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(3);
 /// How long what a command started may outlive it.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A command that runs.
+/// A command that runs. It is killed when this is dropped.
 pub struct Watched {
     child: Child,
     out: File,
@@ -99,6 +99,15 @@ impl Watched {
             }
             std::thread::sleep(LOOK);
         }
+    }
+}
+
+impl Drop for Watched {
+    /// A test that ends before its command does ends that too.
+    fn drop(&mut self) {
+        // Neither does anything to a command that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -285,12 +285,12 @@ fn did(args: &DidArgs) -> Result<Report, Fault> {
     Ok(Report { text, json: document })
 }
 
-fn read_bundle(path: &Path) -> Result<Bundle, Fault> {
+pub(super) fn read_bundle(path: &Path) -> Result<Bundle, Fault> {
     let text = files::read_text(path, MAX_BUNDLE_BYTES as u64)?;
     Bundle::parse(&text).map_err(|fault| named(path, fault))
 }
 
-fn read_pem(path: &Path) -> Result<Vec<Vec<u8>>, Fault> {
+pub(super) fn read_pem(path: &Path) -> Result<Vec<Vec<u8>>, Fault> {
     let text = files::read_text(path, MAX_PEM_BYTES as u64)?;
     from_pem(&text).map_err(|fault| named(path, fault))
 }

@@ -6,11 +6,13 @@ pub mod attest;
 pub mod audit;
 pub mod cap;
 pub mod cluster;
+pub mod connect;
 pub mod demo;
 pub mod files;
 pub mod gpu;
 pub mod holder;
 pub mod image;
+pub mod network;
 pub mod node;
 pub mod region;
 pub mod run;
@@ -107,6 +109,14 @@ enum Command {
     /// Who is who in a cluster: its root, issuers and SVIDs
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// This node in its cluster
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    /// Whom this node lets in over the network
+    #[command(subcommand)]
+    Peers(network::PeersCommand),
+    /// Make a local socket that leads to a service of another node, for programs without QUIC
+    Connect(connect::ConnectArgs),
     /// Read and verify the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -233,6 +243,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Tenant(command) => interruptible(tenant::command(context, command)).await,
         Command::Cap(command) => interruptible(cap::command(context, command)).await,
         Command::Cluster(command) => interruptible(cluster::command(command)).await,
+        Command::Network(command) => interruptible(network::command(context, command)).await,
+        Command::Peers(command) => interruptible(network::peers(context, command)).await,
+        Command::Connect(args) => interruptible(connect::command(context, args)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
         Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
@@ -433,7 +446,8 @@ mod tests {
         let command = Cli::command();
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
-        let all = "attest audit cap cluster demo down drain gpu image region run status tenant up";
+        let all = "attest audit cap cluster connect demo down drain gpu image network peers region run \
+                   status tenant up";
         assert_eq!(names.join(" "), all);
     }
 

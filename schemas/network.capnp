@@ -1,0 +1,66 @@
+@0xd5c1a7e0b3f2460a;
+# Who is who on the network, and whom this node lets in, served by the network service.
+
+using Cap = import "capability.capnp";
+
+struct Peer {
+  name    @0 :Text;   # "node/N" or "tenant/T".
+  address @1 :Text;   # Where its network service listens, "HOST:PORT" in numbers; empty if it need not be asked.
+}
+
+struct Attending {
+  service  @0 :Text;   # The vat.
+  current  @1 :Bool;   # Whether it lets in whom this node lets in now.
+  untilS   @2 :UInt64; # Until when its SVID holds, in seconds since the Unix epoch; 0 without one.
+}
+
+struct Status {
+  node      @0 :Data;            # This node's number.
+  key       @1 :Data;            # The key that the network service's SVID is for.
+  issuerKey @2 :Data;            # The key with which it signs SVIDs for other nodes.
+  address   @3 :Text;            # Where it listens; empty if the image gives it no socket.
+  id        @4 :Text;            # Its SPIFFE id; empty before the node has joined a cluster.
+  untilS    @5 :UInt64;          # Until when its SVID holds, in seconds since the Unix epoch.
+  bundle    @6 :UInt64;          # The bundle's number.
+  issues    @7 :Bool;            # Whether it signs for other nodes.
+  services  @8 :List(Attending);
+}
+
+interface Network extends(Cap.Capability) {
+  status @0 () -> (status :Status);
+  # Needs "read".
+  join @1 (bundle :Text, chain :List(Data)) -> ();
+  # Needs "admin". Durable. `bundle` is a SPIFFE bundle, `chain` the network service's SVID (DER, its own
+  # certificate first), which is renewed from then on. A bundle of another cluster, or with a smaller number
+  # than the present one, is refused.
+  certify @2 (certificate :Data) -> ();
+  # Needs "admin". Durable. Makes this node an issuer for the others: the root's certificate (DER) for
+  # `issuerKey`, with this node as its home.
+  peers @3 () -> (peers :List(Peer));
+  # Needs "list".
+  addPeer @4 (peer :Peer) -> (behind :List(Text));
+  # Needs "admin". Durable. Lets it in from now on; replaces its address if it is in the list. `behind`
+  # are services that have not said in time that they know.
+  removePeer @5 (name :Text) -> (behind :List(Text));
+  # Needs "admin". Durable. When it returns, its connections to all services but those `behind` are
+  # closed, and nothing that it sent and that was not read will be. Fails: "not-found".
+}
+
+interface Credentials extends(Cap.Capability) {
+  # What a service of this node asks for, in its own name: the network service knows whose edge this is.
+
+  sign @0 (key :Data, proof :Data) -> (id :Text, chain :List(Data));
+  # Needs "read". An SVID for `key`, which made the signature `proof`, signed by another node's issuer.
+  # Fails: "unavailable" (in no cluster yet, or no issuer can be reached).
+  trust @1 (seen :UInt64) -> (revision :UInt64, bundle :Text, peers :List(Text));
+  # Needs "read". Whom to let in. Resolves once that differs from what was current at revision `seen`;
+  # 0 is none. Whoever asks with a revision has put it into effect.
+}
+
+interface Issuer {
+  # What a node's network service offers to that of another node, over the connection between both.
+
+  sign @0 (service :Text, key :Data, proof :Data) -> (chain :List(Data));
+  # An SVID for a service of the node at the other end, which the connection has authenticated. Fails:
+  # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
+}

@@ -1,0 +1,24 @@
+//! The network service: who this node is in its cluster, and whom its services let in.
+//!
+//! What it holds: a directory with two keys, the cluster's bundle, its own SVID, an issuer's certificate if
+//! this node has one, and the list of peers; a UDP socket, if the image gives it one; no other service and no
+//! tenant's data. What it serves: [`Network`](distos_schemas::network_capnp::network) to the operator, who
+//! joins a cluster and names peers; [`Credentials`](distos_schemas::network_capnp::credentials) to the
+//! services of this node, which ask for SVIDs in their own names and hear at once whom to let in; and
+//! [`Issuer`](distos_schemas::network_capnp::issuer) to network services of other nodes, whose SVIDs it signs.
+//! What it refuses: to sign for its own node, to sign anything but what the node at the other end may be, a
+//! bundle that is older or another cluster's.
+//!
+//! It is not on the path of any call: each service that is reached over the network has a socket and an SVID of
+//! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs
+//! run out.
+//!
+//! What it does not do yet: let a node join by an invitation or a vote, agree with others on the list of
+//! peers (each operator keeps its own node's), revoke what a removed peer's tenants hold.
+#![forbid(unsafe_code)]
+
+mod mesh;
+mod server;
+mod state;
+
+pub use server::run;

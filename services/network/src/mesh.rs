@@ -1,0 +1,245 @@
+//! This node's network service and those of its peers: an endpoint of its own, on which they ask one
+//! another for SVIDs.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
+use distos_identity::{SpiffeId, Subject};
+use distos_quic::{Arrivals, Endpoint, Link, Refusals, Settings, renew_after};
+use distos_rpc::transport::Bounds;
+use distos_rpc::{fail, fault_of};
+use distos_schemas::network_capnp::issuer;
+
+use crate::server::{NetworkService, certificates, serial};
+use crate::state::{Own, Request, SERVICE, check};
+
+/// The device by which the image gives this service its socket.
+const SOCKET: &str = "quic";
+/// How long another node's issuer may take.
+const SIGN_WAIT: Duration = Duration::from_secs(5);
+/// How long to wait after something did not work.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long a peer may stay without being asked for anything.
+const STAY: Duration = Duration::from_secs(60);
+
+/// What is kept of an endpoint while it is open.
+struct Asked {
+    disconnector: Option<capnp_rpc::Disconnector<Side>>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(disconnector) = self.disconnector.take() {
+            tokio::task::spawn_local(disconnector);
+        }
+    }
+}
+
+impl NetworkService {
+    /// Opens the endpoint once there is an SVID to show, and renews that, until the vat ends.
+    pub(crate) async fn keep(self: Rc<Self>) {
+        let Some(socket) = self.vat.take_device(SOCKET) else {
+            tracing::info!("the image gives the network service no socket");
+            return;
+        };
+        let mut socket = Some(std::net::UdpSocket::from(socket));
+        self.address.set(socket.as_ref().and_then(|socket| socket.local_addr().ok()));
+        let mut revision = self.revision.subscribe();
+        loop {
+            let now_s = self.now_s();
+            let own = self.state.borrow().own().map(|(chain, own)| {
+                // Not at once again, whatever its times are.
+                let renew_in = renew_after(own.from_s, own.until_s, now_s);
+                (chain.to_vec(), renew_in.max(Duration::from_secs(1)))
+            });
+            let Some((chain, renew_in)) = own else {
+                // The sender lives as long as this service.
+                let _ = revision.changed().await;
+                continue;
+            };
+            if let Err(error) = self.show(chain, &mut socket) {
+                tracing::error!(%error, "the network service cannot use its socket");
+                return;
+            }
+            tokio::select! {
+                changed = revision.changed() => drop(changed),
+                () = tokio::time::sleep(renew_in) => {
+                    if let Err(fault) = self.renew_own().await {
+                        tracing::warn!(%fault, "the network service's SVID was not renewed");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Shows this SVID from now on.
+    fn show(
+        self: &Rc<Self>,
+        chain: Vec<Vec<u8>>,
+        socket: &mut Option<std::net::UdpSocket>,
+    ) -> Result<(), Fault> {
+        let own = distos_quic::Credentials { chain, secret: self.secret.clone() };
+        if let Some(endpoint) = &*self.endpoint.borrow() {
+            endpoint.renew(own);
+            return Ok(());
+        }
+        let Some(socket) = socket.take() else { return Ok(()) };
+        let trust = self.state.borrow().trust()?;
+        let opened =
+            Endpoint::new(socket, own, trust, Settings::default(), distos_quic::system_clock());
+        let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
+        *self.endpoint.borrow_mut() = Some(Rc::new(endpoint));
+        tokio::task::spawn_local(self.clone().receive(arrivals));
+        Ok(())
+    }
+
+    async fn renew_own(&self) -> Result<(), Fault> {
+        let (service, key) = (VatName::new(SERVICE)?, self.secret.key());
+        let subject = self.state.borrow().id()?.subject;
+        let proof = distos_identity::prove(&subject, &self.secret);
+        let (chain, own) = self.ask(&service, key, &proof).await?;
+        // Nobody else has to hear of it.
+        let now_s = self.now_s();
+        self.state.borrow_mut().renew(chain, now_s)?;
+        tracing::info!(until_s = own.until_s, "renewed the network service's SVID");
+        self.save()
+    }
+
+    /// An SVID for a service of this node, from the first node that signs one.
+    pub(crate) async fn ask(
+        &self,
+        service: &VatName,
+        key: HolderKey,
+        proof: &[u8],
+    ) -> Result<(Vec<Vec<u8>>, Own), Fault> {
+        let (id, nodes) = {
+            let state = self.state.borrow();
+            (state.id_of(service.clone())?, state.reachable())
+        };
+        let endpoint = self.endpoint.borrow().clone();
+        let endpoint = endpoint.ok_or_else(|| {
+            Fault::unavailable(5000, "the network service has no socket, or no SVID yet")
+        })?;
+        let mut why = "no peer with an address is in the list: `distos peers add`".to_owned();
+        for (node, address) in nodes {
+            let signed = async {
+                let peer = SpiffeId {
+                    cluster: id.cluster.clone(),
+                    subject: Subject::Service { node, service: VatName::new(SERVICE)? },
+                };
+                let link = endpoint.connect(address, &peer).await?;
+                signed_over(link, service, key, proof).await
+            };
+            let signed = tokio::time::timeout(SIGN_WAIT, signed).await;
+            let signed = signed.unwrap_or_else(|_| {
+                Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
+            });
+            // What comes from another node is looked at as if nobody had signed it.
+            let checked = signed.and_then(|chain| {
+                let own = check(self.state.borrow().bundle()?, &chain, &id, key, self.now_s())?;
+                Ok((chain, own))
+            });
+            match checked {
+                Ok(found) => return Ok(found),
+                Err(fault) => why = fault.to_string(),
+            }
+        }
+        Err(Fault::unavailable(5000, format!("nobody has signed an SVID for {id}: {why}")))
+    }
+
+    /// Lets network services of other nodes ask, and nobody else.
+    async fn receive(self: Rc<Self>, mut arrivals: Arrivals) {
+        let mut refusals = Refusals::default();
+        while let Some(arrival) = arrivals.recv().await {
+            match arrival {
+                Ok(link) => match &link.peer().id.subject {
+                    Subject::Service { node, service } if service.as_str() == SERVICE => {
+                        let server = IssuerServer { service: self.clone(), node: *node };
+                        tokio::task::spawn_local(serve(link, server));
+                    }
+                    other => self.report(format!("{other} has no business here")),
+                },
+                Err(refused) => {
+                    if let Some(told) = refusals.note(&refused, Instant::now()) {
+                        self.vat.report("denial", TenantId::OPERATOR, CapId(0), told);
+                    }
+                }
+            }
+            // One connection, then everybody's turn.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn serve(link: Link, server: IssuerServer) {
+    let client: issuer::Client = capnp_rpc::new_client(server);
+    let system = link.start(Some(client.client), Bounds::HOLDER);
+    let _asked = Asked { disconnector: Some(system.get_disconnector()) };
+    // How a connection ends is its client's affair, and that it does is ours.
+    let _ = tokio::time::timeout(STAY, system).await;
+}
+
+async fn signed_over(
+    link: Link,
+    service: &VatName,
+    key: HolderKey,
+    proof: &[u8],
+) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut system = link.start(None, Bounds::HOLDER);
+    let client: issuer::Client = system.bootstrap(Side::Server);
+    let _asked = Asked { disconnector: Some(system.get_disconnector()) };
+    tokio::task::spawn_local(system);
+    let mut request = client.sign_request();
+    let mut asked = request.get();
+    asked.set_service(service.as_str());
+    asked.set_key(&key.0);
+    asked.set_proof(proof);
+    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let chain = answer.get().and_then(|answer| answer.get_chain()).and_then(certificates);
+    chain.map_err(|e| fault_of(&e))
+}
+
+/// What another node's network service finds at its end of a connection.
+struct IssuerServer {
+    service: Rc<NetworkService>,
+    /// That node.
+    node: NodeId,
+}
+
+impl issuer::Server for IssuerServer {
+    async fn sign(
+        self: Rc<Self>,
+        params: issuer::SignParams,
+        mut results: issuer::SignResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let service = &self.service;
+        let asks = Request {
+            node: self.node,
+            service: params.get_service()?.to_str()?,
+            key: HolderKey::try_from(params.get_key()?).map_err(fail)?,
+            proof: params.get_proof()?,
+        };
+        let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
+        let signed = service.state.borrow().sign(
+            &service.issuer_secret,
+            &asks,
+            service.lifetime_s,
+            now_s,
+            serial,
+        );
+        let chain = signed.map_err(|fault| {
+            service.report(format!("node/{} was refused an SVID: {fault}", self.node));
+            fail(fault)
+        })?;
+        service.report(format!("signed node/{}/service/{}", self.node, asks.service));
+        let mut list = results.get().init_chain(chain.len() as u32);
+        for (index, certificate) in (0..).zip(&chain) {
+            list.set(index, certificate);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,514 @@
+//! The network service's objects: the operator's, and the one that this node's services ask.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use capnp::capability::FromClientHook as _;
+use capnp::private::capability::ClientHook;
+use distos_abi::{ByteRange, CapId, Fault, HolderKey, ObjectId, Rights, TenantId, VatName};
+use distos_identity::{Bundle, Peer, Serial, verify_proof};
+use distos_quic::Endpoint;
+use distos_rpc::boot::Boot;
+use distos_rpc::record::Record;
+use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
+use distos_schemas::network_capnp::{credentials, network};
+use distos_types::{HolderSecret, kind};
+use futures::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use zeroize::Zeroize as _;
+
+use crate::state::{Kept, State};
+
+/// The objects have no bytes.
+const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
+/// The setting of an image that says how long an SVID holds that this node signs, in seconds.
+const LIFETIME: &str = "svid_s";
+const LIFETIME_S: u64 = 3600;
+/// How long a change of the list waits for the services to say that they know.
+const HEARD_WAIT: Duration = Duration::from_secs(2);
+/// The longest chain that is taken: two certificates.
+const MAX_CHAIN: u32 = 2;
+
+/// Runs the network service; blocks for the whole life of the vat.
+pub fn run(boot: Boot) -> ExitCode {
+    distos_rpc::run(boot, start)
+}
+
+/// What is on disk. The keys are erased from memory when this is dropped.
+#[derive(Serialize, Deserialize)]
+struct Disk {
+    /// As key files have them.
+    key: String,
+    issuer_key: String,
+    state: Kept,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.key.zeroize();
+        self.issuer_key.zeroize();
+    }
+}
+
+async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+    let directory = vat.data_dir().ok_or_else(|| {
+        Fault::malformed("the network service keeps keys: give it `data = true` in the image")
+    })?;
+    let lifetime_s = match vat.param(LIFETIME) {
+        Some(text) => text.parse().map_err(|_| {
+            Fault::malformed(format!("{LIFETIME}: '{text}' is no number of seconds"))
+        })?,
+        None => LIFETIME_S,
+    };
+    let record = record(directory);
+    let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
+        Some(mut disk) => {
+            let read = |text: &str| HolderSecret::from_file_text(text);
+            let kept = std::mem::take(&mut disk.state);
+            (read(&disk.key)?, read(&disk.issuer_key)?, Some(kept))
+        }
+        None => (secret()?, secret()?, None),
+    };
+    let keys = (secret.key(), issuer_secret.key());
+    let is_new = kept.is_none();
+    let state = match kept {
+        Some(kept) => State::restore(vat.node(), keys, kept)?,
+        None => State::new(vat.node(), keys),
+    };
+    let service = Rc::new(NetworkService {
+        vat,
+        record,
+        secret: Arc::new(secret),
+        issuer_secret,
+        lifetime_s,
+        state: RefCell::new(state),
+        revision: watch::Sender::new(1),
+        attending: RefCell::default(),
+        heard: watch::Sender::new(()),
+        endpoint: RefCell::default(),
+        address: Cell::new(None),
+    });
+    if is_new {
+        // The keys that the operator has signed must be those of the next boot.
+        service.save()?;
+    }
+    tokio::task::spawn_local(service.clone().keep());
+    Ok(service)
+}
+
+fn record(directory: &Path) -> Record {
+    const REMEDY: &str =
+        "restore it from a backup, or remove it, and join the cluster with a new key";
+    Record::new(directory.join("network"), "distos-network", REMEDY)
+}
+
+fn secret() -> Result<HolderSecret, Fault> {
+    HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)
+}
+
+/// A service that asks for credentials.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Attending {
+    /// The revision that it has put into effect.
+    pub(crate) seen: u64,
+    /// How many of its questions wait.
+    waits: u32,
+    /// Until when its SVID holds.
+    pub(crate) until_s: u64,
+}
+
+pub(crate) struct NetworkService {
+    pub(crate) vat: Vat,
+    record: Record,
+    /// The key of this service's SVID, and that of its issuer.
+    pub(crate) secret: Arc<HolderSecret>,
+    pub(crate) issuer_secret: HolderSecret,
+    pub(crate) lifetime_s: u64,
+    pub(crate) state: RefCell<State>,
+    /// The number of the present list. It begins anew with the service.
+    pub(crate) revision: watch::Sender<u64>,
+    attending: RefCell<BTreeMap<String, Attending>>,
+    /// Raised when a service has said what it knows.
+    heard: watch::Sender<()>,
+    pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
+    pub(crate) address: Cell<Option<std::net::SocketAddr>>,
+}
+
+impl NetworkService {
+    pub(crate) fn now_s(&self) -> u64 {
+        self.vat.now_ms() / 1000
+    }
+
+    /// Puts what is known on disk.
+    pub(crate) fn save(&self) -> Result<(), Fault> {
+        let disk = Disk {
+            key: self.secret.to_file_text().to_string(),
+            issuer_key: self.issuer_secret.to_file_text().to_string(),
+            state: self.state.borrow().keep(),
+        };
+        self.record.save(&disk)
+    }
+
+    /// What would be known after this change.
+    fn changed(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<(), Fault>,
+    ) -> Result<State, Fault> {
+        let keys = (self.secret.key(), self.issuer_secret.key());
+        let mut next = State::restore(self.vat.node(), keys, self.state.borrow().keep())?;
+        change(&mut next)?;
+        Ok(next)
+    }
+
+    /// Goes by this from now on; what was known before.
+    fn install(&self, next: State) -> State {
+        let before = std::mem::replace(&mut *self.state.borrow_mut(), next);
+        if let (Some(endpoint), Ok(trust)) = (&*self.endpoint.borrow(), self.state.borrow().trust())
+        {
+            endpoint.trust(trust);
+        }
+        self.revision.send_modify(|revision| *revision += 1);
+        before
+    }
+
+    /// Puts what was installed on disk, or goes back to what was known before.
+    fn save_or(&self, before: State) -> Result<(), Fault> {
+        self.save().inspect_err(|_| drop(self.install(before)))
+    }
+
+    /// Waits until the services that listen have put the present list into effect; those that have not
+    /// in time.
+    async fn until_heard(&self) -> Vec<String> {
+        let revision = *self.revision.borrow();
+        let mut heard = self.heard.subscribe();
+        let behind = || -> Vec<String> {
+            let attending = self.attending.borrow();
+            let late = attending.iter().filter(|(_, one)| one.seen < revision);
+            late.map(|(service, _)| service.clone()).collect()
+        };
+        let all = async {
+            while !behind().is_empty() {
+                // The sender lives as long as this service.
+                let _ = heard.changed().await;
+            }
+        };
+        let _ = tokio::time::timeout(HEARD_WAIT, all).await;
+        behind()
+    }
+
+    fn note(&self, service: &str, note: impl FnOnce(&mut Attending)) {
+        note(self.attending.borrow_mut().entry(service.to_owned()).or_default());
+        self.heard.send_replace(());
+    }
+
+    pub(crate) fn report(&self, detail: String) {
+        self.vat.report("network", TenantId::OPERATOR, CapId(0), detail);
+    }
+}
+
+/// A number that no other certificate has.
+pub(crate) fn serial() -> Result<Serial, Fault> {
+    let mut serial = [0; 16];
+    getrandom::fill(&mut serial).map_err(Fault::internal)?;
+    Ok(Serial(serial))
+}
+
+impl Service for NetworkService {
+    fn open(self: Rc<Self>, facet: Facet) -> Result<Box<dyn ClientHook>, Fault> {
+        match facet.kind() {
+            kind::NETWORK if facet.object() == ObjectId::ROOT => {
+                Ok(NetworkServer { facet, service: self }.into_hook())
+            }
+            kind::CREDENTIALS if facet.object() == ObjectId::ROOT => {
+                let asking = facet.edge().ok_or_else(|| {
+                    Fault::Unauthenticated("credentials are for the services of this node".into())
+                });
+                let asking = VatName::new(asking?)?;
+                let server = CredentialsServer { facet, service: self, asking };
+                Ok(server.into_hook())
+            }
+            _ => Err(Fault::not_found("this vat serves the network and credentials")),
+        }
+    }
+
+    fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()> {
+        // Everything acknowledged is durable, and it starts nothing.
+        Box::pin(std::future::ready(()))
+    }
+}
+
+#[derive(Clone)]
+struct NetworkServer {
+    facet: Facet,
+    service: Rc<NetworkService>,
+}
+
+impl NetworkServer {
+    fn into_hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<network::Client, _>(self).into_client_hook()
+    }
+
+    fn check(&self, need: Rights) -> Result<(), capnp::Error> {
+        self.facet.check(need).map_err(fail)
+    }
+
+    /// Changes what is known under a guard: after a revocation returned, nothing is.
+    fn change(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<(), Fault>,
+    ) -> Result<(), capnp::Error> {
+        let service = &self.service;
+        let next = service.changed(change).map_err(fail)?;
+        // Not with the disk: a revocation waits for what is done here.
+        let before = self.facet.commit(Rights::ADMIN, NO_BYTES, || service.install(next));
+        before.and_then(|before| service.save_or(before)).map_err(fail)
+    }
+}
+
+impl Faceted for NetworkServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        NetworkServer { facet, service: self.service.clone() }.into_hook()
+    }
+}
+
+serve_capability!(NetworkServer);
+
+pub(crate) fn certificates(
+    list: capnp::data_list::Reader<'_>,
+) -> Result<Vec<Vec<u8>>, capnp::Error> {
+    if list.len() > MAX_CHAIN {
+        return Err(fail(Fault::malformed("an SVID is two certificates")));
+    }
+    list.iter().map(|one| one.map(<[u8]>::to_vec)).collect()
+}
+
+impl network::Server for NetworkServer {
+    async fn status(
+        self: Rc<Self>,
+        _: network::StatusParams,
+        mut results: network::StatusResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let service = &self.service;
+        let mut status = self.facet.reply(&mut results).init_status();
+        status.set_node(&service.vat.node().0);
+        status.set_key(&service.secret.key().0);
+        status.set_issuer_key(&service.issuer_secret.key().0);
+        if let Some(address) = service.address.get() {
+            status.set_address(address.to_string());
+        }
+        let state = service.state.borrow();
+        if let Some((_, own)) = state.own() {
+            status.set_id(own.id.to_string());
+            status.set_until_s(own.until_s);
+        }
+        status.set_bundle(state.bundle().map_or(0, Bundle::sequence));
+        status.set_issues(state.issues());
+        let attending = service.attending.borrow();
+        let revision = *service.revision.borrow();
+        let mut list = status.init_services(attending.len() as u32);
+        for (index, (name, one)) in (0..).zip(attending.iter()) {
+            let mut entry = list.reborrow().get(index);
+            entry.set_service(name);
+            entry.set_current(one.seen >= revision);
+            entry.set_until_s(one.until_s);
+        }
+        Ok(())
+    }
+
+    async fn join(
+        self: Rc<Self>,
+        params: network::JoinParams,
+        mut results: network::JoinResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let (bundle, chain) = {
+            let params = params.get()?;
+            let bundle = Bundle::parse(params.get_bundle()?.to_str()?).map_err(fail)?;
+            (bundle, certificates(params.get_chain()?)?)
+        };
+        let now_s = self.service.now_s();
+        self.change(|state| state.join(bundle, chain, now_s))?;
+        let id = self.service.state.borrow().id().map_err(fail)?;
+        self.service.report(format!("joined a cluster as {id}"));
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn certify(
+        self: Rc<Self>,
+        params: network::CertifyParams,
+        mut results: network::CertifyResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let certificate = params.get()?.get_certificate()?.to_vec();
+        let (now_s, serial) = (self.service.now_s(), serial().map_err(fail)?);
+        let secret = &self.service.issuer_secret;
+        self.change(|state| state.certify(certificate, secret, now_s, serial))?;
+        self.service.report("issues SVIDs for other nodes".to_owned());
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn peers(
+        self: Rc<Self>,
+        _: network::PeersParams,
+        mut results: network::PeersResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::LIST)?;
+        let state = self.service.state.borrow();
+        let reply = self.facet.reply(&mut results);
+        let mut list = reply.init_peers(state.peers().len() as u32);
+        for (index, (peer, address)) in (0..).zip(state.peers()) {
+            let mut entry = list.reborrow().get(index);
+            entry.set_name(peer.to_string());
+            if let Some(address) = address {
+                entry.set_address(address.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_peer(
+        self: Rc<Self>,
+        params: network::AddPeerParams,
+        mut results: network::AddPeerResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let (peer, address) = {
+            let asked = params.get()?.get_peer()?;
+            let peer: Peer = asked.get_name()?.to_str()?.parse().map_err(fail)?;
+            let address =
+                match asked.get_address()?.to_str()? {
+                    "" => None,
+                    text => Some(text.parse().map_err(|_| {
+                        fail(Fault::malformed("an address is HOST:PORT, in numbers"))
+                    })?),
+                };
+            (peer, address)
+        };
+        self.change(|state| state.add(peer.clone(), address))?;
+        self.service.report(format!("{peer} is let in"));
+        let behind = self.service.until_heard().await;
+        self.facet.reply(&mut results).set_behind(behind.as_slice())
+    }
+
+    async fn remove_peer(
+        self: Rc<Self>,
+        params: network::RemovePeerParams,
+        mut results: network::RemovePeerResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let peer: Peer = params.get()?.get_name()?.to_str()?.parse().map_err(fail)?;
+        self.change(|state| state.remove(&peer))?;
+        self.service.report(format!("{peer} is no longer let in"));
+        let behind = self.service.until_heard().await;
+        self.facet.reply(&mut results).set_behind(behind.as_slice())
+    }
+}
+
+#[derive(Clone)]
+struct CredentialsServer {
+    facet: Facet,
+    service: Rc<NetworkService>,
+    /// The vat whose edge this is.
+    asking: VatName,
+}
+
+impl CredentialsServer {
+    fn into_hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<credentials::Client, _>(self).into_client_hook()
+    }
+}
+
+impl Faceted for CredentialsServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        CredentialsServer { facet, ..self.clone() }.into_hook()
+    }
+}
+
+serve_capability!(CredentialsServer);
+
+/// A question of a service's that waits for a change.
+struct Waiting<'a>(&'a NetworkService, &'a str);
+
+impl<'a> Waiting<'a> {
+    fn new(service: &'a NetworkService, asking: &'a str, seen: u64) -> Waiting<'a> {
+        service.note(asking, |one| {
+            one.seen = seen;
+            one.waits += 1;
+        });
+        Waiting(service, asking)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.note(self.1, |one| one.waits -= 1);
+    }
+}
+
+impl credentials::Server for CredentialsServer {
+    async fn sign(
+        self: Rc<Self>,
+        params: credentials::SignParams,
+        mut results: credentials::SignResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let (key, proof) = {
+            let params = params.get()?;
+            let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
+            (key, params.get_proof()?.to_vec())
+        };
+        let id = self.service.state.borrow().id_of(self.asking.clone()).map_err(fail)?;
+        verify_proof(&id.subject, key, &proof).map_err(fail)?;
+        let (chain, own) = self.service.ask(&self.asking, key, &proof).await.map_err(fail)?;
+        self.service.note(self.asking.as_str(), |one| one.until_s = own.until_s);
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_id(id.to_string());
+        let mut list = reply.init_chain(chain.len() as u32);
+        for (index, certificate) in (0..).zip(&chain) {
+            list.set(index, certificate);
+        }
+        Ok(())
+    }
+
+    async fn trust(
+        self: Rc<Self>,
+        params: credentials::TrustParams,
+        mut results: credentials::TrustResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let seen = params.get()?.get_seen();
+        let mut revision = self.service.revision.subscribe();
+        let waiting = Waiting::new(&self.service, self.asking.as_str(), seen);
+        // Nothing is to be told before there is a cluster.
+        let known =
+            |revision: &u64| *revision != seen && self.service.state.borrow().bundle().is_ok();
+        // The sender lives as long as this service.
+        let current = revision.wait_for(known).await.map_or(0, |revision| *revision);
+        drop(waiting);
+        let trust = self.service.state.borrow().trust().map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_revision(current);
+        reply.set_bundle(trust.bundle.to_json());
+        let nodes = trust.peers.nodes.iter().map(|node| Peer::Node(*node));
+        let tenants = trust.peers.tenants.iter().map(|tenant| Peer::Tenant(tenant.clone()));
+        let peers: Vec<String> = nodes.chain(tenants).map(|peer| peer.to_string()).collect();
+        reply.set_peers(peers.as_slice())
+    }
+}

@@ -1,0 +1,290 @@
+//! `network …` and `peers …`: this node in its cluster, and whom it lets in.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use distos_abi::{Fault, HolderKey, NodeId};
+use distos_identity::{MAX_BUNDLE_BYTES, Peer};
+use distos_schemas::network_capnp::{network, peer};
+use serde_json::{Value, json};
+
+use super::cluster::read_pem;
+use super::holder::{call, named, read};
+use super::text::{self, row};
+use super::{Context, Report, files};
+
+/// Commands about this node in its cluster.
+#[derive(Subcommand)]
+pub enum NetworkCommand {
+    /// Who this node is in its cluster, which of its services are reached, and the keys to sign
+    #[command(after_help = "Example:\n  distos network status --json | jq -r .key")]
+    Status,
+    /// Join a cluster with an SVID that an issuer has signed, or take a newer bundle
+    #[command(after_help = "\
+Example: where the issuer is, with the number and the key that `distos network status` shows here
+  distos cluster svid node/1f95…/service/network KEY --issuer issuer.key --out network.pem
+and then here
+  distos network join network.pem --bundle bundle.json
+From then on other nodes' issuers renew the SVID: name some with `distos peers add`.")]
+    Join(JoinArgs),
+    /// Sign SVIDs for other nodes from now on, by a certificate of the cluster's root
+    #[command(after_help = "\
+Example: where the root is, with the number and the issuer's key that `distos network status` shows here
+  distos cluster issuer ISSUER_KEY --home node/1f95… --out issuer.pem
+and then here
+  distos network certify issuer.pem")]
+    Certify(CertifyArgs),
+}
+
+/// Arguments of `network join`.
+#[derive(Args)]
+pub struct JoinArgs {
+    /// The SVID: a file of two certificates
+    svid: PathBuf,
+    /// The cluster's bundle
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+}
+
+/// Arguments of `network certify`.
+#[derive(Args)]
+pub struct CertifyArgs {
+    /// The issuer's certificate
+    certificate: PathBuf,
+}
+
+/// Commands about whom this node lets in.
+#[derive(Subcommand)]
+pub enum PeersCommand {
+    /// Let a node with its services, or a tenant with its agents, in from now on
+    #[command(after_help = "\
+Examples:
+  distos peers add node/1f95… --at 10.0.0.7:7400
+  distos peers add tenant/red
+The address is where the node's network service listens (`distos network status` there): without it this
+node does not ask that one for SVIDs. A certificate of the cluster alone opens nothing.")]
+    Add(AddArgs),
+    /// Close a peer's connections, and let it in no more
+    #[command(after_help = "\
+Example:
+  distos peers remove tenant/red
+When it returns, the peer's connections are closed, and nothing that it sent and that was not read will be.
+What it holds stays: end that with `distos cap revoke`.")]
+    Remove(RemoveArgs),
+    /// Whom this node lets in
+    #[command(after_help = "Example:\n  distos peers list")]
+    List,
+}
+
+/// Arguments of `peers add`.
+#[derive(Args)]
+pub struct AddArgs {
+    /// Whom: node/N or tenant/T
+    #[arg(value_name = "PEER")]
+    peer: Peer,
+    /// Where its network service listens, as HOST:PORT in numbers
+    #[arg(long = "at", value_name = "ADDRESS")]
+    address: Option<SocketAddr>,
+}
+
+/// Arguments of `peers remove`.
+#[derive(Args)]
+pub struct RemoveArgs {
+    /// Whom: node/N or tenant/T
+    #[arg(value_name = "PEER")]
+    peer: Peer,
+}
+
+pub(super) async fn command(context: &Context, command: NetworkCommand) -> Result<Report, Fault> {
+    let holder = context.holder()?;
+    let client: network::Client = holder.root("network").await?;
+    match command {
+        NetworkCommand::Status => {
+            let answer = call(client.status_request()).await?;
+            let json = read(|| status_json(answer.get()?.get_status()?))?;
+            Ok(Report { text: status_text(&json), json })
+        }
+        NetworkCommand::Join(args) => {
+            let bundle = files::read_text(&args.bundle, MAX_BUNDLE_BYTES as u64)?;
+            let chain = pem(&args.svid, 2, "an SVID is two certificates")?;
+            let mut request = client.join_request();
+            let mut asked = request.get();
+            asked.set_bundle(bundle.as_str());
+            let mut list = asked.init_chain(chain.len() as u32);
+            for (index, certificate) in (0..).zip(&chain) {
+                list.set(index, certificate);
+            }
+            call(request).await?;
+            let answer = call(client.status_request()).await?;
+            let json = read(|| status_json(answer.get()?.get_status()?))?;
+            let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
+            Ok(Report { text, json })
+        }
+        NetworkCommand::Certify(args) => {
+            let chain = pem(&args.certificate, 1, "an issuer has one certificate")?;
+            let mut request = client.certify_request();
+            request.get().set_certificate(&chain[0]);
+            call(request).await?;
+            let text = "this node signs SVIDs for other nodes".to_owned();
+            Ok(Report { text, json: json!({ "issues": true }) })
+        }
+    }
+}
+
+fn pem(path: &Path, count: usize, why: &str) -> Result<Vec<Vec<u8>>, Fault> {
+    let chain = read_pem(path)?;
+    if chain.len() != count {
+        return Err(named(path, Fault::malformed(why)));
+    }
+    Ok(chain)
+}
+
+pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Report, Fault> {
+    let holder = context.holder()?;
+    let client: network::Client = holder.root("network").await?;
+    match command {
+        PeersCommand::Add(args) => {
+            let mut request = client.add_peer_request();
+            let mut asked = request.get().init_peer();
+            asked.set_name(args.peer.to_string());
+            if let Some(address) = args.address {
+                asked.set_address(address.to_string());
+            }
+            let answer = call(request).await?;
+            let behind = read(|| texts(answer.get()?.get_behind()?))?;
+            Ok(changed(&args.peer, "is let in", &behind))
+        }
+        PeersCommand::Remove(args) => {
+            let mut request = client.remove_peer_request();
+            request.get().set_name(args.peer.to_string());
+            let answer = call(request).await?;
+            let behind = read(|| texts(answer.get()?.get_behind()?))?;
+            if behind.is_empty() {
+                return Ok(changed(&args.peer, "is no longer let in", &behind));
+            }
+            Err(Fault::unavailable(
+                1000,
+                format!(
+                    "{} is off the list, and these services have not said that they know: {}; \
+                     see `distos network status`",
+                    args.peer,
+                    behind.join(", ")
+                ),
+            ))
+        }
+        PeersCommand::List => {
+            let answer = call(client.peers_request()).await?;
+            let json = read(|| {
+                let peers: capnp::Result<Vec<Value>> =
+                    answer.get()?.get_peers()?.iter().map(peer_json).collect();
+                Ok(json!({ "peers": peers? }))
+            })?;
+            Ok(Report { text: peers_text(&json), json })
+        }
+    }
+}
+
+fn texts(list: capnp::text_list::Reader<'_>) -> capnp::Result<Vec<String>> {
+    list.iter().map(|text| Ok(text?.to_str()?.to_owned())).collect()
+}
+
+fn changed(peer: &Peer, what: &str, behind: &[String]) -> Report {
+    let mut text = format!("{peer} {what}");
+    if !behind.is_empty() {
+        text += &format!("\n  not yet by: {}", behind.join(", "));
+    }
+    Report { text, json: json!({ "peer": peer.to_string(), "behind": behind }) }
+}
+
+fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
+    let address = peer.get_address()?.to_str()?;
+    Ok(json!({
+        "name": peer.get_name()?.to_str()?,
+        "address": if address.is_empty() { Value::Null } else { address.into() },
+    }))
+}
+
+fn peers_text(json: &Value) -> String {
+    let peers = json["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if peers.is_empty() {
+        return "nobody: add peers with `distos peers add`".to_owned();
+    }
+    let mut rows = vec![row(["peer", "network service at"])];
+    for peer in peers {
+        let name = peer["name"].as_str().unwrap_or_default();
+        rows.push(row([name, peer["address"].as_str().unwrap_or("-")]));
+    }
+    text::table(&rows)
+}
+
+fn status_json(status: distos_schemas::network_capnp::status::Reader<'_>) -> capnp::Result<Value> {
+    let key =
+        |bytes: &[u8]| HolderKey::try_from(bytes).map_or_else(|_| String::new(), |k| k.to_string());
+    let node: [u8; 32] = status.get_node()?.try_into().unwrap_or_default();
+    let filled = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
+    let services: capnp::Result<Vec<Value>> = status
+        .get_services()?
+        .iter()
+        .map(|one| {
+            Ok(json!({
+                "service": one.get_service()?.to_str()?, "current": one.get_current(),
+                "until_s": one.get_until_s(),
+            }))
+        })
+        .collect();
+    Ok(json!({
+        "node": NodeId(node).to_string(), "key": key(status.get_key()?),
+        "issuer_key": key(status.get_issuer_key()?),
+        "address": filled(status.get_address()?.to_str()?),
+        "id": filled(status.get_id()?.to_str()?), "until_s": status.get_until_s(),
+        "bundle": status.get_bundle(), "issues": status.get_issues(), "services": services?,
+    }))
+}
+
+fn status_text(json: &Value) -> String {
+    let text = |key: &str| json[key].as_str().unwrap_or("-").to_owned();
+    let until = |of: &Value| match of["until_s"].as_u64().unwrap_or(0) {
+        0 => "-".to_owned(),
+        until_s => text::instant(until_s.saturating_mul(1000)),
+    };
+    let mut lines = vec![
+        format!("node/{}", text("node")),
+        match json["id"].as_str() {
+            Some(id) => format!("  id          {id}\n  until       {}", until(json)),
+            None => "  in no cluster: see `distos network join --help`".to_owned(),
+        },
+        format!("  key         {}", text("key")),
+        format!("  issuer key  {}", text("issuer_key")),
+        format!("  issues      {}", if json["issues"] == true { "yes" } else { "no" }),
+        format!("  address     {}", text("address")),
+    ];
+    let services = json["services"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !services.is_empty() {
+        let mut rows = vec![row(["service", "lets in whom it should", "SVID until"])];
+        for one in services {
+            let name = one["service"].as_str().unwrap_or_default();
+            let current = if one["current"] == true { "yes" } else { "not yet" };
+            rows.push(row([name, current, &until(one)]));
+        }
+        lines.push(text::table(&rows));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_in_no_cluster_says_what_to_do() {
+        let json = json!({
+            "node": "1f", "key": "ab", "issuer_key": "cd", "address": null, "id": null,
+            "until_s": 0, "bundle": 0, "issues": false,
+            "services": [{ "service": "memory", "current": false, "until_s": 0 }],
+        });
+        let text = status_text(&json);
+        assert!(text.contains("network join") && text.contains("not yet"), "{text}");
+        assert!(peers_text(&json!({ "peers": [] })).contains("peers add"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Nodes of one cluster, as their operators make it, and tenants' programs elsewhere: each node a boot of
+//! its own on this machine, on loopback.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use distos_e2e::images::replaced;
+use distos_e2e::watch::Watched;
+use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, repository, run};
+use serde_json::Value;
+
+const UNAUTHENTICATED: i32 = 22;
+const UNAVAILABLE: i32 = 17;
+/// How long a node may take to be vouched for by another.
+const VOUCHED: Duration = Duration::from_secs(30);
+const SERVICES: [&str; 7] =
+    ["network", "memory", "scheduler", "attestation", "audit", "gpu", "node"];
+
+/// Where a cluster is made: the root's and an issuer's keys.
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn new() -> Desk {
+        let desk = Desk(tempfile::tempdir().unwrap());
+        desk.ok(&["cluster", "init", "demo.example"]);
+        desk.ok(&["image", "keygen", "issuer.key"]);
+        desk.ok(&["cluster", "issuer", "issuer.pub"]);
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(distos());
+        command.args(args).current_dir(self.0.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        run(self.command(args), b"", COMMAND_TIMEOUT)
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(output.code, 0, "{args:?}: {}", output.stderr);
+        output.text()
+    }
+
+    /// An SVID for a tenant's key, as `NAME.pem` beside its capability file.
+    fn agent(&self, node: &Node, name: &str) {
+        for extension in ["cap", "key", "pub"] {
+            let file = format!("{name}.{extension}");
+            fs::copy(node.file(&file), self.path(&file)).unwrap();
+        }
+        let key = format!("{name}.pub");
+        let document: Value =
+            serde_json::from_str(&self.ok(&["cluster", "did", &key, "--json"])).unwrap();
+        let key_name = document["id"].as_str().unwrap().strip_prefix("did:key:").unwrap();
+        self.ok(&["cluster", "svid", &format!("tenant/{name}/agent/{key_name}"), &key]);
+    }
+}
+
+/// A node and where its services listen.
+struct Member {
+    node: Node,
+    number: String,
+    ports: Vec<u16>,
+}
+
+/// Ports that nobody has now. They are told apart by being open at the same time.
+fn ports() -> Vec<u16> {
+    let open: Vec<UdpSocket> =
+        SERVICES.iter().map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    open.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
+}
+
+impl Member {
+    /// A node that has joined the cluster of `desk`, signs for others, and knows none of them.
+    fn join(desk: &Desk, svid_s: u32) -> Member {
+        let ports = ports();
+        let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
+        let image = replaced(&image, "svid_s = \"3600\"", &format!("svid_s = \"{svid_s}\""));
+        let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
+            replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
+        });
+        let node = Node::boot_with(&image);
+        let status = node.json(&["network", "status"]);
+        let text = |key: &str| status[key].as_str().unwrap().to_owned();
+        let number = text("node");
+        let me = format!("node/{number}/service/network");
+        desk.ok(&["cluster", "svid", &me, &text("key"), "--out", "network.pem"]);
+        let bundle = desk.text("bundle.json");
+        node.ok(&["network", "join", &desk.text("network.pem"), "--bundle", &bundle]);
+        let home = format!("node/{number}");
+        let issuer = ["cluster", "issuer", &text("issuer_key"), "--home", &home];
+        desk.ok(&[&issuer[..], &["--out", "certificate.pem"]].concat());
+        node.ok(&["network", "certify", &desk.text("certificate.pem")]);
+        for made in ["network.pem", "certificate.pem"] {
+            fs::remove_file(desk.path(made)).unwrap();
+        }
+        Member { node, number, ports }
+    }
+
+    fn address(&self, service: &str) -> String {
+        let at = SERVICES.iter().position(|name| *name == service).unwrap();
+        format!("127.0.0.1:{}", self.ports[at])
+    }
+
+    fn meet(&self, other: &Member) {
+        let peer = format!("node/{}", other.number);
+        self.node.ok(&["peers", "add", &peer, "--at", &other.address("network")]);
+    }
+
+    /// Until when the SVID of a service holds; `None` while it has none.
+    fn until_s(&self, service: &str) -> Option<u64> {
+        let status = self.node.json(&["network", "status"]);
+        let services = status["services"].as_array()?;
+        let found = services.iter().find(|one| one["service"] == service)?;
+        found["until_s"].as_u64().filter(|until_s| *until_s > 0)
+    }
+}
+
+/// Two nodes that vouch for one another.
+fn two(desk: &Desk, svid_s: u32) -> (Member, Member) {
+    let (one, other) = (Member::join(desk, svid_s), Member::join(desk, svid_s));
+    one.meet(&other);
+    other.meet(&one);
+    for member in [&one, &other] {
+        eventually("every service has an SVID", VOUCHED, || {
+            SERVICES[1..].iter().all(|service| member.until_s(service).is_some()).then_some(())
+        });
+    }
+    (one, other)
+}
+
+/// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
+fn connect(desk: &Desk, member: &Member, name: &str) -> Watched {
+    let far = desk.path("far/run");
+    fs::create_dir_all(&far).unwrap();
+    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
+    let listen = format!("unix:{}", far.join("memory.sock").display());
+    let command =
+        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
+    let mut connected = Watched::spawn(command);
+    let begun = Instant::now();
+    while !connected.text().contains("leads to") {
+        assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
+        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
+    }
+    connected
+}
+
+/// What `distos connect` says if it ends by itself soon; `None` if it goes on, and then it is ended.
+fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {
+    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
+    let listen = format!("unix:{}", desk.text("refused.sock"));
+    let command =
+        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
+    let mut trying = Watched::spawn(command);
+    let begun = Instant::now();
+    while trying.run_for(Duration::from_millis(20)) {
+        assert!(begun.elapsed() < VOUCHED, "it neither ends nor connects: {}", trying.text());
+        if trying.text().contains("leads to") {
+            trying.signal(rustix::process::Signal::TERM);
+            trying.finish(COMMAND_TIMEOUT);
+            return None;
+        }
+    }
+    assert!(!desk.path("refused.sock").exists());
+    Some(trying.finish(COMMAND_TIMEOUT))
+}
+
+fn is_refused(desk: &Desk, member: &Member, name: &str) {
+    let output = ends(desk, member, name).expect("it was let in");
+    assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
+}
+
+/// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.
+#[test]
+fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_list() {
+    let desk = Desk::new();
+    let (home, _other) = two(&desk, 3600);
+    home.node.tenants(&["red", "blue"]);
+    for name in ["red", "blue"] {
+        desk.agent(&home.node, name);
+    }
+    // A certificate of the cluster opens nothing by itself.
+    is_refused(&desk, &home, "red");
+    home.node.ok(&["peers", "add", "tenant/red"]);
+    let red = connect(&desk, &home, "red");
+    is_refused(&desk, &home, "blue");
+
+    // Our own command line, and a program in another language that knows no QUIC.
+    let text = "from far away\n".repeat(10_000);
+    fs::write(desk.path("text"), &text).unwrap();
+    let (file, far) = (desk.text("text"), desk.text("far"));
+    desk.ok(&["region", "put", "letters", &file, "--as", "red.cap", "--node", &far]);
+    let back = desk.ok(&["region", "get", "letters", "--as", "red.cap", "--node", &far]);
+    assert!(back == text, "the bytes are another's");
+    assert_eq!(
+        home.node.json(&["region", "list", "--as", "red.cap"])["regions"][0]["name"],
+        "letters"
+    );
+    let mut python = Command::new(repository().join("target/foreign/python/bin/python"));
+    python.arg(repository().join("docs/examples/python/client.py"));
+    python.args(["red.cap", "--sockets", "far/run", "--name", "r", "--out", "r.cap"]);
+    python.current_dir(desk.path(""));
+    let mut python = Watched::spawn(python);
+    let begun = Instant::now();
+    while !python.text().contains("\nwaiting: ") {
+        assert!(
+            begun.elapsed() < VOUCHED && python.run_for(Duration::from_millis(20)),
+            "{}",
+            python.text()
+        );
+    }
+
+    // One command, and when it returns nothing of red's is served over the network.
+    home.node.ok(&["peers", "remove", "tenant/red"]);
+    let cut = desk.run(&["region", "list", "--as", "red.cap", "--node", &far]);
+    assert_eq!(cut.code, UNAVAILABLE, "{}", cut.stderr);
+    is_refused(&desk, &home, "red");
+    // Red is still a tenant of the node itself.
+    home.node.ok(&["region", "get", "letters", "--as", "red.cap"]);
+    drop((python, red));
+}
+
+/// Rotation drops no call; without it there is no access, and none is let in meanwhile.
+#[test]
+fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
+    let desk = Desk::new();
+    let (home, mut other) = two(&desk, 6);
+    home.node.tenants(&["red"]);
+    desk.agent(&home.node, "red");
+    home.node.ok(&["peers", "add", "tenant/red"]);
+    let red = connect(&desk, &home, "red");
+    let far = desk.text("far");
+    desk.ok(&["region", "create", "r", "--bytes", "64K", "--as", "red.cap", "--node", &far]);
+    let first_s = home.until_s("memory").unwrap();
+    let begun = Instant::now();
+    // More than twice the time for which the first one holds.
+    while begun.elapsed() < Duration::from_secs(14) {
+        desk.ok(&["region", "list", "--as", "red.cap", "--node", &far]);
+    }
+    let later_s = home.until_s("memory").unwrap();
+    assert!(later_s >= first_s + 10, "{first_s} and then {later_s}");
+    other.node.down();
+    // Nobody vouches for the node any more.
+    let gone = eventually("nobody is served", VOUCHED, || ends(&desk, &home, "red"));
+    assert_eq!(gone.code, UNAUTHENTICATED, "{}", gone.stderr);
+    let cut = desk.run(&["region", "list", "--as", "red.cap", "--node", &far]);
+    assert_eq!(cut.code, UNAVAILABLE, "{}", cut.stderr);
+    drop(red);
+}
