@@ -44,6 +44,10 @@ interface Network extends(Cap.Capability) {
   removePeer @5 (name :Text) -> (behind :List(Text));
   # Needs "admin". Durable. When it returns, its connections to all services but those `behind` are
   # closed, and nothing that it sent and that was not read will be. Fails: "not-found".
+  rotate @6 () -> (key :Data);
+  # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
+  # signs; connections go on. The issuer's key stays: the root has signed that. Fails: "unavailable" (no other
+  # node signs now).
 }
 
 interface Credentials extends(Cap.Capability) {

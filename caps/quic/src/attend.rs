@@ -37,19 +37,12 @@ pub fn renew_after(from_s: u64, until_s: u64, now_s: u64) -> Duration {
 }
 
 /// Lets `vat` be reached over the network, until it ends: if the image gives it a socket (the device
-/// `quic`) and an edge `network` to the network service. The key of its SVID is made here, is nowhere else,
-/// and ends with the vat. What it waits for (a cluster, an issuer) it waits for without end, and what it was told
+/// `quic`) and an edge `network` to the network service. The keys of its SVIDs are made here, a new one for
+/// each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it waits for without end, and what it was told
 /// last holds until it is told something newer.
 pub async fn attend(vat: Vat) {
     let Some(socket) = vat.take_device(SOCKET) else { return };
-    let secret = match HolderSecret::fill(|seed| getrandom::fill(seed)) {
-        Ok(secret) => Arc::new(secret),
-        Err(error) => {
-            tracing::error!(%error, "no key, so nobody is served over the network");
-            return;
-        }
-    };
-    let mut attendant = Attendant { vat, socket: Some(socket.into()), secret, endpoint: None };
+    let mut attendant = Attendant { vat, socket: Some(socket.into()), endpoint: None };
     loop {
         // Never an Ok.
         if let Err(fault) = attendant.follow().await {
@@ -63,7 +56,6 @@ struct Attendant {
     vat: Vat,
     /// Until there is an endpoint.
     socket: Option<UdpSocket>,
-    secret: Arc<HolderSecret>,
     endpoint: Option<Endpoint>,
 }
 
@@ -97,7 +89,7 @@ impl Attendant {
         }
     }
 
-    /// Asks for an SVID and shows it; how long until the next.
+    /// Asks for an SVID for a new key and shows it; how long until the next.
     async fn renew(
         &mut self,
         network: &credentials::Client,
@@ -105,9 +97,11 @@ impl Attendant {
     ) -> Result<Duration, Fault> {
         let service = VatName::new(self.vat.name().as_str())?;
         let subject = Subject::Service { node: self.vat.node(), service };
+        let secret = HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)?;
+        let secret = Arc::new(secret);
         let mut request = network.sign_request();
-        request.get().set_key(&self.secret.key().0);
-        request.get().set_proof(&prove(&subject, &self.secret));
+        request.get().set_key(&secret.key().0);
+        request.get().set_proof(&prove(&subject, &secret));
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let chain = answer.get().and_then(|answer| {
             answer.get_chain()?.iter().take(2).map(|one| one.map(<[u8]>::to_vec)).collect()
@@ -116,7 +110,10 @@ impl Attendant {
         let now_s = self.vat.now_ms() / 1000;
         let own = Identity::verify(&chain, &trust.bundle, now_s, Usage::Server)?;
         let renew_in = renew_after(own.from_s, own.until_s, now_s);
-        let credentials = Credentials { chain, secret: self.secret.clone() };
+        if own.key != secret.key() {
+            return Err(Fault::Unauthenticated("this SVID is for another key".into()));
+        }
+        let credentials = Credentials { chain, secret };
         if let Some(endpoint) = &self.endpoint {
             endpoint.renew(credentials);
         } else if let Some(socket) = self.socket.take() {

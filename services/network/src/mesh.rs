@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
-use distos_identity::{SpiffeId, Subject};
+use distos_identity::{SpiffeId, Subject, prove};
 use distos_quic::{Arrivals, Endpoint, Link, Refusals, Settings, renew_after};
 use distos_rpc::transport::Bounds;
 use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::issuer;
+use distos_types::HolderSecret;
 
 use crate::server::{NetworkService, certificates, serial};
 use crate::state::{Own, Request, SERVICE, check};
@@ -81,7 +82,7 @@ impl NetworkService {
         chain: Vec<Vec<u8>>,
         socket: &mut Option<std::net::UdpSocket>,
     ) -> Result<(), Fault> {
-        let own = distos_quic::Credentials { chain, secret: self.secret.clone() };
+        let own = distos_quic::Credentials { chain, secret: self.secret() };
         if let Some(endpoint) = &*self.endpoint.borrow() {
             endpoint.renew(own);
             return Ok(());
@@ -97,15 +98,22 @@ impl NetworkService {
     }
 
     async fn renew_own(&self) -> Result<(), Fault> {
-        let (service, key) = (VatName::new(SERVICE)?, self.secret.key());
-        let subject = self.state.borrow().id()?.subject;
-        let proof = distos_identity::prove(&subject, &self.secret);
-        let (chain, own) = self.ask(&service, key, &proof).await?;
+        let (chain, own) = self.ask_own(&self.secret()).await?;
         // Nobody else has to hear of it.
         let now_s = self.now_s();
         self.state.borrow_mut().renew(chain, now_s)?;
         tracing::info!(until_s = own.until_s, "renewed the network service's SVID");
         self.save()
+    }
+
+    /// An SVID for this service itself.
+    pub(crate) async fn ask_own(
+        &self,
+        secret: &HolderSecret,
+    ) -> Result<(Vec<Vec<u8>>, Own), Fault> {
+        let subject = self.state.borrow().id()?.subject;
+        let proof = prove(&subject, secret);
+        self.ask(&VatName::new(SERVICE)?, secret.key(), &proof).await
     }
 
     /// An SVID for a service of this node, from the first node that signs one.

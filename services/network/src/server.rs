@@ -84,7 +84,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let service = Rc::new(NetworkService {
         vat,
         record,
-        secret: Arc::new(secret),
+        secret: RefCell::new(Arc::new(secret)),
         issuer_secret,
         lifetime_s,
         state: RefCell::new(state),
@@ -127,7 +127,7 @@ pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
     record: Record,
     /// The key of this service's SVID, and that of its issuer.
-    pub(crate) secret: Arc<HolderSecret>,
+    secret: RefCell<Arc<HolderSecret>>,
     pub(crate) issuer_secret: HolderSecret,
     pub(crate) lifetime_s: u64,
     pub(crate) state: RefCell<State>,
@@ -145,10 +145,15 @@ impl NetworkService {
         self.vat.now_ms() / 1000
     }
 
+    /// The key of this service's SVID.
+    pub(crate) fn secret(&self) -> Arc<HolderSecret> {
+        self.secret.borrow().clone()
+    }
+
     /// Puts what is known on disk.
     pub(crate) fn save(&self) -> Result<(), Fault> {
         let disk = Disk {
-            key: self.secret.to_file_text().to_string(),
+            key: self.secret().to_file_text().to_string(),
             issuer_key: self.issuer_secret.to_file_text().to_string(),
             state: self.state.borrow().keep(),
         };
@@ -160,7 +165,7 @@ impl NetworkService {
         &self,
         change: impl FnOnce(&mut State) -> Result<(), Fault>,
     ) -> Result<State, Fault> {
-        let keys = (self.secret.key(), self.issuer_secret.key());
+        let keys = (self.secret().key(), self.issuer_secret.key());
         let mut next = State::restore(self.vat.node(), keys, self.state.borrow().keep())?;
         change(&mut next)?;
         Ok(next)
@@ -302,7 +307,7 @@ impl network::Server for NetworkServer {
         let service = &self.service;
         let mut status = self.facet.reply(&mut results).init_status();
         status.set_node(&service.vat.node().0);
-        status.set_key(&service.secret.key().0);
+        status.set_key(&service.secret().key().0);
         status.set_issuer_key(&service.issuer_secret.key().0);
         if let Some(address) = service.address.get() {
             status.set_address(address.to_string());
@@ -357,6 +362,36 @@ impl network::Server for NetworkServer {
         self.change(|state| state.certify(certificate, secret, now_s, serial))?;
         self.service.report("issues SVIDs for other nodes".to_owned());
         self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn rotate(
+        self: Rc<Self>,
+        _: network::RotateParams,
+        mut results: network::RotateResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let service = &self.service;
+        let next = Arc::new(secret().map_err(fail)?);
+        let (chain, _) = service.ask_own(&next).await.map_err(fail)?;
+        let now_s = service.now_s();
+        let shown = distos_quic::Credentials { chain: chain.clone(), secret: next.clone() };
+        let changed =
+            service.changed(|state| state.rotate(chain, next.key(), now_s)).map_err(fail)?;
+        let swapped = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
+            (service.secret.replace(next.clone()), service.install(changed))
+        });
+        let (old, before) = swapped.map_err(fail)?;
+        if let Err(fault) = service.save() {
+            service.secret.replace(old);
+            service.install(before);
+            return Err(fail(fault));
+        }
+        if let Some(endpoint) = &*service.endpoint.borrow() {
+            endpoint.renew(shown);
+        }
+        service.report(format!("changed its key to {}", next.key()));
+        self.facet.reply(&mut results).set_key(&next.key().0);
         Ok(())
     }
 

@@ -158,6 +158,19 @@ impl State {
         Ok(())
     }
 
+    /// Takes an SVID for another key, which is this service's from now on.
+    pub(crate) fn rotate(
+        &mut self,
+        chain: Vec<Vec<u8>>,
+        key: HolderKey,
+        now_s: u64,
+    ) -> Result<(), Fault> {
+        let own = check(self.bundle()?, &chain, &self.id()?, key, now_s)?;
+        self.keys.0 = key;
+        self.own = Some((chain, own));
+        Ok(())
+    }
+
     /// Makes this node an issuer for others, by the root's certificate for the issuer's key.
     pub(crate) fn certify(
         &mut self,

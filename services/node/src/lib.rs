@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod image;
 pub mod operator;
+pub mod paths;
 pub mod server;
 pub mod signature;
 pub mod vat;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use distos_e2e::images::replaced;
 use distos_e2e::watch::Watched;
-use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, repository, run};
+use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, repository, run};
 use serde_json::Value;
 
+const MALFORMED: i32 = 16;
 const UNAUTHENTICATED: i32 = 22;
 const UNAVAILABLE: i32 = 17;
 /// How long a node may take to be vouched for by another.
@@ -252,6 +253,11 @@ fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
     while begun.elapsed() < Duration::from_secs(14) {
         desk.ok(&["region", "list", "--as", "red.cap", "--node", &far]);
     }
+    let key = |member: &Member| member.node.json(&["network", "status"])["key"].clone();
+    let before = key(&home);
+    let told = home.node.json(&["network", "rotate"]);
+    assert!(told["key"] == key(&home) && told["key"] != before);
+    desk.ok(&["region", "list", "--as", "red.cap", "--node", &far]);
     let later_s = home.until_s("memory").unwrap();
     assert!(later_s >= first_s + 10, "{first_s} and then {later_s}");
     other.node.down();
@@ -261,4 +267,67 @@ fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
     let cut = desk.run(&["region", "list", "--as", "red.cap", "--node", &far]);
     assert_eq!(cut.code, UNAVAILABLE, "{}", cut.stderr);
     drop(red);
+}
+
+/// The sockets of the machine's own network that a process has: local address and kind.
+fn ip_sockets(pid: u32) -> Vec<String> {
+    let listing = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = listing.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let inodes: Vec<String> = links
+        .filter_map(|link| {
+            let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            Some(inode.to_owned())
+        })
+        .collect();
+    let mut found = Vec::new();
+    // Those of this machine, and those that it may have made in a namespace of its own.
+    for net in ["/proc/net".to_owned(), format!("/proc/{pid}/net")] {
+        for kind in ["udp", "udp6", "tcp", "tcp6", "raw", "raw6", "packet"] {
+            let table = fs::read_to_string(format!("{net}/{kind}")).unwrap_or_default();
+            for line in table.lines().skip(1) {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                if fields.iter().any(|field| inodes.iter().any(|inode| inode == field)) {
+                    let port = fields[1].rsplit_once(':').map_or("", |(_, port)| port);
+                    found.push(format!("{kind} {}", u16::from_str_radix(port, 16).unwrap_or(0)));
+                }
+            }
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// N1: what `distos image check` lists as paths to the outside is what there is.
+#[test]
+fn a_nodes_services_have_the_sockets_that_the_image_check_lists_and_no_others() {
+    if !is_root() {
+        println!("skipped: only root sees the descriptors of vats with uids of their own");
+        return;
+    }
+    let desk = Desk::new();
+    let home = Member::join(&desk, 3600);
+    let image = home.node.image().to_str().unwrap().to_owned();
+    let checked = home.node.json(&["image", "check", &image]);
+    let paths = checked["paths"].as_array().unwrap();
+    for service in SERVICES {
+        let outside = paths.iter().filter(|path| path["from"] == "other machines");
+        let listed: Vec<String> = outside
+            .filter(|path| path["to"] == service)
+            .map(|path| {
+                let over = path["over"].as_str().unwrap();
+                format!("udp {}", over.rsplit_once(':').unwrap().1)
+            })
+            .collect();
+        assert_eq!(listed, [format!("udp {}", home.address(service).rsplit_once(':').unwrap().1)]);
+        assert_eq!(ip_sockets(home.node.pid_of(service)), listed, "{service}");
+    }
+    assert_eq!(ip_sockets(home.node.kernel_pid()), Vec::<String>::new());
+    assert_eq!(ip_sockets(home.node.up_pid()), Vec::<String>::new());
+    // A socket of which nobody knows what is spoken there.
+    let text = fs::read_to_string(home.node.image()).unwrap();
+    let text = replaced(&text, "devices = { quic = \"memory\" }", "devices = { udp = \"memory\" }");
+    fs::write(home.node.file("other.toml"), text).unwrap();
+    let told = home.node.refused(&["image", "check", "other.toml"], MALFORMED);
+    assert!(told.contains("other machines → memory"), "{told}");
 }

@@ -12,7 +12,9 @@ use zeroize::Zeroizing;
 use super::cap::public_key;
 use super::files::{self, io_fault};
 use super::holder::{named, random, read_secret_file};
+use super::text::{self, row};
 use super::{Context, Report, up};
+use crate::paths;
 use crate::signature::{self, ImageSignature, Pin, Trust};
 
 /// The longest image file, in bytes.
@@ -44,11 +46,26 @@ Example:
   distos image verify images/single.toml --key signer.pub
 Without --key it says who signed, and not whether that is somebody to trust.")]
     Verify(VerifyArgs),
+    /// List every path that an image allows, with what protects it; refuse one that lacks protection
+    #[command(after_help = "\
+Example:
+  distos image check images/cluster.toml
+Between services, the node and the outside: who can speak to whom over what, what says who is at the other
+end, and what keeps others from reading along. Exit code 16 if the image is wrong or a path lacks either;
+such an image does not boot. It needs no signature.")]
+    Check(CheckArgs),
     /// Name whose images a node takes from its next boot on
     #[command(after_help = "\
 Example:
   distos image trust signer.pub --node /srv/distos")]
     Trust(TrustArgs),
+}
+
+/// Arguments of `image check`.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The image file
+    image: PathBuf,
 }
 
 /// Arguments of `image keygen`.
@@ -266,6 +283,7 @@ pub(super) async fn command(context: &Context, command: ImageCommand) -> Result<
         ImageCommand::Keygen(args) => keygen(&args.file),
         ImageCommand::Sign(args) => sign(&args),
         ImageCommand::Verify(args) => verify(&args),
+        ImageCommand::Check(args) => check(context.node(), &args.image),
         ImageCommand::Trust(args) => set_trust(context.node(), public_key(&args.signer)?),
     }
 }
@@ -326,6 +344,31 @@ fn verify(args: &VerifyArgs) -> Result<Report, Fault> {
     let hash = json["image_hash"].as_str().unwrap_or_default();
     let said = format!("the signature is good\n  signer  {signer}\n  BLAKE3  {hash}");
     Ok(Report { text: said, json })
+}
+
+fn check(directory: &Path, image: &Path) -> Result<Report, Fault> {
+    let text = files::read_text(image, MAX_IMAGE_BYTES)?;
+    let plan = up::resolve(&text, image, directory)?;
+    let paths = paths::checked(&plan).map_err(|lacking| {
+        Fault::malformed(format!("{} has unprotected paths\n{lacking}", image.display()))
+    })?;
+    let mut rows = vec![row(["from", "to", "over", "who is there", "who can read"])];
+    let mut json = Vec::new();
+    for path in &paths {
+        // Both are there: nothing else was let through.
+        let (who, read) = (path.authenticated.unwrap_or("-"), path.encrypted.unwrap_or("-"));
+        rows.push(row([&path.from, &path.to, &path.over, who, read]));
+        json.push(json!({
+            "from": path.from, "to": path.to, "over": path.over, "authenticated": who,
+            "encrypted": read,
+        }));
+    }
+    let text = format!(
+        "{}\n{} paths, each authenticated and kept from others",
+        text::table(&rows),
+        paths.len()
+    );
+    Ok(Report { text, json: json!({ "image": plan.image, "paths": json }) })
 }
 
 fn signed_json(signed: &Signed, text: &str, signer: HolderKey) -> Value {

@@ -35,6 +35,12 @@ Example: where the root is, with the number and the issuer's key that `distos ne
 and then here
   distos network certify issuer.pem")]
     Certify(CertifyArgs),
+    /// Change this node's key in the cluster for a new one; connections go on
+    #[command(after_help = "\
+Example:
+  distos network rotate
+Services change theirs with each SVID, by themselves. The issuer's key stays until the root certifies another.")]
+    Rotate,
 }
 
 /// Arguments of `network join`.
@@ -120,6 +126,11 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             let json = read(|| status_json(answer.get()?.get_status()?))?;
             let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
             Ok(Report { text, json })
+        }
+        NetworkCommand::Rotate => {
+            let answer = call(client.rotate_request()).await?;
+            let key = read(|| Ok(key_text(answer.get()?.get_key()?)))?;
+            Ok(Report { text: format!("this node's key is {key}"), json: json!({ "key": key }) })
         }
         NetworkCommand::Certify(args) => {
             let chain = pem(&args.certificate, 1, "an issuer has one certificate")?;
@@ -218,9 +229,11 @@ fn peers_text(json: &Value) -> String {
     text::table(&rows)
 }
 
+fn key_text(bytes: &[u8]) -> String {
+    HolderKey::try_from(bytes).map_or_else(|_| String::new(), |key| key.to_string())
+}
+
 fn status_json(status: distos_schemas::network_capnp::status::Reader<'_>) -> capnp::Result<Value> {
-    let key =
-        |bytes: &[u8]| HolderKey::try_from(bytes).map_or_else(|_| String::new(), |k| k.to_string());
     let node: [u8; 32] = status.get_node()?.try_into().unwrap_or_default();
     let filled = |text: &str| if text.is_empty() { Value::Null } else { text.into() };
     let services: capnp::Result<Vec<Value>> = status
@@ -234,8 +247,8 @@ fn status_json(status: distos_schemas::network_capnp::status::Reader<'_>) -> cap
         })
         .collect();
     Ok(json!({
-        "node": NodeId(node).to_string(), "key": key(status.get_key()?),
-        "issuer_key": key(status.get_issuer_key()?),
+        "node": NodeId(node).to_string(), "key": key_text(status.get_key()?),
+        "issuer_key": key_text(status.get_issuer_key()?),
         "address": filled(status.get_address()?.to_str()?),
         "id": filled(status.get_id()?.to_str()?), "until_s": status.get_until_s(),
         "bundle": status.get_bundle(), "issues": status.get_issues(), "services": services?,

@@ -28,6 +28,7 @@ use super::image::{Booting, Checked, PIN};
 use super::{Context, Report, Stop, say};
 use crate::image::{self, Machine};
 use crate::operator;
+use crate::paths;
 use crate::signature::Pin;
 
 /// The hidden subcommand of the kernel process.
@@ -365,6 +366,16 @@ fn image_event(plan: &Plan, pin: Pin) -> Value {
 fn plan(booting: &Booting, directory: &Path) -> Result<(Checked, Plan), Fault> {
     let checked = booting.check()?;
     checked.admit(directory)?;
+    let plan = resolve(&checked.text, &checked.path, directory)?;
+    paths::checked(&plan).map_err(|lacking| {
+        Fault::malformed(format!("the image has unprotected paths; nothing was started\n{lacking}"))
+    })?;
+    let image_signer = checked.signer.map(|signer| signer.0);
+    Ok((checked, Plan { image_signer, ..plan }))
+}
+
+/// Resolves an image against this machine.
+pub fn resolve(text: &str, path: &Path, directory: &Path) -> Result<Plan, Fault> {
     let machine = Machine {
         builtins: &crate::vat::PROGRAMS,
         executable: &|path| {
@@ -372,14 +383,11 @@ fn plan(booting: &Booting, directory: &Path) -> Result<(Checked, Plan), Fault> {
         },
         exists: &|path| path.exists(),
     };
-    let parsed = image::parse(&checked.text, &checked.path, directory, &machine);
-    let plan = parsed.map_err(|errors| {
+    image::parse(text, path, directory, &machine).map_err(|errors| {
         let count = errors.0.len();
         let faults = if count == 1 { "one fault".into() } else { format!("{count} faults") };
         Fault::malformed(format!("the image has {faults}; nothing was started\n{errors}"))
-    })?;
-    let image_signer = checked.signer.map(|signer| signer.0);
-    Ok((checked, Plan { image_signer, ..plan }))
+    })
 }
 
 /// Makes the directory if it is not there, and refuses one that is not a node's or that a newer
