@@ -4,8 +4,9 @@
 using Cap = import "capability.capnp";
 
 struct Peer {
-  name    @0 :Text;   # "node/N" or "tenant/T".
-  address @1 :Text;   # Where its network service listens, "HOST:PORT" in numbers; empty if it need not be asked.
+  name     @0 :Text;  # "node/N" or "tenant/T".
+  address  @1 :Text;  # Where its network service listens, "HOST:PORT" in numbers; empty if it need not be asked.
+  invitedS @2 :UInt64; # If it was invited and has not come yet: until when it may, in seconds since the Unix epoch.
 }
 
 struct Attending {
@@ -48,6 +49,10 @@ interface Network extends(Cap.Capability) {
   # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
   # signs; connections go on. The issuer's key stays: the root has signed that. Fails: "unavailable" (no other
   # node signs now).
+  invite @7 (node :Data, key :Data, lifetimeS :UInt32) -> (bundle :Text, chain :List(Data));
+  # Needs "admin". Durable. What the network service of another node needs to join: an SVID for its `key`
+  # alone, and a place in the list, which ends with the SVID unless the node has come by then. Fails: "unavailable"
+  # (this node is no issuer), "exists" (the node is in the list).
 }
 
 interface Credentials extends(Cap.Capability) {

@@ -13,7 +13,7 @@ use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::issuer;
 use distos_types::HolderSecret;
 
-use crate::server::{NetworkService, certificates, serial};
+use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
 
 /// The device by which the image gives this service its socket.
@@ -22,6 +22,8 @@ const SOCKET: &str = "quic";
 const SIGN_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait after something did not work.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How often it is looked whose invitation has ended.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long a peer may stay without being asked for anything.
 const STAY: Duration = Duration::from_secs(60);
 
@@ -66,6 +68,7 @@ impl NetworkService {
             }
             tokio::select! {
                 changed = revision.changed() => drop(changed),
+                () = tokio::time::sleep(LOOK) => self.expire(),
                 () = tokio::time::sleep(renew_in) => {
                     if let Err(fault) = self.renew_own().await {
                         tracing::warn!(%fault, "the network service's SVID was not renewed");
@@ -74,6 +77,37 @@ impl NetworkService {
                 }
             }
         }
+    }
+
+    /// Takes off the list whose invitation has ended.
+    fn expire(&self) {
+        let now_s = self.now_s();
+        let mut late = Vec::new();
+        let changed = self.changed(|state| {
+            late = state.expire(now_s);
+            Ok(())
+        });
+        let Ok(next) = changed else { return };
+        if late.is_empty() {
+            return;
+        }
+        let before = self.install(next);
+        if let Err(fault) = self.save_or(before) {
+            tracing::warn!(%fault, "an invitation that has ended stays");
+            return;
+        }
+        for peer in late {
+            self.report(format!("{peer} was invited and has not come"));
+        }
+    }
+
+    /// Notes that a node has come that was invited.
+    fn came(&self, node: NodeId) -> Result<(), Fault> {
+        if self.state.borrow_mut().came(node) {
+            self.report(format!("node/{node} has come"));
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// Shows this SVID from now on.
@@ -244,10 +278,8 @@ impl issuer::Server for IssuerServer {
             fail(fault)
         })?;
         service.report(format!("signed node/{}/service/{}", self.node, asks.service));
-        let mut list = results.get().init_chain(chain.len() as u32);
-        for (index, certificate) in (0..).zip(&chain) {
-            list.set(index, certificate);
-        }
+        service.came(self.node).map_err(fail)?;
+        write_chain(&chain, results.get().init_chain(chain.len() as u32));
         Ok(())
     }
 }

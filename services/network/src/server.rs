@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
-use distos_abi::{ByteRange, CapId, Fault, HolderKey, ObjectId, Rights, TenantId, VatName};
-use distos_identity::{Bundle, Peer, Serial, verify_proof};
+use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
+use distos_identity::{Bundle, Peer, Serial, Validity, verify_proof};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use zeroize::Zeroize as _;
 
-use crate::state::{Kept, State};
+use crate::state::{Kept, SKEW_S, State};
 
 /// The objects have no bytes.
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
@@ -161,7 +161,7 @@ impl NetworkService {
     }
 
     /// What would be known after this change.
-    fn changed(
+    pub(crate) fn changed(
         &self,
         change: impl FnOnce(&mut State) -> Result<(), Fault>,
     ) -> Result<State, Fault> {
@@ -172,7 +172,7 @@ impl NetworkService {
     }
 
     /// Goes by this from now on; what was known before.
-    fn install(&self, next: State) -> State {
+    pub(crate) fn install(&self, next: State) -> State {
         let before = std::mem::replace(&mut *self.state.borrow_mut(), next);
         if let (Some(endpoint), Ok(trust)) = (&*self.endpoint.borrow(), self.state.borrow().trust())
         {
@@ -183,7 +183,7 @@ impl NetworkService {
     }
 
     /// Puts what was installed on disk, or goes back to what was known before.
-    fn save_or(&self, before: State) -> Result<(), Fault> {
+    pub(crate) fn save_or(&self, before: State) -> Result<(), Fault> {
         self.save().inspect_err(|_| drop(self.install(before)))
     }
 
@@ -297,6 +297,12 @@ pub(crate) fn certificates(
     list.iter().map(|one| one.map(<[u8]>::to_vec)).collect()
 }
 
+pub(crate) fn write_chain(chain: &[Vec<u8>], mut list: capnp::data_list::Builder<'_>) {
+    for (index, certificate) in (0..).zip(chain) {
+        list.set(index, certificate);
+    }
+}
+
 impl network::Server for NetworkServer {
     async fn status(
         self: Rc<Self>,
@@ -365,6 +371,37 @@ impl network::Server for NetworkServer {
         Ok(())
     }
 
+    async fn invite(
+        self: Rc<Self>,
+        params: network::InviteParams,
+        mut results: network::InviteResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let (node, key, lifetime_s) = {
+            let params = params.get()?;
+            let node = NodeId::try_from(params.get_node()?).map_err(fail)?;
+            let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
+            (node, key, u64::from(params.get_lifetime_s()))
+        };
+        let service = &self.service;
+        let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
+        let validity = Validity {
+            from_s: now_s.saturating_sub(SKEW_S),
+            until_s: now_s.saturating_add(lifetime_s),
+        };
+        let mut chain = Vec::new();
+        self.change(|state| {
+            chain = state.invite(&service.issuer_secret, node, key, validity, serial)?;
+            Ok(())
+        })?;
+        service.report(format!("node/{node} is invited with key {key}"));
+        let bundle = service.state.borrow().bundle().map_err(fail)?.to_json();
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_bundle(bundle);
+        write_chain(&chain, reply.init_chain(chain.len() as u32));
+        Ok(())
+    }
+
     async fn rotate(
         self: Rc<Self>,
         _: network::RotateParams,
@@ -407,6 +444,7 @@ impl network::Server for NetworkServer {
         for (index, (peer, address)) in (0..).zip(state.peers()) {
             let mut entry = list.reborrow().get(index);
             entry.set_name(peer.to_string());
+            entry.set_invited_s(state.invited_s(peer).unwrap_or(0));
             if let Some(address) = address {
                 entry.set_address(address.to_string());
             }
@@ -515,10 +553,7 @@ impl credentials::Server for CredentialsServer {
         self.service.note(self.asking.as_str(), |one| one.until_s = own.until_s);
         let mut reply = self.facet.reply(&mut results);
         reply.set_id(id.to_string());
-        let mut list = reply.init_chain(chain.len() as u32);
-        for (index, certificate) in (0..).zip(&chain) {
-            list.set(index, certificate);
-        }
+        write_chain(&chain, reply.init_chain(chain.len() as u32));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The name of this service in ids: nodes find one another's by it.
 pub(crate) const SERVICE: &str = "network";
 /// How far clocks in a cluster may differ: an SVID holds from so long before it is signed.
-const SKEW_S: u64 = 60;
+pub(crate) const SKEW_S: u64 = 60;
 /// Peers in the list.
 const MAX_PEERS: usize = 4096;
 
@@ -28,6 +28,9 @@ pub(crate) struct Kept {
     /// The certificate by which this node signs for others, DER.
     issuer: Option<Vec<u8>>,
     peers: BTreeMap<String, Option<SocketAddr>>,
+    /// Nodes that were invited and have not come yet, and until when they may.
+    #[serde(default)]
+    invited: BTreeMap<String, u64>,
 }
 
 /// Who somebody is until when.
@@ -46,12 +49,22 @@ pub(crate) struct State {
     own: Option<(Vec<Vec<u8>>, Own)>,
     issuer: Option<Vec<u8>>,
     peers: BTreeMap<Peer, Option<SocketAddr>>,
+    /// Of these peers, those that were invited and have not come yet, and until when they may.
+    invited: BTreeMap<Peer, u64>,
 }
 
 impl State {
     /// In no cluster.
     pub(crate) fn new(node: NodeId, keys: (HolderKey, HolderKey)) -> State {
-        State { node, keys, bundle: None, own: None, issuer: None, peers: BTreeMap::new() }
+        State {
+            node,
+            keys,
+            bundle: None,
+            own: None,
+            issuer: None,
+            peers: BTreeMap::new(),
+            invited: BTreeMap::new(),
+        }
     }
 
     /// As it was kept. An SVID whose time is over is still this node's name.
@@ -66,6 +79,9 @@ impl State {
         for (name, address) in kept.peers {
             state.peers.insert(name.parse()?, address);
         }
+        for (name, until_s) in kept.invited {
+            state.invited.insert(name.parse()?, until_s);
+        }
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
         }
@@ -78,6 +94,7 @@ impl State {
             chain: self.own.as_ref().map(|(chain, _)| chain.clone()).unwrap_or_default(),
             issuer: self.issuer.clone(),
             peers: self.peers.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
+            invited: self.invited.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
         }
     }
 
@@ -211,7 +228,9 @@ impl State {
             .issuer
             .clone()
             .ok_or_else(|| Fault::unavailable(60_000, "this node is no issuer: ask another one"))?;
-        if !self.peers.contains_key(&Peer::Node(asks.node)) {
+        let peer = Peer::Node(asks.node);
+        let late = self.invited.get(&peer).is_some_and(|until_s| *until_s <= now_s);
+        if late || !self.peers.contains_key(&peer) {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
         let service = VatName::new(asks.service)?;
@@ -224,6 +243,53 @@ impl State {
             until_s: now_s.saturating_add(lifetime_s),
         };
         issuer.issue(&id, asks.key, validity, serial)
+    }
+
+    /// What another node needs to join: an SVID for its network service with `key`, and a place in the
+    /// list that ends with it, unless the node has come by then.
+    pub(crate) fn invite(
+        &mut self,
+        secret: &HolderSecret,
+        node: NodeId,
+        key: HolderKey,
+        validity: Validity,
+        serial: Serial,
+    ) -> Result<Vec<Vec<u8>>, Fault> {
+        let certificate = self.issuer.clone().ok_or_else(|| {
+            Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
+        })?;
+        let peer = Peer::Node(node);
+        if self.peers.contains_key(&peer) && !self.invited.contains_key(&peer) {
+            return Err(Fault::Exists(format!("{peer} is a peer")));
+        }
+        let issuer = Issuer::new(certificate, secret)?;
+        let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
+        let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
+        let chain = issuer.issue(&id, key, validity, serial)?;
+        self.add(peer.clone(), None)?;
+        self.invited.insert(peer, validity.until_s);
+        Ok(chain)
+    }
+
+    /// Notes that a node has come; whether it was only invited before.
+    pub(crate) fn came(&mut self, node: NodeId) -> bool {
+        self.invited.remove(&Peer::Node(node)).is_some()
+    }
+
+    /// Takes off the list whoever was invited and has not come by now.
+    pub(crate) fn expire(&mut self, now_s: u64) -> Vec<Peer> {
+        let late = self.invited.iter().filter(|(_, until_s)| **until_s <= now_s);
+        let late: Vec<Peer> = late.map(|(peer, _)| peer.clone()).collect();
+        for peer in &late {
+            self.invited.remove(peer);
+            self.peers.remove(peer);
+        }
+        late
+    }
+
+    /// Until when a peer may come that was invited and has not.
+    pub(crate) fn invited_s(&self, peer: &Peer) -> Option<u64> {
+        self.invited.get(peer).copied()
     }
 
     /// Whom to let in.
@@ -258,11 +324,14 @@ impl State {
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&peer) {
             return Err(Fault::malformed(format!("a node has {MAX_PEERS} peers at most")));
         }
+        // Whoever is named is no longer only invited.
+        self.invited.remove(&peer);
         self.peers.insert(peer, address);
         Ok(())
     }
 
     pub(crate) fn remove(&mut self, peer: &Peer) -> Result<(), Fault> {
+        self.invited.remove(peer);
         let found = self.peers.remove(peer);
         found.map(drop).ok_or_else(|| Fault::not_found(format!("{peer} is no peer")))
     }
@@ -299,4 +368,183 @@ pub(crate) fn check(
         )));
     }
     Ok(Own { id: found.id, from_s: found.from_s, until_s: found.until_s })
+}
+
+#[cfg(test)]
+mod tests {
+    use distos_identity::Root;
+
+    use super::*;
+
+    const NOW_S: u64 = 1_800_000_000;
+    const NODE: NodeId = NodeId([1; 32]);
+    const OTHER: NodeId = NodeId([2; 32]);
+
+    fn secret(seed: u8) -> HolderSecret {
+        HolderSecret::from_seed([seed; 32])
+    }
+
+    /// A cluster with an issuer on no node.
+    struct Cluster {
+        root: HolderSecret,
+        issuer: HolderSecret,
+        certificate: Vec<u8>,
+        name: distos_identity::ClusterName,
+    }
+
+    fn validity() -> Validity {
+        Validity { from_s: NOW_S - 100, until_s: NOW_S + 3600 }
+    }
+
+    impl Cluster {
+        fn new(name: &str, seed: u8) -> Cluster {
+            let name = distos_identity::ClusterName::new(name).unwrap();
+            let (root, issuer) = (secret(seed), secret(seed + 1));
+            let certificate = Root::new(name.clone(), &root)
+                .certify(issuer.key(), Home::Offline, validity(), Serial([1; 16]))
+                .unwrap();
+            Cluster { root, issuer, certificate, name }
+        }
+
+        fn bundle(&self, sequence: u64) -> Bundle {
+            let root = Root::new(self.name.clone(), &self.root);
+            Bundle::new(vec![root.certificate(validity(), Serial([2; 16])).unwrap()], sequence)
+                .unwrap()
+        }
+
+        fn svid(&self, who: &str, key: HolderKey) -> Vec<Vec<u8>> {
+            let id = SpiffeId { cluster: self.name.clone(), subject: who.parse().unwrap() };
+            let issuer = Issuer::new(self.certificate.clone(), &self.issuer).unwrap();
+            issuer.issue(&id, key, validity(), Serial([3; 16])).unwrap()
+        }
+
+        fn issuer_on(&self, node: NodeId, key: HolderKey) -> Vec<u8> {
+            let root = Root::new(self.name.clone(), &self.root);
+            root.certify(key, Home::Node(node), validity(), Serial([4; 16])).unwrap()
+        }
+    }
+
+    fn keys() -> (HolderKey, HolderKey) {
+        (secret(10).key(), secret(11).key())
+    }
+
+    fn me() -> String {
+        format!("node/{NODE}/service/network")
+    }
+
+    fn joined(cluster: &Cluster) -> State {
+        let mut state = State::new(NODE, keys());
+        state.join(cluster.bundle(2), cluster.svid(&me(), keys().0), NOW_S).unwrap();
+        state
+    }
+
+    #[test]
+    fn a_node_joins_with_an_svid_of_its_own_and_with_no_older_or_other_bundle() {
+        let (cluster, foreign) = (Cluster::new("demo", 20), Cluster::new("other", 30));
+        let mut state = State::new(NODE, keys());
+        assert!(matches!(state.id(), Err(Fault::Unavailable { .. })), "in no cluster");
+        let mut refused = |bundle, chain: Vec<Vec<u8>>| {
+            let fault = state.join(bundle, chain, NOW_S).unwrap_err();
+            assert!(state.id().is_err() && state.own().is_none());
+            fault
+        };
+        let other = format!("node/{OTHER}/service/network");
+        refused(cluster.bundle(1), cluster.svid(&other, keys().0));
+        refused(cluster.bundle(1), cluster.svid(&format!("node/{NODE}/service/memory"), keys().0));
+        refused(cluster.bundle(1), cluster.svid(&me(), keys().1));
+        refused(cluster.bundle(1), foreign.svid(&me(), keys().0));
+        refused(cluster.bundle(1), Vec::new());
+        let mut state = joined(&cluster);
+        let own = cluster.svid(&me(), keys().0);
+        let fault = state.join(cluster.bundle(1), own.clone(), NOW_S).unwrap_err();
+        assert!(fault.to_string().contains("number 1"), "{fault}");
+        let theirs = foreign.svid(&me(), keys().0);
+        assert!(state.join(foreign.bundle(9), theirs, NOW_S).is_err());
+        assert_eq!(state.bundle().unwrap().sequence(), 2);
+        state.join(cluster.bundle(3), own.clone(), NOW_S).unwrap();
+        assert!(state.join(cluster.bundle(3), own, NOW_S + 3601).is_err(), "its time is over");
+    }
+
+    #[test]
+    fn an_issuer_signs_for_services_of_the_peer_that_asks_and_for_nobody_else() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        let issuer = secret(11);
+        let service: Subject = format!("node/{OTHER}/service/memory").parse().unwrap();
+        let key = secret(40);
+        let proof = distos_identity::prove(&service, &key);
+        let asks = |node, service, proof| Request { node, service, key: key.key(), proof };
+        let sign = |state: &State, asks| state.sign(&issuer, &asks, 60, NOW_S, Serial([5; 16]));
+        assert!(sign(&state, asks(OTHER, "memory", &proof)).is_err(), "it is no issuer");
+        let mut certify = |certificate| state.certify(certificate, &issuer, NOW_S, Serial([6; 16]));
+        assert!(certify(cluster.issuer_on(OTHER, keys().1)).is_err(), "another node's");
+        assert!(certify(cluster.issuer_on(NODE, keys().0)).is_err(), "for another key");
+        let foreign = Cluster::new("demo", 50);
+        assert!(certify(foreign.issuer_on(NODE, keys().1)).is_err(), "no root of the cluster's");
+        certify(cluster.issuer_on(NODE, keys().1)).unwrap();
+        assert!(sign(&state, asks(OTHER, "memory", &proof)).is_err(), "it is no peer");
+        state.add(Peer::Node(OTHER), None).unwrap();
+        let chain = sign(&state, asks(OTHER, "memory", &proof)).unwrap();
+        let id = SpiffeId { cluster: cluster.name.clone(), subject: service };
+        check(&cluster.bundle(1), &chain, &id, key.key(), NOW_S).unwrap();
+        assert!(sign(&state, asks(OTHER, "audit", &proof)).is_err(), "another service's proof");
+        assert!(sign(&state, asks(NODE, "memory", &proof)).is_err(), "its own node");
+        assert!(sign(&state, asks(OTHER, "Memory/", &proof)).is_err(), "no name");
+        state.remove(&Peer::Node(OTHER)).unwrap();
+        assert!(sign(&state, asks(OTHER, "memory", &proof)).is_err(), "it was taken off the list");
+        assert!(state.remove(&Peer::Node(OTHER)).is_err());
+        assert!(state.add(Peer::Node(NODE), None).is_err(), "itself");
+    }
+
+    #[test]
+    fn an_invitation_is_for_one_key_and_ends_unless_the_node_comes() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        let (issuer, key) = (secret(11), secret(40).key());
+        let until_s = NOW_S + 60;
+        let validity = Validity { from_s: NOW_S, until_s };
+        let invite =
+            |state: &mut State| state.invite(&issuer, OTHER, key, validity, Serial([8; 16]));
+        assert!(invite(&mut state).is_err(), "it is no issuer");
+        state.certify(cluster.issuer_on(NODE, keys().1), &issuer, NOW_S, Serial([7; 16])).unwrap();
+        let chain = invite(&mut state).unwrap();
+        let mut invited = State::new(OTHER, (key, secret(41).key()));
+        invited.join(cluster.bundle(1), chain.clone(), NOW_S).unwrap();
+        let mut thief = State::new(OTHER, (secret(42).key(), secret(41).key()));
+        assert!(thief.join(cluster.bundle(1), chain, NOW_S).is_err(), "another key");
+        // Nobody came in time; the invitation is good for nothing after that.
+        let mut restarted = State::restore(NODE, keys(), state.keep()).unwrap();
+        assert_eq!(restarted.expire(until_s - 1), []);
+        let service: Subject = format!("node/{OTHER}/service/network").parse().unwrap();
+        let proof = distos_identity::prove(&service, &secret(40));
+        let asks = Request { node: OTHER, service: SERVICE, key, proof: &proof };
+        let sign = |state: &State, at| state.sign(&issuer, &asks, 60, at, Serial([9; 16]));
+        assert!(sign(&restarted, until_s).is_err(), "late, and not yet off the list");
+        assert_eq!(restarted.expire(until_s), [Peer::Node(OTHER)]);
+        assert!(sign(&restarted, NOW_S).is_err());
+        // It came: it stays, and is not invited a second time.
+        assert!(sign(&state, NOW_S).is_ok() && state.came(OTHER) && !state.came(OTHER));
+        assert_eq!(state.expire(until_s), []);
+        assert!(matches!(invite(&mut state), Err(Fault::Exists(_))));
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_there_after_a_restart() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        state
+            .certify(cluster.issuer_on(NODE, keys().1), &secret(11), NOW_S, Serial([7; 16]))
+            .unwrap();
+        state.add("tenant/red".parse().unwrap(), None).unwrap();
+        state.add(Peer::Node(OTHER), Some(([127, 0, 0, 1], 7400).into())).unwrap();
+        let back = State::restore(NODE, keys(), state.keep()).unwrap();
+        assert_eq!(back.peers(), state.peers());
+        assert_eq!(back.reachable(), [(OTHER, ([127, 0, 0, 1], 7400).into())]);
+        assert!(back.issues() && back.trust().unwrap().peers.nodes.contains(&OTHER));
+        let (own, before) = (back.own().unwrap(), state.own().unwrap());
+        assert_eq!((own.0, &own.1.id, own.1.until_s), (before.0, &before.1.id, before.1.until_s));
+        // Another key: what was signed for the old one is not this node's.
+        let other = State::restore(NODE, (secret(9).key(), keys().1), state.keep()).unwrap();
+        assert!(other.own().is_none());
+    }
 }

@@ -14,6 +14,7 @@ use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, rep
 use serde_json::Value;
 
 const MALFORMED: i32 = 16;
+const EXISTS: i32 = 19;
 const UNAUTHENTICATED: i32 = 22;
 const UNAVAILABLE: i32 = 17;
 /// How long a node may take to be vouched for by another.
@@ -88,13 +89,7 @@ fn ports() -> Vec<u16> {
 impl Member {
     /// A node that has joined the cluster of `desk`, signs for others, and knows none of them.
     fn join(desk: &Desk, svid_s: u32) -> Member {
-        let ports = ports();
-        let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
-        let image = replaced(&image, "svid_s = \"3600\"", &format!("svid_s = \"{svid_s}\""));
-        let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
-            replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
-        });
-        let node = Node::boot_with(&image);
+        let (node, ports) = alone(svid_s);
         let status = node.json(&["network", "status"]);
         let text = |key: &str| status[key].as_str().unwrap().to_owned();
         let number = text("node");
@@ -184,6 +179,64 @@ fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {
 fn is_refused(desk: &Desk, member: &Member, name: &str) {
     let output = ends(desk, member, name).expect("it was let in");
     assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
+}
+
+/// A node that has joined nothing yet.
+fn alone(svid_s: u32) -> (Node, Vec<u16>) {
+    let ports = ports();
+    let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
+    let image = replaced(&image, "svid_s = \"3600\"", &format!("svid_s = \"{svid_s}\""));
+    let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
+        replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
+    });
+    (Node::boot_with(&image), ports)
+}
+
+/// Whoever is invited needs nobody's offline key, and whoever is not cannot use another's invitation.
+#[test]
+fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
+    let desk = Desk::new();
+    let home = Member::join(&desk, 3600);
+    let (node, ports) = alone(3600);
+    let status = node.json(&["network", "status"]);
+    let (number, key) = (status["node"].as_str().unwrap(), status["key"].as_str().unwrap());
+    let peer = format!("node/{number}");
+    let file = node.file("invitation.json").to_str().unwrap().to_owned();
+    let at = home.address("network");
+    let invite = ["network", "invite", &peer, key, "--at", &at, "--out", &file];
+    home.node.ok(&invite);
+    // Its operator is asked whether it is the right cluster, unless it is named.
+    let told = node.refused(&["network", "accept", &file], UNAUTHENTICATED);
+    assert!(told.contains("demo.example") && told.contains("--trust-first-use"), "{told}");
+    let wrong = desk.text("issuer.pub");
+    node.refused(&["network", "accept", &file, "--root", &wrong], UNAUTHENTICATED);
+    // Changed on its way, and at a node that has another key.
+    let text = fs::read_to_string(&file).unwrap();
+    for (what, with) in [("MII", "MIJ"), ("\"version\": 1", "\"version\": 2")] {
+        fs::write(node.file("changed.json"), text.replacen(what, with, 1)).unwrap();
+        let output = node.cli(&["network", "accept", "changed.json", "--trust-first-use"]);
+        assert!([UNAUTHENTICATED, MALFORMED].contains(&output.code), "{}", output.stderr);
+    }
+    let other = alone(3600).0;
+    other.refused(&["network", "accept", &file, "--trust-first-use"], UNAUTHENTICATED);
+    let root = desk.text("root.pub");
+    node.ok(&["network", "accept", &file, "--root", &root]);
+    let joined = Member { number: number.to_owned(), node, ports };
+    eventually("every service has an SVID", VOUCHED, || {
+        SERVICES[1..].iter().all(|service| joined.until_s(service).is_some()).then_some(())
+    });
+    let peers = home.node.json(&["peers", "list"]);
+    assert_eq!(peers["peers"][0]["invited_s"], 0, "it has come: {peers}");
+    assert_eq!(home.node.cli(&invite).code, EXISTS);
+    // One that does not come is taken off the list.
+    let stranger = format!("node/{}", "ab".repeat(32));
+    let file = desk.text("unused.json");
+    let invite = ["network", "invite", &stranger, key, "--at", &at, "--lasting", "1s"];
+    home.node.ok(&[&invite[..], &["--out", &file]].concat());
+    eventually("it is taken off", VOUCHED, || {
+        let peers = home.node.json(&["peers", "list"]);
+        (peers["peers"].as_array().unwrap().len() == 1).then_some(())
+    });
 }
 
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_identity::{MAX_BUNDLE_BYTES, Peer};
+use distos_identity::{Bundle, MAX_BUNDLE_BYTES, MAX_PEM_BYTES, Peer, from_pem, to_pem};
 use distos_schemas::network_capnp::{network, peer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::cap::public_key;
 use super::cluster::read_pem;
 use super::holder::{call, named, read};
 use super::text::{self, row};
@@ -28,6 +30,20 @@ and then here
   distos network join network.pem --bundle bundle.json
 From then on other nodes' issuers renew the SVID: name some with `distos peers add`.")]
     Join(JoinArgs),
+    /// Invite a node into the cluster: for one key, for so long, once
+    #[command(after_help = "\
+Example: with the number and the key that `distos network status` shows on the node that is to join
+  distos network invite node/1f95… KEY --at 10.0.0.7:7400
+writes invitation.json, which opens nothing for whoever has another key. The address is this node's own, as
+that one reaches it. If the node has not come in time, it is taken off the list again.")]
+    Invite(InviteArgs),
+    /// Join the cluster of a node that has invited this one
+    #[command(after_help = "\
+Example:
+  distos network accept invitation.json --root root.pub
+The root is the cluster's, as its operator told you it is. Whoever changes an invitation on its way can lead
+this node into another cluster, so without --root it is taken only with --trust-first-use.")]
+    Accept(AcceptArgs),
     /// Sign SVIDs for other nodes from now on, by a certificate of the cluster's root
     #[command(after_help = "\
 Example: where the root is, with the number and the issuer's key that `distos network status` shows here
@@ -51,6 +67,74 @@ pub struct JoinArgs {
     /// The cluster's bundle
     #[arg(long, value_name = "FILE", default_value = "bundle.json")]
     bundle: PathBuf,
+}
+
+/// Arguments of `network invite`.
+#[derive(Args)]
+pub struct InviteArgs {
+    /// The node that is to join: node/N
+    #[arg(value_name = "NODE")]
+    whom: Peer,
+    /// The key that `distos network status` shows there
+    #[arg(value_name = "KEY")]
+    key: String,
+    /// Where this node's network service is reached, as HOST:PORT in numbers
+    #[arg(long = "at", value_name = "ADDRESS")]
+    address: SocketAddr,
+    /// How long it may take to come: a day at most
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = text::parse_span_ms)]
+    lasting: u64,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = "invitation.json")]
+    out: PathBuf,
+}
+
+/// Arguments of `network accept`.
+#[derive(Args)]
+pub struct AcceptArgs {
+    /// The invitation
+    invitation: PathBuf,
+    /// The cluster's root: its public key's file, or the key itself
+    #[arg(long, value_name = "PUBFILE")]
+    root: Option<String>,
+    /// Take whatever root the invitation names
+    #[arg(long, conflicts_with = "root")]
+    trust_first_use: bool,
+}
+
+/// An invitation, as a file. Nothing in it is secret.
+#[derive(Serialize, Deserialize)]
+struct Invitation {
+    /// What this is.
+    distos: String,
+    version: u32,
+    /// Who invites, and where its network service is.
+    from: String,
+    address: SocketAddr,
+    /// The cluster's bundle, as SPIFFE has it.
+    bundle: String,
+    /// The SVID of whom it is for, PEM.
+    svid: String,
+}
+
+const INVITATION: &str = "invitation";
+const INVITATION_VERSION: u32 = 1;
+
+impl Invitation {
+    fn read(path: &Path) -> Result<Invitation, Fault> {
+        let text = files::read_text(path, (2 * MAX_BUNDLE_BYTES + MAX_PEM_BYTES) as u64)?;
+        let read: Invitation = serde_json::from_str(&text)
+            .map_err(|e| named(path, Fault::malformed(format!("this is no invitation: {e}"))))?;
+        if read.distos != INVITATION {
+            return Err(named(path, Fault::malformed("this is no invitation")));
+        }
+        if read.version != INVITATION_VERSION {
+            let version = read.version;
+            let why = format!("an invitation of version {version}: use the newer program");
+            return Err(named(path, Fault::malformed(why)));
+        }
+        Ok(read)
+    }
 }
 
 /// Arguments of `network certify`.
@@ -114,19 +198,10 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
         NetworkCommand::Join(args) => {
             let bundle = files::read_text(&args.bundle, MAX_BUNDLE_BYTES as u64)?;
             let chain = pem(&args.svid, 2, "an SVID is two certificates")?;
-            let mut request = client.join_request();
-            let mut asked = request.get();
-            asked.set_bundle(bundle.as_str());
-            let mut list = asked.init_chain(chain.len() as u32);
-            for (index, certificate) in (0..).zip(&chain) {
-                list.set(index, certificate);
-            }
-            call(request).await?;
-            let answer = call(client.status_request()).await?;
-            let json = read(|| status_json(answer.get()?.get_status()?))?;
-            let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
-            Ok(Report { text, json })
+            join(&client, &bundle, &chain).await
         }
+        NetworkCommand::Invite(args) => invite(&client, &args).await,
+        NetworkCommand::Accept(args) => accept(&client, &args).await,
         NetworkCommand::Rotate => {
             let answer = call(client.rotate_request()).await?;
             let key = read(|| Ok(key_text(answer.get()?.get_key()?)))?;
@@ -141,6 +216,90 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             Ok(Report { text, json: json!({ "issues": true }) })
         }
     }
+}
+
+async fn join(client: &network::Client, bundle: &str, chain: &[Vec<u8>]) -> Result<Report, Fault> {
+    let mut request = client.join_request();
+    let mut asked = request.get();
+    asked.set_bundle(bundle);
+    let mut list = asked.init_chain(chain.len() as u32);
+    for (index, certificate) in (0..).zip(chain) {
+        list.set(index, certificate);
+    }
+    call(request).await?;
+    let answer = call(client.status_request()).await?;
+    let json = read(|| status_json(answer.get()?.get_status()?))?;
+    let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
+    Ok(Report { text, json })
+}
+
+async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, Fault> {
+    let Peer::Node(node) = &args.whom else {
+        return Err(Fault::malformed("only nodes join: let a tenant in with `distos peers add`"));
+    };
+    if args.address.ip().is_unspecified() {
+        let why = "--at is where the other node reaches this one, and 0.0.0.0 is everywhere";
+        return Err(Fault::malformed(why));
+    }
+    let key = public_key(&args.key)?;
+    let lifetime_s = u32::try_from(args.lasting / 1000).unwrap_or(u32::MAX);
+    let answer = call(client.status_request()).await?;
+    let own = read(|| status_json(answer.get()?.get_status()?))?;
+    let mut request = client.invite_request();
+    let mut asked = request.get();
+    asked.set_node(&node.0);
+    asked.set_key(&key.0);
+    asked.set_lifetime_s(lifetime_s);
+    let answer = call(request).await?;
+    let (bundle, chain) = read(|| {
+        let answer = answer.get()?;
+        let chain = answer.get_chain()?.iter().map(|one| one.map(<[u8]>::to_vec));
+        Ok((answer.get_bundle()?.to_str()?.to_owned(), chain.collect::<capnp::Result<Vec<_>>>()?))
+    })?;
+    let invitation = Invitation {
+        distos: INVITATION.to_owned(),
+        version: INVITATION_VERSION,
+        from: format!("node/{}", own["node"].as_str().unwrap_or_default()),
+        address: args.address,
+        bundle,
+        svid: to_pem(&chain)?,
+    };
+    let text = serde_json::to_string_pretty(&invitation).map_err(Fault::internal)?;
+    files::write(&args.out, text.as_bytes(), files::PUBLIC)?;
+    let (at, node) = (args.out.display().to_string(), args.whom.to_string());
+    let text = format!("{node} may come, with key {key}\n  {at}  take it there");
+    Ok(Report { text, json: json!({ "invited": node, "key": key.to_string(), "file": at }) })
+}
+
+async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, Fault> {
+    let invitation = Invitation::read(&args.invitation)?;
+    let bundle = Bundle::parse(&invitation.bundle).map_err(|f| named(&args.invitation, f))?;
+    let known = match &args.root {
+        Some(root) => {
+            let root = public_key(root)?;
+            bundle.keys().any(|key| key == root)
+        }
+        None => args.trust_first_use,
+    };
+    if !known {
+        let roots: Vec<String> = bundle.keys().map(|key| key.to_string()).collect();
+        return Err(Fault::Unauthenticated(format!(
+            "this invitation is into cluster {} with root {}: if that is the one, say so with \
+             --root, or with --trust-first-use if you have nothing to compare it with",
+            bundle.cluster(),
+            roots.join(", ")
+        )));
+    }
+    let inviting: Peer = invitation.from.parse().map_err(|f| named(&args.invitation, f))?;
+    let chain = from_pem(&invitation.svid).map_err(|f| named(&args.invitation, f))?;
+    let report = join(client, &invitation.bundle, &chain).await?;
+    let mut request = client.add_peer_request();
+    let mut asked = request.get().init_peer();
+    asked.set_name(inviting.to_string());
+    asked.set_address(invitation.address.to_string());
+    call(request).await?;
+    let text = format!("{}\n{inviting} is let in, and asked for SVIDs", report.text);
+    Ok(Report { text, json: report.json })
 }
 
 fn pem(path: &Path, count: usize, why: &str) -> Result<Vec<Vec<u8>>, Fault> {
@@ -213,6 +372,7 @@ fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
     Ok(json!({
         "name": peer.get_name()?.to_str()?,
         "address": if address.is_empty() { Value::Null } else { address.into() },
+        "invited_s": peer.get_invited_s(),
     }))
 }
 
@@ -221,10 +381,14 @@ fn peers_text(json: &Value) -> String {
     if peers.is_empty() {
         return "nobody: add peers with `distos peers add`".to_owned();
     }
-    let mut rows = vec![row(["peer", "network service at"])];
+    let mut rows = vec![row(["peer", "network service at", "invited until"])];
     for peer in peers {
         let name = peer["name"].as_str().unwrap_or_default();
-        rows.push(row([name, peer["address"].as_str().unwrap_or("-")]));
+        let until = match peer["invited_s"].as_u64().unwrap_or(0) {
+            0 => "-".to_owned(),
+            until_s => text::instant(until_s.saturating_mul(1000)),
+        };
+        rows.push(row([name, peer["address"].as_str().unwrap_or("-"), &until]));
     }
     text::table(&rows)
 }
