@@ -13,8 +13,9 @@
 //! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs
 //! run out.
 //!
-//! What it does not do yet: let a node join by an invitation or a vote, agree with others on the list of
-//! peers (each operator keeps its own node's), revoke what a removed peer's tenants hold.
+//! What it does not do yet: let a vote decide who joins, agree with others on the list of peers (each operator
+//! keeps its own node's). What a removed tenant holds is revoked by the operator's command, at the services
+//! where it lives: this service has no right to.
 #![forbid(unsafe_code)]
 
 mod mesh;

@@ -13,6 +13,7 @@ use distos_e2e::watch::Watched;
 use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, repository, run};
 use serde_json::Value;
 
+const REVOKED: i32 = 11;
 const MALFORMED: i32 = 16;
 const EXISTS: i32 = 19;
 const UNAUTHENTICATED: i32 = 22;
@@ -280,13 +281,31 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     }
 
     // One command, and when it returns nothing of red's is served over the network.
-    home.node.ok(&["peers", "remove", "tenant/red"]);
+    home.node.ok(&["peers", "remove", "tenant/red", "--keep-capabilities"]);
     let cut = desk.run(&["region", "list", "--as", "red.cap", "--node", &far]);
     assert_eq!(cut.code, UNAVAILABLE, "{}", cut.stderr);
     is_refused(&desk, &home, "red");
-    // Red is still a tenant of the node itself.
+    // What red holds goes on to work on the node itself, until that is ended too.
     home.node.ok(&["region", "get", "letters", "--as", "red.cap"]);
-    drop((python, red));
+    let endless =
+        "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
+    fs::write(home.node.file("endless.wasm"), wat::parse_str(endless).unwrap()).unwrap();
+    let run = ["run", "endless.wasm", "--input", "letters", "--as", "red.cap"];
+    let mut job = Watched::spawn(home.node.command(&run));
+    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
+    home.node.ok(&["peers", "add", "tenant/red"]);
+    red.signal(rustix::process::Signal::TERM);
+    red.finish(COMMAND_TIMEOUT);
+    assert!(!desk.path("far/run/memory.sock").exists(), "it takes its socket away");
+    let red_again = connect(&desk, &home, "red");
+    let told = home.node.json(&["peers", "remove", "tenant/red"]);
+    assert!(told["revoked"]["given"].as_u64().unwrap() > 0, "{told}");
+    let ended = job.finish(Duration::from_secs(5));
+    assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
+    home.node.refused(&["region", "get", "letters", "--as", "red.cap"], REVOKED);
+    let tree = home.node.json(&["cap", "tree", "--tenant", "red"]);
+    assert!(tree["nodes"].as_array().unwrap().iter().all(|node| node["link"] == ""), "{tree}");
+    drop((python, red_again));
 }
 
 /// Rotation drops no call; without it there is no access, and none is let in meanwhile.

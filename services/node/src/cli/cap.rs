@@ -1,5 +1,7 @@
 //! `cap show`, `attenuate`, `delegate`, `redeem`, `revoke` and `tree`.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use capnp::capability::FromClientHook;
@@ -422,6 +424,93 @@ pub async fn revoke(holder: &Holder, chain: &Chain) -> Result<Revoked, Fault> {
         }
     };
     Ok(Revoked { micros: answer.0, descendants: answer.1 })
+}
+
+/// What a tenant had been given, and no longer has.
+pub struct Ended {
+    /// Capabilities that were given to it.
+    pub given: usize,
+    /// What was derived from those.
+    pub derived: u64,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "revoked what it was given: {} capabilities", self.given)?;
+        write!(f, ", together with {} derived from them", self.derived)
+    }
+}
+
+/// How often it is looked whether a tenant has something left.
+const ROUNDS: usize = 8;
+
+/// Ends what `holder`, an operator, has given to a tenant and the node knows of. When this returns, no use
+/// of it or of anything derived from it takes effect (C2). Nothing if there is no such tenant here.
+///
+/// # Errors
+/// [`Fault::Denied`] if something was given by somebody else, under whom `holder` has no capability.
+pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
+    let client: node::Client = holder.root("node").await?;
+    let tenants = node_commands::tenants(&client).await?;
+    let id = tenants.iter().find(|t| t["name"] == tenant).and_then(|t| t["id"].as_u64());
+    let mut ended = Ended { given: 0, derived: 0 };
+    let Some(id) = id.and_then(|id| u32::try_from(id).ok()) else { return Ok(ended) };
+    // A tenant that is busy may restore another one meanwhile.
+    for _ in 0..ROUNDS {
+        let mut request = client.tree_request();
+        request.get().set_max(MAX_TREE);
+        request.get().set_tenant(id);
+        let answer = call(request).await?;
+        let given = read(|| given(answer.get()?.get_nodes()?))?;
+        if given.is_empty() {
+            break;
+        }
+        for Given { vat, kind, link, expires_ms } in given {
+            let own = holder.file.entries.iter().find(|entry| {
+                let root = entry.chain.root();
+                root.vat.as_str() == vat && root.kind == kind
+            });
+            let own = own.ok_or_else(|| {
+                Fault::Unauthenticated(format!(
+                    "somebody else has given it a capability at '{vat}': revoke that as whoever did"
+                ))
+            })?;
+            let root: capability::Client = holder.root(&own.name).await?;
+            let mut request = root.revoke_link_request();
+            request.get().set_link(&link);
+            request.get().set_expires_ms(expires_ms);
+            let answer = call(request).await?;
+            ended.given += 1;
+            ended.derived += read(|| Ok(answer.get()?.get_descendants()))?;
+        }
+    }
+    Ok(ended)
+}
+
+/// A capability that was given to a tenant.
+struct Given {
+    vat: String,
+    kind: Kind,
+    link: Vec<u8>,
+    expires_ms: u64,
+}
+
+/// Of a tenant's capabilities those that were not derived from another of its own.
+fn given(nodes: capnp::struct_list::Reader<'_, tree_node::Owned>) -> capnp::Result<Vec<Given>> {
+    let own: BTreeSet<u64> = nodes.iter().map(|node| node.get_cap_id()).collect();
+    let mut given = Vec::new();
+    for node in nodes.iter().filter(|node| !own.contains(&node.get_parent())) {
+        let link = node.get_link()?.to_vec();
+        if !link.is_empty() {
+            given.push(Given {
+                vat: node.get_vat()?.to_str()?.to_owned(),
+                kind: Kind(node.get_kind()),
+                link,
+                expires_ms: node.get_caveats()?.get_expires_ms(),
+            });
+        }
+    }
+    Ok(given)
 }
 
 async fn tree(context: &Context, tenant: Option<String>, all: bool) -> Result<Report, Fault> {

@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_identity::{Bundle, MAX_BUNDLE_BYTES, MAX_PEM_BYTES, Peer, from_pem, to_pem};
+use distos_identity::{Bundle, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer};
 use distos_schemas::network_capnp::{network, peer};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cap::public_key;
 use super::cluster::read_pem;
 use super::holder::{call, named, read};
 use super::text::{self, row};
-use super::{Context, Report, files};
+use super::{Context, Report, cap, files};
 
 /// Commands about this node in its cluster.
 #[derive(Subcommand)]
@@ -102,41 +101,6 @@ pub struct AcceptArgs {
     trust_first_use: bool,
 }
 
-/// An invitation, as a file. Nothing in it is secret.
-#[derive(Serialize, Deserialize)]
-struct Invitation {
-    /// What this is.
-    distos: String,
-    version: u32,
-    /// Who invites, and where its network service is.
-    from: String,
-    address: SocketAddr,
-    /// The cluster's bundle, as SPIFFE has it.
-    bundle: String,
-    /// The SVID of whom it is for, PEM.
-    svid: String,
-}
-
-const INVITATION: &str = "invitation";
-const INVITATION_VERSION: u32 = 1;
-
-impl Invitation {
-    fn read(path: &Path) -> Result<Invitation, Fault> {
-        let text = files::read_text(path, (2 * MAX_BUNDLE_BYTES + MAX_PEM_BYTES) as u64)?;
-        let read: Invitation = serde_json::from_str(&text)
-            .map_err(|e| named(path, Fault::malformed(format!("this is no invitation: {e}"))))?;
-        if read.distos != INVITATION {
-            return Err(named(path, Fault::malformed("this is no invitation")));
-        }
-        if read.version != INVITATION_VERSION {
-            let version = read.version;
-            let why = format!("an invitation of version {version}: use the newer program");
-            return Err(named(path, Fault::malformed(why)));
-        }
-        Ok(read)
-    }
-}
-
 /// Arguments of `network certify`.
 #[derive(Args)]
 pub struct CertifyArgs {
@@ -155,12 +119,15 @@ Examples:
 The address is where the node's network service listens (`distos network status` there): without it this
 node does not ask that one for SVIDs. A certificate of the cluster alone opens nothing.")]
     Add(AddArgs),
-    /// Close a peer's connections, and let it in no more
+    /// Close a peer's connections, let it in no more, and revoke what it holds here
     #[command(after_help = "\
-Example:
+Examples:
   distos peers remove tenant/red
-When it returns, the peer's connections are closed, and nothing that it sent and that was not read will be.
-What it holds stays: end that with `distos cap revoke`.")]
+  distos peers remove tenant/red --keep-capabilities
+When it returns, the peer's connections are closed, nothing that it sent and that was not read will be, and
+what a tenant was given here has no effect any more: its jobs end, and what it passed on ends too. Its
+regions stay, for whoever is given them. A capability that it was given and has never used is not known to the
+node: revoke its file with `distos cap revoke`.")]
     Remove(RemoveArgs),
     /// Whom this node lets in
     #[command(after_help = "Example:\n  distos peers list")]
@@ -184,6 +151,9 @@ pub struct RemoveArgs {
     /// Whom: node/N or tenant/T
     #[arg(value_name = "PEER")]
     peer: Peer,
+    /// Close its connections only: what it holds goes on to work on this machine
+    #[arg(long)]
+    keep_capabilities: bool,
 }
 
 pub(super) async fn command(context: &Context, command: NetworkCommand) -> Result<Report, Fault> {
@@ -256,24 +226,19 @@ async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, F
         let chain = answer.get_chain()?.iter().map(|one| one.map(<[u8]>::to_vec));
         Ok((answer.get_bundle()?.to_str()?.to_owned(), chain.collect::<capnp::Result<Vec<_>>>()?))
     })?;
-    let invitation = Invitation {
-        distos: INVITATION.to_owned(),
-        version: INVITATION_VERSION,
-        from: format!("node/{}", own["node"].as_str().unwrap_or_default()),
-        address: args.address,
-        bundle,
-        svid: to_pem(&chain)?,
-    };
-    let text = serde_json::to_string_pretty(&invitation).map_err(Fault::internal)?;
-    files::write(&args.out, text.as_bytes(), files::PUBLIC)?;
+    let bundle = Bundle::parse(&bundle)?;
+    let from = format!("node/{}", own["node"].as_str().unwrap_or_default()).parse()?;
+    let invitation = Invitation { from, address: args.address, bundle, chain };
+    files::write(&args.out, invitation.to_json()?.as_bytes(), files::PUBLIC)?;
     let (at, node) = (args.out.display().to_string(), args.whom.to_string());
     let text = format!("{node} may come, with key {key}\n  {at}  take it there");
     Ok(Report { text, json: json!({ "invited": node, "key": key.to_string(), "file": at }) })
 }
 
 async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, Fault> {
-    let invitation = Invitation::read(&args.invitation)?;
-    let bundle = Bundle::parse(&invitation.bundle).map_err(|f| named(&args.invitation, f))?;
+    let text = files::read_text(&args.invitation, MAX_INVITATION_BYTES as u64)?;
+    let invitation = Invitation::parse(&text).map_err(|fault| named(&args.invitation, fault))?;
+    let bundle = &invitation.bundle;
     let known = match &args.root {
         Some(root) => {
             let root = public_key(root)?;
@@ -290,9 +255,8 @@ async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, F
             roots.join(", ")
         )));
     }
-    let inviting: Peer = invitation.from.parse().map_err(|f| named(&args.invitation, f))?;
-    let chain = from_pem(&invitation.svid).map_err(|f| named(&args.invitation, f))?;
-    let report = join(client, &invitation.bundle, &chain).await?;
+    let report = join(client, &bundle.to_json(), &invitation.chain).await?;
+    let inviting = &invitation.from;
     let mut request = client.add_peer_request();
     let mut asked = request.get().init_peer();
     asked.set_name(inviting.to_string());
@@ -330,8 +294,14 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
             request.get().set_name(args.peer.to_string());
             let answer = call(request).await?;
             let behind = read(|| texts(answer.get()?.get_behind()?))?;
+            let mut report = changed(&args.peer, "is no longer let in", &behind);
+            if let (Peer::Tenant(tenant), false) = (&args.peer, args.keep_capabilities) {
+                let ended = cap::revoke_all(&holder, tenant.as_str()).await?;
+                report.text += &format!("\n{ended}");
+                report.json["revoked"] = json!({ "given": ended.given, "derived": ended.derived });
+            }
             if behind.is_empty() {
-                return Ok(changed(&args.peer, "is no longer let in", &behind));
+                return Ok(report);
             }
             Err(Fault::unavailable(
                 1000,

@@ -14,6 +14,8 @@ use crate::report::Figure;
 
 const WINDOW: Duration = Duration::from_millis(1500);
 const ROUNDS: usize = 5;
+/// Names the one attack that is measured, if not all are.
+const ONLY: &str = "DISTOS_ATTACK";
 
 /// There are three parties, the node, blue and red's programs, and two processors. Whoever shares one
 /// with somebody busy suffers from Linux and not from the node, so blue is with whomever the attack
@@ -21,12 +23,15 @@ const ROUNDS: usize = 5;
 /// programs, which go behind it, while the node is busy with red.
 pub(super) fn all(_: &Path) -> Outcome {
     let mut figures = Vec::new();
-    {
+    let only = std::env::var(ONLY).ok();
+    let wanted = |attack: &Attack| only.as_ref().is_none_or(|name| attack.name() == name);
+    if Attack::ALL.iter().any(|attack| !attack.reaches_the_node() && wanted(attack)) {
         let with_servers = Stay::with_servers()?;
         let field = Field::new(Node::new(&single_image()));
         drop(with_servers);
         let _with_clients = Stay::with_clients()?;
-        for attack in Attack::ALL.into_iter().filter(|attack| !attack.reaches_the_node()) {
+        let attacks = Attack::ALL.into_iter().filter(|attack| !attack.reaches_the_node());
+        for attack in attacks.filter(wanted) {
             figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
         }
     }
@@ -35,15 +40,24 @@ pub(super) fn all(_: &Path) -> Outcome {
     let _with_clients = Stay::with_clients()?;
     {
         let field = Field::new(node());
-        for attack in Attack::ALL.into_iter().filter(|attack| attack.reaches_the_node()) {
+        let attacks = Attack::ALL.into_iter().filter(|attack| attack.reaches_the_node());
+        for attack in attacks.filter(wanted) {
             figures.push(figure(&field.measure(attack, WINDOW, ROUNDS))?);
         }
     }
     // Mounting a small disk is not permitted everywhere.
-    if let Some(field) = Field::on_small_disk(node()) {
+    if wanted(&Attack::FullDisk)
+        && let Some(field) = Field::on_small_disk(node())
+    {
         figures.push(figure(&field.measure(Attack::FullDisk, WINDOW, ROUNDS))?);
     }
     Ok(figures)
+}
+
+/// The ratios of all kinds of calls.
+fn ratios(measured: &Measured) -> String {
+    let ratio = |call: Call| Some(format!("{call} {:.2}", measured.ratio(call)?));
+    Call::ALL.into_iter().filter_map(ratio).collect::<Vec<_>>().join(", ")
 }
 
 /// Of the kind of call that suffers most.
@@ -66,5 +80,9 @@ fn figure(measured: &Measured) -> Result<Figure, Failure> {
     Ok(Figure::of("attack", name, ns(attacked), ns(normal))
         .beside("the same tenant's normal p99")
         .at_most(2.0)
-        .noting(format!("{worst}, which suffers most; {} tries of the attacker's", measured.tries)))
+        .noting(format!(
+            "{worst}, which suffers most ({}); {} tries",
+            ratios(measured),
+            measured.tries
+        )))
 }

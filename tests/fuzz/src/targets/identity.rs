@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use distos_abi::{NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, Root, Serial, SpiffeId, Subject, TenantName,
-    Usage, Validity, did, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Invitation, Issuer, Peer, Root, Serial, SpiffeId, Subject,
+    TenantName, Usage, Validity, did, from_pem, to_pem,
 };
 use distos_quic::renewal;
 use distos_types::HolderSecret;
@@ -106,12 +106,24 @@ pub(super) fn renewal(bytes: &[u8]) {
 
 pub(super) fn bundle_seeds() -> Vec<(String, Vec<u8>)> {
     let pem = to_pem(&WORLD.signed[0]).unwrap();
-    vec![seed("bundle", WORLD.bundle.to_json()), seed("pem", pem)]
+    let invitation = Invitation {
+        from: Peer::Node(NodeId([7; 32])),
+        address: ([127, 0, 0, 1], 7400).into(),
+        bundle: WORLD.bundle.clone(),
+        chain: WORLD.signed[0].clone(),
+    };
+    let invitation = invitation.to_json().unwrap();
+    vec![seed("bundle", WORLD.bundle.to_json()), seed("pem", pem), seed("invitation", invitation)]
 }
 
 /// What is read from a file is written and read again as it was.
 pub(super) fn bundle(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
+    if let Ok(invitation) = Invitation::parse(&text)
+        && let Ok(written) = invitation.to_json()
+    {
+        assert_eq!(Invitation::parse(&written), Ok(invitation));
+    }
     if let Ok(bundle) = Bundle::parse(&text) {
         assert_eq!(Bundle::parse(&bundle.to_json()), Ok(bundle));
     }
