@@ -30,7 +30,7 @@ const MOST_WORK: Duration = Duration::from_millis(10);
 /// Whoever wants more has one at a time with pauses in between, which count as silence: a message that
 /// comes byte by byte is no work that is waited for.
 const PROMPT_TURNS: u32 = 16;
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether others wait.
 const LOOK: Duration = Duration::from_millis(500);
 /// Users whose books are kept; beyond it those who are not connected are forgotten.
