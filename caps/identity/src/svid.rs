@@ -4,7 +4,7 @@
 //! DistOS ask beyond that. A chain is always two certificates: the root certifies issuers only, and
 //! issuers nobody but ends.
 
-use distos_abi::{Fault, HolderKey};
+use distos_abi::{Fault, HolderKey, NodeId};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm,
     UnixTime, alg_id,
@@ -14,7 +14,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::bundle::Bundle;
 use crate::id::{ClusterName, SpiffeId};
-use crate::profile;
+use crate::profile::{self, Home};
 
 /// The longest that an SVID may hold, in seconds. One that says more is refused, whoever signed it.
 pub const MAX_SVID_LIFETIME_S: u64 = 24 * 3600;
@@ -37,6 +37,8 @@ pub struct Identity {
     pub key: HolderKey,
     /// The issuer that vouched for it.
     pub issuer: HolderKey,
+    /// Where that issuer runs.
+    pub home: Home,
     /// Since when, in seconds since the Unix epoch.
     pub from_s: u64,
     /// Until when: afterwards it is nobody. Never later than its issuer's and its root's own
@@ -93,6 +95,9 @@ pub enum Refusal {
     /// The cluster's list of peers does not name it.
     #[error("the list of trusted peers does not name it")]
     Stranger,
+    /// Its issuer runs on a node that is not in the list.
+    #[error("its issuer is on node/{0}, which the list of trusted peers does not name")]
+    Vouched(NodeId),
     /// It is somebody else than was asked for.
     #[error("it is {0}, and somebody else was asked for")]
     Another(Box<SpiffeId>),
@@ -161,6 +166,7 @@ impl Identity {
             id: leaf.id,
             key: leaf.facts.key,
             issuer: issuer.facts.key,
+            home: issuer.home,
             from_s: leaf.facts.from_s,
             until_s: leaf.facts.until_s.min(issuer.facts.until_s).min(root_until_s),
         })

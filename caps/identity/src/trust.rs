@@ -9,6 +9,7 @@ use distos_abi::{Fault, NodeId};
 
 use crate::bundle::Bundle;
 use crate::id::{Subject, TenantName};
+use crate::profile::Home;
 use crate::svid::{Identity, Refusal, Usage};
 
 /// What the list names, and what limits are counted by: whoever has many ids is one all the same.
@@ -80,11 +81,15 @@ pub struct Trust {
     pub bundle: Bundle,
     /// The cluster's list.
     pub peers: Peers,
+    /// The node that this is, if it is one: its own issuer may vouch for its peers.
+    pub own: Option<NodeId>,
 }
 
 impl Trust {
     /// Who presents these certificates, as [`Identity::verify`] has it, if it is let in.
-    /// [`Refusal::Stranger`] if it is somebody, and nobody's peer.
+    /// [`Refusal::Stranger`] if it is somebody, and nobody's peer; [`Refusal::Vouched`] if the issuer of
+    /// somebody who connects runs on a node that is not in the list: who was taken off it does not come
+    /// back under a name that its own issuer has signed.
     pub fn admit<T: AsRef<[u8]>>(
         &self,
         chain: &[T],
@@ -92,10 +97,17 @@ impl Trust {
         usage: Usage,
     ) -> Result<Identity, Refusal> {
         let found = Identity::verify(chain, &self.bundle, now_s, usage)?;
-        if self.peers.name(&found.id.subject) {
-            return Ok(found);
+        if !self.peers.name(&found.id.subject) {
+            return Err(Refusal::Stranger);
         }
-        Err(Refusal::Stranger)
+        match (usage, found.home) {
+            (Usage::Client, Home::Node(home))
+                if self.own != Some(home) && !self.peers.nodes.contains(&home) =>
+            {
+                Err(Refusal::Vouched(home))
+            }
+            _ => Ok(found),
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! How a service of a node comes to be reached over the network: its socket is the image's to give, its SVID
 //! and whom to let in the network service's to say.
 
+use std::cell::Cell;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use distos_abi::{Fault, VatName};
+use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{Bundle, Identity, Peer, Peers, Subject, Trust, Usage, prove};
 use distos_rpc::{Vat, fault_of};
 use distos_schemas::network_capnp::credentials;
@@ -21,6 +22,8 @@ const SOCKET: &str = "quic";
 const EDGE: &str = "network";
 /// How long to wait after something did not work.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether the SVID has run out.
+const LOOK: Duration = Duration::from_secs(1);
 /// The longest list of peers.
 const MAX_PEERS: u32 = 8192;
 
@@ -38,25 +41,39 @@ pub fn renew_after(from_s: u64, until_s: u64, now_s: u64) -> Duration {
 
 /// Lets `vat` be reached over the network, until it ends: if the image gives it a socket (the device
 /// `quic`) and an edge `network` to the network service. The keys of its SVIDs are made here, a new one for
-/// each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it waits for without end, and what it was told
-/// last holds until it is told something newer.
+/// each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it waits for without end; what it was told
+/// last holds until it is told something newer; and once its SVID has run out, it lets nobody in.
 pub async fn attend(vat: Vat) {
     let Some(socket) = vat.take_device(SOCKET) else { return };
-    let mut attendant = Attendant { vat, socket: Some(socket.into()), endpoint: None };
+    let mut attendant = Attendant {
+        vat,
+        socket: socket.into(),
+        endpoint: None,
+        trust: None,
+        until_s: 0,
+        lapsed: Cell::new(false),
+    };
     loop {
         // Never an Ok.
         if let Err(fault) = attendant.follow().await {
             tracing::debug!(%fault, "the network service is asked again");
         }
+        attendant.lapse();
         tokio::time::sleep(AGAIN).await;
     }
 }
 
 struct Attendant {
     vat: Vat,
-    /// Until there is an endpoint.
-    socket: Option<UdpSocket>,
+    socket: UdpSocket,
+    /// Once there is an SVID to show.
     endpoint: Option<Endpoint>,
+    /// What was told last.
+    trust: Option<Trust>,
+    /// Until when the SVID holds that is shown.
+    until_s: u64,
+    /// Whether nobody is let in because that is over.
+    lapsed: Cell<bool>,
 }
 
 /// What the network service says.
@@ -65,72 +82,115 @@ struct Told {
     trust: Trust,
 }
 
+/// An SVID that was signed for a key.
+type Signed = (Vec<Vec<u8>>, Arc<HolderSecret>);
+
 impl Attendant {
-    /// Does what the network service says, until it cannot be asked.
-    async fn follow(&mut self) -> Result<(), Fault> {
-        let network: credentials::Client = self.vat.root(EDGE).await?;
-        let mut told = trust(&network, 0).await?;
-        loop {
-            let renew_in = self.renew(&network, &told.trust).await?;
-            let renewal = tokio::time::sleep(renew_in);
-            tokio::pin!(renewal);
-            loop {
-                // Asking with a revision says that it is in effect.
-                if let Some(endpoint) = &self.endpoint {
-                    endpoint.trust(told.trust.clone());
-                }
-                let next = tokio::select! {
-                    biased;
-                    next = trust(&network, told.revision) => next?,
-                    () = &mut renewal => break,
-                };
-                told = next;
-            }
+    fn now_s(&self) -> u64 {
+        self.vat.now_ms() / 1000
+    }
+
+    /// Puts into effect what was told last. Whoever is nobody any more lets nobody in.
+    fn apply(&self) {
+        let (Some(endpoint), Some(trust)) = (&self.endpoint, &self.trust) else { return };
+        let mut trust = trust.clone();
+        self.lapsed.set(self.until_s < self.now_s());
+        if self.lapsed.get() {
+            trust.peers = Peers::default();
+        }
+        endpoint.trust(trust);
+    }
+
+    /// Lets nobody in once the SVID has run out.
+    fn lapse(&self) {
+        if self.until_s < self.now_s() && !self.lapsed.get() {
+            self.apply();
         }
     }
 
-    /// Asks for an SVID for a new key and shows it; how long until the next.
-    async fn renew(
-        &mut self,
-        network: &credentials::Client,
-        trust: &Trust,
-    ) -> Result<Duration, Fault> {
-        let service = VatName::new(self.vat.name().as_str())?;
-        let subject = Subject::Service { node: self.vat.node(), service };
-        let secret = HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)?;
-        let secret = Arc::new(secret);
-        let mut request = network.sign_request();
-        request.get().set_key(&secret.key().0);
-        request.get().set_proof(&prove(&subject, &secret));
-        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        let chain = answer.get().and_then(|answer| {
-            answer.get_chain()?.iter().take(2).map(|one| one.map(<[u8]>::to_vec)).collect()
-        });
-        let chain: Vec<Vec<u8>> = chain.map_err(|e| fault_of(&e))?;
-        let now_s = self.vat.now_ms() / 1000;
+    /// Does what the network service says, until it cannot be asked. What it says is put into effect at once,
+    /// whatever becomes of the SVID.
+    async fn follow(&mut self) -> Result<(), Fault> {
+        let network: credentials::Client = self.vat.root(EDGE).await?;
+        let mut told = trust(&network, 0, self.vat.node()).await?;
+        let (asked, vat) = (network.clone(), self.vat.clone());
+        let ask = |after: Duration| {
+            let (network, vat) = (asked.clone(), vat.clone());
+            Box::pin(async move {
+                tokio::time::sleep(after).await;
+                ask(&network, &vat).await
+            })
+        };
+        let mut asking = ask(Duration::ZERO);
+        loop {
+            self.trust = Some(told.trust.clone());
+            self.apply();
+            // Asking with a revision says that it is in effect.
+            let mut next = Box::pin(trust(&network, told.revision, self.vat.node()));
+            told = loop {
+                tokio::select! {
+                    biased;
+                    next = &mut next => break next?,
+                    signed = &mut asking => {
+                        let shown = signed.and_then(|signed| self.show(signed, &told.trust));
+                        asking = ask(shown.unwrap_or_else(|fault| {
+                            tracing::debug!(%fault, "no SVID yet");
+                            AGAIN
+                        }));
+                        self.apply();
+                    }
+                    // The SVID may have run out.
+                    () = tokio::time::sleep(LOOK) => self.lapse(),
+                }
+            };
+        }
+    }
+
+    /// Shows an SVID; how long until the next is to be asked for.
+    fn show(&mut self, signed: Signed, trust: &Trust) -> Result<Duration, Fault> {
+        let (chain, secret) = signed;
+        let now_s = self.now_s();
         let own = Identity::verify(&chain, &trust.bundle, now_s, Usage::Server)?;
-        let renew_in = renew_after(own.from_s, own.until_s, now_s);
         if own.key != secret.key() {
             return Err(Fault::Unauthenticated("this SVID is for another key".into()));
         }
         let credentials = Credentials { chain, secret };
-        if let Some(endpoint) = &self.endpoint {
-            endpoint.renew(credentials);
-        } else if let Some(socket) = self.socket.take() {
-            let (settings, clock) = (Settings::default(), system_clock());
-            let opened = Endpoint::new(socket, credentials, trust.clone(), settings, clock);
-            let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
-            tracing::info!(id = %own.id, "is reached over the network");
-            tokio::task::spawn_local(serve(self.vat.clone(), arrivals));
-            self.endpoint = Some(endpoint);
+        match &self.endpoint {
+            Some(endpoint) => endpoint.renew(credentials),
+            None => {
+                // The original stays, in case this fails.
+                let socket = self.socket.try_clone().map_err(Fault::internal)?;
+                let (settings, clock) = (Settings::default(), system_clock());
+                let opened = Endpoint::new(socket, credentials, trust.clone(), settings, clock);
+                let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
+                tracing::info!(id = %own.id, "is reached over the network");
+                tokio::task::spawn_local(serve(self.vat.clone(), arrivals));
+                self.endpoint = Some(endpoint);
+            }
         }
+        self.until_s = own.until_s;
         // Not at once again, whatever its times are.
-        Ok(renew_in.max(AGAIN))
+        Ok(renew_after(own.from_s, own.until_s, now_s).max(AGAIN))
     }
 }
 
+/// Asks for an SVID for a new key.
+async fn ask(network: &credentials::Client, vat: &Vat) -> Result<Signed, Fault> {
+    let service = VatName::new(vat.name().as_str())?;
+    let subject = Subject::Service { node: vat.node(), service };
+    let secret = HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)?;
+    let mut request = network.sign_request();
+    request.get().set_key(&secret.key().0);
+    request.get().set_proof(&prove(&subject, &secret));
+    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let chain = answer.get().and_then(|answer| {
+        answer.get_chain()?.iter().take(2).map(|one| one.map(<[u8]>::to_vec)).collect()
+    });
+    Ok((chain.map_err(|e| fault_of(&e))?, Arc::new(secret)))
+}
+
 /// Whom to let in, once that differs from what was current at `seen`.
-async fn trust(network: &credentials::Client, seen: u64) -> Result<Told, Fault> {
+async fn trust(network: &credentials::Client, seen: u64, node: NodeId) -> Result<Told, Fault> {
     let mut request = network.trust_request();
     request.get().set_seen(seen);
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
@@ -152,7 +212,10 @@ async fn trust(network: &credentials::Client, seen: u64) -> Result<Told, Fault> 
                 Peer::Tenant(tenant) => drop(peers.tenants.insert(tenant)),
             }
         }
-        Ok(Told { revision: answer.get_revision(), trust: Trust { bundle, peers } })
+        Ok(Told {
+            revision: answer.get_revision(),
+            trust: Trust { bundle, peers, own: Some(node) },
+        })
     };
     read()
 }

@@ -282,9 +282,11 @@ fn refused(refusal: &Refusal) -> Error {
         Refusal::Forged => CertificateError::BadSignature,
         Refusal::Usage(_) => CertificateError::InvalidPurpose,
         Refusal::Length(_) | Refusal::Certificate { .. } => CertificateError::BadEncoding,
-        Refusal::Lasting(_) | Refusal::Stranger | Refusal::Another(_) | Refusal::OwnNode => {
-            CertificateError::ApplicationVerificationFailure
-        }
+        Refusal::Lasting(_)
+        | Refusal::Stranger
+        | Refusal::Vouched(_)
+        | Refusal::Another(_)
+        | Refusal::OwnNode => CertificateError::ApplicationVerificationFailure,
     };
     Error::InvalidCertificate(why)
 }

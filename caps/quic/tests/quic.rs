@@ -91,7 +91,7 @@ impl Cluster {
 
     fn trust(&self, nodes: &[NodeId]) -> Trust {
         let peers = Peers { nodes: nodes.iter().copied().collect(), ..Peers::default() };
-        Trust { bundle: self.bundle.clone(), peers }
+        Trust { bundle: self.bundle.clone(), peers, own: None }
     }
 
     fn endpoint(&self, own: Credentials, trust: Trust) -> (Endpoint, Arrivals) {

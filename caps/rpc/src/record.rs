@@ -1,6 +1,6 @@
 //! Small files in a vat's directory: a line with format, version and checksum, then JSON. They are
 //! written beside, made durable and then put in place, so that a crash leaves the old one or the
-//! new one.
+//! new one. No secrets: what is read and written stays in memory that is given back as it is.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -11,7 +11,6 @@ use distos_abi::Fault;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
 const VERSION: &str = "1";
 /// Far more than any of these files needs.
@@ -74,11 +73,10 @@ impl Record {
         write().map_err(|error| failed("write", path, &error))
     }
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Zeroizing<String>, Fault> {
-        let body = serde_json::to_string_pretty(value).map(Zeroizing::new);
-        let body = body.map_err(Fault::internal)?;
+    fn encode<T: Serialize>(&self, value: &T) -> Result<String, Fault> {
+        let body = serde_json::to_string_pretty(value).map_err(Fault::internal)?;
         let sum = hex::encode(Sha256::digest(body.as_bytes()));
-        Ok(Zeroizing::new(format!("{} {VERSION} {sum}\n{}\n", self.format, *body)))
+        Ok(format!("{} {VERSION} {sum}\n{body}\n", self.format))
     }
 
     fn decode<T: DeserializeOwned>(&self, text: &str) -> Result<T, Fault> {

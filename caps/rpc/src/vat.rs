@@ -79,6 +79,9 @@ struct Core {
     service: RefCell<Option<Rc<dyn Service>>>,
     edges: RefCell<HashMap<String, Wired>>,
     edges_changed: Notify,
+    /// The edges that others hold to this vat, by the number of their session: whose each is, and to
+    /// what kind of object.
+    served: RefCell<BTreeMap<u64, (String, Kind)>>,
     events: mpsc::Sender<Event>,
     suppressed: Cell<u64>,
     releases: mpsc::UnboundedSender<SlotRef>,
@@ -275,6 +278,7 @@ impl Vat {
                 service: RefCell::new(None),
                 edges: RefCell::default(),
                 edges_changed: Notify::new(),
+                served: RefCell::default(),
                 events,
                 suppressed: Cell::new(0),
                 releases,
@@ -351,6 +355,13 @@ impl Vat {
         tokio::time::timeout(EDGE_WAIT, wired)
             .await
             .map_err(|_| Fault::unavailable(1000, format!("'{name}' is not reachable")))
+    }
+
+    /// The vats of this node that hold an edge to this vat's root object of `kind`, at this moment.
+    pub fn holders(&self, kind: Kind) -> Vec<String> {
+        let served = self.core.served.borrow();
+        let of_kind = served.values().filter(|(_, served)| *served == kind);
+        of_kind.map(|(holder, _)| holder.clone()).collect()
     }
 
     /// The capability that the image grants over an edge.
@@ -462,6 +473,7 @@ impl Vat {
 
     fn serve_edge(&self, peer: String, grant: EdgeGrant, stream: UnixStream) {
         let session = self.next_session();
+        self.core.served.borrow_mut().insert(session.0, (peer.clone(), Kind(grant.kind)));
         let facet = Facet::of_edge(self, session, &grant, &peer);
         let home = EdgeHome { vat: self.clone(), session, peer, facet };
         let home: capability_capnp::edge::Client = capnp_rpc::new_client(home);
@@ -473,6 +485,7 @@ impl Vat {
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             let _ = system.await;
+            vat.core.served.borrow_mut().remove(&session.0);
             vat.end_session(session).await;
         });
     }

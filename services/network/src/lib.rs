@@ -18,6 +18,8 @@
 //! where it lives: this service has no right to.
 #![forbid(unsafe_code)]
 
+mod asked;
+mod keys;
 mod mesh;
 mod server;
 mod state;

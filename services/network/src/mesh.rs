@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
 use distos_identity::{SpiffeId, Subject, prove};
-use distos_quic::{Arrivals, Endpoint, Link, Refusals, Settings, renew_after};
+use distos_quic::{Arrivals, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::Bounds;
 use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::issuer;
@@ -27,12 +27,12 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long a peer may stay without being asked for anything.
 const STAY: Duration = Duration::from_secs(60);
 
-/// What is kept of an endpoint while it is open.
-struct Asked {
+/// Takes a connection's books apart when it is dropped.
+struct Open {
     disconnector: Option<capnp_rpc::Disconnector<Side>>,
 }
 
-impl Drop for Asked {
+impl Drop for Open {
     fn drop(&mut self) {
         if let Some(disconnector) = self.disconnector.take() {
             tokio::task::spawn_local(disconnector);
@@ -50,6 +50,7 @@ impl NetworkService {
         let mut socket = Some(std::net::UdpSocket::from(socket));
         self.address.set(socket.as_ref().and_then(|socket| socket.local_addr().ok()));
         let mut revision = self.revision.subscribe();
+        let mut shown = None;
         loop {
             let now_s = self.now_s();
             let own = self.state.borrow().own().map(|(chain, own)| {
@@ -62,13 +63,15 @@ impl NetworkService {
                 let _ = revision.changed().await;
                 continue;
             };
-            if let Err(error) = self.show(chain, &mut socket) {
-                tracing::error!(%error, "the network service cannot use its socket");
-                return;
+            if shown.as_ref() != Some(&chain) {
+                if let Err(error) = self.show(chain.clone(), &mut socket) {
+                    tracing::error!(%error, "the network service cannot use its socket");
+                    return;
+                }
+                shown = Some(chain);
             }
             tokio::select! {
                 changed = revision.changed() => drop(changed),
-                () = tokio::time::sleep(LOOK) => self.expire(),
                 () = tokio::time::sleep(renew_in) => {
                     if let Err(fault) = self.renew_own().await {
                         tracing::warn!(%fault, "the network service's SVID was not renewed");
@@ -79,34 +82,39 @@ impl NetworkService {
         }
     }
 
-    /// Takes off the list whose invitation has ended.
-    fn expire(&self) {
-        let now_s = self.now_s();
-        let mut late = Vec::new();
-        let changed = self.changed(|state| {
+    /// Takes off the list whose invitation has ended, until the vat ends.
+    pub(crate) async fn expire(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(fault) = self.expire_once() {
+                tracing::warn!(%fault, "an invitation that has ended stays");
+            }
+        }
+    }
+
+    fn expire_once(&self) -> Result<(), Fault> {
+        let (now_s, mut late) = (self.now_s(), Vec::new());
+        let next = self.changed(|state| {
             late = state.expire(now_s);
             Ok(())
-        });
-        let Ok(next) = changed else { return };
+        })?;
         if late.is_empty() {
-            return;
+            return Ok(());
         }
         let before = self.install(next);
-        if let Err(fault) = self.save_or(before) {
-            tracing::warn!(%fault, "an invitation that has ended stays");
-            return;
-        }
+        self.save_or(before)?;
         for peer in late {
             self.report(format!("{peer} was invited and has not come"));
         }
+        Ok(())
     }
 
     /// Notes that a node has come that was invited.
     fn came(&self, node: NodeId) -> Result<(), Fault> {
-        if self.state.borrow_mut().came(node) {
-            self.report(format!("node/{node} has come"));
-            self.save()?;
-        }
+        let came = self.state.borrow_mut().came(node);
+        let Some(until_s) = came else { return Ok(()) };
+        self.save().inspect_err(|_| self.state.borrow_mut().not_come(node, until_s))?;
+        self.report(format!("node/{node} has come"));
         Ok(())
     }
 
@@ -122,7 +130,7 @@ impl NetworkService {
             return Ok(());
         }
         let Some(socket) = socket.take() else { return Ok(()) };
-        let trust = self.state.borrow().trust()?;
+        let trust = self.own_trust()?;
         let opened =
             Endpoint::new(socket, own, trust, Settings::default(), distos_quic::system_clock());
         let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
@@ -202,7 +210,14 @@ impl NetworkService {
                         let server = IssuerServer { service: self.clone(), node: *node };
                         tokio::task::spawn_local(serve(link, server));
                     }
-                    other => self.report(format!("{other} has no business here")),
+                    other => {
+                        let from = link.connection().remote_address();
+                        let refused =
+                            Refused { from, why: format!("{other} is no network service") };
+                        if let Some(told) = refusals.note(&refused, Instant::now()) {
+                            self.vat.report("denial", TenantId::OPERATOR, CapId(0), told);
+                        }
+                    }
                 },
                 Err(refused) => {
                     if let Some(told) = refusals.note(&refused, Instant::now()) {
@@ -219,7 +234,7 @@ impl NetworkService {
 async fn serve(link: Link, server: IssuerServer) {
     let client: issuer::Client = capnp_rpc::new_client(server);
     let system = link.start(Some(client.client), Bounds::HOLDER);
-    let _asked = Asked { disconnector: Some(system.get_disconnector()) };
+    let _open = Open { disconnector: Some(system.get_disconnector()) };
     // How a connection ends is its client's affair, and that it does is ours.
     let _ = tokio::time::timeout(STAY, system).await;
 }
@@ -232,7 +247,7 @@ async fn signed_over(
 ) -> Result<Vec<Vec<u8>>, Fault> {
     let mut system = link.start(None, Bounds::HOLDER);
     let client: issuer::Client = system.bootstrap(Side::Server);
-    let _asked = Asked { disconnector: Some(system.get_disconnector()) };
+    let _open = Open { disconnector: Some(system.get_disconnector()) };
     tokio::task::spawn_local(system);
     let mut request = client.sign_request();
     let mut asked = request.get();
@@ -266,6 +281,9 @@ impl issuer::Server for IssuerServer {
             proof: params.get_proof()?,
         };
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
+        if !service.asked.borrow_mut().may(self.node, now_s) {
+            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
+        }
         let signed = service.state.borrow().sign(
             &service.issuer_secret,
             &asks,

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
-use distos_identity::{Bundle, Peer, Serial, Validity, verify_proof};
+use distos_identity::{Bundle, MAX_SVID_LIFETIME_S, Peer, Serial, Trust, verify_proof};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
@@ -21,9 +21,10 @@ use distos_types::{HolderSecret, kind};
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use zeroize::Zeroize as _;
 
-use crate::state::{Kept, SKEW_S, State};
+use crate::asked::Asked;
+use crate::keys::Keys;
+use crate::state::{Kept, State, validity};
 
 /// The objects have no bytes.
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
@@ -32,6 +33,7 @@ const LIFETIME: &str = "svid_s";
 const LIFETIME_S: u64 = 3600;
 /// How long a change of the list waits for the services to say that they know.
 const HEARD_WAIT: Duration = Duration::from_secs(2);
+const HEARD_LOOK: Duration = Duration::from_millis(5);
 /// The longest chain that is taken: two certificates.
 const MAX_CHAIN: u32 = 2;
 
@@ -40,64 +42,58 @@ pub fn run(boot: Boot) -> ExitCode {
     distos_rpc::run(boot, start)
 }
 
-/// What is on disk. The keys are erased from memory when this is dropped.
+/// What is on disk, beside the keys.
 #[derive(Serialize, Deserialize)]
 struct Disk {
-    /// As key files have them.
+    /// Whose secret halves are in files that are named after them.
     key: String,
     issuer_key: String,
     state: Kept,
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.key.zeroize();
-        self.issuer_key.zeroize();
-    }
 }
 
 async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let directory = vat.data_dir().ok_or_else(|| {
         Fault::malformed("the network service keeps keys: give it `data = true` in the image")
     })?;
-    let lifetime_s = match vat.param(LIFETIME) {
-        Some(text) => text.parse().map_err(|_| {
-            Fault::malformed(format!("{LIFETIME}: '{text}' is no number of seconds"))
-        })?,
+    let lifetime_s = match vat.param(LIFETIME).map(str::parse) {
+        Some(Ok(lifetime_s)) if (1..=MAX_SVID_LIFETIME_S).contains(&lifetime_s) => lifetime_s,
         None => LIFETIME_S,
+        _ => {
+            let why = format!("{LIFETIME} is a number of seconds, {MAX_SVID_LIFETIME_S} at most");
+            return Err(Fault::malformed(why));
+        }
     };
+    let keys = Keys::new(directory);
     let record = record(directory);
     let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
-        Some(mut disk) => {
-            let read = |text: &str| HolderSecret::from_file_text(text);
-            let kept = std::mem::take(&mut disk.state);
-            (read(&disk.key)?, read(&disk.issuer_key)?, Some(kept))
-        }
-        None => (secret()?, secret()?, None),
+        Some(disk) => (keys.load(&disk.key)?, keys.load(&disk.issuer_key)?, Some(disk.state)),
+        None => (keys.make()?, keys.make()?, None),
     };
-    let keys = (secret.key(), issuer_secret.key());
+    let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
     let state = match kept {
-        Some(kept) => State::restore(vat.node(), keys, kept)?,
-        None => State::new(vat.node(), keys),
+        Some(kept) => State::restore(vat.node(), own, kept)?,
+        None => State::new(vat.node(), own),
     };
     let service = Rc::new(NetworkService {
         vat,
         record,
+        keys,
         secret: RefCell::new(Arc::new(secret)),
         issuer_secret,
         lifetime_s,
         state: RefCell::new(state),
         revision: watch::Sender::new(1),
         attending: RefCell::default(),
-        heard: watch::Sender::new(()),
         endpoint: RefCell::default(),
         address: Cell::new(None),
+        asked: RefCell::default(),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
         service.save()?;
     }
+    tokio::task::spawn_local(service.clone().expire());
     tokio::task::spawn_local(service.clone().keep());
     Ok(service)
 }
@@ -108,17 +104,11 @@ fn record(directory: &Path) -> Record {
     Record::new(directory.join("network"), "distos-network", REMEDY)
 }
 
-fn secret() -> Result<HolderSecret, Fault> {
-    HolderSecret::fill(|seed| getrandom::fill(seed)).map_err(Fault::internal)
-}
-
 /// A service that asks for credentials.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Attending {
     /// The revision that it has put into effect.
     pub(crate) seen: u64,
-    /// How many of its questions wait.
-    waits: u32,
     /// Until when its SVID holds.
     pub(crate) until_s: u64,
 }
@@ -126,6 +116,7 @@ pub(crate) struct Attending {
 pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
     record: Record,
+    keys: Keys,
     /// The key of this service's SVID, and that of its issuer.
     secret: RefCell<Arc<HolderSecret>>,
     pub(crate) issuer_secret: HolderSecret,
@@ -134,10 +125,10 @@ pub(crate) struct NetworkService {
     /// The number of the present list. It begins anew with the service.
     pub(crate) revision: watch::Sender<u64>,
     attending: RefCell<BTreeMap<String, Attending>>,
-    /// Raised when a service has said what it knows.
-    heard: watch::Sender<()>,
     pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
     pub(crate) address: Cell<Option<std::net::SocketAddr>>,
+    /// How often each node has asked lately.
+    pub(crate) asked: RefCell<Asked>,
 }
 
 impl NetworkService {
@@ -153,8 +144,8 @@ impl NetworkService {
     /// Puts what is known on disk.
     pub(crate) fn save(&self) -> Result<(), Fault> {
         let disk = Disk {
-            key: self.secret().to_file_text().to_string(),
-            issuer_key: self.issuer_secret.to_file_text().to_string(),
+            key: self.secret().key().to_string(),
+            issuer_key: self.issuer_secret.key().to_string(),
             state: self.state.borrow().keep(),
         };
         self.record.save(&disk)
@@ -173,43 +164,53 @@ impl NetworkService {
 
     /// Goes by this from now on; what was known before.
     pub(crate) fn install(&self, next: State) -> State {
-        let before = std::mem::replace(&mut *self.state.borrow_mut(), next);
-        if let (Some(endpoint), Ok(trust)) = (&*self.endpoint.borrow(), self.state.borrow().trust())
-        {
+        std::mem::replace(&mut *self.state.borrow_mut(), next)
+    }
+
+    /// Tells whoever listens what was installed.
+    pub(crate) fn tell(&self) {
+        if let (Some(endpoint), Ok(trust)) = (&*self.endpoint.borrow(), self.own_trust()) {
             endpoint.trust(trust);
         }
         self.revision.send_modify(|revision| *revision += 1);
-        before
     }
 
-    /// Puts what was installed on disk, or goes back to what was known before.
+    /// Whom this service itself lets in: network services of other nodes.
+    pub(crate) fn own_trust(&self) -> Result<Trust, Fault> {
+        let mut trust = self.state.borrow().trust(self.now_s())?;
+        trust.peers.tenants.clear();
+        Ok(trust)
+    }
+
+    /// Tells what was installed and puts it on disk, or goes back to what was known before.
     pub(crate) fn save_or(&self, before: State) -> Result<(), Fault> {
-        self.save().inspect_err(|_| drop(self.install(before)))
+        self.tell();
+        self.save().inspect_err(|_| {
+            self.install(before);
+            self.tell();
+        })
     }
 
-    /// Waits until the services that listen have put the present list into effect; those that have not
+    /// Waits until the services that may ask have put the present list into effect; those that have not
     /// in time.
     async fn until_heard(&self) -> Vec<String> {
         let revision = *self.revision.borrow();
-        let mut heard = self.heard.subscribe();
         let behind = || -> Vec<String> {
             let attending = self.attending.borrow();
-            let late = attending.iter().filter(|(_, one)| one.seen < revision);
-            late.map(|(service, _)| service.clone()).collect()
+            let knows =
+                |service: &String| attending.get(service).is_some_and(|one| one.seen >= revision);
+            let holders = self.vat.holders(kind::CREDENTIALS);
+            holders.into_iter().filter(|service| !knows(service)).collect()
         };
-        let all = async {
-            while !behind().is_empty() {
-                // The sender lives as long as this service.
-                let _ = heard.changed().await;
-            }
-        };
-        let _ = tokio::time::timeout(HEARD_WAIT, all).await;
+        let begun = Instant::now();
+        while !behind().is_empty() && begun.elapsed() < HEARD_WAIT {
+            tokio::time::sleep(HEARD_LOOK).await;
+        }
         behind()
     }
 
     fn note(&self, service: &str, note: impl FnOnce(&mut Attending)) {
         note(self.attending.borrow_mut().entry(service.to_owned()).or_default());
-        self.heard.send_replace(());
     }
 
     pub(crate) fn report(&self, detail: String) {
@@ -231,12 +232,7 @@ impl Service for NetworkService {
                 Ok(NetworkServer { facet, service: self }.into_hook())
             }
             kind::CREDENTIALS if facet.object() == ObjectId::ROOT => {
-                let asking = facet.edge().ok_or_else(|| {
-                    Fault::Unauthenticated("credentials are for the services of this node".into())
-                });
-                let asking = VatName::new(asking?)?;
-                let server = CredentialsServer { facet, service: self, asking };
-                Ok(server.into_hook())
+                Ok(CredentialsServer { facet, service: self }.into_hook())
             }
             _ => Err(Fault::not_found("this vat serves the network and credentials")),
         }
@@ -385,10 +381,7 @@ impl network::Server for NetworkServer {
         };
         let service = &self.service;
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
-        let validity = Validity {
-            from_s: now_s.saturating_sub(SKEW_S),
-            until_s: now_s.saturating_add(lifetime_s),
-        };
+        let validity = validity(now_s, lifetime_s);
         let mut chain = Vec::new();
         self.change(|state| {
             chain = state.invite(&service.issuer_secret, node, key, validity, serial)?;
@@ -409,7 +402,7 @@ impl network::Server for NetworkServer {
     ) -> Result<(), capnp::Error> {
         self.check(Rights::ADMIN)?;
         let service = &self.service;
-        let next = Arc::new(secret().map_err(fail)?);
+        let next = Arc::new(service.keys.make().map_err(fail)?);
         let (chain, _) = service.ask_own(&next).await.map_err(fail)?;
         let now_s = service.now_s();
         let shown = distos_quic::Credentials { chain: chain.clone(), secret: next.clone() };
@@ -424,6 +417,7 @@ impl network::Server for NetworkServer {
             service.install(before);
             return Err(fail(fault));
         }
+        service.keys.forget(old.key());
         if let Some(endpoint) = &*service.endpoint.borrow() {
             endpoint.renew(shown);
         }
@@ -494,13 +488,21 @@ impl network::Server for NetworkServer {
 struct CredentialsServer {
     facet: Facet,
     service: Rc<NetworkService>,
-    /// The vat whose edge this is.
-    asking: VatName,
 }
 
 impl CredentialsServer {
     fn into_hook(self) -> Box<dyn ClientHook> {
         capnp_rpc::new_client::<credentials::Client, _>(self).into_client_hook()
+    }
+
+    /// The vat whose edge this is; nobody's if it was derived or passed on.
+    fn asking(&self) -> Result<VatName, capnp::Error> {
+        let edge = self.facet.edge().ok_or_else(|| {
+            Fault::Unauthenticated(
+                "credentials are for a service of this node, over its edge".into(),
+            )
+        });
+        edge.and_then(VatName::new).map_err(fail)
     }
 }
 
@@ -510,30 +512,11 @@ impl Faceted for CredentialsServer {
     }
 
     fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        CredentialsServer { facet, ..self.clone() }.into_hook()
+        CredentialsServer { facet, service: self.service.clone() }.into_hook()
     }
 }
 
 serve_capability!(CredentialsServer);
-
-/// A question of a service's that waits for a change.
-struct Waiting<'a>(&'a NetworkService, &'a str);
-
-impl<'a> Waiting<'a> {
-    fn new(service: &'a NetworkService, asking: &'a str, seen: u64) -> Waiting<'a> {
-        service.note(asking, |one| {
-            one.seen = seen;
-            one.waits += 1;
-        });
-        Waiting(service, asking)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.note(self.1, |one| one.waits -= 1);
-    }
-}
 
 impl credentials::Server for CredentialsServer {
     async fn sign(
@@ -547,10 +530,11 @@ impl credentials::Server for CredentialsServer {
             let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
             (key, params.get_proof()?.to_vec())
         };
-        let id = self.service.state.borrow().id_of(self.asking.clone()).map_err(fail)?;
+        let asking = self.asking()?;
+        let id = self.service.state.borrow().id_of(asking.clone()).map_err(fail)?;
         verify_proof(&id.subject, key, &proof).map_err(fail)?;
-        let (chain, own) = self.service.ask(&self.asking, key, &proof).await.map_err(fail)?;
-        self.service.note(self.asking.as_str(), |one| one.until_s = own.until_s);
+        let (chain, own) = self.service.ask(&asking, key, &proof).await.map_err(fail)?;
+        self.service.note(asking.as_str(), |one| one.until_s = own.until_s);
         let mut reply = self.facet.reply(&mut results);
         reply.set_id(id.to_string());
         write_chain(&chain, reply.init_chain(chain.len() as u32));
@@ -565,14 +549,13 @@ impl credentials::Server for CredentialsServer {
         self.facet.check(Rights::READ).map_err(fail)?;
         let seen = params.get()?.get_seen();
         let mut revision = self.service.revision.subscribe();
-        let waiting = Waiting::new(&self.service, self.asking.as_str(), seen);
+        self.service.note(self.asking()?.as_str(), |one| one.seen = seen);
         // Nothing is to be told before there is a cluster.
         let known =
             |revision: &u64| *revision != seen && self.service.state.borrow().bundle().is_ok();
         // The sender lives as long as this service.
         let current = revision.wait_for(known).await.map_or(0, |revision| *revision);
-        drop(waiting);
-        let trust = self.service.state.borrow().trust().map_err(fail)?;
+        let trust = self.service.state.borrow().trust(self.service.now_s()).map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_revision(current);
         reply.set_bundle(trust.bundle.to_json());

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use distos_abi::{Fault, HolderKey, NodeId, VatName};
 use distos_identity::{
-    Bundle, Home, Identity, Issuer, Peer, Peers, Serial, SpiffeId, Subject, Trust, Usage, Validity,
-    verify_proof,
+    Bundle, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peer, Peers, Serial, SpiffeId, Subject,
+    Trust, Usage, Validity, verify_proof,
 };
 use distos_types::HolderSecret;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The name of this service in ids: nodes find one another's by it.
 pub(crate) const SERVICE: &str = "network";
 /// How far clocks in a cluster may differ: an SVID holds from so long before it is signed.
-pub(crate) const SKEW_S: u64 = 60;
+const SKEW_S: u64 = 60;
 /// Peers in the list.
 const MAX_PEERS: usize = 4096;
 
@@ -238,11 +238,7 @@ impl State {
         verify_proof(&subject, asks.key, asks.proof)?;
         let issuer = Issuer::new(certificate, secret)?;
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
-        let validity = Validity {
-            from_s: now_s.saturating_sub(SKEW_S),
-            until_s: now_s.saturating_add(lifetime_s),
-        };
-        issuer.issue(&id, asks.key, validity, serial)
+        issuer.issue(&id, asks.key, validity(now_s, lifetime_s), serial)
     }
 
     /// What another node needs to join: an SVID for its network service with `key`, and a place in the
@@ -271,9 +267,14 @@ impl State {
         Ok(chain)
     }
 
-    /// Notes that a node has come; whether it was only invited before.
-    pub(crate) fn came(&mut self, node: NodeId) -> bool {
-        self.invited.remove(&Peer::Node(node)).is_some()
+    /// Notes that a node has come; until when it was invited, if it was.
+    pub(crate) fn came(&mut self, node: NodeId) -> Option<u64> {
+        self.invited.remove(&Peer::Node(node))
+    }
+
+    /// Takes back that a node has come.
+    pub(crate) fn not_come(&mut self, node: NodeId, until_s: u64) {
+        self.invited.insert(Peer::Node(node), until_s);
     }
 
     /// Takes off the list whoever was invited and has not come by now.
@@ -293,15 +294,16 @@ impl State {
     }
 
     /// Whom to let in.
-    pub(crate) fn trust(&self) -> Result<Trust, Fault> {
+    pub(crate) fn trust(&self, now_s: u64) -> Result<Trust, Fault> {
         let mut peers = Peers::default();
-        for peer in self.peers.keys() {
+        let late = |peer: &&Peer| self.invited.get(*peer).is_some_and(|until_s| *until_s <= now_s);
+        for peer in self.peers.keys().filter(|peer| !late(peer)) {
             match peer {
                 Peer::Node(node) => drop(peers.nodes.insert(*node)),
                 Peer::Tenant(tenant) => drop(peers.tenants.insert(tenant.clone())),
             }
         }
-        Ok(Trust { bundle: self.bundle()?.clone(), peers })
+        Ok(Trust { bundle: self.bundle()?.clone(), peers, own: Some(self.node) })
     }
 
     pub(crate) fn peers(&self) -> &BTreeMap<Peer, Option<SocketAddr>> {
@@ -335,6 +337,13 @@ impl State {
         let found = self.peers.remove(peer);
         found.map(drop).ok_or_else(|| Fault::not_found(format!("{peer} is no peer")))
     }
+}
+
+/// From a little before now, for so long, and no longer than an SVID holds.
+pub(crate) fn validity(now_s: u64, lifetime_s: u64) -> Validity {
+    let from_s = now_s.saturating_sub(SKEW_S);
+    let until_s = now_s.saturating_add(lifetime_s).min(from_s.saturating_add(MAX_SVID_LIFETIME_S));
+    Validity { from_s, until_s }
 }
 
 /// What a network service asks another node's for.
@@ -520,10 +529,16 @@ mod tests {
         let asks = Request { node: OTHER, service: SERVICE, key, proof: &proof };
         let sign = |state: &State, at| state.sign(&issuer, &asks, 60, at, Serial([9; 16]));
         assert!(sign(&restarted, until_s).is_err(), "late, and not yet off the list");
+        let listed = |at| restarted.trust(at).unwrap().peers.nodes.contains(&OTHER);
+        assert!(listed(until_s - 1) && !listed(until_s));
         assert_eq!(restarted.expire(until_s), [Peer::Node(OTHER)]);
         assert!(sign(&restarted, NOW_S).is_err());
         // It came: it stays, and is not invited a second time.
-        assert!(sign(&state, NOW_S).is_ok() && state.came(OTHER) && !state.came(OTHER));
+        assert!(
+            sign(&state, NOW_S).is_ok()
+                && state.came(OTHER).is_some()
+                && state.came(OTHER).is_none()
+        );
         assert_eq!(state.expire(until_s), []);
         assert!(matches!(invite(&mut state), Err(Fault::Exists(_))));
     }
@@ -540,7 +555,7 @@ mod tests {
         let back = State::restore(NODE, keys(), state.keep()).unwrap();
         assert_eq!(back.peers(), state.peers());
         assert_eq!(back.reachable(), [(OTHER, ([127, 0, 0, 1], 7400).into())]);
-        assert!(back.issues() && back.trust().unwrap().peers.nodes.contains(&OTHER));
+        assert!(back.issues() && back.trust(NOW_S).unwrap().peers.nodes.contains(&OTHER));
         let (own, before) = (back.own().unwrap(), state.own().unwrap());
         assert_eq!((own.0, &own.1.id, own.1.until_s), (before.0, &before.1.id, before.1.until_s));
         // Another key: what was signed for the old one is not this node's.

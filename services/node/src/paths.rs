@@ -5,16 +5,21 @@
 //! The list follows from the plan field by field, as what the kernel hands to a process follows from it: a
 //! field that is added to the plan does not compile here before somebody has said which path it makes. It
 //! speaks of what the kernel hands out, and of what the programs of this binary do with it. Not on it: what a
-//! processor's caches and a disk's timing tell; what the vendor's library of a GPU does inside its driver;
-//! the files of a vat's own directory, which no other process is given.
+//! processor's caches and a disk's timing tell; what offsets and flags of a descriptor tell that several vats
+//! were given (the capability table, the kernel's standard error); what the vendor's library of a GPU does
+//! inside its driver, and what a vat of that profile sees of others under `/proc`; the files of a vat's own
+//! directory, which no other vat is given.
 
 use distos_host::plan::{
-    Device, ForeignPlan, OperatorGrant, Plan, Power, Profile, Program, VatPlan,
+    Device, EdgePlan, ForeignPlan, OperatorGrant, Plan, Power, Profile, Program, VatPlan,
 };
+use distos_types::kind;
 
 /// The device and the edge by which a service of this binary is reached over the network.
 const QUIC: &str = "quic";
 const NETWORK: &str = "network";
+/// Device nodes of TPMs.
+const TPM: &str = "/dev/tpm";
 /// The builtin programs that speak QUIC on it, and nothing else.
 const SPEAK_QUIC: [&str; 7] =
     ["memory", "scheduler", "attestation", "audit", "gpu", "network", "node"];
@@ -46,6 +51,8 @@ impl Path {
     }
 }
 
+/// Whoever can send a datagram to the address, on this machine too.
+const OUTSIDE: &str = "the network";
 const HANDED: &str = "the kernel made both ends, and handed each to one process";
 const INSIDE: &str = "it stays in this machine's memory";
 
@@ -76,7 +83,8 @@ pub fn of(plan: &Plan) -> Vec<Path> {
         slots: _,
         operator_key: _,
     } = plan;
-    let mut paths = vec![handed("distos up", "kernel", "pipes: the plan in, events out")];
+    let mut paths =
+        vec![handed("distos up", "kernel", "the plan in a sealed file, events by a pipe")];
     for vat in vats.iter().chain(templates) {
         of_vat(vat, &mut paths);
     }
@@ -87,8 +95,8 @@ pub fn of(plan: &Plan) -> Vec<Path> {
         // What it says goes into its own directory; its one other descriptor is a device of a vat.
         paths.push(handed("kernel", name, "its start: arguments and one socket"));
     }
-    for edge in edges {
-        paths.push(handed(&edge.holder, &edge.home, format!("socket pair, edge '{}'", edge.name)));
+    for EdgePlan { name, holder, home, kind: _, rights: _ } in edges {
+        paths.push(handed(holder, home, format!("socket pair, edge '{name}'")));
     }
     for OperatorGrant { name: _, vat, kind: _, rights: _ } in operator {
         paths.push(Path { from: "operator".to_owned(), to: vat.clone(), ..door(vat) });
@@ -156,8 +164,16 @@ fn of_vat(vat: &VatPlan, paths: &mut Vec<Path>) {
 /// Whether what a vat does with a UDP socket is QUIC with both sides authenticated, and nothing else.
 fn speaks_quic(vat: &VatPlan, device: &str, plan: &Plan) -> bool {
     let Program::Builtin(program) = &vat.program else { return false };
+    // Whom to let in is the network service's to say, and nobody else's.
+    let builtin = Program::Builtin(NETWORK.to_owned());
+    let is_network = |name: &str| plan.vats.iter().any(|v| v.name == name && v.program == builtin);
     let told = program == NETWORK
-        || plan.edges.iter().any(|edge| edge.holder == vat.name && edge.name == NETWORK);
+        || plan.edges.iter().any(|edge| {
+            edge.holder == vat.name
+                && edge.name == NETWORK
+                && edge.kind == kind::CREDENTIALS.0
+                && is_network(&edge.home)
+        });
     device == QUIC && SPEAK_QUIC.contains(&program.as_str()) && told
 }
 
@@ -169,7 +185,11 @@ fn of_devices(vat: &VatPlan, plan: &Plan, paths: &mut Vec<Path>) {
                 to: at.display().to_string(),
                 over: format!("device node, as '{device}'"),
                 authenticated: Some("the kernel opened it by the name in the image"),
-                encrypted: Some("it is part of this machine"),
+                // Of others it is not known where they lead.
+                encrypted: at
+                    .to_str()
+                    .is_some_and(|at| at.starts_with(TPM))
+                    .then_some("a TPM: it is part of this machine"),
             }),
             Device::Foreign(program) => {
                 paths.push(handed(&vat.name, program, format!("socket pair, as '{device}'")));
@@ -187,8 +207,8 @@ fn of_devices(vat: &VatPlan, plan: &Plan, paths: &mut Vec<Path>) {
                     encrypted: known.then_some("QUIC: TLS 1.3, X25519MLKEM768 first"),
                 }
                 };
-                paths.push(path("other machines", &vat.name));
-                paths.push(path(&vat.name, "other machines"));
+                paths.push(path(OUTSIDE, &vat.name));
+                paths.push(path(&vat.name, OUTSIDE));
             }
         }
     }
@@ -210,7 +230,7 @@ pub fn checked(plan: &Plan) -> Result<Vec<Path>, String> {
     if lacking.is_empty() {
         return Ok(paths);
     }
-    let hint = "a UDP socket is for a service of DistOS, as its device 'quic', with an edge 'network' to the \
+    let hint = "a device is a TPM; a UDP socket is for a service of DistOS, as its device 'quic', with an edge 'network' to the \
                 network service";
     Err(format!("{}\n({hint})", lacking.join("\n")))
 }
@@ -246,7 +266,7 @@ mod tests {
         }
         let outside = |text| {
             let paths = checked(&plan(text)).unwrap();
-            paths.iter().filter(|path| path.from == "other machines").count()
+            paths.iter().filter(|path| path.from == OUTSIDE).count()
         };
         assert_eq!((outside(SINGLE), outside(CLUSTER)), (0, 7));
     }
@@ -258,9 +278,17 @@ mod tests {
             let why = checked(&plan(&CLUSTER.replacen(what, with, 1))).unwrap_err();
             assert!(why.contains("nothing says who") && why.contains("memory"), "{why}");
         };
+        // Nobody knows where that leads.
+        let line = CLUSTER.replacen("/dev/tpmrm0", "/dev/null", 1);
+        assert!(checked(&plan(&line)).unwrap_err().contains("others can read it"));
         // Another program; one that does not know the device; one that nobody tells whom to let in.
         refused("program = \"memory\"", "program = \"./memory\"");
         refused("devices = { quic = \"memory\" }", "devices = { udp = \"memory\" }");
+        let other = "name = \"network\", of = \"attestation/attestation\"";
+        refused(
+            "name = \"network\", of = \"network/credentials\", rights = [\"read\"] },\n  { to = \"scheduler\"",
+            &format!("{other}, rights = [\"read\"] }},\n  {{ to = \"scheduler\""),
+        );
         refused(
             "{ to = \"memory\",      name = \"network\", of = \"network/credentials\", rights = [\"read\"] },",
             "",

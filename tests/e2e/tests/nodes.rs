@@ -218,9 +218,25 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
         let output = node.cli(&["network", "accept", "changed.json", "--trust-first-use"]);
         assert!([UNAUTHENTICATED, MALFORMED].contains(&output.code), "{}", output.stderr);
     }
+    // One who takes part in the cluster, or makes one of the same name, and changes it.
+    let foreign = Desk::new();
+    let mut changed: Value = serde_json::from_str(&text).unwrap();
+    let mut bundle: Value = serde_json::from_str(changed["bundle"].as_str().unwrap()).unwrap();
+    let theirs = fs::read_to_string(foreign.path("bundle.json")).unwrap();
+    let theirs: Value = serde_json::from_str(&theirs).unwrap();
+    bundle["keys"].as_array_mut().unwrap().push(theirs["keys"][0].clone());
+    changed["bundle"] = bundle.to_string().into();
+    fs::write(node.file("changed.json"), changed.to_string()).unwrap();
+    let root = desk.text("root.pub");
+    node.refused(&["network", "accept", "changed.json", "--root", &root], UNAUTHENTICATED);
+    for from in ["tenant/red".to_owned(), format!("node/{}", "ab".repeat(32))] {
+        let mut changed: Value = serde_json::from_str(&text).unwrap();
+        changed["from"] = from.into();
+        fs::write(node.file("changed.json"), changed.to_string()).unwrap();
+        node.refused(&["network", "accept", "changed.json", "--root", &root], UNAUTHENTICATED);
+    }
     let other = alone(3600).0;
     other.refused(&["network", "accept", &file, "--trust-first-use"], UNAUTHENTICATED);
-    let root = desk.text("root.pub");
     node.ok(&["network", "accept", &file, "--root", &root]);
     let joined = Member { number: number.to_owned(), node, ports };
     eventually("every service has an SVID", VOUCHED, || {
@@ -383,7 +399,7 @@ fn a_nodes_services_have_the_sockets_that_the_image_check_lists_and_no_others() 
     let checked = home.node.json(&["image", "check", &image]);
     let paths = checked["paths"].as_array().unwrap();
     for service in SERVICES {
-        let outside = paths.iter().filter(|path| path["from"] == "other machines");
+        let outside = paths.iter().filter(|path| path["from"] == "the network");
         let listed: Vec<String> = outside
             .filter(|path| path["to"] == service)
             .map(|path| {
@@ -401,5 +417,5 @@ fn a_nodes_services_have_the_sockets_that_the_image_check_lists_and_no_others() 
     let text = replaced(&text, "devices = { quic = \"memory\" }", "devices = { udp = \"memory\" }");
     fs::write(home.node.file("other.toml"), text).unwrap();
     let told = home.node.refused(&["image", "check", "other.toml"], MALFORMED);
-    assert!(told.contains("other machines → memory"), "{told}");
+    assert!(told.contains("the network → memory"), "{told}");
 }

@@ -62,7 +62,7 @@ impl Cluster {
 
     /// What lets these in.
     pub fn trust(&self, peers: Peers) -> Trust {
-        Trust { bundle: self.bundle.clone(), peers }
+        Trust { bundle: self.bundle.clone(), peers, own: None }
     }
 
     /// An endpoint of somebody's on this machine's loopback, on the calling thread's `LocalSet`.

@@ -427,6 +427,7 @@ pub async fn revoke(holder: &Holder, chain: &Chain) -> Result<Revoked, Fault> {
 }
 
 /// What a tenant had been given, and no longer has.
+#[derive(Default)]
 pub struct Ended {
     /// Capabilities that were given to it.
     pub given: usize,
@@ -448,7 +449,8 @@ const ROUNDS: usize = 8;
 /// of it or of anything derived from it takes effect (C2). Nothing if there is no such tenant here.
 ///
 /// # Errors
-/// [`Fault::Denied`] if something was given by somebody else, under whom `holder` has no capability.
+/// [`Fault::Unauthenticated`] if something was given by somebody else, under whom `holder` has no capability;
+/// [`Fault::Unavailable`] if the tenant goes on to restore what it was given.
 pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
     let client: node::Client = holder.root("node").await?;
     let tenants = node_commands::tenants(&client).await?;
@@ -463,7 +465,7 @@ pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
         let answer = call(request).await?;
         let given = read(|| given(answer.get()?.get_nodes()?))?;
         if given.is_empty() {
-            break;
+            return Ok(ended);
         }
         for Given { vat, kind, link, expires_ms } in given {
             let own = holder.file.entries.iter().find(|entry| {
@@ -484,7 +486,8 @@ pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
             ended.derived += read(|| Ok(answer.get()?.get_descendants()))?;
         }
     }
-    Ok(ended)
+    let why = format!("{tenant} still has something after {ROUNDS} rounds: run this again");
+    Err(Fault::unavailable(0, why))
 }
 
 /// A capability that was given to a tenant.

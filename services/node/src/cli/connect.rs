@@ -123,7 +123,7 @@ pub(super) async fn command(context: &Context, args: ConnectArgs) -> Result<Repo
     };
     let socket = UdpSocket::bind(any).map_err(Fault::internal)?;
     let own = credentials(&svid, &secret)?;
-    let (trust, clock) = (Trust { bundle, peers }, distos_quic::system_clock());
+    let (trust, clock) = (Trust { bundle, peers, own: None }, distos_quic::system_clock());
     // Nobody connects to it: dropping arrivals refuses whoever tries.
     let (endpoint, _) =
         Endpoint::new(socket, own, trust, Settings::default(), clock).map_err(Fault::internal)?;

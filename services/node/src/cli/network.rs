@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_identity::{Bundle, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer};
+use distos_identity::{
+    Bundle, Home, Identity, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer, Usage,
+};
 use distos_schemas::network_capnp::{network, peer};
 use serde_json::{Value, json};
 
+use super::cap::Ended;
 use super::cap::public_key;
 use super::cluster::read_pem;
-use super::holder::{call, named, read};
+use super::holder::{call, named, now_ms, read};
 use super::text::{self, row};
 use super::{Context, Report, cap, files};
 
@@ -40,8 +43,9 @@ that one reaches it. If the node has not come in time, it is taken off the list 
     #[command(after_help = "\
 Example:
   distos network accept invitation.json --root root.pub
-The root is the cluster's, as its operator told you it is. Whoever changes an invitation on its way can lead
-this node into another cluster, so without --root it is taken only with --trust-first-use.")]
+The root is the cluster's, as its operator told you it is; name each of them, if it has several. Whoever
+changes an invitation on its way can lead this node into another cluster, so without --root it is taken only
+with --trust-first-use.")]
     Accept(AcceptArgs),
     /// Sign SVIDs for other nodes from now on, by a certificate of the cluster's root
     #[command(after_help = "\
@@ -93,9 +97,9 @@ pub struct InviteArgs {
 pub struct AcceptArgs {
     /// The invitation
     invitation: PathBuf,
-    /// The cluster's root: its public key's file, or the key itself
+    /// A root of the cluster: its public key's file, or the key itself
     #[arg(long, value_name = "PUBFILE")]
-    root: Option<String>,
+    root: Vec<String>,
     /// Take whatever root the invitation names
     #[arg(long, conflicts_with = "root")]
     trust_first_use: bool,
@@ -239,13 +243,9 @@ async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, F
     let text = files::read_text(&args.invitation, MAX_INVITATION_BYTES as u64)?;
     let invitation = Invitation::parse(&text).map_err(|fault| named(&args.invitation, fault))?;
     let bundle = &invitation.bundle;
-    let known = match &args.root {
-        Some(root) => {
-            let root = public_key(root)?;
-            bundle.keys().any(|key| key == root)
-        }
-        None => args.trust_first_use,
-    };
+    let known = args.root.iter().map(|root| public_key(root)).collect::<Result<Vec<_>, _>>()?;
+    // One root more would be somebody else's, who could then be anybody in this cluster.
+    let known = args.trust_first_use || bundle.keys().all(|key| known.contains(&key));
     if !known {
         let roots: Vec<String> = bundle.keys().map(|key| key.to_string()).collect();
         return Err(Fault::Unauthenticated(format!(
@@ -255,8 +255,16 @@ async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, F
             roots.join(", ")
         )));
     }
+    // Who invites is the node whose issuer signed: it could else be anybody in the cluster.
+    let signed = Identity::verify(&invitation.chain, bundle, now_ms() / 1000, Usage::Client)?;
+    let inviting = match (&invitation.from, signed.home) {
+        (Peer::Node(node), Home::Node(home)) if *node == home => &invitation.from,
+        (from, home) => {
+            let why = format!("this invitation is by {from}, and signed by an issuer on {home}");
+            return Err(named(&args.invitation, Fault::Unauthenticated(why)));
+        }
+    };
     let report = join(client, &bundle.to_json(), &invitation.chain).await?;
-    let inviting = &invitation.from;
     let mut request = client.add_peer_request();
     let mut asked = request.get().init_peer();
     asked.set_name(inviting.to_string());
@@ -295,23 +303,27 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
             let answer = call(request).await?;
             let behind = read(|| texts(answer.get()?.get_behind()?))?;
             let mut report = changed(&args.peer, "is no longer let in", &behind);
-            if let (Peer::Tenant(tenant), false) = (&args.peer, args.keep_capabilities) {
-                let ended = cap::revoke_all(&holder, tenant.as_str()).await?;
+            let revoked = match (&args.peer, args.keep_capabilities) {
+                (Peer::Tenant(tenant), false) => cap::revoke_all(&holder, tenant.as_str()).await,
+                _ => Ok(Ended::default()),
+            };
+            if !behind.is_empty() {
+                let (behind, peer) = (behind.join(", "), &args.peer);
+                let and = revoked.err().map_or(String::new(), |fault| format!("; and: {fault}"));
+                return Err(Fault::unavailable(
+                    1000,
+                    format!(
+                        "{peer} is off the list, and these services have not said that they know: \
+                         {behind} (see `distos network status`){and}"
+                    ),
+                ));
+            }
+            let ended = revoked?;
+            if ended.given > 0 {
                 report.text += &format!("\n{ended}");
-                report.json["revoked"] = json!({ "given": ended.given, "derived": ended.derived });
             }
-            if behind.is_empty() {
-                return Ok(report);
-            }
-            Err(Fault::unavailable(
-                1000,
-                format!(
-                    "{} is off the list, and these services have not said that they know: {}; \
-                     see `distos network status`",
-                    args.peer,
-                    behind.join(", ")
-                ),
-            ))
+            report.json["revoked"] = json!({ "given": ended.given, "derived": ended.derived });
+            Ok(report)
         }
         PeersCommand::List => {
             let answer = call(client.peers_request()).await?;
