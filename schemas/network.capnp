@@ -43,7 +43,7 @@ interface Network extends(Cap.Capability) {
   # Needs "admin". Durable. Lets it in from now on; replaces its address if it is in the list. `behind`
   # are services that have not said in time that they know.
   removePeer @5 (name :Text) -> (behind :List(Text));
-  # Needs "admin". Durable. When it returns, its connections to all services but those `behind` are
+  # Needs "admin". Durable. When it returns, its connections to all services that hold credentials but those `behind` are
   # closed, and nothing that it sent and that was not read will be. Fails: "not-found".
   rotate @6 () -> (key :Data);
   # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
@@ -52,7 +52,7 @@ interface Network extends(Cap.Capability) {
   invite @7 (node :Data, key :Data, lifetimeS :UInt32) -> (bundle :Text, chain :List(Data));
   # Needs "admin". Durable. What the network service of another node needs to join: an SVID for its `key`
   # alone, and a place in the list, which ends with the SVID unless the node has come by then. Fails: "unavailable"
-  # (this node is no issuer), "exists" (the node is in the list).
+  # (this node is no issuer), "exists" (the node is in the list, and not only invited).
 }
 
 interface Credentials extends(Cap.Capability) {

@@ -7,8 +7,8 @@
 
 use distos_abi::{HolderKey, NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Refusal, Root, Serial,
-    SpiffeId, Subject, TenantName, Usage, Validity, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peers, Refusal, Root, Serial,
+    SpiffeId, Subject, TenantName, Trust, Usage, Validity, from_pem, to_pem,
 };
 use distos_types::HolderSecret;
 use rcgen::string::Ia5String;
@@ -193,6 +193,23 @@ fn an_issuer_never_vouches_for_the_node_that_it_runs_on() {
     // Whoever has taken that node over signs it nevertheless, with the issuer's real key.
     assert_eq!(demo.verify(&demo.forged(|_| ())), Err(Refusal::OwnNode));
     assert!(Demo::new(Home::Node(OTHER_NODE)).verify(&demo.forged(|_| ())).is_err());
+}
+
+/// N2: else a node that was taken off the list would come back under any name that it signs.
+#[test]
+fn nobody_who_connects_is_taken_at_the_word_of_an_issuer_whose_node_is_not_in_the_list() {
+    let home = NodeId([9; 32]);
+    let demo = Demo::new(Home::Node(home));
+    let chain = demo.node();
+    let admit = |nodes: &[NodeId], own, usage| {
+        let peers = Peers { nodes: nodes.iter().copied().collect(), ..Peers::default() };
+        Trust { bundle: demo.bundle.clone(), peers, own }.admit(&chain, NOW, usage).map(|_| ())
+    };
+    assert_eq!(admit(&[NODE], None, Usage::Client), Err(Refusal::Vouched(home)));
+    assert_eq!(admit(&[NODE, home], None, Usage::Client), Ok(()));
+    assert_eq!(admit(&[NODE], Some(home), Usage::Client), Ok(()), "its own issuer");
+    assert_eq!(admit(&[NODE], None, Usage::Server), Ok(()), "whom one has chosen to connect to");
+    assert_eq!(admit(&[home], None, Usage::Client), Err(Refusal::Stranger));
 }
 
 #[test]

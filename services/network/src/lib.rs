@@ -6,8 +6,8 @@
 //! joins a cluster and names peers; [`Credentials`](distos_schemas::network_capnp::credentials) to the
 //! services of this node, which ask for SVIDs in their own names and hear at once whom to let in; and
 //! [`Issuer`](distos_schemas::network_capnp::issuer) to network services of other nodes, whose SVIDs it signs.
-//! What it refuses: to sign for its own node, to sign anything but what the node at the other end may be, a
-//! bundle that is older or another cluster's.
+//! What it refuses: to sign for its own node, to sign for another node anything but what that one may be (its
+//! operator may invite whom they like), a bundle that is older or another cluster's.
 //!
 //! It is not on the path of any call: each service that is reached over the network has a socket and an SVID of
 //! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs

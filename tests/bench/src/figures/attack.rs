@@ -12,7 +12,7 @@ use super::{Failure, Outcome};
 use crate::processors::{self, Stay};
 use crate::report::Figure;
 
-const WINDOW: Duration = Duration::from_millis(1500);
+const WINDOW: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 5;
 /// Names the one attack that is measured, if not all are.
 const ONLY: &str = "DISTOS_ATTACK";
