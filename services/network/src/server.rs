@@ -194,6 +194,10 @@ impl NetworkService {
     /// Waits until the services that may ask have put the present list into effect; those that have not
     /// in time.
     async fn until_heard(&self) -> Vec<String> {
+        // Before there is a cluster nobody is served, and nothing is told.
+        if self.state.borrow().bundle().is_err() {
+            return Vec::new();
+        }
         let revision = *self.revision.borrow();
         let behind = || -> Vec<String> {
             let attending = self.attending.borrow();
