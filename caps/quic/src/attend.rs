@@ -40,9 +40,10 @@ pub fn renew_after(from_s: u64, until_s: u64, now_s: u64) -> Duration {
 }
 
 /// Lets `vat` be reached over the network, until it ends: if the image gives it a socket (the device
-/// `quic`) and an edge `network` to the network service. The keys of its SVIDs are made here, a new one for
-/// each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it waits for without end; what it was told
-/// last holds until it is told something newer; and once its SVID has run out, it lets nobody in.
+/// `quic`) and an edge `network` to the network service. The keys of its SVIDs are made here, a new
+/// one for each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it
+/// waits for without end; what it was told last holds until it is told something newer; and once its
+/// SVID has run out, it lets nobody in.
 pub async fn attend(vat: Vat) {
     let Some(socket) = vat.take_device(SOCKET) else { return };
     let mut attendant = Attendant {
