@@ -274,6 +274,22 @@ impl NetworkServer {
         let before = self.facet.commit(Rights::ADMIN, NO_BYTES, || service.install(next));
         before.and_then(|before| service.save_or(before)).map_err(fail)
     }
+
+    /// Goes by another key and its SVID from now on, under a guard; what was before, and what is to be shown.
+    fn swap(
+        &self,
+        next: &Arc<HolderSecret>,
+        chain: Vec<Vec<u8>>,
+    ) -> Result<(Arc<HolderSecret>, State, distos_quic::Credentials), Fault> {
+        let service = &self.service;
+        let shown = distos_quic::Credentials { chain: chain.clone(), secret: next.clone() };
+        let now_s = service.now_s();
+        let changed = service.changed(|state| state.rotate(chain, next.key(), now_s))?;
+        let (old, before) = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
+            (service.secret.replace(next.clone()), service.install(changed))
+        })?;
+        Ok((old, before, shown))
+    }
 }
 
 impl Faceted for NetworkServer {
@@ -407,15 +423,16 @@ impl network::Server for NetworkServer {
         self.check(Rights::ADMIN)?;
         let service = &self.service;
         let next = Arc::new(service.keys.make().map_err(fail)?);
-        let (chain, _) = service.ask_own(&next).await.map_err(fail)?;
-        let now_s = service.now_s();
-        let shown = distos_quic::Credentials { chain: chain.clone(), secret: next.clone() };
-        let changed =
-            service.changed(|state| state.rotate(chain, next.key(), now_s)).map_err(fail)?;
-        let swapped = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
-            (service.secret.replace(next.clone()), service.install(changed))
-        });
-        let (old, before) = swapped.map_err(fail)?;
+        let swapped = match service.ask_own(&next).await {
+            Ok((chain, _)) => self.swap(&next, chain),
+            Err(fault) => Err(fault),
+        };
+        let (old, before, shown) = swapped.map_err(|fault| {
+            // A key that is not in use is a secret that nobody needs.
+            service.keys.forget(next.key());
+            fail(fault)
+        })?;
+        // From here on the disk may name the new one, whatever it says.
         if let Err(fault) = service.save() {
             service.secret.replace(old);
             service.install(before);

@@ -237,6 +237,11 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     }
     let other = alone(3600).0;
     other.refused(&["network", "accept", &file, "--trust-first-use"], UNAUTHENTICATED);
+    // A change of key that nobody signs leaves no secret behind.
+    other.refused(&["network", "rotate"], UNAVAILABLE);
+    let kept = fs::read_dir(other.directory().join("vats/network")).unwrap();
+    let is_key = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".key");
+    assert_eq!(kept.filter(|entry| is_key(&entry.as_ref().unwrap().file_name())).count(), 2);
     node.ok(&["network", "accept", &file, "--root", &root]);
     let joined = Member { number: number.to_owned(), node, ports };
     eventually("every service has an SVID", VOUCHED, || {
