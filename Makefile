@@ -17,6 +17,10 @@ NODE ?=
 RUNS ?= 20
 SEED ?= 1
 
+# Everything at once, with its tests: built without them, dependencies have fewer features, and are built again
+# for the tests.
+BUILD := $(CARGO) build --workspace --all-targets --locked
+
 # What to fuzz (nothing: every target, one after the other), and for how many seconds.
 T ?=
 S ?= 60
@@ -48,9 +52,12 @@ run: setup wasm ## Boots a node and does the main job; INPUT=path for your own d
 	fi; \
 	target/release/distos demo --node "$$node" --image "$(IMAGE)" $(if $(INPUT),--input "$(INPUT)")
 
-# Cheap checks first: what takes a second fails in a second.
+# Cheap checks first: what takes a second fails in a second. Clippy's driver compiles what it has checked, so
+# the workspace is compiled once, with warnings as errors, and not checked first and then compiled.
 .PHONY: test
-test: setup fmt-check conformance lint unit specs-quick loom ## The whole test suite
+test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
+test: export CLIPPY_ARGS := -Dwarnings
+test: setup fmt-check conformance unit specs-quick loom ## The whole test suite
 
 .PHONY: fmt
 fmt: ## Formats the code
@@ -72,7 +79,7 @@ lint: setup ## Clippy, with warnings as errors
 # checker, so all are there first.
 .PHONY: unit
 unit: setup wasm foreign tlc ## Every test of the workspace, from unit to end-to-end
-	$(CARGO) build --workspace --locked
+	$(BUILD)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
 	else \
@@ -87,18 +94,19 @@ tlc: setup
 # is part of `make test`.
 .PHONY: specs-quick
 specs-quick: tlc
-	$(CARGO) build --workspace --locked
+	$(BUILD)
 	target/debug/distos-specs --quick
 
 .PHONY: specs
 specs: tlc loom ## Checks all specifications with their mutants, and the code beside its model; ONLY=name for one
 	@specs/setup.sh second
-	$(CARGO) build --workspace --locked
+	$(BUILD)
 	target/debug/distos-specs $(addprefix --only ,$(ONLY))
 	$(CARGO) test --workspace --locked --quiet --test traces
 
 # A target directory of its own, because the flag rebuilds everything.
 .PHONY: loom
+loom: export RUSTC_WORKSPACE_WRAPPER :=
 loom: ## Explores the schedules of the capability table and the guards
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --quiet -p distos-table --test loom --target-dir target/loom
 
