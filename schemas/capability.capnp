@@ -36,6 +36,13 @@ struct Info {
   capId   @7 :UInt64;   # Lasting identity, as in audit records.
 }
 
+struct Gift {
+  # A capability that waits for its receiver, and where.
+  ticket @0 :Data;      # As `gift` returned it.
+  node   @1 :Data;      # The node at which it waits; empty: the receiver's own.
+  vat    @2 :Text;      # The vat of that node: the home of the object.
+}
+
 interface Capability {
   describe @0 () -> (info :Info);
   # Needs no right.
@@ -60,9 +67,13 @@ interface Capability {
   # Fails: "not-found" if it exists but does not descend from this capability.
 
   gift @4 (receiver :Text, rights :UInt64, caveats :Caveats) -> (ticket :Data);
-  # Deposits, here at the object's home, a one-shot capability for the vat `receiver` of this node
-  # and returns the ticket with which that vat, and no other, can withdraw it within 30 seconds.
-  # What it withdraws is a child of this capability: revoking this one ends it.
+  # Deposits, here at the object's home, a one-shot capability for `receiver` and returns the ticket
+  # with which that one, and nobody else, can withdraw it within 30 seconds. `receiver` is a vat of this
+  # node by its name, or whoever connects over the network with an SVID, by the path of its SPIFFE id:
+  # "node/N/service/S" or "tenant/T/agent/A". What it withdraws is a child of this capability: revoking
+  # this one ends it. If this one was restored from a chain, what was given outlives this connection, and
+  # ends when the chain's last link is revoked or expires; otherwise it ends with this capability's
+  # session.
 
   persist @5 (rights :UInt64, caveats :Caveats) -> (chain :Data);
   # A sturdy capability (a certificate chain of one link, signed by this node's kernel) to this
@@ -93,6 +104,11 @@ interface Door {
   # "unauthenticated" (signature, or no challenge since the last `restore`), "malformed", "denied",
   # "expired", "revoked", "not-found" (another vat or node), "unavailable" (after 1,024 on one
   # connection).
+
+  withdraw @2 (ticket :Data) -> (cap :Capability);
+  # Takes a gift that was left for whoever connected: who that is, the handshake has shown. Works once.
+  # Fails: "not-found" for a ticket that is unknown, used, late or meant for somebody else, and at a Unix
+  # socket, where nobody has shown who they are; "unavailable" as `restore` does.
 }
 
 interface Edge {

@@ -10,9 +10,11 @@ struct Segment {
 }
 
 interface Executor extends(Cap.Capability) {
-  load @0 (job :UInt64, module :Data, input :Data, output :Data) -> ();
-  # Needs "run". Compiles a module for a job and withdraws the job's two gifts over the executor's
-  # own edge to the memory service. Fails: "malformed" (not a WASI command), "not-found" (a gift).
+  load @0 (job :UInt64, module :Data, input :Cap.Gift, output :Cap.Gift) -> ();
+  # Needs "run". Compiles a module for a job and withdraws the job's two gifts, each where it waits: over
+  # the executor's own edge to a vat of this node, or at a vat of another one, in its own name. Fails:
+  # "malformed" (not a WASI command), "not-found" (a gift), "unavailable" or "unauthenticated" (another
+  # node).
 
   run @1 (job :UInt64, task :UInt32, args :List(Text), stdinFromOutput :Bool,
           stdin :List(Segment), outputOffset :UInt64, limits :Sched.Limits)

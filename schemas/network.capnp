@@ -61,15 +61,22 @@ interface Credentials extends(Cap.Capability) {
   sign @0 (key :Data, proof :Data) -> (id :Text, chain :List(Data));
   # Needs "read". An SVID for `key`, which made the signature `proof`, signed by another node's issuer.
   # Fails: "unavailable" (in no cluster yet, or no issuer can be reached).
-  trust @1 (seen :UInt64) -> (revision :UInt64, bundle :Text, peers :List(Text));
+  trust @1 (seen :UInt64, port :UInt16) -> (revision :UInt64, bundle :Text, peers :List(Text));
   # Needs "read". Whom to let in. Resolves once that differs from what was current at revision `seen`;
-  # 0 is none. Whoever asks with a revision has put it into effect.
+  # 0 is none. Whoever asks with a revision has put it into effect. `port` is the UDP port at which it
+  # lets them in, and 0 if it lets nobody in: other nodes' services are told it.
+  locate @2 (node :Data, service :Text) -> (address :Text);
+  # Needs "read". Where a service of another node listens, "HOST:PORT" in numbers, as that node's network
+  # service says. Nothing is to be believed of whoever answers there but what its handshake shows. Fails:
+  # "not-found" (no such peer, or it has no such service), "unavailable" (it does not answer).
 }
 
-interface Issuer {
+interface Member {
   # What a node's network service offers to that of another node, over the connection between both.
 
   sign @0 (service :Text, key :Data, proof :Data) -> (chain :List(Data));
   # An SVID for a service of the node at the other end, which the connection has authenticated. Fails:
   # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
+  locate @1 (service :Text) -> (port :UInt16);
+  # The UDP port at which a service of this node lets its peers in. Fails: "not-found".
 }

@@ -17,10 +17,10 @@ struct JobSpec {
   mapArgs     @2 :List(Text);   # argv[1..] of each map task.
   reduceArgs  @3 :List(Text);   # argv[1..] of the reduce task; ignored without `reduce`.
   reduce      @4 :Bool;
-  input       @5 :Data;         # A gift ticket for the tenant's executor: "read" on the input.
+  input       @5 :Cap.Gift;     # For the tenant's executor: "read" on the input.
   inputBytes  @6 :UInt64;
-  output      @7 :Data;         # A gift ticket for the executor: "read+write" on the output region.
-                                # It needs one page for each map task and one for the reduce task.
+  output      @7 :Cap.Gift;     # For the executor: "read+write" on the output region. It needs one
+                                # page for each map task and one for the reduce task.
   pagesPerTask @8 :UInt32;      # 0: the scheduler chooses.
   limits      @9 :Limits;
 }
@@ -55,7 +55,7 @@ interface Queue extends(Cap.Capability) {
 
   executor @0 () -> (vat :Text);
   # Needs "run". The vat that will run the caller's tasks, started if need be: the receiver to
-  # name in the gifts of a job's input and output.
+  # name in the gifts of a job's input and output; from another node, "node/N/service/VAT".
 
   plan @1 (inputBytes :UInt64, pagesPerTask :UInt32) -> (tasks :UInt32, pagesPerTask :UInt32);
   # Needs "run". How a job of this size will be cut, so that the output region can be made.

@@ -4,6 +4,8 @@
 //! capability gives it up; dropping the connection ends everything that was derived on it.
 #![forbid(unsafe_code)]
 
+pub mod handoff;
+
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_rpc::transport::{self, Bounds};
-pub use distos_rpc::{authority_of, caveats_of, fault_of, write_caveats};
+pub use distos_rpc::{Gift, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -57,6 +59,19 @@ impl Connection {
             }
         });
         Connection { door, _open: open }
+    }
+
+    /// Takes a gift that was left for whoever this connection has shown to be here, at a vat that was reached
+    /// over a network.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`] if none is left for it under this ticket.
+    pub async fn withdraw<T: FromClientHook>(&self, ticket: &[u8]) -> Result<T, Fault> {
+        let mut request = self.door.withdraw_request();
+        request.get().set_ticket(ticket);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
+        Ok(cap.cast_to())
     }
 
     /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::net::UdpSocket;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +14,7 @@ use distos_schemas::network_capnp::credentials;
 use distos_types::HolderSecret;
 
 use crate::endpoint::{Endpoint, Settings};
+use crate::reach::Way;
 use crate::serve::serve;
 use crate::tls::{Clock, Credentials};
 
@@ -39,8 +41,9 @@ pub fn renew_after(from_s: u64, until_s: u64, now_s: u64) -> Duration {
     Duration::from_secs(half_s.saturating_sub(now_s))
 }
 
-/// Lets `vat` be reached over the network, until it ends: if the image gives it a socket (the device
-/// `quic`) and an edge `network` to the network service. The keys of its SVIDs are made here, a new
+/// Lets `vat` be reached over the network and reach others (`Vat::reach`), until it ends: if the image gives
+/// it a socket (the device `quic`) and an edge `network` to the network service. One at which no holder may
+/// connect on its own node only reaches others. The keys of its SVIDs are made here, a new
 /// one for each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it
 /// waits for without end; what it was told last holds until it is told something newer; and once its
 /// SVID has run out, it lets nobody in.
@@ -68,7 +71,7 @@ struct Attendant {
     vat: Vat,
     socket: UdpSocket,
     /// Once there is an SVID to show.
-    endpoint: Option<Endpoint>,
+    endpoint: Option<Rc<Endpoint>>,
     /// What was told last.
     trust: Option<Trust>,
     /// Until when the SVID holds that is shown.
@@ -89,6 +92,14 @@ type Signed = (Vec<Vec<u8>>, Arc<HolderSecret>);
 impl Attendant {
     fn now_s(&self) -> u64 {
         self.vat.now_ms() / 1000
+    }
+
+    /// Where it lets others in; 0 if it does not.
+    fn port(&self) -> Result<u16, Fault> {
+        if !self.vat.listens() {
+            return Ok(0);
+        }
+        Ok(self.socket.local_addr().map_err(Fault::internal)?.port())
     }
 
     /// Puts into effect what was told last. Whoever is nobody any more lets nobody in.
@@ -113,7 +124,8 @@ impl Attendant {
     /// whatever becomes of the SVID.
     async fn follow(&mut self) -> Result<(), Fault> {
         let network: credentials::Client = self.vat.root(EDGE).await?;
-        let mut told = trust(&network, 0, self.vat.node()).await?;
+        let (node, port) = (self.vat.node(), self.port()?);
+        let mut told = trust(&network, 0, port, node).await?;
         let (asked, vat) = (network.clone(), self.vat.clone());
         let ask = |after: Duration| {
             let (network, vat) = (asked.clone(), vat.clone());
@@ -127,7 +139,7 @@ impl Attendant {
             self.trust = Some(told.trust.clone());
             self.apply();
             // Asking with a revision says that it is in effect.
-            let mut next = Box::pin(trust(&network, told.revision, self.vat.node()));
+            let mut next = Box::pin(trust(&network, told.revision, port, node));
             told = loop {
                 tokio::select! {
                     biased;
@@ -161,11 +173,15 @@ impl Attendant {
             None => {
                 // The original stays, in case this fails.
                 let socket = self.socket.try_clone().map_err(Fault::internal)?;
-                let (settings, clock) = (Settings::default(), system_clock());
+                let settings = Settings { lets_in: self.vat.listens(), ..Settings::default() };
+                let clock = system_clock();
                 let opened = Endpoint::new(socket, credentials, trust.clone(), settings, clock);
                 let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
-                tracing::info!(id = %own.id, "is reached over the network");
+                tracing::info!(id = %own.id, "is on the network");
                 tokio::task::spawn_local(serve(self.vat.clone(), arrivals));
+                let endpoint = Rc::new(endpoint);
+                let way = Way::new(EDGE, endpoint.clone(), own.id.cluster);
+                self.vat.set_reach(Rc::new(way));
                 self.endpoint = Some(endpoint);
             }
         }
@@ -191,9 +207,15 @@ async fn ask(network: &credentials::Client, vat: &Vat) -> Result<Signed, Fault> 
 }
 
 /// Whom to let in, once that differs from what was current at `seen`.
-async fn trust(network: &credentials::Client, seen: u64, node: NodeId) -> Result<Told, Fault> {
+async fn trust(
+    network: &credentials::Client,
+    seen: u64,
+    port: u16,
+    node: NodeId,
+) -> Result<Told, Fault> {
     let mut request = network.trust_request();
     request.get().set_seen(seen);
+    request.get().set_port(port);
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
     let read = || -> Result<Told, Fault> {
         let faulty = |e: capnp::Error| fault_of(&e);

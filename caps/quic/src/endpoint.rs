@@ -48,10 +48,19 @@ const WINDOW: u32 = STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
 const SEND_WINDOW: u64 = 1 << 20;
 /// How an endpoint behaves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How keys are agreed on.
     pub exchange: KeyExchange,
+    /// Whether anybody may connect to it. If not, what comes from those whom it did not connect to itself
+    /// is not read.
+    pub lets_in: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { exchange: KeyExchange::default(), lets_in: true }
+    }
 }
 
 /// Somebody who was not let in.
@@ -105,7 +114,8 @@ impl Endpoint {
             server_config(&tls, &Verdict::default(), &transport).map_err(io::Error::other)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let config = quinn::EndpointConfig::default();
-        let inner = quinn::Endpoint::new(config, Some(server), socket, runtime)?;
+        let server = settings.lets_in.then_some(server);
+        let inner = quinn::Endpoint::new(config, server, socket, runtime)?;
         let room = Rc::new(Room {
             shared,
             tls,

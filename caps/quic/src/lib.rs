@@ -9,7 +9,7 @@
 //! What it does not do: say what a peer may do. A connection starts at a door, as one over a Unix
 //! socket does; capabilities are presented there. It opens no socket, and keeps no list: whoever
 //! builds it hands both in. A service of a node gets them from its image and its network service
-//! ([`attend`]).
+//! ([`attend`]), and reaches those of other nodes by `Vat::reach`.
 //!
 //! Sessions are never resumed, and nothing is sent before the handshake is over (0-RTT): either would
 //! let somebody in whose certificate nobody looked at.
@@ -17,6 +17,7 @@
 
 mod attend;
 mod endpoint;
+mod reach;
 pub mod renewal;
 mod serve;
 mod tls;

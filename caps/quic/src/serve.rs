@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use distos_abi::{CapId, TenantId};
 use distos_identity::Peer;
-use distos_rpc::{Party, Vat};
+use distos_rpc::{Party, Remote, Vat};
 
 use crate::endpoint::{Arrivals, Refused};
 
@@ -20,9 +20,11 @@ pub async fn serve(vat: Vat, mut arrivals: Arrivals) {
         match arrival {
             Ok(link) => {
                 let closed = link.connection().clone();
-                let party = party(&Peer::of(&link.peer().id.subject));
+                let subject = &link.peer().id.subject;
+                let party = party(&Peer::of(subject));
+                let from = Remote { party, name: subject.to_string() };
                 let (reader, writer) = link.into_halves();
-                vat.take_stream(reader, writer, party, async move {
+                vat.take_stream(reader, writer, from, async move {
                     closed.closed().await;
                 });
             }

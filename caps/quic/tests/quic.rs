@@ -414,7 +414,7 @@ fn a_configuration_can_ask_for_the_hybrid_key_exchange() {
             let groups: Vec<_> = vec![aws_lc_rs::kx_group::X25519];
             Outsider { groups, ..Outsider::with(good.clone(), 50) }
         };
-        let only = Settings { exchange: KeyExchange::HybridOnly };
+        let only = Settings { exchange: KeyExchange::HybridOnly, ..Settings::default() };
         for (settings, admitted) in [(Settings::default(), true), (only, false)] {
             let own = cluster.svid(&cluster.node(ONE));
             let (one, mut arrivals) = cluster.endpoint_with(own, cluster.trust(&[TWO]), settings);

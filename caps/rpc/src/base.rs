@@ -6,6 +6,7 @@ use distos_schemas::capability_capnp::capability;
 
 use crate::facet::Facet;
 use crate::faults::{authority_of, fail};
+use crate::gift;
 
 /// A server object: an object behind a facet.
 pub trait Faceted: 'static {
@@ -20,8 +21,9 @@ pub trait Faceted: 'static {
 /// [`serve_capability!`](crate::serve_capability) forwards to.
 pub struct Base;
 
-/// Longest receiver name or link hash that is looked at.
-const MAX_NAME_BYTES: usize = 64;
+/// Longest name of a receiver that is looked at: `node/`, 64 digits, `/service/` and the longest vat's name
+/// fit, and so does every agent of a tenant.
+const MAX_NAME_BYTES: usize = 128;
 
 impl Base {
     /// Answers `describe`.
@@ -102,10 +104,11 @@ impl Base {
             if receiver.len() > MAX_NAME_BYTES {
                 return Err(malformed("receiver"));
             }
-            (receiver.to_owned(), authority_of(params.get_rights(), params.get_caveats()?))
+            let receiver = gift::receiver(receiver).map_err(fail)?;
+            (receiver, authority_of(params.get_rights(), params.get_caveats()?))
         };
         facet.check(Rights::NONE).map_err(fail)?;
-        let ticket = facet.gift(&receiver, wanted).await.map_err(fail)?;
+        let ticket = facet.gift(receiver.as_str(), wanted).await.map_err(fail)?;
         facet.reply(&mut results).set_ticket(&ticket);
         Ok(())
     }

@@ -6,11 +6,12 @@ use std::rc::Rc;
 
 use capnp::capability::FromClientHook;
 use distos_abi::{CapId, Fault, SessionId, TenantId};
-use distos_schemas::capability_capnp::{door, edge};
+use distos_schemas::capability_capnp::{capability, door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
 
 use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
+use crate::gift;
 use crate::vat::Vat;
 
 /// How many sturdy capabilities one connection may restore.
@@ -22,6 +23,8 @@ const MAX_CHAIN_BYTES: usize = 4096;
 pub(crate) struct Door {
     pub(crate) vat: Vat,
     pub(crate) session: SessionId,
+    /// Whom the handshake has shown, by the path of its SPIFFE id.
+    pub(crate) peer: Option<String>,
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
     /// How often a capability was presented.
     pub(crate) restores: Rc<Cell<u32>>,
@@ -72,9 +75,54 @@ impl door::Server for Door {
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())
     }
+
+    async fn withdraw(
+        self: Rc<Self>,
+        params: door::WithdrawParams,
+        mut results: door::WithdrawResults,
+    ) -> Result<(), capnp::Error> {
+        let ticket = params.get()?.get_ticket()?;
+        let taken = match self.take_gift(ticket).await {
+            Ok(taken) => taken,
+            Err(fault) => {
+                let who = self.peer.as_deref().unwrap_or("somebody at the socket");
+                let detail = format!("withdraw by {who}: {fault}");
+                self.vat.report("denial", TenantId::OPERATOR, CapId(0), detail);
+                return Err(fail(fault));
+            }
+        };
+        let (facet, object) = taken;
+        self.restored.set(true);
+        let who = self.peer.as_deref().unwrap_or_default();
+        let detail = format!("{who} has taken what was given to it");
+        self.vat.report("handoff", facet.tenant(), facet.cap_id(), detail);
+        facet.reply(&mut results).set_cap(object);
+        Ok(())
+    }
 }
 
 impl Door {
+    /// Whoever connected is the receiver that its handshake has shown, and nobody else (C4).
+    async fn take_gift(&self, ticket: &[u8]) -> Result<(Facet, capability::Client), Fault> {
+        let none = || Fault::not_found("nothing is left here for whoever has shown no SVID");
+        let receiver = gift::receiver_of(self.peer.as_deref().ok_or_else(none)?)?;
+        self.ask_once_more()?;
+        self.asks.set(self.asks.get() + 1);
+        let taken = gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await;
+        self.asks.set(self.asks.get() - 1);
+        taken
+    }
+
+    /// Counts what is presented on this connection.
+    fn ask_once_more(&self) -> Result<(), Fault> {
+        let restores = self.restores.get();
+        if restores >= MAX_RESTORES {
+            return Err(Fault::unavailable(0, "this connection restored enough: open another"));
+        }
+        self.restores.set(restores + 1);
+        Ok(())
+    }
+
     /// Names the capability that was presented. Whose key it was presented with is not proven.
     fn report_denial(&self, chain: &[u8], fault: &Fault) {
         let claimed = Chain::decode(chain).ok();
@@ -89,11 +137,7 @@ impl Door {
         let nonce = self.nonce.take().ok_or_else(|| {
             Fault::Unauthenticated("ask for a challenge before each restore".into())
         })?;
-        let restores = self.restores.get();
-        if restores >= MAX_RESTORES {
-            return Err(Fault::unavailable(0, "this connection restored enough: open another"));
-        }
-        self.restores.set(restores + 1);
+        self.ask_once_more()?;
         let chain = Chain::decode(bytes)?;
         if chain.root().node != self.vat.node() || chain.root().vat != *self.vat.name() {
             return Err(Fault::not_found(format!(
@@ -142,19 +186,10 @@ impl edge::Server for EdgeHome {
         params: edge::WithdrawParams,
         mut results: edge::WithdrawResults,
     ) -> Result<(), capnp::Error> {
-        let mut request = self.vat.kernel().map_err(fail)?.withdraw_request();
-        {
-            let ticket = params.get()?;
-            let mut withdraw = request.get();
-            withdraw.set_ticket(ticket.get_ticket()?);
-            withdraw.set_receiver(&self.peer);
-            withdraw.set_session(self.session.0);
-        }
-        let response = request.send().promise.await.map_err(|e| fail(fault_of(&e)))?;
-        let grant = response.get()?.get_grant()?;
-        let facet = Facet::new(&self.vat, self.session, grant, Origin::Session).map_err(fail)?;
-        let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
-        facet.reply(&mut results).set_cap(FromClientHook::new(hook));
+        let ticket = params.get()?.get_ticket()?;
+        let taken = gift::withdraw(&self.vat, self.session, &self.peer, ticket).await;
+        let (facet, object) = taken.map_err(fail)?;
+        facet.reply(&mut results).set_cap(object);
         Ok(())
     }
 }

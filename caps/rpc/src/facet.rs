@@ -267,7 +267,7 @@ impl Facet {
         let origin = if session.is_some() { Origin::Session } else { Origin::Lasting };
         let mut request = self.inner.vat.kernel()?.mint_request();
         let mut params = request.get();
-        self.write_slot(params.reborrow().init_parent());
+        write_slot(self.inner.slot, params.reborrow().init_parent());
         params.set_has_parent(true);
         params.set_kind(kind.0);
         params.set_object(object.0);
@@ -284,7 +284,7 @@ impl Facet {
         self.audited(self.inner.authority.narrow(wanted))?;
         let mut request = self.inner.vat.kernel()?.derive_request();
         let mut params = request.get();
-        self.write_slot(params.reborrow().init_parent());
+        write_slot(self.inner.slot, params.reborrow().init_parent());
         params.set_rights(wanted.rights.0);
         params.set_session(self.inner.session.0);
         write_caveats(wanted.caveats, params.init_caveats());
@@ -298,7 +298,7 @@ impl Facet {
         self.audited(self.inner.authority.narrow(wanted))?;
         let mut request = self.inner.vat.kernel()?.persist_request();
         let mut params = request.get();
-        self.write_slot(params.reborrow().init_slot());
+        write_slot(self.inner.slot, params.reborrow().init_slot());
         params.set_rights(wanted.rights.0);
         write_caveats(wanted.caveats, params.init_caveats());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
@@ -306,12 +306,20 @@ impl Facet {
         Ok(chain.to_vec())
     }
 
-    /// Leaves a one-shot capability for another vat of this node.
+    /// Leaves a one-shot capability for a receiver, as the kernel knows it. It hangs from what this capability
+    /// was restored from, if it was: what was given outlives the giver's connection, and revoking the giver's
+    /// capability, which revokes that link, ends it (`specs/handoff`).
     pub async fn gift(&self, receiver: &str, wanted: Authority) -> Result<Vec<u8>, Fault> {
         self.audited(self.inner.authority.narrow(wanted))?;
+        let mut parent = self.inner.slot;
+        if let Origin::Link(_) = self.inner.origin {
+            // The kernel put this session's capability right below the link's.
+            let link = self.inner.vat.checker().view.parent(parent);
+            parent = link.ok_or(Fault::Revoked)?;
+        }
         let mut request = self.inner.vat.kernel()?.deposit_request();
         let mut params = request.get();
-        self.write_slot(params.reborrow().init_parent());
+        write_slot(parent, params.reborrow().init_parent());
         params.set_receiver(receiver);
         params.set_rights(wanted.rights.0);
         write_caveats(wanted.caveats, params.init_caveats());
@@ -327,7 +335,7 @@ impl Facet {
             return self.revoke_link(&link.0, self.inner.authority.caveats.expires_ms).await;
         }
         let mut request = self.inner.vat.kernel()?.revoke_request();
-        self.write_slot(request.get().init_slot());
+        write_slot(self.inner.slot, request.get().init_slot());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
         Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
@@ -337,7 +345,7 @@ impl Facet {
     pub async fn revoke_link(&self, link: &[u8], expires_ms: u64) -> Result<Revoked, Fault> {
         let mut request = self.inner.vat.kernel()?.revoke_link_request();
         let mut params = request.get();
-        self.write_slot(params.reborrow().init_under());
+        write_slot(self.inner.slot, params.reborrow().init_under());
         params.set_link(link);
         params.set_expires_ms(expires_ms);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
@@ -412,9 +420,9 @@ impl Facet {
     ) -> Result<Facet, Fault> {
         Facet::new(&self.inner.vat, self.inner.session, grant.map_err(|e| fault_of(&e))?, origin)
     }
+}
 
-    fn write_slot(&self, mut slot: capability_capnp::slot::Builder<'_>) {
-        slot.set_index(self.inner.slot.index);
-        slot.set_generation(self.inner.slot.generation.0);
-    }
+fn write_slot(slot: SlotRef, mut to: capability_capnp::slot::Builder<'_>) {
+    to.set_index(slot.index);
+    to.set_generation(slot.generation.0);
 }

@@ -23,6 +23,7 @@ mod doorkeeper;
 mod facet;
 mod faults;
 mod framing;
+pub mod gift;
 mod meters;
 mod quiet;
 pub mod record;
@@ -34,9 +35,10 @@ pub use admission::Party;
 pub use base::{Base, Faceted};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
+pub use gift::{Gift, Received};
 pub use meters::Meters;
 pub use seats::{Seat, Seats};
-pub use vat::{Service, Vat, run, serve};
+pub use vat::{Far, Reach, Remote, Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

@@ -58,6 +58,36 @@ pub trait Service: 'static {
     fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()>;
 }
 
+/// How a vat reaches those of other nodes: over a network that this crate knows nothing of.
+pub trait Reach: 'static {
+    /// Connects `from` to a vat of another node; one that is connected to already is not connected to again.
+    /// [`Fault::Unavailable`] if it is not reached, [`Fault::Unauthenticated`] if one side does not trust
+    /// the other, [`Fault::NotFound`] if there is no such node or vat.
+    fn reach(
+        &self,
+        from: &Vat,
+        node: NodeId,
+        vat: VatName,
+    ) -> LocalBoxFuture<'static, Result<Far, Fault>>;
+}
+
+/// A vat of another node, reached.
+#[derive(Clone)]
+pub struct Far {
+    /// Its door.
+    pub door: capability_capnp::door::Client,
+    /// The connection, which is closed when the last of these is dropped.
+    pub open: Rc<dyn std::any::Any>,
+}
+
+/// Who is at the other end of a connection that came over a network.
+pub struct Remote {
+    /// Who stands behind it.
+    pub party: Party,
+    /// By which name a gift can be left for it: the path of its SPIFFE id.
+    pub name: String,
+}
+
 /// The runtime of one vat. Cheap to clone.
 #[derive(Clone)]
 pub struct Vat {
@@ -68,6 +98,9 @@ struct Core {
     /// What each connection from a holder may keep this vat busy with.
     bounds: Bounds,
     name: VatName,
+    /// Whether the image lets holders connect to it.
+    listens: bool,
+    reach: RefCell<Option<Rc<dyn Reach>>>,
     node: NodeId,
     tenant: TenantId,
     params: BTreeMap<String, String>,
@@ -267,6 +300,8 @@ impl Vat {
             core: Rc::new(Core {
                 bounds: holder_bounds(&manifest.params)?,
                 name: VatName::new(&manifest.vat)?,
+                listens: manifest.listen_fd.is_some(),
+                reach: RefCell::new(None),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
                 params: manifest.params.clone(),
@@ -293,6 +328,27 @@ impl Vat {
     /// This vat's name.
     pub fn name(&self) -> &VatName {
         &self.core.name
+    }
+
+    /// Whether the image lets holders connect to it.
+    pub fn listens(&self) -> bool {
+        self.core.listens
+    }
+
+    /// Reaches vats of other nodes by `reach` from now on.
+    pub fn set_reach(&self, reach: Rc<dyn Reach>) {
+        *self.core.reach.borrow_mut() = Some(reach);
+    }
+
+    /// A vat of another node. Errors are those of [`Reach::reach`]; [`Fault::Unavailable`] while this node
+    /// reaches nobody.
+    pub async fn reach(&self, node: NodeId, vat: &VatName) -> Result<Far, Fault> {
+        let reach = self.core.reach.borrow().clone();
+        let reach = reach.ok_or_else(|| {
+            let why = format!("{} reaches no other node: it has no socket or no SVID", self.name());
+            Fault::unavailable(1000, why)
+        })?;
+        reach.reach(self, node, vat.clone()).await
     }
 
     /// The node that it is part of.
@@ -535,7 +591,7 @@ impl Vat {
         let Arrival { socket, user, seat } = arrival;
         let socket = Quiet::new(socket);
         let (reader, writer) = (socket.clone(), socket.clone());
-        self.take(reader, writer, Party::User(user), Some(socket), async move {
+        self.take(reader, writer, (Party::User(user), None), Some(socket), async move {
             // It lasts until its client ends it.
             let _seat = seat;
             std::future::pending().await
@@ -544,19 +600,19 @@ impl Vat {
 
     /// Serves whoever is at the other end of these two halves, as one who connects to this vat's
     /// socket is served: it begins at the door, and may do nothing before it has restored something.
-    /// `party` stands behind it. It ends when `over` resolves, whatever is under way, or when its
+    /// It ends when `over` resolves, whatever is under way, or when its
     /// client ends it; then `over` is dropped.
     pub fn take_stream<R, W>(
         &self,
         reader: R,
         writer: W,
-        party: Party,
+        from: Remote,
         over: impl Future<Output = ()> + 'static,
     ) where
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        self.take(reader, writer, party, None, over);
+        self.take(reader, writer, (from.party, Some(from.name)), None, over);
     }
 
     /// The same; `socket` is what both halves are of, if it can be silenced.
@@ -564,7 +620,7 @@ impl Vat {
         &self,
         reader: R,
         writer: W,
-        party: Party,
+        (party, peer): (Party, Option<String>),
         socket: Option<Quiet>,
         over: impl Future<Output = ()> + 'static,
     ) where
@@ -578,6 +634,7 @@ impl Vat {
         let door = Door {
             vat: self.clone(),
             session,
+            peer,
             nonce: Cell::new(None),
             restores: restores.clone(),
             restored: restored.clone(),

@@ -244,6 +244,14 @@ impl View {
         self.0.words.has(&ancestry.0)
     }
 
+    /// What the capability was derived from; `None` if it is a root, or its own slot is dead.
+    pub fn parent(&self, slot: SlotRef) -> Option<SlotRef> {
+        match self.step(slot) {
+            Step::Parent(parent) => Some(parent),
+            Step::Dead | Step::Root => None,
+        }
+    }
+
     /// The tenant to which the slot is charged; `None` if the slot itself is not alive.
     pub fn tenant(&self, slot: SlotRef) -> Option<TenantId> {
         self.read(slot).map(|(_, packed)| TenantId((packed >> 32) as u32))

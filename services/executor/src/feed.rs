@@ -69,7 +69,10 @@ pub(crate) async fn feed(region: region::Client, segments: Vec<ByteRange>, stdin
     let input = stream::iter(filled)
         .map(|segment| {
             let region = region.clone();
-            async move { Ok((attenuate(&region, Rights::READ, segment).await?, segment)) }
+            async move {
+                let narrowed = attenuate(&region, Rights::READ, segment).await?;
+                Ok::<_, Fault>((narrowed, segment))
+            }
         })
         .buffered(SEGMENTS_AHEAD)
         .map_ok(|(narrowed, segment)| segment_chunks(narrowed, segment))

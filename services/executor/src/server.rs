@@ -9,7 +9,7 @@ use std::time::Duration;
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, Fault, ObjectId, Rights};
-use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability};
+use distos_rpc::{Facet, Faceted, Gift, Received, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::memory_capnp::{PAGE_BYTES, region};
 use distos_schemas::scheduler_capnp::limits;
@@ -59,8 +59,8 @@ pub(crate) struct Executor {
 /// A loaded job: its program and its two gifts. Dropping it ends its tasks.
 struct Job {
     program: Program,
-    input: region::Client,
-    output: region::Client,
+    input: Received<region::Client>,
+    output: Received<region::Client>,
     ended: watch::Sender<bool>,
 }
 
@@ -84,9 +84,12 @@ impl Executor {
                 })?
             }
         };
+        let engine = Arc::new(Engine::new()?);
+        // To take gifts at other nodes, if the image gives it a way there.
+        tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         Ok(Rc::new(Executor {
             vat,
-            engine: Arc::new(Engine::new()?),
+            engine,
             jobs: RefCell::default(),
             loading: Cell::new(0),
             compiler: Semaphore::new(1),
@@ -102,8 +105,8 @@ impl Executor {
         &self,
         job: u64,
         module: Vec<u8>,
-        input: &[u8],
-        output: &[u8],
+        input: &Gift,
+        output: &Gift,
     ) -> Result<(), Fault> {
         // A job of the same number belongs to a scheduler that is gone: its tasks end.
         self.unload(job);
@@ -114,9 +117,11 @@ impl Executor {
             return Err(Fault::unavailable(1000, format!("{MAX_JOBS} jobs are loaded")));
         }
         let _loading = Counted::one_more(&self.loading);
-        // Gifts wait for half a minute only, so they are taken before the compiler starts.
+        // Taken here, so that no client stands in between. Gifts wait for half a minute only, so they are
+        // taken before the compiler starts.
         // Each waits for its record: both together, for one write to the disk.
-        let (input, output) = futures::try_join!(self.withdraw(input), self.withdraw(output))?;
+        let (input, output) =
+            futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
         let program = self.program(module).await?;
         let (ended, _) = watch::channel(false);
         let loaded = Rc::new(Job { program, input, output, ended });
@@ -135,15 +140,6 @@ impl Executor {
         let program = blocking(move || engine.compile(&module)).await?;
         self.programs.borrow_mut().keep(hash, bytes, program.clone());
         Ok(program)
-    }
-
-    /// Takes a gift over this executor's own edge, so that no client stands in between.
-    async fn withdraw(&self, ticket: &[u8]) -> Result<region::Client, Fault> {
-        let mut request = self.vat.edge("memory").await?.withdraw_request();
-        request.get().set_ticket(ticket);
-        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
-        Ok(cap.cast_to())
     }
 
     fn unload(&self, job: u64) {
@@ -177,8 +173,8 @@ impl Executor {
             let _waiting = Counted::one_more(&self.waiting);
             Arc::clone(&self.workers).acquire_owned().await.map_err(Fault::internal)?
         };
-        let narrowed = feed::attenuate(&job.output, Rights::WRITE, run.output);
-        let source = if run.from_output { &job.output } else { &job.input };
+        let narrowed = feed::attenuate(&job.output.client, Rights::WRITE, run.output);
+        let source = if run.from_output { &job.output.client } else { &job.input.client };
         let total = run.segments.iter().map(|segment| segment.len()).sum();
         let (feeder, stdin) = stdio::stdin(total);
         let (cancel, cancelled) = oneshot::channel();
@@ -339,7 +335,8 @@ impl executor::Server for ExecutorServer {
             if module.len() > MAX_MODULE_BYTES {
                 return Err(fail(Fault::malformed("the module is too large")));
             }
-            let (input, output) = (params.get_input()?.to_vec(), params.get_output()?.to_vec());
+            let input = Gift::read(params.get_input()?)?.map_err(fail)?;
+            let output = Gift::read(params.get_output()?)?.map_err(fail)?;
             (params.get_job(), module.to_vec(), input, output)
         };
         // The message with its copy of the module is not needed while the compiler works.

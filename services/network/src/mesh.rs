@@ -1,6 +1,7 @@
 //! This node's network service and those of its peers: an endpoint of its own, on which they ask one
 //! another for SVIDs.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use distos_identity::{SpiffeId, Subject, prove};
 use distos_quic::{Arrivals, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::Bounds;
 use distos_rpc::{fail, fault_of};
-use distos_schemas::network_capnp::issuer;
+use distos_schemas::network_capnp::member;
 use distos_types::HolderSecret;
 
 use crate::server::{NetworkService, certificates, serial, write_chain};
@@ -18,8 +19,8 @@ use crate::state::{Own, Request, SERVICE, check};
 
 /// The device by which the image gives this service its socket.
 const SOCKET: &str = "quic";
-/// How long another node's issuer may take.
-const SIGN_WAIT: Duration = Duration::from_secs(5);
+/// How long another node may take to answer.
+const MEMBER_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait after something did not work.
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whose invitation has ended.
@@ -169,24 +170,14 @@ impl NetworkService {
             let state = self.state.borrow();
             (state.id_of(service.clone())?, state.reachable())
         };
-        let endpoint = self.endpoint.borrow().clone();
-        let endpoint = endpoint.ok_or_else(|| {
-            Fault::unavailable(5000, "the network service has no socket, or no SVID yet")
-        })?;
+        let endpoint = self.opened()?;
         let mut why = "no peer with an address is in the list: `distos peers add`".to_owned();
         for (node, address) in nodes {
-            let signed = async {
-                let peer = SpiffeId {
-                    cluster: id.cluster.clone(),
-                    subject: Subject::Service { node, service: VatName::new(SERVICE)? },
-                };
-                let link = endpoint.connect(address, &peer).await?;
-                signed_over(link, service, key, proof).await
+            let asked = |member: member::Client| {
+                let service = service.clone();
+                async move { signed_by(&member, &service, key, proof).await }
             };
-            let signed = tokio::time::timeout(SIGN_WAIT, signed).await;
-            let signed = signed.unwrap_or_else(|_| {
-                Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
-            });
+            let signed = self.with_member(&endpoint, node, address, asked).await;
             // What comes from another node is looked at as if nobody had signed it.
             let checked = signed.and_then(|chain| {
                 let own = check(self.state.borrow().bundle()?, &chain, &id, key, self.now_s())?;
@@ -200,6 +191,57 @@ impl NetworkService {
         Err(Fault::unavailable(5000, format!("nobody has signed an SVID for {id}: {why}")))
     }
 
+    fn opened(&self) -> Result<Rc<Endpoint>, Fault> {
+        let endpoint = self.endpoint.borrow().clone();
+        endpoint.ok_or_else(|| {
+            Fault::unavailable(5000, "the network service has no socket, or no SVID yet")
+        })
+    }
+
+    /// Asks the network service of another node, over a connection of its own.
+    async fn with_member<T, F>(
+        &self,
+        endpoint: &Endpoint,
+        node: NodeId,
+        address: SocketAddr,
+        ask: impl FnOnce(member::Client) -> F,
+    ) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let asked = async {
+            let cluster = self.state.borrow().id()?.cluster;
+            let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
+            let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
+            let mut system = link.start(None, Bounds::HOLDER);
+            let member: member::Client = system.bootstrap(Side::Server);
+            let _open = Open { disconnector: Some(system.get_disconnector()) };
+            tokio::task::spawn_local(system);
+            ask(member).await
+        };
+        tokio::time::timeout(MEMBER_WAIT, asked).await.unwrap_or_else(|_| {
+            Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
+        })
+    }
+
+    /// Where a service of another node listens, as that node says.
+    pub(crate) async fn locate(
+        &self,
+        node: NodeId,
+        service: &VatName,
+    ) -> Result<SocketAddr, Fault> {
+        let address = self.state.borrow().address(node)?;
+        let endpoint = self.opened()?;
+        let asked = |member: member::Client| async move {
+            let mut request = member.locate_request();
+            request.get().set_service(service.as_str());
+            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            Ok(answer.get().map_err(|e| fault_of(&e))?.get_port())
+        };
+        let port = self.with_member(&endpoint, node, address, asked).await?;
+        Ok(SocketAddr::new(address.ip(), port))
+    }
+
     /// Lets network services of other nodes ask, and nobody else.
     async fn receive(self: Rc<Self>, mut arrivals: Arrivals) {
         let mut refusals = Refusals::default();
@@ -207,7 +249,7 @@ impl NetworkService {
             match arrival {
                 Ok(link) => match &link.peer().id.subject {
                     Subject::Service { node, service } if service.as_str() == SERVICE => {
-                        let server = IssuerServer { service: self.clone(), node: *node };
+                        let server = MemberServer { service: self.clone(), node: *node };
                         tokio::task::spawn_local(serve(link, server));
                     }
                     other => {
@@ -231,25 +273,21 @@ impl NetworkService {
     }
 }
 
-async fn serve(link: Link, server: IssuerServer) {
-    let client: issuer::Client = capnp_rpc::new_client(server);
+async fn serve(link: Link, server: MemberServer) {
+    let client: member::Client = capnp_rpc::new_client(server);
     let system = link.start(Some(client.client), Bounds::HOLDER);
     let _open = Open { disconnector: Some(system.get_disconnector()) };
     // How a connection ends is its client's affair, and that it does is ours.
     let _ = tokio::time::timeout(STAY, system).await;
 }
 
-async fn signed_over(
-    link: Link,
+async fn signed_by(
+    member: &member::Client,
     service: &VatName,
     key: HolderKey,
     proof: &[u8],
 ) -> Result<Vec<Vec<u8>>, Fault> {
-    let mut system = link.start(None, Bounds::HOLDER);
-    let client: issuer::Client = system.bootstrap(Side::Server);
-    let _open = Open { disconnector: Some(system.get_disconnector()) };
-    tokio::task::spawn_local(system);
-    let mut request = client.sign_request();
+    let mut request = member.sign_request();
     let mut asked = request.get();
     asked.set_service(service.as_str());
     asked.set_key(&key.0);
@@ -260,17 +298,34 @@ async fn signed_over(
 }
 
 /// What another node's network service finds at its end of a connection.
-struct IssuerServer {
+struct MemberServer {
     service: Rc<NetworkService>,
     /// That node.
     node: NodeId,
 }
 
-impl issuer::Server for IssuerServer {
+impl member::Server for MemberServer {
+    async fn locate(
+        self: Rc<Self>,
+        params: member::LocateParams,
+        mut results: member::LocateResults,
+    ) -> Result<(), capnp::Error> {
+        let service = params.get()?.get_service()?.to_str()?.to_owned();
+        let own = &self.service;
+        if !own.asked.borrow_mut().may(self.node, own.now_s()) {
+            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
+        }
+        let port = own.port_of(&service).ok_or_else(|| {
+            fail(Fault::not_found("no such service lets anybody in over the network"))
+        })?;
+        results.get().set_port(port);
+        Ok(())
+    }
+
     async fn sign(
         self: Rc<Self>,
-        params: issuer::SignParams,
-        mut results: issuer::SignResults,
+        params: member::SignParams,
+        mut results: member::SignResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let service = &self.service;

@@ -111,6 +111,8 @@ pub(crate) struct Attending {
     pub(crate) seen: u64,
     /// Until when its SVID holds.
     pub(crate) until_s: u64,
+    /// The UDP port at which it lets others in; 0 if it does not.
+    port: u16,
 }
 
 pub(crate) struct NetworkService {
@@ -211,6 +213,12 @@ impl NetworkService {
             tokio::time::sleep(HEARD_LOOK).await;
         }
         behind()
+    }
+
+    /// Where a service of this node lets others in.
+    pub(crate) fn port_of(&self, service: &str) -> Option<u16> {
+        let attending = self.attending.borrow();
+        attending.get(service).map(|one| one.port).filter(|port| *port != 0)
     }
 
     fn note(&self, service: &str, note: impl FnOnce(&mut Attending)) {
@@ -568,9 +576,15 @@ impl credentials::Server for CredentialsServer {
         mut results: credentials::TrustResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
-        let seen = params.get()?.get_seen();
+        let (seen, port) = {
+            let params = params.get()?;
+            (params.get_seen(), params.get_port())
+        };
         let mut revision = self.service.revision.subscribe();
-        self.service.note(self.asking()?.as_str(), |one| one.seen = seen);
+        self.service.note(self.asking()?.as_str(), |one| {
+            one.seen = seen;
+            one.port = port;
+        });
         // Nothing is to be told before there is a cluster.
         let known =
             |revision: &u64| *revision != seen && self.service.state.borrow().bundle().is_ok();
@@ -584,5 +598,21 @@ impl credentials::Server for CredentialsServer {
         let tenants = trust.peers.tenants.iter().map(|tenant| Peer::Tenant(tenant.clone()));
         let peers: Vec<String> = nodes.chain(tenants).map(|peer| peer.to_string()).collect();
         reply.set_peers(peers.as_slice())
+    }
+
+    async fn locate(
+        self: Rc<Self>,
+        params: credentials::LocateParams,
+        mut results: credentials::LocateResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let (node, service) = {
+            let params = params.get()?;
+            let service = VatName::new(params.get_service()?.to_str()?).map_err(fail)?;
+            (NodeId::try_from(params.get_node()?).map_err(fail)?, service)
+        };
+        let address = self.service.locate(node, &service).await.map_err(fail)?;
+        self.facet.reply(&mut results).set_address(address.to_string());
+        Ok(())
     }
 }

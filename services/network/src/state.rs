@@ -310,6 +310,17 @@ impl State {
         &self.peers
     }
 
+    /// Where a node's network service listens.
+    pub(crate) fn address(&self, node: NodeId) -> Result<SocketAddr, Fault> {
+        let peer = self.peers.get(&Peer::Node(node));
+        let address = peer.ok_or_else(|| Fault::not_found(format!("node/{node} is no peer")))?;
+        address.ok_or_else(|| {
+            Fault::not_found(format!(
+                "the list has no address of node/{node}: `distos peers add node/{node} --at ADDRESS`"
+            ))
+        })
+    }
+
     /// Nodes that can be asked for an SVID.
     pub(crate) fn reachable(&self) -> Vec<(NodeId, SocketAddr)> {
         let reachable = self.peers.iter().filter_map(|(peer, at)| match (peer, at) {

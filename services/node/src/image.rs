@@ -15,6 +15,7 @@ use distos_host::plan::{
     Device, EdgePlan, ForeignPlan, KERNEL_NAME, OperatorGrant, Plan, Power, Profile, Program,
     VatLimits, VatPlan,
 };
+use distos_rpc::gift::REMOTE;
 use distos_types::kind;
 use toml_edit::{Document, Item, TableLike, Value};
 
@@ -680,6 +681,10 @@ impl Reader<'_> {
         // Of one address there is one socket, and of a template there are many instances.
         used.sockets = devices.iter().filter(|d| d.1.udp.is_some()).map(|d| d.0.clone()).collect();
         for template in &mut templates {
+            if template.plan.name == REMOTE {
+                let what = format!("no template may be called '{REMOTE}'");
+                self.error(template.line, what, "so are those called who come over the network");
+            }
             self.attach(template, &devices, &foreign, &image_hash, &mut used);
         }
         let foreign = self.used_foreign(foreign, &devices, &used.foreign);
@@ -736,9 +741,11 @@ impl Reader<'_> {
             let Some(source) = self.source(device, found, foreign) else { continue };
             let class = match &source {
                 Device::Path(_) => "hardware",
-                Device::Udp(_) if !used.sockets.insert(device.clone()) => {
+                // Of port 0 Linux makes another socket each time.
+                Device::Udp(at) if at.port() != 0 && !used.sockets.insert(device.clone()) => {
                     let what = format!("the socket '{device}' is for one vat");
-                    self.error(*line, what, "give each an address of its own; a template has none");
+                    let hint = "give each an address of its own; for a template, with port 0";
+                    self.error(*line, what, hint);
                     continue;
                 }
                 Device::Udp(_) => "network",
@@ -1152,6 +1159,16 @@ serves = ["regions"]
         assert!(error.what.contains("for one vat"), "{}", error.what);
         let template = vat("y", "#!").replace("vat.", "template.");
         assert!(only_error(&with(&format!("{socket}{template}"))).what.contains("for one vat"));
+        let any = socket.replace("7400", "0");
+        let plan = read(&with(&format!("{any}{}{template}", vat("x", "")))).unwrap();
+        assert!(plan.templates.iter().any(|t| t.devices.contains_key("quic")));
+        // The kernel knows whoever comes over the network by a name of that form.
+        let peer = template.replace("template.y", "template.peer");
+        assert!(
+            only_error(&with(&peer.replace("devices = { quic = \"quic\" }", "")))
+                .what
+                .contains("'peer'")
+        );
         let error = only_error(&with("[device.quic]\nudp = \"memory:7400\" #!\n"));
         assert!(error.hint.contains("address"), "{}", error.hint);
         let both = "[device.quic] #!\nudp = \"127.0.0.1:1\"\npath = \"/dev/null\"\n";

@@ -216,8 +216,8 @@ impl Scheduler {
         let mut params = request.get();
         params.set_job(id.0);
         params.set_module(&payload.module);
-        params.set_input(&payload.input);
-        params.set_output(&payload.output);
+        payload.input.write(params.reborrow().init_input());
+        payload.output.write(params.reborrow().init_output());
         drop(payload);
         request.send().promise.await.map_err(|e| fault_of(&e))?;
         Ok(executor)

@@ -3,6 +3,8 @@
 use distos_abi::{Fault, TenantId};
 use distos_schemas::scheduler_capnp::{job_spec, limits};
 
+use distos_rpc::Gift;
+
 use crate::cut::Cut;
 use crate::policy::Limits;
 use crate::state::NewJob;
@@ -12,7 +14,6 @@ pub const MAX_MODULE_BYTES: usize = 8 * 1024 * 1024;
 const MAX_NAME_BYTES: usize = 64;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
-const MAX_TICKET_BYTES: usize = 256;
 
 /// A job that was read: what the state keeps, what the executor needs, and the arguments.
 pub struct Submission {
@@ -28,10 +29,10 @@ pub struct Submission {
 pub struct Payload {
     /// The program.
     pub module: Vec<u8>,
-    /// The ticket for the region to read.
-    pub input: Vec<u8>,
-    /// The ticket for the region to write.
-    pub output: Vec<u8>,
+    /// The region to read.
+    pub input: Gift,
+    /// The region to write.
+    pub output: Gift,
 }
 
 /// argv[1..] of each kind of task.
@@ -52,17 +53,15 @@ pub fn read(
     let name = String::from_utf8_lossy(spec.get_name()?.as_bytes()).into_owned();
     let (map, reduce) = (args(spec.get_map_args()?)?, args(spec.get_reduce_args()?)?);
     let asked = limits_of(spec.get_limits()?);
-    let (module, input, output) = (spec.get_module()?, spec.get_input()?, spec.get_output()?);
+    let module = spec.get_module()?;
+    let (input, output) = (Gift::read(spec.get_input()?)?, Gift::read(spec.get_output()?)?);
     let read = || {
         check_name(&name)?;
         check_len("module", module.len(), MAX_MODULE_BYTES)?;
-        check_len("input", input.len(), MAX_TICKET_BYTES)?;
-        check_len("output", output.len(), MAX_TICKET_BYTES)?;
         let cut = Cut::new(spec.get_input_bytes(), spec.get_pages_per_task(), workers)?;
         let limits = asked.settle(Limits::CAPS);
         let job = NewJob { tenant, name: name.clone(), cut, reduce: spec.get_reduce(), limits };
-        let payload =
-            Payload { module: module.to_vec(), input: input.to_vec(), output: output.to_vec() };
+        let payload = Payload { module: module.to_vec(), input: input?, output: output? };
         Ok(Submission { job, payload, args: Args { map: map?, reduce: reduce? } })
     };
     Ok(read())
@@ -110,7 +109,14 @@ fn limits_of(limits: limits::Reader<'_>) -> Limits {
 
 #[cfg(test)]
 mod tests {
+    use distos_abi::{NodeId, VatName};
+
     use super::*;
+
+    fn gift(ticket: &[u8], node: &[u8]) -> Gift {
+        let vat = VatName::new("memory").unwrap();
+        Gift { ticket: ticket.to_vec(), node: NodeId::try_from(node).ok(), vat }
+    }
 
     /// A good job that `change` makes worse.
     fn read_with(change: impl FnOnce(job_spec::Builder<'_>)) -> Result<Submission, Fault> {
@@ -118,8 +124,8 @@ mod tests {
         let mut spec = message.init_root::<job_spec::Builder<'_>>();
         spec.set_name("count words");
         spec.set_module(b"\0asm");
-        spec.set_input(&[1; 32]);
-        spec.set_output(&[2; 32]);
+        gift(&[1; 32], &[]).write(spec.reborrow().init_input());
+        gift(&[2; 32], &[3; 32]).write(spec.reborrow().init_output());
         spec.set_input_bytes(100);
         change(spec.reborrow());
         read(spec.into_reader(), TenantId(1), 2).unwrap()
@@ -143,8 +149,14 @@ mod tests {
         assert!(refused(|mut spec| spec.set_name("x".repeat(65).as_str())));
         assert!(refused(|mut spec| spec.set_module(&[])));
         assert!(refused(|mut spec| spec.set_module(&vec![0; MAX_MODULE_BYTES + 1])));
-        assert!(refused(|mut spec| spec.set_input(&[])));
-        assert!(refused(|mut spec| spec.set_output(&[0; 257])));
+        assert!(refused(|spec| gift(&[], &[]).write(spec.init_input())));
+        assert!(refused(|spec| gift(&[0; 257], &[]).write(spec.init_output())));
+        assert!(refused(|mut spec| spec.reborrow().init_input().set_vat("a/b/c")));
+        assert!(refused(|spec| {
+            let mut input = spec.init_input();
+            gift(&[1; 32], &[]).write(input.reborrow());
+            input.set_node(&[1; 31]);
+        }));
         assert!(refused(|mut spec| spec.set_input_bytes(0)));
         assert!(refused(|spec| spec.init_map_args(1).set(0, "a\0b")));
         assert!(refused(|spec| {

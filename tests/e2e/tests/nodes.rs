@@ -329,6 +329,49 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     drop((python, red_again));
 }
 
+/// Handoff: a job runs at one node over regions of two others, which its executor takes itself; its regions' nodes
+/// decide for how long.
+#[test]
+fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back() {
+    let desk = Desk::new();
+    let (home, other) = two(&desk, 3600);
+    for member in [&home, &other] {
+        member.node.tenants(&["red"]);
+    }
+    let text = "nothing holds authority that nobody handed it\n".repeat(20_000);
+    fs::write(home.node.file("text"), &text).unwrap();
+    home.node.ok(&["region", "put", "letters", "text", "--as", "red.cap"]);
+    let module = repository().join("target/wasm/wordcount.wasm").to_str().unwrap().to_owned();
+    let (file, there) = (home.node.file("red.cap"), home.node.directory());
+    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
+    let over = ["--regions", file, "--regions-node", there, "--as", "red.cap"];
+    let count = ["run", &module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
+    let counted = other.node.ok(&[&count[..], &over].concat()).text();
+    let numbers: Vec<&str> = counted.split_whitespace().collect();
+    assert_eq!(numbers, ["20000", "140000", &text.len().to_string()], "{counted}");
+    // Whose executor it was, that node's auditor can tell.
+    let log = home.node.json(&["audit", "list"]);
+    let taken = format!("node/{}/service/executor/red", other.number);
+    let told = log.as_array().unwrap().iter().any(|entry| {
+        entry["kind"] == "handoff" && entry["detail"].as_str().unwrap().starts_with(&taken)
+    });
+    assert!(told, "nobody has taken anything: {log}");
+    // Red takes back what it uses there, while it is used elsewhere (C2).
+    let endless =
+        "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
+    fs::write(other.node.file("endless.wasm"), wat::parse_str(endless).unwrap()).unwrap();
+    let run = ["run", "endless.wasm", "--input", "letters"];
+    let mut job = Watched::spawn(other.node.command(&[&run[..], &over].concat()));
+    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
+    home.node.ok(&["cap", "revoke", "red.cap", "--entry", "regions"]);
+    let ended = job.finish(Duration::from_secs(10));
+    assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
+    // A node that is no peer has nothing to run over there.
+    other.node.ok(&["peers", "remove", &format!("node/{}", home.number)]);
+    let refused = other.node.cli(&[&count[..], &over].concat());
+    assert_ne!(refused.code, 0);
+}
+
 /// Rotation drops no call; without it there is no access, and none is let in meanwhile.
 #[test]
 fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Authority, Fault, NodeId, Rights, VatName};
 use distos_client::Connection;
+use distos_client::handoff::{self, Home};
 use distos_identity::{Peers, Subject, TenantName};
 use distos_node::image::{self, Machine};
 use distos_quic::Endpoint;
-use distos_rpc::transport::Bounds;
+use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Facet, Faceted, Service, Vat, fault_of, serve_capability};
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::{region, regions};
@@ -23,6 +25,7 @@ use distos_sim::cluster::Cluster;
 use distos_sim::{Life, Node, tasks};
 use distos_types::{Chain, HolderSecret};
 use futures::future::LocalBoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 const IMAGE: &str = r#"
 image = { name = "remote", slots = 4096 }
@@ -256,6 +259,205 @@ fn a_peer_that_is_taken_off_the_list_loses_what_it_held_and_others_keep_theirs()
         revoke(held[1].0.clone()).await.expect("blue may give up its own");
         assert_eq!(answer(1).await, Err(Fault::Revoked));
     });
+}
+
+/// Leaves what `given` allows to read, for whoever has this path in its id.
+async fn give(given: &region::Client, receiver: &Subject) -> Result<Vec<u8>, Fault> {
+    let wanted = Authority { rights: Rights::READ, ..Authority::FULL };
+    let home = Home { node: Some(HOME), vat: VatName::new("memory").expect("a vat's name") };
+    let gift = handoff::give(given, &receiver.to_string(), wanted, home).await?;
+    Ok(gift.ticket)
+}
+
+/// A region of red's, restored from a chain of its own, as a holder has it who was given it.
+async fn restored(connection: &Connection, chain: &Chain, red: &HolderSecret) -> region::Client {
+    let regions: regions::Client = connection.restore(chain, red).await.expect("red's");
+    let region = create(&regions).await.expect("a region");
+    let as_any: capability::Client = region.cast_to();
+    let mut request = as_any.persist_request();
+    request.get().set_rights(Rights::READ.0);
+    let kept = request.send().promise.await.expect("it is kept");
+    let kept = kept.get().and_then(|kept| kept.get_chain()).expect("a chain");
+    let kept = Chain::decode(kept).expect("a chain");
+    connection.restore(&kept, red).await.expect("red's region")
+}
+
+/// Handoff, C2, C4, N3: whoever is given something takes it at its home itself, once, and has it without whoever
+/// gave it, until that one's capability is revoked.
+#[test]
+fn what_is_given_to_somebody_far_away_works_without_the_giver_until_the_givers_is_revoked() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let chain = world.delegated(&red);
+        let reds = world.agent("red", &red, 61);
+        let connection = world.connect(&reds).await.expect("red is let in");
+        let given = restored(&connection, &chain, &red).await;
+        let agent = |name: &str, key: &HolderSecret| Subject::Agent {
+            tenant: tenant(name),
+            agent: key.key(),
+        };
+        // Blue's SVID is for the key of seed 62, so that is who it is.
+        let blues = world.agent("blue", &blue, 62);
+        let receiver = agent("blue", &blue);
+        let away = world.connect(&blues).await.expect("blue is let in");
+        let ticket = give(&given, &receiver).await.expect("a gift");
+        // Red has the ticket, and is not the one; nor is whoever comes by the socket (C4).
+        let wrong: Result<region::Client, Fault> = connection.withdraw(&ticket).await;
+        assert!(matches!(wrong.err(), Some(Fault::NotFound(_))));
+        let nearby = world.node.connect("memory").await.expect("the socket");
+        let wrong: Result<region::Client, Fault> = nearby.withdraw(&ticket).await;
+        assert!(matches!(wrong.err(), Some(Fault::NotFound(_))));
+        let had: region::Client = away.withdraw(&ticket).await.expect("blue's");
+        let again: Result<region::Client, Fault> = away.withdraw(&ticket).await;
+        assert!(matches!(again.err(), Some(Fault::NotFound(_))), "it works once (N3)");
+        assert_eq!(read(&had).await, Ok(DATA.to_vec()));
+        let mut request = had.write_request();
+        request.get().set_data(b"no");
+        let fault = request.send().promise.await.err().map(|e| fault_of(&e));
+        assert!(matches!(fault, Some(Fault::Denied { .. })), "{fault:?}");
+        // What was not settled when the giver goes still is there.
+        let late = give(&given, &receiver).await.expect("a gift");
+        let link = given.clone();
+        drop((connection, given));
+        reds.leave().await;
+        assert_eq!(read(&had).await, Ok(DATA.to_vec()), "the giver is gone");
+        let later: region::Client = away.withdraw(&late).await.expect("blue's, too");
+        assert_eq!(read(&later).await, Ok(DATA.to_vec()));
+        drop(link);
+        // Red comes back, and takes back what it gave from (C2).
+        let reds = world.agent("red", &red, 61);
+        let connection = world.connect(&reds).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        revoke(regions).await.expect("red gives up its own");
+        for region in [&had, &later] {
+            assert_eq!(read(region).await, Err(Fault::Revoked));
+        }
+    });
+}
+
+/// Revoking exactly the capability that was given from ends the gift, whether or not it was taken.
+#[test]
+fn a_gift_ends_with_the_capability_that_it_was_given_from_and_not_with_another_of_the_object() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let chain = world.delegated(&red);
+        let reds = world.agent("red", &red, 61);
+        let connection = world.connect(&reds).await.expect("red is let in");
+        let (one, other) = {
+            let one = restored(&connection, &chain, &red).await;
+            let as_any: capability::Client = one.clone().cast_to();
+            let mut request = as_any.persist_request();
+            request.get().set_rights(Rights::READ.0);
+            let kept = request.send().promise.await.expect("it is kept");
+            let kept = kept.get().and_then(|kept| kept.get_chain()).expect("a chain");
+            let kept = Chain::decode(kept).expect("a chain");
+            let other: region::Client = connection.restore(&kept, &red).await.expect("red's");
+            (one, other)
+        };
+        let blues = world.agent("blue", &blue, 62);
+        let receiver = Subject::Agent { tenant: tenant("blue"), agent: blue.key() };
+        let away = world.connect(&blues).await.expect("blue is let in");
+        let taken = give(&other, &receiver).await.expect("a gift");
+        let taken: region::Client = away.withdraw(&taken).await.expect("blue's");
+        let waiting = give(&other, &receiver).await.expect("a gift");
+        revoke(other).await.expect("red gives it up");
+        assert_eq!(read(&taken).await, Err(Fault::Revoked));
+        let late: Result<region::Client, Fault> = away.withdraw(&waiting).await;
+        assert!(matches!(late.err(), Some(Fault::NotFound(_))));
+        assert_eq!(read(&one).await, Ok(DATA.to_vec()), "that one was not given up");
+    });
+}
+
+/// A connection on which what the first end says arrives later.
+fn slow_line(delay: Duration) -> (DuplexStream, DuplexStream) {
+    let (near, mut entry) = tokio::io::duplex(1 << 16);
+    let (mut exit, far) = tokio::io::duplex(1 << 16);
+    tokio::task::spawn_local(async move {
+        let (mut there, mut back) = (vec![0; 4096], vec![0; 4096]);
+        loop {
+            tokio::select! {
+                read = entry.read(&mut there) => {
+                    let Ok(len @ 1..) = read else { return };
+                    tokio::time::sleep(delay).await;
+                    if exit.write_all(&there[..len]).await.is_err() { return }
+                }
+                read = exit.read(&mut back) => {
+                    let Ok(len @ 1..) = read else { return };
+                    if entry.write_all(&back[..len]).await.is_err() { return }
+                }
+            }
+        }
+    });
+    (near, far)
+}
+
+fn over(
+    line: DuplexStream,
+    side: Side,
+    serves: Option<capability::Client>,
+) -> capnp_rpc::RpcSystem<Side> {
+    let (reader, writer) = tokio::io::split(line);
+    let serves = serves.map(|cap| capnp::capability::Client::new(cap.into_client_hook()));
+    transport::over(reader, writer, side, serves, Bounds::EDGE)
+}
+
+async fn write(region: &region::Client, byte: u8) -> Result<(), Fault> {
+    let mut request = region.write_request();
+    request.get().set_data(&[byte]);
+    request.send().promise.await.map(drop).map_err(|e| fault_of(&e))
+}
+
+/// Order per path: what the receiver calls after it has changed over takes effect after what it called before.
+#[test]
+fn calls_by_the_way_of_the_giver_take_effect_before_those_that_are_made_after_changing_over() {
+    for changes_over in [true, false] {
+        test(async {
+            let world = World::boot().await;
+            let (red, blue) =
+                (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+            let chain = world.delegated(&red);
+            let reds = world.agent("red", &red, 61);
+            let connection = world.connect(&reds).await.expect("red is let in");
+            let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+            let given = create(&regions).await.expect("a region");
+            // Blue has red's reference over a line of theirs, on which it takes long.
+            let (near, far) = slow_line(Duration::from_millis(50));
+            tokio::task::spawn_local(over(far, Side::Server, Some(given.clone().cast_to())));
+            let mut system = over(near, Side::Client, None);
+            let proxied: region::Client = system.bootstrap(Side::Server);
+            tokio::task::spawn_local(system);
+            let blues = world.agent("blue", &blue, 62);
+            let receiver = Subject::Agent { tenant: tenant("blue"), agent: blue.key() };
+            let rights = Rights::READ.join(Rights::WRITE);
+            let wanted = Authority { rights, ..Authority::FULL };
+            let home = Home { node: Some(HOME), vat: VatName::new("memory").expect("a name") };
+            let gift = handoff::give(&given, &receiver.to_string(), wanted, home).await;
+            let away = world.connect(&blues).await.expect("blue is let in");
+            let direct: region::Client =
+                away.withdraw(&gift.expect("a gift").ticket).await.expect("blue's");
+            let before: Vec<_> = (1..=20)
+                .map(|byte| {
+                    let region = proxied.clone();
+                    tokio::task::spawn_local(async move { write(&region, byte).await })
+                })
+                .collect();
+            // They are on their way.
+            tokio::task::yield_now().await;
+            let direct = match changes_over {
+                true => handoff::change_over(proxied, direct).await,
+                false => direct,
+            };
+            assert_eq!(write(&direct, b'A').await, Ok(()));
+            for call in before {
+                assert_eq!(call.await.expect("it ends"), Ok(()));
+            }
+            let last = read(&direct).await.expect("it is there")[0];
+            let expected = if changes_over { b'A' } else { 20 };
+            assert_eq!(last, expected, "changed over: {changes_over}");
+        });
+    }
 }
 
 /// A service whose calls take for ever, and hold something meanwhile.

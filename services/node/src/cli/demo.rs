@@ -251,7 +251,7 @@ async fn counted(
         limits: Limits::default(),
     };
     let bar = super::progress(context, 0, "counting", false);
-    let done = run::run(red, &job, &bar).await?;
+    let done = run::run(red, red, &job, &bar).await?;
     talk.line(&done.text());
     let ours = String::from_utf8_lossy(&done.output).trim().to_owned();
     let (shown, theirs) = unix_count(&args.input).await?;

@@ -127,15 +127,20 @@ impl Holder {
         })
     }
 
+    /// The entry `name` of the file.
+    pub fn entry(&self, name: &str) -> Result<&CapEntry, Fault> {
+        self.file.find(name).ok_or_else(|| {
+            let path = self.path.display();
+            Fault::NotFound(format!("{path} holds no '{name}': act with another file (--as FILE)"))
+        })
+    }
+
     /// A live capability for the entry `name` of the file; the same one each time.
     pub async fn root<T: FromClientHook>(&self, name: &str) -> Result<T, Fault> {
         if let Some(live) = self.roots.borrow().get(name) {
             return Ok(live.clone().cast_to());
         }
-        let entry = self.file.find(name).ok_or_else(|| {
-            let path = self.path.display();
-            Fault::NotFound(format!("{path} holds no '{name}': act with another file (--as FILE)"))
-        })?;
+        let entry = self.entry(name)?;
         let live: capability::Client = self.restore(&entry.chain).await?;
         self.roots.borrow_mut().insert(name.to_owned(), live.clone());
         Ok(live.cast_to())

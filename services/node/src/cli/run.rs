@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use capnp::capability::FromClientHook;
 use clap::Args;
-use distos_abi::{Caveats, Fault, Rights};
-use distos_client::write_caveats;
-use distos_schemas::capability_capnp::capability;
+use distos_abi::{Authority, Caveats, Fault, Rights, VatName};
+use distos_client::handoff::{self, Home};
+use distos_identity::Subject;
+use distos_rpc::Gift;
 use distos_schemas::memory_capnp::region;
 use distos_schemas::scheduler_capnp::{TaskState, job, job_status, limits, queue};
 use indicatif::ProgressBar;
@@ -28,15 +28,25 @@ const MAX_FAILURES_SHOWN: usize = 10;
 Examples:
   distos run wordcount.wasm --input books --map map --reduce reduce --as red.cap
   distos run wordcount.wasm --input books --pages-per-task 16 --out counts.txt --as red.cap
+  distos run wordcount.wasm --input books --regions there/red.cap --as here/red.cap
 
 Each map task gets a range of the input's pages as its standard input; its standard output is one
-page. With --reduce, one more task gets all those outputs, in order, and its output is the result.")]
+page. With --reduce, one more task gets all those outputs, in order, and its output is the result.
+
+With --regions, the tasks run at the node of --as, and read and write the regions at that other node,
+which must have this one in its list of peers.")]
 pub struct RunArgs {
     /// A WASI preview 1 command, at most 8 MiB
     module: PathBuf,
     /// The region to work on
     #[arg(long, value_name = "REGION")]
     input: String,
+    /// The capability file for the region, if another node keeps it
+    #[arg(long, value_name = "FILE")]
+    regions: Option<PathBuf>,
+    /// That other node's directory, or one with the sockets of `distos connect` [default: as the file says]
+    #[arg(long, value_name = "DIR", requires = "regions")]
+    regions_node: Option<PathBuf>,
     /// The job's name [default: the module's file name]
     #[arg(long)]
     name: Option<String>,
@@ -139,6 +149,9 @@ pub fn read_module(path: &std::path::Path) -> Result<Vec<u8>, Fault> {
 
 pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, Stop> {
     let holder = context.holder()?;
+    let regions = args.regions.as_deref();
+    let regions = regions.map(|file| Holder::load(file, args.regions_node.as_deref()));
+    let regions = regions.transpose()?;
     let file_name = args.module.file_name().map(|n| n.to_string_lossy().into_owned());
     let job = Job {
         name: args.name.or(file_name).unwrap_or_else(|| "job".into()),
@@ -155,7 +168,7 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
     })
     .await?;
     let bar = super::progress(context, 0, "running", false);
-    let done = run(&holder, &job, &bar).await?;
+    let done = run(&holder, regions.as_ref().unwrap_or(&holder), &job, &bar).await?;
     if let Some(mut draft) = draft {
         draft.append(&done.output)?;
         draft.keep()?;
@@ -171,12 +184,18 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
     Ok(Report::nothing())
 }
 
-/// Runs a job to its end. Its output region is dropped whatever happens; Ctrl-C cancels the job.
-pub async fn run(holder: &Holder, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
+/// Runs a job to its end, at the node of `holder`, over regions that `keeper` holds, at the same node or
+/// another one. Its output region is dropped whatever happens; Ctrl-C cancels the job.
+pub async fn run(
+    holder: &Holder,
+    keeper: &Holder,
+    job: &Job,
+    bar: &ProgressBar,
+) -> Result<Done, Stop> {
     let started = std::time::Instant::now();
     let queue: queue::Client = interruptible(holder.root("queue")).await?;
-    let plan = interruptible(plan(holder, &queue, job)).await?;
-    let prepared = settled(prepare(holder, plan)).await?;
+    let plan = interruptible(plan(holder, keeper, &queue, job)).await?;
+    let prepared = settled(prepare(keeper, plan)).await?;
     let output = prepared.output.clone();
     let outcome = work(&queue, job, prepared, bar).await;
     bar.finish_and_clear();
@@ -197,7 +216,9 @@ pub async fn run(holder: &Holder, job: &Job, bar: &ProgressBar) -> Result<Done, 
 struct Plan {
     input: region::Client,
     input_bytes: u64,
+    /// Who takes the gifts, as their home knows it.
     executor: String,
+    home: Home,
     tasks: u32,
     pages_per_task: u32,
 }
@@ -207,8 +228,13 @@ struct Prepared {
     output: region::Client,
 }
 
-async fn plan(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Plan, Fault> {
-    let input = regions::open(holder, &job.input).await?;
+async fn plan(
+    holder: &Holder,
+    keeper: &Holder,
+    queue: &queue::Client,
+    job: &Job,
+) -> Result<Plan, Fault> {
+    let input = regions::open(keeper, &job.input).await?;
     let input_bytes = regions::info(&input).await?.bytes;
     let mut request = queue.plan_request();
     request.get().set_input_bytes(input_bytes);
@@ -217,15 +243,22 @@ async fn plan(holder: &Holder, queue: &queue::Client, job: &Job) -> Result<Plan,
     let (tasks, pages_per_task) =
         read(|| Ok((plan.get()?.get_tasks(), plan.get()?.get_pages_per_task())))?;
     let answer = call(queue.executor_request()).await?;
-    let executor = read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?;
-    Ok(Plan { input, input_bytes, executor, tasks, pages_per_task })
+    let mut executor = read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?;
+    let node = (keeper.file.node != holder.file.node).then_some(keeper.file.node);
+    if node.is_some() {
+        let service = VatName::new(&executor)?;
+        executor = Subject::Service { node: holder.file.node, service }.to_string();
+    }
+    let vat = keeper.entry("regions")?.chain.root().vat.clone();
+    let home = Home { node, vat };
+    Ok(Plan { input, input_bytes, executor, home, tasks, pages_per_task })
 }
 
-async fn prepare(holder: &Holder, plan: Plan) -> Result<Prepared, Fault> {
+async fn prepare(keeper: &Holder, plan: Plan) -> Result<Prepared, Fault> {
     // One page for each map task and one for the reduce task.
     let bytes = (u64::from(plan.tasks) + 1) * PAGE_BYTES;
     let name = format!("run-{}", hex::encode(random::<8>()?));
-    let (output, _) = regions::create(holder, &name, bytes, true).await?;
+    let (output, _) = regions::create(keeper, &name, bytes, true).await?;
     Ok(Prepared { plan, output })
 }
 
@@ -251,16 +284,16 @@ async fn submit(
     prepared: &Prepared,
 ) -> Result<job::Client, Fault> {
     let plan = &prepared.plan;
-    let input = gift(&plan.input, &plan.executor, Rights::READ).await?;
+    let input = gift(&plan.input, plan, Rights::READ).await?;
     let both = Rights::READ.join(Rights::WRITE);
-    let output = gift(&prepared.output, &plan.executor, both).await?;
+    let output = gift(&prepared.output, plan, both).await?;
     let mut request = queue.submit_request();
     let mut spec = request.get().init_spec();
     spec.set_name(job.name.as_str());
     spec.set_module(&job.module);
-    spec.set_input(&input);
+    input.write(spec.reborrow().init_input());
     spec.set_input_bytes(plan.input_bytes);
-    spec.set_output(&output);
+    output.write(spec.reborrow().init_output());
     spec.set_pages_per_task(plan.pages_per_task);
     spec.set_reduce(job.reduce.is_some());
     let empty = Vec::new();
@@ -283,14 +316,9 @@ fn set_words(mut list: capnp::text_list::Builder<'_>, words: &[String]) {
 }
 
 /// Leaves a weaker capability to a region for the executor, which alone can take it.
-async fn gift(region: &region::Client, receiver: &str, rights: Rights) -> Result<Vec<u8>, Fault> {
-    let capability: capability::Client = region.clone().cast_to();
-    let mut request = capability.gift_request();
-    request.get().set_receiver(receiver);
-    request.get().set_rights(rights.0);
-    write_caveats(Caveats::NONE, request.get().init_caveats());
-    let answer = call(request).await?;
-    read(|| Ok(answer.get()?.get_ticket()?.to_vec()))
+async fn gift(region: &region::Client, plan: &Plan, rights: Rights) -> Result<Gift, Fault> {
+    let wanted = Authority { rights, caveats: Caveats::NONE };
+    handoff::give(region, &plan.executor, wanted, plan.home.clone()).await
 }
 
 /// What is needed of a job's status.

@@ -4,11 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use capnp::capability::FromClientHook;
-use distos_abi::{Caveats, Rights};
-use distos_client::{fault_of, write_caveats};
+use distos_abi::{Authority, Caveats, Rights, VatName};
+use distos_client::handoff::{self, Home};
+use distos_client::{Gift, fault_of};
 use distos_e2e::Node;
-use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::{region, regions};
 use distos_schemas::scheduler_capnp::{TaskState, queue};
 
@@ -83,14 +82,10 @@ impl Tenant {
         Ok(Tenant { queue, input, input_bytes, output, executor, module })
     }
 
-    async fn gift(&self, region: &region::Client, rights: Rights) -> Result<Vec<u8>, Failure> {
-        let capability: capability::Client = region.clone().cast_to();
-        let mut request = capability.gift_request();
-        request.get().set_receiver(self.executor.as_str());
-        request.get().set_rights(rights.0);
-        write_caveats(Caveats::NONE, request.get().init_caveats());
-        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        Ok(answer.get()?.get_ticket()?.to_vec())
+    async fn gift(&self, region: &region::Client, rights: Rights) -> Result<Gift, Failure> {
+        let home = Home { node: None, vat: VatName::new("memory")? };
+        let wanted = Authority { rights, caveats: Caveats::NONE };
+        Ok(handoff::give(region, &self.executor, wanted, home).await?)
     }
 
     /// One job of one task, from its gifts to its output.
@@ -103,9 +98,9 @@ impl Tenant {
         let mut spec = request.get().init_spec();
         spec.set_name("bench");
         spec.set_module(&self.module);
-        spec.set_input(&input);
+        input.write(spec.reborrow().init_input());
         spec.set_input_bytes(self.input_bytes);
-        spec.set_output(&output);
+        output.write(spec.reborrow().init_output());
         spec.reborrow().init_map_args(1).set(0, "map");
         let submitted = request.send();
         let job = submitted.pipeline.get_job();

@@ -1,7 +1,8 @@
 //! Jobs as tenants submit them.
 
 use capnp::message::ReaderOptions;
-use distos_abi::{Fault, TenantId};
+use distos_abi::{Fault, NodeId, TenantId, VatName};
+use distos_rpc::Gift;
 use distos_scheduler::spec;
 use distos_schemas::scheduler_capnp::job_spec;
 
@@ -12,8 +13,10 @@ pub(super) fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut job = message.init_root::<job_spec::Builder<'_>>();
     job.set_name("count words");
     job.set_module(b"\0asm\x01\0\0\0");
-    job.set_input(&[1; 32]);
-    job.set_output(&[2; 32]);
+    let vat = VatName::new("memory").expect("a vat's name");
+    let here = Gift { ticket: vec![1; 32], node: None, vat };
+    here.write(job.reborrow().init_input());
+    Gift { node: Some(NodeId([2; 32])), ..here }.write(job.reborrow().init_output());
     job.set_input_bytes(1 << 24);
     job.set_pages_per_task(16);
     job.set_reduce(true);

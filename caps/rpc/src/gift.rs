@@ -1,0 +1,153 @@
+//! Gifts: capabilities that wait at their home for one receiver, who takes them there, over a connection
+//! of its own (`specs/handoff`).
+
+use std::rc::Rc;
+
+use capnp::capability::FromClientHook;
+use distos_abi::{Fault, NodeId, SessionId, VatName};
+use distos_schemas::capability_capnp;
+
+use crate::facet::{Facet, Origin};
+use crate::faults::fault_of;
+use crate::vat::Vat;
+
+/// The longest ticket that is looked at.
+const MAX_TICKET_BYTES: usize = 256;
+
+/// A capability that waits for its receiver, and where: [`capability_capnp::gift`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gift {
+    /// What the home knows it by.
+    pub ticket: Vec<u8>,
+    /// The home's node; `None`: the receiver's own.
+    pub node: Option<NodeId>,
+    /// The home.
+    pub vat: VatName,
+}
+
+impl Gift {
+    /// Reads one. The outer error is Cap'n Proto's own, of bytes that are no message.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] says which field is wrong.
+    pub fn read(gift: capability_capnp::gift::Reader<'_>) -> capnp::Result<Result<Gift, Fault>> {
+        let (ticket, node, vat) = (gift.get_ticket()?, gift.get_node()?, gift.get_vat()?.to_str()?);
+        let read = || {
+            if !(1..=MAX_TICKET_BYTES).contains(&ticket.len()) {
+                let why = format!("a ticket has 1 to {MAX_TICKET_BYTES} bytes");
+                return Err(Fault::malformed(why));
+            }
+            let node = if node.is_empty() { None } else { Some(NodeId::try_from(node)?) };
+            Ok(Gift { ticket: ticket.to_vec(), node, vat: VatName::new(vat)? })
+        };
+        Ok(read())
+    }
+
+    /// Writes it.
+    pub fn write(&self, mut gift: capability_capnp::gift::Builder<'_>) {
+        gift.set_ticket(&self.ticket);
+        if let Some(node) = &self.node {
+            gift.set_node(&node.0);
+        }
+        gift.set_vat(self.vat.as_str());
+    }
+}
+
+/// The receiver as the kernel knows it. A vat of this node has its name. Whoever comes over the network has
+/// a name of this form only: the kernel knows of no network, and that it is this one who connects is the
+/// home's to see. It stands for the whole of `peer`: to make another one with the same name takes 2^128 tries.
+/// No vat of a node is called so, for no image may name a template `peer`.
+pub(crate) fn receiver_of(peer: &str) -> Result<VatName, Fault> {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let hash = blake3::derive_key("distos 2026-11 receiver of a gift", peer.as_bytes());
+    let bits = hash.iter().take(16).fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
+    let letter = |index: u32| char::from(LETTERS[(bits >> (5 * index) & 31) as usize]);
+    VatName::new(&format!("{REMOTE}/{}", (0..26).map(letter).collect::<String>()))
+}
+
+/// The template that no image has.
+pub const REMOTE: &str = "peer";
+
+/// The receiver that a giver names: a vat of this node, or the path of somebody's SPIFFE id.
+pub(crate) fn receiver(named: &str) -> Result<VatName, Fault> {
+    // The shortest path of an id has three of them, and a vat's name one.
+    match named.bytes().filter(|byte| *byte == b'/').count() {
+        0 | 1 => VatName::new(named),
+        _ => receiver_of(named),
+    }
+}
+
+/// Has the kernel hand over a gift to `receiver`, whom the connection of this session has shown; the facet
+/// and the object behind it.
+pub(crate) async fn withdraw<T: FromClientHook>(
+    vat: &Vat,
+    session: SessionId,
+    receiver: &str,
+    ticket: &[u8],
+) -> Result<(Facet, T), Fault> {
+    let mut request = vat.kernel()?.withdraw_request();
+    let mut params = request.get();
+    params.set_ticket(ticket);
+    params.set_receiver(receiver);
+    params.set_session(session.0);
+    let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
+    let facet = Facet::new(vat, session, grant, Origin::Session)?;
+    let hook = vat.service()?.open(facet.clone())?;
+    Ok((facet, FromClientHook::new(hook)))
+}
+
+/// A capability of another vat's, and the connection over which it was reached, if that ends with it.
+#[derive(Clone)]
+pub struct Received<C> {
+    /// The capability.
+    pub client: C,
+    _open: Option<Rc<dyn std::any::Any>>,
+}
+
+impl Vat {
+    /// Takes a gift that was left for this vat: over its edge to the home on its own node, or by
+    /// connecting to one of another node.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`] if none is left for it there; [`Fault::Unavailable`] or
+    /// [`Fault::Unauthenticated`] if the home is not reached.
+    pub async fn receive<C: FromClientHook>(&self, gift: &Gift) -> Result<Received<C>, Fault> {
+        let taken = |response: capnp::Result<capability_capnp::capability::Client>| {
+            response.map(|cap| cap.cast_to()).map_err(|e| fault_of(&e))
+        };
+        let Some(node) = gift.node.filter(|node| *node != self.node()) else {
+            let mut request = self.edge(gift.vat.as_str()).await?.withdraw_request();
+            request.get().set_ticket(&gift.ticket);
+            let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            let client = taken(response.get().and_then(|r| r.get_cap()))?;
+            return Ok(Received { client, _open: None });
+        };
+        let far = self.reach(node, &gift.vat).await?;
+        let mut request = far.door.withdraw_request();
+        request.get().set_ticket(&gift.ticket);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let client = taken(response.get().and_then(|r| r.get_cap()))?;
+        Ok(Received { client, _open: Some(far.open) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_over_the_network_has_one_name_that_no_vat_of_the_node_has() {
+        let node = |digit: &str| format!("node/{}/service/executor/red", digit.repeat(64));
+        let (one, other) = (receiver(&node("1")).unwrap(), receiver(&node("2")).unwrap());
+        assert_eq!(one.as_str().len(), "peer/".len() + 26);
+        assert_ne!(one, other);
+        assert_eq!(one, receiver_of(&node("1")).unwrap());
+        assert_eq!(receiver("executor/red").unwrap().as_str(), "executor/red");
+        assert!(receiver("").is_err() && receiver("Executor").is_err());
+        // Not even one byte of 128 bits is lost.
+        let names: std::collections::BTreeSet<String> =
+            (0..1000).map(|n| receiver_of(&format!("{n}")).unwrap().to_string()).collect();
+        assert_eq!(names.len(), 1000);
+    }
+}
