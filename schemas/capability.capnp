@@ -79,6 +79,12 @@ interface Capability {
   # A sturdy capability (a certificate chain of one link, signed by this node's kernel) to this
   # object for this capability's own holder. Durable before it returns. Fails: "denied" if the
   # holder has no key (a vat's edge).
+
+  watch @6 (waitMs :UInt32) -> ();
+  # For whoever does something in this capability's name for which it is not asked each time. Returns after
+  # `waitMs` (10,000 at most) if the capability lives then, and fails as soon as it has ended, with how:
+  # "revoked", "expired". Whoever hears nothing knows no more than what was answered last, to what was asked
+  # when. Needs no right, and counts against no rate. Fails: "unavailable" (too many wait).
 }
 
 interface Door {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod handoff;
+pub mod lease;
 
 use std::io;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The methods that every capability has, implemented once for every server object.
 
+use std::time::Duration;
+
 use capnp::private::capability::ClientHook;
 use distos_abi::{Authority, ByteRange, Fault, LinkHash, Rights};
 use distos_schemas::capability_capnp::capability;
@@ -128,6 +130,18 @@ impl Base {
         facet.reply(&mut results).set_chain(&chain);
         Ok(())
     }
+
+    /// Answers `watch`.
+    pub async fn watch(
+        facet: &Facet,
+        params: capability::WatchParams,
+        mut results: capability::WatchResults,
+    ) -> Result<(), capnp::Error> {
+        let wait = Duration::from_millis(params.get()?.get_wait_ms().into());
+        facet.watch(wait).await.map_err(fail)?;
+        facet.reply(&mut results);
+        Ok(())
+    }
 }
 
 const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
@@ -187,6 +201,14 @@ macro_rules! serve_capability {
                 results: $crate::private::capability_capnp::capability::PersistResults,
             ) -> Result<(), $crate::private::capnp::Error> {
                 $crate::Base::persist($crate::Faceted::facet(&*self), params, results).await
+            }
+
+            async fn watch(
+                self: ::std::rc::Rc<Self>,
+                params: $crate::private::capability_capnp::capability::WatchParams,
+                results: $crate::private::capability_capnp::capability::WatchResults,
+            ) -> Result<(), $crate::private::capnp::Error> {
+                $crate::Base::watch($crate::Faceted::facet(&*self), params, results).await
             }
         }
     };

@@ -5,7 +5,8 @@
 //! that a facet charges in its own name and in every ancestor's.
 
 use std::cell::OnceCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use capnp::capability::Results;
 use capnp::traits::Owned;
@@ -51,6 +52,16 @@ struct Inner {
     origin: Origin,
     /// Whose edge it is, if it is one's root.
     edge: Option<String>,
+}
+
+/// A facet that keeps nothing alive.
+pub(crate) struct WeakFacet(Weak<Inner>);
+
+impl WeakFacet {
+    /// The facet, if somebody else holds it.
+    pub(crate) fn upgrade(&self) -> Option<Facet> {
+        self.0.upgrade().map(|inner| Facet { inner })
+    }
 }
 
 /// Where a facet's capability comes from, and so what ends with it.
@@ -143,6 +154,17 @@ impl Facet {
                 edge: Some(peer.to_owned()),
             }),
         }
+    }
+
+    /// The same, without keeping it alive.
+    pub(crate) fn downgrade(&self) -> WeakFacet {
+        WeakFacet(Rc::downgrade(&self.inner))
+    }
+
+    /// Resolves after `wait` if this capability lives then, and with how it ended as soon as it has: revoked, or
+    /// expired. [`Fault::Unavailable`] if too many wait.
+    pub async fn watch(&self, wait: Duration) -> Result<(), Fault> {
+        self.inner.vat.ends().watch(self, wait).await
     }
 
     /// The vat that serves the object.
@@ -338,6 +360,7 @@ impl Facet {
         write_slot(self.inner.slot, request.get().init_slot());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
+        self.inner.vat.ends().revoked();
         Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
     }
 
@@ -350,6 +373,7 @@ impl Facet {
         params.set_expires_ms(expires_ms);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
+        self.inner.vat.ends().revoked();
         Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
     }
 

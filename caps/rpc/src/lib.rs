@@ -20,6 +20,7 @@ mod budget;
 pub mod control;
 mod door;
 mod doorkeeper;
+mod ends;
 mod facet;
 mod faults;
 mod framing;

@@ -21,13 +21,14 @@ use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{self, Admission, Party};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::control::Control;
 use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
+use crate::ends::Ends;
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
 use crate::meters::Meters;
@@ -36,7 +37,7 @@ use crate::transport::{self, Bounds, Checker};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
 const MAX_WAITING_EVENTS: usize = 1024;
-/// How long [`Vat::edge`] waits for an edge that is being wired again.
+/// How long [`Vat::edge`] waits for an edge that is being wired again, and [`Vat::reach`] for a way out.
 const EDGE_WAIT: Duration = Duration::from_secs(5);
 /// The setting of an image that says how long a message from a holder may be, for a service that
 /// takes longer ones than most.
@@ -100,9 +101,10 @@ struct Core {
     name: VatName,
     /// Whether the image lets holders connect to it.
     listens: bool,
-    reach: RefCell<Option<Rc<dyn Reach>>>,
+    reach: watch::Sender<Option<Rc<dyn Reach>>>,
     node: NodeId,
     tenant: TenantId,
+    ends: Rc<Ends>,
     params: BTreeMap<String, String>,
     data_dir: Option<std::path::PathBuf>,
     devices: RefCell<HashMap<String, OwnedFd>>,
@@ -301,9 +303,10 @@ impl Vat {
                 bounds: holder_bounds(&manifest.params)?,
                 name: VatName::new(&manifest.vat)?,
                 listens: manifest.listen_fd.is_some(),
-                reach: RefCell::new(None),
+                reach: watch::Sender::new(None),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
+                ends: Rc::default(),
                 params: manifest.params.clone(),
                 data_dir: manifest.data_dir.clone(),
                 devices: RefCell::new(devices),
@@ -337,14 +340,16 @@ impl Vat {
 
     /// Reaches vats of other nodes by `reach` from now on.
     pub fn set_reach(&self, reach: Rc<dyn Reach>) {
-        *self.core.reach.borrow_mut() = Some(reach);
+        self.core.reach.send_replace(Some(reach));
     }
 
-    /// A vat of another node. Errors are those of [`Reach::reach`]; [`Fault::Unavailable`] while this node
-    /// reaches nobody.
+    /// A vat of another node. Errors are those of [`Reach::reach`]. Waits a few seconds for a way out that is
+    /// being prepared, then fails with [`Fault::Unavailable`].
     pub async fn reach(&self, node: NodeId, vat: &VatName) -> Result<Far, Fault> {
-        let reach = self.core.reach.borrow().clone();
-        let reach = reach.ok_or_else(|| {
+        let mut reach = self.core.reach.subscribe();
+        let known = tokio::time::timeout(EDGE_WAIT, reach.wait_for(Option::is_some)).await;
+        let known = known.ok().and_then(|known| known.ok().and_then(|known| known.clone()));
+        let reach = known.ok_or_else(|| {
             let why = format!("{} reaches no other node: it has no socket or no SVID", self.name());
             Fault::unavailable(1000, why)
         })?;
@@ -467,6 +472,7 @@ impl Vat {
         request.get().set_object(object.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
+        self.core.ends.revoked();
         Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
     }
 
@@ -477,6 +483,10 @@ impl Vat {
         if self.core.events.try_send(event).is_err() {
             self.core.suppressed.set(self.core.suppressed.get() + 1);
         }
+    }
+
+    pub(crate) fn ends(&self) -> &Rc<Ends> {
+        &self.core.ends
     }
 
     pub(crate) fn checker(&self) -> &Checker {

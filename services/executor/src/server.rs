@@ -2,19 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, Fault, ObjectId, Rights};
+use distos_client::lease;
 use distos_rpc::{Facet, Faceted, Gift, Received, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::memory_capnp::{PAGE_BYTES, region};
 use distos_schemas::scheduler_capnp::limits;
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::cache::Programs;
@@ -34,6 +36,8 @@ const MAX_WAITING: usize = 64;
 const MAX_SEGMENTS: u32 = 4096;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
+/// For how long a job goes on without a word of where its regions are.
+const LEASE: Duration = Duration::from_secs(5);
 /// The priority of a thread that runs a tenant's program (setpriority(2)).
 const LOWEST: i32 = 19;
 /// What no caller can raise, whatever limits it names.
@@ -61,7 +65,21 @@ struct Job {
     program: Program,
     input: Received<region::Client>,
     output: Received<region::Client>,
-    ended: watch::Sender<bool>,
+    /// With what, once it has.
+    ended: watch::Sender<Option<Fault>>,
+}
+
+impl Job {
+    /// Whoever ends it first says with what.
+    fn end(&self, fault: Fault) {
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(fault);
+            }
+            first
+        });
+    }
 }
 
 /// One task as the scheduler asks for it.
@@ -123,8 +141,9 @@ impl Executor {
         let (input, output) =
             futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
         let program = self.program(module).await?;
-        let (ended, _) = watch::channel(false);
+        let (ended, _) = watch::channel(None);
         let loaded = Rc::new(Job { program, input, output, ended });
+        tokio::task::spawn_local(lose(Rc::downgrade(&loaded)));
         self.jobs.borrow_mut().insert(job, loaded);
         Ok(())
     }
@@ -144,7 +163,7 @@ impl Executor {
 
     fn unload(&self, job: u64) {
         if let Some(job) = self.jobs.borrow_mut().remove(&job) {
-            job.ended.send_replace(true);
+            job.end(Fault::unavailable(0, "the job was ended"));
         }
     }
 
@@ -162,7 +181,7 @@ impl Executor {
         let _running = Running::start(self);
         tokio::select! {
             biased;
-            _ = ended.wait_for(|ended| *ended) => Err(Fault::unavailable(0, "the job was ended")),
+            ended = until(&mut ended) => Err(ended),
             outcome = self.run_to_end(&job, run) => outcome,
         }
     }
@@ -190,6 +209,37 @@ impl Executor {
         write(&output, run.output.start, &outcome.output).await?;
         Ok(outcome)
     }
+}
+
+/// Resolves with what a job has ended.
+async fn until(ended: &mut watch::Receiver<Option<Fault>>) -> Fault {
+    let ended = ended.wait_for(Option::is_some).await;
+    // Whoever waits holds the job, and so the sender.
+    ended.ok().and_then(|ended| ended.clone()).unwrap_or(Fault::Revoked)
+}
+
+/// Ends a job whose regions it may not use any more: a program that runs asks nobody whether it still may.
+async fn lose(job: Weak<Job>) {
+    let (input, output, mut ended) = match job.upgrade() {
+        Some(job) => (job.input.client.clone(), job.output.client.clone(), job.ended.subscribe()),
+        None => return,
+    };
+    let fault = tokio::select! {
+        fault = lease::lost(input, LEASE, boot_ms) => fault,
+        fault = lease::lost(output, LEASE, boot_ms) => fault,
+        // Also once the job is dropped.
+        _ = ended.wait_for(Option::is_some) => return,
+    };
+    if let Some(job) = job.upgrade() {
+        job.end(fault);
+    }
+}
+
+/// Milliseconds since this machine was booted, also while it slept.
+fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    seconds * 1000 + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default()
 }
 
 /// Runs work that computes on a thread of its own. Who calls bounds how many there are.

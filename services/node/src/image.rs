@@ -1163,12 +1163,8 @@ serves = ["regions"]
         let plan = read(&with(&format!("{any}{}{template}", vat("x", "")))).unwrap();
         assert!(plan.templates.iter().any(|t| t.devices.contains_key("quic")));
         // The kernel knows whoever comes over the network by a name of that form.
-        let peer = template.replace("template.y", "template.peer");
-        assert!(
-            only_error(&with(&peer.replace("devices = { quic = \"quic\" }", "")))
-                .what
-                .contains("'peer'")
-        );
+        let peer = "[template.peer] #!\nprogram = \"memory\"\n";
+        assert!(only_error(&with(peer)).what.contains("'peer'"));
         let error = only_error(&with("[device.quic]\nudp = \"memory:7400\" #!\n"));
         assert!(error.hint.contains("address"), "{}", error.hint);
         let both = "[device.quic] #!\nudp = \"127.0.0.1:1\"\npath = \"/dev/null\"\n";
