@@ -1,4 +1,5 @@
-# make run    boots a node and does the main job (INPUT=path takes your own file or directory)
+# make run    boots a node and does the main job (INPUT=path takes your own file or directory, NODES=3
+#             does it across a cluster of three)
 # make test   the whole test suite
 # make bench  measures DistOS beside its peers (ONLY=name for one figure)
 # make help   lists the rest
@@ -8,7 +9,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
-IMAGE ?= images/single.toml
+IMAGE ?=
+# How many nodes `make run` boots.
+NODES ?= 1
 INPUT ?=
 ONLY ?=
 # Where the node keeps its data. Without it, a new directory that is removed after a good run.
@@ -43,14 +46,15 @@ foreign: setup ## Builds the examples of clients in Python and C++
 	@$(MAKE) --silent --directory docs/examples/cpp CARGO="$(CARGO)"
 
 .PHONY: run
-run: setup wasm ## Boots a node and does the main job; INPUT=path for your own data
+run: setup wasm ## Boots a node and does the main job; INPUT=path for your own data, NODES=3 for a cluster
 	$(CARGO) build --release --locked -p distos-node
 	@node="$(NODE)"; \
 	if [[ -z "$$node" ]]; then \
 	  node=$$(mktemp -d "$${TMPDIR:-/tmp}/distos.XXXXXX"); \
 	  trap 'status=$$?; if ((status == 0)); then rm -rf "$$node"; else echo "what the node left is in $$node" >&2; fi' EXIT; \
 	fi; \
-	target/release/distos demo --node "$$node" --image "$(IMAGE)" $(if $(INPUT),--input "$(INPUT)")
+	target/release/distos demo --node "$$node" --nodes "$(NODES)" \
+	  $(if $(IMAGE),--image "$(IMAGE)") $(if $(INPUT),--input "$(INPUT)")
 
 # Cheap checks first: what takes a second fails in a second. Clippy's driver compiles what it has checked, so
 # the workspace is compiled once, with warnings as errors, and not checked first and then compiled.

@@ -15,7 +15,7 @@ use capnp::capability::FromClientHook;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
-use distos_rpc::transport::{self, Bounds};
+use distos_rpc::transport::{self, Bounds, Driven};
 pub use distos_rpc::{Gift, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
@@ -32,7 +32,7 @@ const TURN_WAIT: Duration = Duration::from_secs(10);
 pub struct Connection {
     door: door::Client,
     /// Dropped with the connection, which is what closes it.
-    _open: oneshot::Sender<()>,
+    _open: Driven,
 }
 
 impl Connection {
@@ -48,18 +48,7 @@ impl Connection {
     /// The same over a connection to a vat that somebody else has made, such as one over a network.
     pub fn over(mut system: RpcSystem<Side>) -> Connection {
         let door = system.bootstrap(Side::Server);
-        let disconnector = system.get_disconnector();
-        let (open, closed) = oneshot::channel();
-        tokio::task::spawn_local(async move {
-            tokio::select! {
-                _ = &mut system => {}
-                _ = closed => {
-                    // Driving the system on lets it fail the calls that still wait.
-                    let _ = futures::join!(disconnector, system);
-                }
-            }
-        });
-        Connection { door, _open: open }
+        Connection { door, _open: Driven::new(system) }
     }
 
     /// Takes a gift that was left for whoever this connection has shown to be here, at a vat that was reached

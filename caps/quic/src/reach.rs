@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
-use capnp_rpc::Disconnector;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{ClusterName, SpiffeId, Subject};
-use distos_rpc::transport::Bounds;
+use distos_rpc::transport::{Bounds, Driven};
 use distos_rpc::{Far, Reach, Vat, fault_of};
 use distos_schemas::capability_capnp::door;
 use distos_schemas::network_capnp::credentials;
@@ -41,16 +40,7 @@ type Place = Rc<Mutex<Weak<Open>>>;
 struct Open {
     door: door::Client,
     connection: quinn::Connection,
-    disconnector: RefCell<Option<Disconnector<Side>>>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(disconnector) = self.disconnector.take() {
-            // It says farewell, if there is still somebody to hear it.
-            tokio::task::spawn_local(disconnector);
-        }
-    }
+    _driven: Driven,
 }
 
 impl Outward {
@@ -89,9 +79,7 @@ impl Outward {
         let connection = link.connection().clone();
         let mut system = link.start(None, Bounds::EDGE);
         let door = system.bootstrap(Side::Server);
-        let disconnector = RefCell::new(Some(system.get_disconnector()));
-        tokio::task::spawn_local(system);
-        Ok(Rc::new(Open { door, connection, disconnector }))
+        Ok(Rc::new(Open { door, connection, _driven: Driven::new(system) }))
     }
 
     async fn reached(&self, vat: &Vat, whom: Whom) -> Result<Far, Fault> {

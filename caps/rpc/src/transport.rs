@@ -13,14 +13,15 @@ use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use capnp_rpc::rpc_capnp::{message, return_};
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use capnp_rpc::{IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
+use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
 use distos_abi::{Fault, Meter, SlotRef};
 use distos_table::{Seat, View};
+use futures::FutureExt as _;
 use futures::future::{Either, select};
 use futures::io::{BufReader, BufWriter};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::framing::{Framed, Lengths, Longest};
@@ -67,6 +68,55 @@ pub(crate) struct Checker {
     pub(crate) view: View,
     pub(crate) guards: Seat,
     pub(crate) tag: Cell<Option<SlotRef>>,
+}
+
+/// Takes a connection's books apart when it is dropped: a system that is merely dropped keeps the calls
+/// that it was answering, and what they hold, in a circle.
+pub(crate) struct Cut(Option<Disconnector<Side>>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if let Some(disconnector) = self.0.take() {
+            // One poll takes them apart; what it would wait for is the farewell.
+            let _ = disconnector.now_or_never();
+        }
+    }
+}
+
+impl Cut {
+    pub(crate) fn of(system: &RpcSystem<Side>) -> Cut {
+        Cut(Some(system.get_disconnector()))
+    }
+}
+
+/// A connection that is driven on the calling thread's `LocalSet` until it ends, or until this is dropped: then
+/// the calls that still wait fail, and nothing more is sent.
+pub struct Driven {
+    _until: oneshot::Sender<()>,
+}
+
+impl Driven {
+    /// Drives it from now on.
+    pub fn new(system: RpcSystem<Side>) -> Driven {
+        let (until, dropped) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            // Nothing is ever sent.
+            drive(system, async { drop(dropped.await) }).await;
+        });
+        Driven { _until: until }
+    }
+}
+
+/// Drives a connection until it ends or `until` resolves. It is not driven on to say farewell: the library does
+/// not bear to hear the end of a connection that it has ended itself.
+pub async fn drive(system: RpcSystem<Side>, until: impl Future<Output = ()>) {
+    let _cut = Cut::of(&system);
+    tokio::select! {
+        biased;
+        () = until => {}
+        // How a connection ends is the other side's affair, too.
+        _ = system => {}
+    }
 }
 
 /// Starts Cap'n Proto on a connected stream. The caller spawns the returned system; it ends when

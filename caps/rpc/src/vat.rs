@@ -12,12 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use capnp_rpc::Disconnector;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, TenantId, VatName};
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
-use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -33,7 +31,7 @@ use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
 use crate::meters::Meters;
 use crate::quiet::Quiet;
-use crate::transport::{self, Bounds, Checker};
+use crate::transport::{self, Bounds, Checker, Cut};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
 const MAX_WAITING_EVENTS: usize = 1024;
@@ -125,19 +123,6 @@ struct Core {
     /// Connections from holders that have ended.
     parted: Cell<u64>,
     draining: Cell<bool>,
-}
-
-/// Takes a connection's books apart when it is dropped: a system that is merely dropped keeps the calls
-/// that it was answering, and what they hold, in a circle.
-struct Cut(Option<Disconnector<Side>>);
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        if let Some(disconnector) = self.0.take() {
-            // One poll takes them apart; what it would wait for is the farewell.
-            let _ = disconnector.now_or_never();
-        }
-    }
 }
 
 /// An edge that this vat holds. The number tells a new wiring from the one it replaced.
@@ -660,7 +645,7 @@ impl Vat {
             let system =
                 transport::system(reader, writer, side, Some(door), bounds, checker, Some(told));
             // Dropped after the system, if this is dropped while it runs.
-            let _cut = Cut(Some(system.get_disconnector()));
+            let _cut = Cut::of(&system);
             // How a connection ends is its client's affair.
             let _ = system.await;
         };

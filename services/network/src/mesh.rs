@@ -9,7 +9,7 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
 use distos_identity::{SpiffeId, Subject, prove};
 use distos_quic::{Arrivals, Endpoint, Link, Refusals, Refused, Settings, renew_after};
-use distos_rpc::transport::Bounds;
+use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::member;
 use distos_types::HolderSecret;
@@ -27,19 +27,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a peer may stay without being asked for anything.
 const STAY: Duration = Duration::from_secs(60);
-
-/// Takes a connection's books apart when it is dropped.
-struct Open {
-    disconnector: Option<capnp_rpc::Disconnector<Side>>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(disconnector) = self.disconnector.take() {
-            tokio::task::spawn_local(disconnector);
-        }
-    }
-}
 
 impl NetworkService {
     /// Opens the endpoint once there is an SVID to show, and renews that, until the vat ends.
@@ -215,8 +202,7 @@ impl NetworkService {
             let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
             let mut system = link.start(None, Bounds::HOLDER);
             let member: member::Client = system.bootstrap(Side::Server);
-            let _open = Open { disconnector: Some(system.get_disconnector()) };
-            tokio::task::spawn_local(system);
+            let _driven = Driven::new(system);
             ask(member).await
         };
         tokio::time::timeout(MEMBER_WAIT, asked).await.unwrap_or_else(|_| {
@@ -276,9 +262,8 @@ impl NetworkService {
 async fn serve(link: Link, server: MemberServer) {
     let client: member::Client = capnp_rpc::new_client(server);
     let system = link.start(Some(client.client), Bounds::HOLDER);
-    let _open = Open { disconnector: Some(system.get_disconnector()) };
     // How a connection ends is its client's affair, and that it does is ours.
-    let _ = tokio::time::timeout(STAY, system).await;
+    drive(system, tokio::time::sleep(STAY)).await;
 }
 
 async fn signed_by(

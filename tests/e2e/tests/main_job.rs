@@ -79,6 +79,35 @@ fn the_demo_does_every_step_of_the_main_job() {
     }
 }
 
+/// One job over three nodes: its input at one, its tasks at another, its output at the third.
+#[test]
+fn the_demo_does_every_step_across_three_nodes_and_again_with_what_it_left() {
+    let directory = tempfile::tempdir().unwrap();
+    // The demo runs the module that the repository's own commands build.
+    wordcount();
+    for round in ["first", "second"] {
+        let mut command = Command::new(distos());
+        command.current_dir(repository()).args(["demo", "--nodes", "3", "--node"]);
+        command.arg(directory.path().join("nodes"));
+        let output = run(command, b"", LONG);
+        let said = output.text();
+        assert_eq!(output.code, 0, "{round}: {said}\n{}", output.stderr);
+        assert!(!output.stderr.contains("panicked"), "{round}: {}", output.stderr);
+        let steps = [
+            ("lets in nobody but the others", "step 1: a cluster"),
+            ("red counts words in parallel at node 2", "step 5"),
+            ("lines, words and bytes are the same", "step 5"),
+            ("node 2 read from node 1 and wrote to node 3 itself", "step 5: handoff"),
+            ("blue is elsewhere, and reaches node 1 over QUIC", "step 6"),
+            ("after the revocation: revoked", "step 6: over the network"),
+        ];
+        for (text, step) in steps {
+            assert!(said.contains(text), "{round}: '{text}' ({step}) is not in\n{said}");
+        }
+        assert_eq!(said.matches("the log is whole").count(), 3, "{round}: step 7\n{said}");
+    }
+}
+
 /// Copies of every readable file of the system's documentation under different names, until there
 /// are at least `bytes`. Compressed files are taken as the bytes that they are.
 fn corpus(at: &Path, bytes: u64) {

@@ -1,6 +1,8 @@
 //! `demo`: the whole main job on real input, step by step, each step checked. Every step calls
 //! what the command of that name calls.
 
+mod nodes;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
@@ -16,6 +18,7 @@ use distos_types::{CapFile, Chain};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use self::nodes::Place;
 use super::cap::{self, Weaker};
 use super::files::{self, Input, io_fault};
 use super::holder::{Holder, call, now_ms, read_cap_file, read_secret_file};
@@ -23,7 +26,7 @@ use super::image::{self, Booting, Signed};
 use super::run::{self, Job, Limits};
 use super::tenant::{self, Quotas};
 use super::text::{self, PAGE_BYTES};
-use super::up::{self, Node};
+use super::up;
 use super::{
     Context, Report, Stop, attest, audit, interruptible, operator, region as regions, say,
 };
@@ -35,12 +38,23 @@ const LENT_MS: u64 = 60_000;
 /// Kinds of audit records that the steps must have left behind.
 const EXPECTED: [&str; 6] = ["image", "tenant", "attestation", "placement", "denial", "revoke"];
 
+/// The most nodes: each has its own services, on this one machine.
+const MAX_NODES: usize = 8;
+
+fn node_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX_NODES).contains(count));
+    count.ok_or_else(|| format!("1 to {MAX_NODES}"))
+}
+
 /// Arguments of `demo`.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   distos demo
   distos demo --input ~/books --node /srv/demo
+  distos demo --nodes 3
+
+With --nodes, the nodes are processes of this machine on loopback addresses, below DIR.
 
 Uses the node that runs in --node DIR, or else boots one there and shuts it down at the end. The
 image is signed with a key that the demo makes in DIR/operator, unless DIR takes the images of
@@ -52,36 +66,27 @@ pub struct DemoArgs {
     /// The program that counts
     #[arg(long, default_value = "target/wasm/wordcount.wasm", value_name = "FILE")]
     module: PathBuf,
-    /// The image to boot
-    #[arg(long, default_value = "images/single.toml", value_name = "FILE")]
-    image: PathBuf,
+    /// The image to boot [default: images/single.toml; with --nodes, images/cluster.toml]
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// How many nodes: with three, red's text is at the first, the second computes, the third keeps the result
+    #[arg(long, default_value_t = 1, value_parser = node_count, value_name = "N")]
+    nodes: usize,
 }
 
 pub(super) async fn command(context: &Context, args: DemoArgs) -> Result<Report, Stop> {
     // What cannot work is found before anything is started.
     let module = run::read_module(&args.module)?;
     let input = Input::of_path(&args.input)?;
-    if up::is_running(context.node()) {
-        return steps(context, &args, module, input).await;
-    }
     let talk = Talk { json: context.json };
-    talk.head(1, &format!("boot {}", args.image.display()));
-    let mut node = Node::start(&signed(&args.image, context.node())?, context.node())?;
-    talk.event(node.image());
-    talk.line(&format!("kernel: {}", node.isolation()));
-    let mut tell = |event: &Value| talk.event(event);
-    let booted = tokio::select! {
-        booted = node.until_ready(&mut tell) => booted,
-        asked = super::interrupted() => Err(asked.map_or_else(Stop::Fault, |()| Stop::Interrupted)),
-    };
-    let outcome = match booted {
-        Ok(()) => node.beside(steps(context, &args, module, input), &mut tell).await,
-        Err(stop) => Err(stop),
-    };
-    let stopped = node.stop(&mut tell).await;
-    let report = outcome?;
-    stopped?;
-    Ok(report)
+    if args.nodes == 1 && up::is_running(context.node()) {
+        let places = [Place::alone(context.node())];
+        return steps(context, &args, &places, module, input).await;
+    }
+    let default = if args.nodes == 1 { "images/single.toml" } else { "images/cluster.toml" };
+    let image = args.image.as_deref().unwrap_or(Path::new(default));
+    let (running, places) = nodes::boot(context, image, args.nodes, &talk).await?;
+    running.beside(steps(context, &args, &places, module, input), &talk).await
 }
 
 /// The image, signed with the demo's own key in a directory that is new or that takes that key's
@@ -132,6 +137,13 @@ impl Talk {
         }
     }
 
+    /// Says which of several nodes is spoken of.
+    fn at(&self, place: &Place) {
+        if !place.name.is_empty() {
+            self.line(&format!("{}:", place.name));
+        }
+    }
+
     /// A check that held.
     fn held(&self, text: &str) {
         self.line(&format!("✓ {text}"));
@@ -144,32 +156,84 @@ impl Talk {
     }
 }
 
-/// Steps 2 to 7.
+/// Steps 2 to 7: red's text is at the first place, the second computes, and the third keeps the result; of
+/// fewer, some do more.
 async fn steps(
     context: &Context,
     args: &DemoArgs,
+    places: &[Place],
     module: Vec<u8>,
     input: Input,
 ) -> Result<Report, Stop> {
     let talk = Talk { json: context.json };
-    let operator = operator(context.node())?;
-    talk.head(2, "attest the node");
-    let evidence = interruptible(attested(&operator, &talk)).await?;
+    let place = |index: usize| &places[index % places.len()];
+    let keeper = place(0);
+    talk.head(2, if places.len() == 1 { "attest the node" } else { "attest each node" });
+    let mut evidence = Vec::new();
+    for place in places {
+        talk.at(place);
+        let operator = operator(&place.directory)?;
+        evidence.push(interruptible(attested(&operator, &talk)).await?);
+    }
     talk.head(3, "make the tenants red and blue");
-    let (red, blue) = interruptible(tenants(context.node(), &operator, &talk)).await?;
-    talk.head(4, &format!("red stores {}", args.input.display()));
+    for place in places {
+        talk.at(place);
+        let operator = operator(&place.directory)?;
+        interruptible(tenants(&place.directory, &operator, &talk)).await?;
+    }
+    let red = nodes::tenant_at(keeper, "red")?;
+    talk.head(4, &format!("red stores {}{}", args.input.display(), keeper.on()));
     let total = input.total();
     let bar = super::progress(context, total, "storing", true);
     let (chain, live) = stored(&red, input, &bar, &talk).await?;
-    talk.head(5, "red counts words in parallel, and Unix counts them too");
-    let counted = counted(context, &red, args, (module, total), &talk).await?;
+    let heading =
+        format!("red counts words in parallel{}, and Unix counts them too", place(1).on());
+    talk.head(5, &heading);
+    let (runner, results) =
+        (nodes::tenant_at(place(1), "red")?, nodes::tenant_at(place(2), "red")?);
+    let at = run::At { runner: &runner, input: &red, output: &results };
+    let counted = counted(context, &at, args, (module, total), &talk).await?;
+    if places.len() > 1 {
+        let taken = format!(
+            "{} read from {} and wrote to {} itself, by what red gave it there",
+            place(1).name,
+            keeper.name,
+            place(2).name
+        );
+        talk.held(&taken);
+    }
     talk.head(6, "blue is refused; red lends one page, and takes it back");
+    let far = match places {
+        [_] => None,
+        _ => Some(nodes::connect(context, keeper, "blue").await?),
+    };
+    let mut blue = nodes::tenant_at(keeper, "blue")?;
+    if let Some(far) = &far {
+        blue = Holder::load(&blue.path, Some(&far.directory))?;
+        talk.line(&format!("blue is elsewhere, and reaches {} over QUIC", keeper.name));
+    }
     let cap_file = red.file_of(regions::ENTRY, chain);
     let lent = interruptible(lent(&red, &blue, &cap_file, &live, total, &talk)).await?;
-    talk.head(7, "verify the audit log");
-    let log = interruptible(audited(&operator, &talk)).await?;
+    drop((blue, far));
+    talk.head(7, if places.len() == 1 { "verify the audit log" } else { "verify each audit log" });
+    let (mut logs, mut kinds) = (Vec::new(), BTreeMap::new());
+    for place in places {
+        talk.at(place);
+        let operator = operator(&place.directory)?;
+        logs.push(interruptible(audited(&operator, &mut kinds, &talk)).await?);
+    }
+    let expected = EXPECTED.iter().chain(if places.len() > 1 { &["handoff"][..] } else { &[] });
+    for kind in expected {
+        if !kinds.contains_key(*kind) {
+            return Err(unexpected(format!("no '{kind}' is in the audit log")).into());
+        }
+    }
+    talk.held(
+        "the image's signer, tenants, evidence, placements, denials and the revocation are in it",
+    );
     let json = json!({
-        "evidence": evidence, "bytes": total, "counts": counted, "lent": lent, "audit": log,
+        "evidence": nodes::together(evidence), "bytes": total, "counts": counted, "lent": lent,
+        "audit": nodes::together(logs),
     });
     talk.line("");
     talk.held("every step did what it should");
@@ -191,23 +255,18 @@ async fn attested(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
     Ok(verdict.json())
 }
 
-async fn tenants(node: &Path, operator: &Holder, talk: &Talk) -> Result<(Holder, Holder), Fault> {
+async fn tenants(node: &Path, operator: &Holder, talk: &Talk) -> Result<(), Fault> {
     let out = node.join("tenants");
     make_closed(&out)?;
     let quotas = Quotas { quota_bytes: 8 << 30, quota_tasks: 64, quota_slots: 4096 };
-    let mut holders = Vec::new();
     for name in ["red", "blue"] {
-        let path = out.join(format!("{name}.cap"));
-        if path.exists() {
+        if out.join(format!("{name}.cap")).exists() {
             talk.line(&format!("tenant {name} is there from an earlier run"));
         } else {
             talk.line(&tenant::add(operator, name, quotas, &out).await?.text());
         }
-        holders.push(Holder::load(&path, Some(node))?);
     }
-    let blue = holders.pop().ok_or_else(|| unexpected("two tenants"))?;
-    let red = holders.pop().ok_or_else(|| unexpected("two tenants"))?;
-    Ok((red, blue))
+    Ok(())
 }
 
 async fn stored(
@@ -235,7 +294,7 @@ const SMALL_PAGES: u64 = 32;
 
 async fn counted(
     context: &Context,
-    red: &Holder,
+    at: &run::At<'_>,
     args: &DemoArgs,
     (module, bytes): (Vec<u8>, u64),
     talk: &Talk,
@@ -251,7 +310,7 @@ async fn counted(
         limits: Limits::default(),
     };
     let bar = super::progress(context, 0, "counting", false);
-    let done = run::run(red, red, &job, &bar).await?;
+    let done = run::run(at, &job, &bar).await?;
     talk.line(&done.text());
     let ours = String::from_utf8_lossy(&done.output).trim().to_owned();
     let (shown, theirs) = unix_count(&args.input).await?;
@@ -388,22 +447,24 @@ async fn refused<T>(
     }
 }
 
-async fn audited(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
+async fn audited(
+    operator: &Holder,
+    kinds: &mut BTreeMap<String, u64>,
+    talk: &Talk,
+) -> Result<Value, Fault> {
     let verified = audit::verify(operator).await?;
     talk.line(&verified.text());
-    let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+    let mut own: BTreeMap<String, u64> = BTreeMap::new();
     for entry in audit::entries(operator, 0).await? {
-        *kinds.entry(entry["kind"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        *own.entry(entry["kind"].as_str().unwrap_or_default().to_owned()).or_default() += 1;
     }
-    let counts: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let counts: Vec<String> = own.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     talk.line(&format!("entries: {}", counts.join(", ")));
-    if let Some(missing) = EXPECTED.iter().find(|k| !kinds.contains_key(**k)) {
-        return Err(unexpected(format!("no '{missing}' is in the audit log")));
+    let log = json!({ "checkpoint": verified.0["checkpoint"], "kinds": own });
+    for (kind, count) in own {
+        *kinds.entry(kind).or_default() += count;
     }
-    talk.held(
-        "the image's signer, tenants, evidence, placements, denials and the revocation are in it",
-    );
-    Ok(json!({ "checkpoint": verified.0["checkpoint"], "kinds": kinds }))
+    Ok(log)
 }
 
 #[cfg(test)]

@@ -252,6 +252,15 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
     }
 }
 
+/// Runs another command, at the node in `node`, as if this program were called with these words.
+async fn inner(node: &Path, words: &[&str]) -> Result<Value, Stop> {
+    let words = std::iter::once("distos").chain(words.iter().copied());
+    let cli = Cli::try_parse_from(words).map_err(|e| Stop::Usage(e.to_string()))?;
+    let Common { acting, .. } = cli.common;
+    let context = Context { node: Some(node.to_owned()), acting, json: true };
+    Ok(Box::pin(dispatch(&context, cli.command)).await?.json)
+}
+
 /// How long a command that was interrupted may take to undo what it had begun.
 const UNDO_WAIT: Duration = Duration::from_secs(5);
 

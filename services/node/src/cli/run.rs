@@ -47,6 +47,12 @@ pub struct RunArgs {
     /// That other node's directory, or one with the sockets of `distos connect` [default: as the file says]
     #[arg(long, value_name = "DIR", requires = "regions")]
     regions_node: Option<PathBuf>,
+    /// The capability file for a region that holds the tasks' outputs meanwhile [default: as --regions]
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// The directory of that node, likewise
+    #[arg(long, value_name = "DIR", requires = "results")]
+    results_node: Option<PathBuf>,
     /// The job's name [default: the module's file name]
     #[arg(long)]
     name: Option<String>,
@@ -149,9 +155,15 @@ pub fn read_module(path: &std::path::Path) -> Result<Vec<u8>, Fault> {
 
 pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, Stop> {
     let holder = context.holder()?;
-    let regions = args.regions.as_deref();
-    let regions = regions.map(|file| Holder::load(file, args.regions_node.as_deref()));
-    let regions = regions.transpose()?;
+    let elsewhere = |file: &Option<PathBuf>, node: &Option<PathBuf>| {
+        let file = file.as_deref().map(|file| Holder::load(file, node.as_deref()));
+        file.transpose()
+    };
+    let regions = elsewhere(&args.regions, &args.regions_node)?;
+    let results = elsewhere(&args.results, &args.results_node)?;
+    let input = regions.as_ref().unwrap_or(&holder);
+    let output = results.as_ref().unwrap_or(input);
+    let at = At { runner: &holder, input, output };
     let file_name = args.module.file_name().map(|n| n.to_string_lossy().into_owned());
     let job = Job {
         name: args.name.or(file_name).unwrap_or_else(|| "job".into()),
@@ -168,7 +180,7 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
     })
     .await?;
     let bar = super::progress(context, 0, "running", false);
-    let done = run(&holder, regions.as_ref().unwrap_or(&holder), &job, &bar).await?;
+    let done = run(&at, &job, &bar).await?;
     if let Some(mut draft) = draft {
         draft.append(&done.output)?;
         draft.keep()?;
@@ -184,18 +196,22 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
     Ok(Report::nothing())
 }
 
-/// Runs a job to its end, at the node of `holder`, over regions that `keeper` holds, at the same node or
-/// another one. Its output region is dropped whatever happens; Ctrl-C cancels the job.
-pub async fn run(
-    holder: &Holder,
-    keeper: &Holder,
-    job: &Job,
-    bar: &ProgressBar,
-) -> Result<Done, Stop> {
+/// Who runs a job and who keeps its regions: one and the same holder, or those of several nodes.
+pub struct At<'a> {
+    /// At whose node it runs.
+    pub runner: &'a Holder,
+    /// At whose node its input is.
+    pub input: &'a Holder,
+    /// At whose node its output is meanwhile.
+    pub output: &'a Holder,
+}
+
+/// Runs a job to its end. Its output region is dropped whatever happens; Ctrl-C cancels the job.
+pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
     let started = std::time::Instant::now();
-    let queue: queue::Client = interruptible(holder.root("queue")).await?;
-    let plan = interruptible(plan(holder, keeper, &queue, job)).await?;
-    let prepared = settled(prepare(keeper, plan)).await?;
+    let queue: queue::Client = interruptible(at.runner.root("queue")).await?;
+    let plan = interruptible(plan(at, &queue, job)).await?;
+    let prepared = settled(prepare(at, plan)).await?;
     let output = prepared.output.clone();
     let outcome = work(&queue, job, prepared, bar).await;
     bar.finish_and_clear();
@@ -216,9 +232,8 @@ pub async fn run(
 struct Plan {
     input: region::Client,
     input_bytes: u64,
-    /// Who takes the gifts, as their home knows it.
-    executor: String,
-    home: Home,
+    /// Who takes the gifts: the vat, by its name on the runner's node.
+    executor: VatName,
     tasks: u32,
     pages_per_task: u32,
 }
@@ -226,15 +241,12 @@ struct Plan {
 struct Prepared {
     plan: Plan,
     output: region::Client,
+    /// Who takes each, and where: as the input's home knows it, and as the output's does.
+    gifts: [(String, Home); 2],
 }
 
-async fn plan(
-    holder: &Holder,
-    keeper: &Holder,
-    queue: &queue::Client,
-    job: &Job,
-) -> Result<Plan, Fault> {
-    let input = regions::open(keeper, &job.input).await?;
+async fn plan(at: &At<'_>, queue: &queue::Client, job: &Job) -> Result<Plan, Fault> {
+    let input = regions::open(at.input, &job.input).await?;
     let input_bytes = regions::info(&input).await?.bytes;
     let mut request = queue.plan_request();
     request.get().set_input_bytes(input_bytes);
@@ -243,23 +255,29 @@ async fn plan(
     let (tasks, pages_per_task) =
         read(|| Ok((plan.get()?.get_tasks(), plan.get()?.get_pages_per_task())))?;
     let answer = call(queue.executor_request()).await?;
-    let mut executor = read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?;
-    let node = (keeper.file.node != holder.file.node).then_some(keeper.file.node);
-    if node.is_some() {
-        let service = VatName::new(&executor)?;
-        executor = Subject::Service { node: holder.file.node, service }.to_string();
-    }
-    let vat = keeper.entry("regions")?.chain.root().vat.clone();
-    let home = Home { node, vat };
-    Ok(Plan { input, input_bytes, executor, home, tasks, pages_per_task })
+    let executor = VatName::new(&read(|| Ok(answer.get()?.get_vat()?.to_str()?.to_owned()))?)?;
+    Ok(Plan { input, input_bytes, executor, tasks, pages_per_task })
 }
 
-async fn prepare(keeper: &Holder, plan: Plan) -> Result<Prepared, Fault> {
+/// How `executor` of the runner's node is called where `keeper` has its regions, and where that is.
+fn receiver(runner: &Holder, keeper: &Holder, executor: &VatName) -> Result<(String, Home), Fault> {
+    let vat = keeper.entry("regions")?.chain.root().vat.clone();
+    let (here, there) = (runner.file.node, keeper.file.node);
+    if here == there {
+        return Ok((executor.to_string(), Home { node: None, vat }));
+    }
+    let subject = Subject::Service { node: here, service: executor.clone() };
+    Ok((subject.to_string(), Home { node: Some(there), vat }))
+}
+
+async fn prepare(at: &At<'_>, plan: Plan) -> Result<Prepared, Fault> {
+    let of = |keeper| receiver(at.runner, keeper, &plan.executor);
+    let gifts = [of(at.input)?, of(at.output)?];
     // One page for each map task and one for the reduce task.
     let bytes = (u64::from(plan.tasks) + 1) * PAGE_BYTES;
     let name = format!("run-{}", hex::encode(random::<8>()?));
-    let (output, _) = regions::create(keeper, &name, bytes, true).await?;
-    Ok(Prepared { plan, output })
+    let (output, _) = regions::create(at.output, &name, bytes, true).await?;
+    Ok(Prepared { plan, output, gifts })
 }
 
 async fn work(
@@ -284,9 +302,10 @@ async fn submit(
     prepared: &Prepared,
 ) -> Result<job::Client, Fault> {
     let plan = &prepared.plan;
-    let input = gift(&plan.input, plan, Rights::READ).await?;
+    let [to_read, to_write] = &prepared.gifts;
+    let input = gift(&plan.input, to_read, Rights::READ).await?;
     let both = Rights::READ.join(Rights::WRITE);
-    let output = gift(&prepared.output, plan, both).await?;
+    let output = gift(&prepared.output, to_write, both).await?;
     let mut request = queue.submit_request();
     let mut spec = request.get().init_spec();
     spec.set_name(job.name.as_str());
@@ -316,9 +335,13 @@ fn set_words(mut list: capnp::text_list::Builder<'_>, words: &[String]) {
 }
 
 /// Leaves a weaker capability to a region for the executor, which alone can take it.
-async fn gift(region: &region::Client, plan: &Plan, rights: Rights) -> Result<Gift, Fault> {
+async fn gift(
+    region: &region::Client,
+    (receiver, home): &(String, Home),
+    rights: Rights,
+) -> Result<Gift, Fault> {
     let wanted = Authority { rights, caveats: Caveats::NONE };
-    handoff::give(region, &plan.executor, wanted, plan.home.clone()).await
+    handoff::give(region, receiver, wanted, home.clone()).await
 }
 
 /// What is needed of a job's status.
