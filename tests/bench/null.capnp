@@ -36,3 +36,10 @@ interface Tree extends(Cap.Capability) {
   # That many durable capabilities to new objects, one after the other, and how long each took.
   # Needs "create".
 }
+
+interface Giver {
+  # Somebody who has a Null of another node's, and passes it on.
+
+  give @0 (receiver :Text) -> (proxied :Null, gift :Cap.Gift);
+  # By way of the giver, and left at its home for `receiver`.
+}

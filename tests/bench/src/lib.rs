@@ -16,7 +16,14 @@ pub mod sample;
 pub mod vats;
 
 /// What null.capnp says, generated.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unimplemented, rust_2018_idioms)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::unimplemented,
+    clippy::unwrap_used,
+    rust_2018_idioms
+)]
 pub mod null_capnp {
     include!(concat!(env!("OUT_DIR"), "/null_capnp.rs"));
 }
@@ -61,6 +68,10 @@ pub fn main() -> ExitCode {
         }
         Some(peers::tls::COMMAND) => {
             return peers::tls::main(&PathBuf::from(words.next().unwrap_or_default()));
+        }
+        Some(remote::GIVER) => {
+            let (dir, home) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            return remote::giver(&PathBuf::from(dir), &home.to_string_lossy());
         }
         Some(remote::COMMAND) => {
             return remote::main(&PathBuf::from(words.next().unwrap_or_default()));

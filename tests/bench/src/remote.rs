@@ -7,25 +7,31 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
 
-use distos_abi::{Fault, NodeId, VatName};
-use distos_client::Connection;
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use distos_abi::{Authority, Fault, NodeId, Rights, VatName};
+use distos_client::handoff::{self, Home};
+use distos_client::{Connection, Gift};
 use distos_identity::{Peers, Subject, TenantName};
 use distos_node::image::{self, Machine};
 use distos_quic::{Arrivals, Endpoint};
-use distos_rpc::transport::Bounds;
+use distos_rpc::transport::{Bounds, Driven};
 use distos_sim::cluster::Cluster;
 use distos_sim::{Life, Node, tasks};
 use distos_types::{CapFile, HolderSecret};
 
 use crate::figures::Failure;
-use crate::null_capnp::null;
+use crate::null_capnp::{self, null};
 use crate::peers::{Process, tls};
 use crate::vats;
 
 /// The argument under which this binary is the server.
 pub const COMMAND: &str = "remote-vat";
+/// The argument under which it is a node that passes on what it has of the server's.
+pub const GIVER: &str = "remote-giver";
 const HOME: NodeId = NodeId([1; 32]);
+const GIVING: NodeId = NodeId([2; 32]);
 const TENANT: &str = "bench";
 
 fn home() -> Result<Subject, Fault> {
@@ -37,28 +43,36 @@ fn agent() -> Result<Subject, Fault> {
     Ok(Subject::Agent { tenant: TenantName::new(TENANT)?, agent })
 }
 
+fn giving() -> Result<Subject, Fault> {
+    Ok(Subject::Service { node: GIVING, service: VatName::new("giver")? })
+}
+
 /// The server's process: one thread. Says its address, and goes on until its standard input ends.
 pub fn main(dir: &Path) -> ExitCode {
+    process(async { Ok(serve(dir).await?) })
+}
+
+/// The giver's process, likewise.
+pub fn giver(dir: &Path, home: &str) -> ExitCode {
+    process(give(dir, home))
+}
+
+fn process(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime
-        .map_err(Fault::internal)
-        .and_then(|runtime| tokio::task::LocalSet::new().block_on(&runtime, serve(dir)));
+        .map_err(Failure::from)
+        .and_then(|runtime| tokio::task::LocalSet::new().block_on(&runtime, work));
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => {
-            eprintln!("the remote vat: {fault}");
+        Err(failure) => {
+            eprintln!("a server of the benchmark: {failure}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn serve(dir: &Path) -> Result<(), Fault> {
-    let cluster = Cluster::new("bench");
-    let tenants = [TenantName::new(TENANT)?].into();
-    let peers = Peers { tenants, ..Peers::default() };
-    let (endpoint, arrivals) = cluster.endpoint(cluster.svid(home()?, 50), peers);
-    let _node = boot(dir, arrivals).await?;
-    println!("{}", endpoint.address().map_err(Fault::internal)?);
+/// Resolves when standard input ends.
+async fn until_asked() {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         // Either its end or an error: nobody wants this any more.
@@ -66,6 +80,75 @@ async fn serve(dir: &Path) -> Result<(), Fault> {
         let _ = ended.send(());
     });
     let _ = end.await;
+}
+
+/// A holder of the server's capability, at whom others ask for it.
+async fn give(dir: &Path, home: &str) -> Result<(), Failure> {
+    let cluster = Cluster::new("bench");
+    let peers = Peers { tenants: [TenantName::new(TENANT)?].into(), nodes: [HOME].into() };
+    let (endpoint, mut arrivals) = cluster.endpoint(cluster.svid(giving()?, 51), peers);
+    let (_connection, live) =
+        restored(&endpoint, &cluster, home.parse()?, &dir.join("operator")).await?;
+    println!("{}", endpoint.address()?);
+    tokio::task::spawn_local(async move {
+        while let Some(Ok(link)) = arrivals.recv().await {
+            let own: null_capnp::giver::Client =
+                capnp_rpc::new_client(Giver { live: live.clone() });
+            tokio::task::spawn_local(link.start(Some(own.client), Bounds::EDGE));
+        }
+    });
+    until_asked().await;
+    Ok(())
+}
+
+struct Giver {
+    live: null::Client,
+}
+
+impl null_capnp::giver::Server for Giver {
+    async fn give(
+        self: Rc<Self>,
+        params: null_capnp::giver::GiveParams,
+        mut results: null_capnp::giver::GiveResults,
+    ) -> Result<(), capnp::Error> {
+        let receiver = params.get()?.get_receiver()?.to_str()?.to_owned();
+        let wanted = Authority { rights: Rights::READ, ..Authority::FULL };
+        let vat = VatName::new(vats::NULL).map_err(distos_rpc::fail)?;
+        let home = Home { node: Some(HOME), vat };
+        let gift = handoff::give(&self.live, &receiver, wanted, home).await;
+        let gift = gift.map_err(distos_rpc::fail)?;
+        let mut reply = results.get();
+        reply.set_proxied(self.live.clone());
+        gift.write(reply.init_gift());
+        Ok(())
+    }
+}
+
+/// A new connection to the server, and the operator's capability over it.
+async fn restored(
+    from: &Endpoint,
+    cluster: &Cluster,
+    address: SocketAddr,
+    operator: &Path,
+) -> Result<(Connection, null::Client), Failure> {
+    let read = |name: &str| std::fs::read_to_string(operator.join(name));
+    let owner = HolderSecret::from_file_text(&read("operator.key")?)?;
+    let file = CapFile::parse(&read("operator.cap")?)?;
+    let chain = &file.find("null").ok_or("the operator has no such capability")?.chain;
+    let link = from.connect(address, &cluster.id(home()?)).await?;
+    let connection = Connection::over(link.start(None, Bounds::EDGE));
+    let live = connection.restore(chain, &owner).await?;
+    Ok((connection, live))
+}
+
+async fn serve(dir: &Path) -> Result<(), Fault> {
+    let cluster = Cluster::new("bench");
+    let tenants = [TenantName::new(TENANT)?].into();
+    let peers = Peers { tenants, nodes: [GIVING].into() };
+    let (endpoint, arrivals) = cluster.endpoint(cluster.svid(home()?, 50), peers);
+    let _node = boot(dir, arrivals).await?;
+    println!("{}", endpoint.address().map_err(Fault::internal)?);
+    until_asked().await;
     Ok(())
 }
 
@@ -130,13 +213,47 @@ impl Remote {
 
     /// A new connection, and the operator's capability over it.
     pub async fn connect(&self) -> Result<(Connection, null::Client), Failure> {
-        let read = |name: &str| std::fs::read_to_string(self.operator.join(name));
-        let owner = HolderSecret::from_file_text(&read("operator.key")?)?;
-        let file = CapFile::parse(&read("operator.cap")?)?;
-        let chain = &file.find("null").ok_or("the operator has no such capability")?.chain;
+        restored(&self.own, &self.cluster, self.address, &self.operator).await
+    }
+
+    /// Starts somebody who has the server's capability, gets it from there, and changes over.
+    pub async fn handed(&self) -> Result<Handed, Failure> {
+        let dir = self.operator.parent().ok_or("no directory")?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(GIVER).arg(dir).arg(self.address.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut giver = Process(command.spawn()?);
+        let address = tls::first_line(&mut giver)?.parse()?;
+        let link = self.own.connect(address, &self.cluster.id(giving()?)).await?;
+        let mut system = link.start(None, Bounds::EDGE);
+        let giving: null_capnp::giver::Client = system.bootstrap(Side::Server);
+        let driven = Driven::new(system);
+        let mut request = giving.give_request();
+        request.get().set_receiver(agent()?.to_string());
+        let given = request.send().promise.await?;
+        let proxied = given.get()?.get_proxied()?;
+        let gift = Gift::read(given.get()?.get_gift()?)??;
         let link = self.own.connect(self.address, &self.cluster.id(home()?)).await?;
         let connection = Connection::over(link.start(None, Bounds::EDGE));
-        let live = connection.restore(chain, &owner).await?;
-        Ok((connection, live))
+        let direct: null::Client = connection.withdraw(&gift.ticket).await?;
+        let direct = handoff::change_over(proxied.clone(), direct).await;
+        Ok(Handed { proxied, direct, giver, _open: (driven, connection) })
+    }
+}
+
+/// What somebody else has handed over.
+pub struct Handed {
+    /// By way of the giver.
+    pub proxied: null::Client,
+    /// Without it.
+    pub direct: null::Client,
+    giver: Process,
+    _open: (Driven, Connection),
+}
+
+impl Handed {
+    /// The giver's process.
+    pub fn pid(&self) -> u32 {
+        self.giver.0.id()
     }
 }

@@ -7,6 +7,7 @@ use tonic::Request;
 
 use super::{Failure, Outcome};
 use crate::node;
+use crate::null_capnp::null;
 use crate::peers::tls::Peer;
 use crate::processors::{self, Stay};
 use crate::remote::Remote;
@@ -64,6 +65,16 @@ async fn measure(ours: &Path, theirs: &Path) -> Outcome {
         },
     )
     .await?;
+    let handed = remote.handed().await?;
+    processors::serve(handed.pid())?;
+    let null_by = |null: &null::Client| {
+        let sent = null.null_request().send().promise;
+        async move { sent.await.map(drop).map_err(Failure::from) }
+    };
+    let direct = async || null_by(&handed.direct).await;
+    Pairs::take_async(WARM_UP, direct, async || null_by(&handed.proxied).await).await?;
+    let proxied = Pairs::take_async(PAIRS, direct, async || null_by(&handed.proxied).await).await?;
+    let own = Pairs::take_async(PAIRS, direct, call).await?;
     let figure = |name: &str, pairs: &Pairs, of: usize| {
         let (ours, peer) = pairs.medians();
         let of = of as f64;
@@ -80,6 +91,12 @@ async fn measure(ours: &Path, theirs: &Path) -> Outcome {
             .beside("tonic with mutual TLS and X25519 alone, to its first reply")
             .at_most(1.5)
             .noting("with the hybrid key exchange, a proof of possession, and the kernel's word"),
+        figure("call after a handoff, p50", &proxied, 1)
+            .beside("the same call by way of the giver")
+            .at_most(0.6),
+        figure("call after a handoff, as on an own connection, p50", &own, 1)
+            .beside("the same call on a connection that the receiver opened itself")
+            .noting("the same path: what is to be seen is that it is"),
     ])
 }
 
