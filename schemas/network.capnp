@@ -7,6 +7,11 @@ struct Peer {
   name     @0 :Text;  # "node/N" or "tenant/T".
   address  @1 :Text;  # Where its network service listens, "HOST:PORT" in numbers; empty if it need not be asked.
   invitedS @2 :UInt64; # If it was invited and has not come yet: until when it may, in seconds since the Unix epoch.
+  heardMs  @3 :UInt64 = 0xffffffffffffffff;
+                       # How long ago it said that it is there, in milliseconds; all ones if it has not since
+                       # this service was started.
+  suspect  @4 :Bool;   # Nothing was heard of it for 15 seconds.
+  bundle   @5 :UInt64; # The number of its bundle, as it said; 0 if unknown.
 }
 
 struct Attending {
@@ -79,4 +84,9 @@ interface Member {
   # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
   locate @1 (service :Text) -> (port :UInt16);
   # The UDP port at which a service of this node lets its peers in. Fails: "not-found".
+  tell @2 (statement :Data, signature :Data, chain :List(Data)) -> ();
+  # What a node says and signs with the key of its network service's SVID (`chain`, DER, its own certificate
+  # first), over whatever connection it comes: that it is there. Heard once, and only by whom it is for.
+  # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
+  # minutes), "malformed".
 }

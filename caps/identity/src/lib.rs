@@ -19,6 +19,7 @@ mod invitation;
 mod pem;
 mod profile;
 mod request;
+mod statement;
 mod svid;
 mod trust;
 
@@ -29,5 +30,6 @@ pub use invitation::{Invitation, MAX_INVITATION_BYTES};
 pub use pem::{MAX_PEM_BYTES, from_pem, to_pem};
 pub use profile::{Home, key_of, since};
 pub use request::{prove, verify_proof};
+pub use statement::{DRIFT_US, Heard, MAX_STATEMENT_BYTES, Statement, Ticks};
 pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
 pub use trust::{Peer, Peers, Trust};

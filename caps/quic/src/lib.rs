@@ -24,7 +24,7 @@ mod tls;
 mod watch;
 
 pub use attend::{attend, renew_after, system_clock};
-pub use quinn::ConnectionError;
+pub use quinn::{Connection, ConnectionError};
 
 pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings, why_closed};
 pub use serve::{Refusals, serve};

@@ -13,12 +13,17 @@
 //! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs
 //! run out.
 //!
+//! Nodes say to one another that they are there, in signed statements that are heard once (N3). Whoever is not heard
+//! is suspect, which is told and has no other effect.
+//!
 //! What it does not do yet: let a vote decide who joins, agree with others on the list of peers (each operator
 //! keeps its own node's). What a removed tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
 #![forbid(unsafe_code)]
 
+mod alive;
 mod asked;
+mod beats;
 mod keys;
 mod mesh;
 mod server;

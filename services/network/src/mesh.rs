@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
 use distos_identity::{SpiffeId, Subject, prove};
-use distos_quic::{Arrivals, Endpoint, Link, Refusals, Refused, Settings, renew_after};
+use distos_quic::{Arrivals, Connection, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::member;
@@ -27,6 +27,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a peer may stay without being asked for anything.
 const STAY: Duration = Duration::from_secs(60);
+
+/// A connection to the network service of another node, which ends with this.
+pub(crate) struct Member {
+    member: member::Client,
+    connection: Connection,
+    _driven: Driven,
+}
 
 impl NetworkService {
     /// Opens the endpoint once there is an SVID to show, and renews that, until the vat ends.
@@ -157,14 +164,14 @@ impl NetworkService {
             let state = self.state.borrow();
             (state.id_of(service.clone())?, state.reachable())
         };
-        let endpoint = self.opened()?;
+        self.opened()?;
         let mut why = "no peer with an address is in the list: `distos peers add`".to_owned();
-        for (node, address) in nodes {
-            let asked = |member: member::Client| {
-                let service = service.clone();
-                async move { signed_by(&member, &service, key, proof).await }
-            };
-            let signed = self.with_member(&endpoint, node, address, asked).await;
+        for (node, _) in nodes {
+            let signed = self
+                .with_member(node, async |member: member::Client| {
+                    signed_by(&member, service, key, proof).await
+                })
+                .await;
             // What comes from another node is looked at as if nobody had signed it.
             let checked = signed.and_then(|chain| {
                 let own = check(self.state.borrow().bundle()?, &chain, &id, key, self.now_s())?;
@@ -185,29 +192,44 @@ impl NetworkService {
         })
     }
 
-    /// Asks the network service of another node, over a connection of its own.
-    async fn with_member<T, F>(
+    /// Asks the network service of another node, over a connection that stays for a while.
+    pub(crate) async fn with_member<T>(
         &self,
-        endpoint: &Endpoint,
         node: NodeId,
-        address: SocketAddr,
-        ask: impl FnOnce(member::Client) -> F,
-    ) -> Result<T, Fault>
-    where
-        F: Future<Output = Result<T, Fault>>,
-    {
+        ask: impl AsyncFn(member::Client) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let asked = async {
-            let cluster = self.state.borrow().id()?.cluster;
-            let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
-            let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
-            let mut system = link.start(None, Bounds::HOLDER);
-            let member: member::Client = system.bootstrap(Side::Server);
-            let _driven = Driven::new(system);
-            ask(member).await
+            let known = self.members.borrow().get(&node).cloned();
+            if let Some(known) = known.filter(|known| known.connection.close_reason().is_none()) {
+                match ask(known.member.clone()).await {
+                    // It may have come to its end meanwhile.
+                    Err(Fault::Unavailable { .. }) => {}
+                    answered => return answered,
+                }
+            }
+            let opened = Rc::new(self.member(node).await?);
+            self.members.borrow_mut().insert(node, opened.clone());
+            ask(opened.member.clone()).await
         };
         tokio::time::timeout(MEMBER_WAIT, asked).await.unwrap_or_else(|_| {
             Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
         })
+    }
+
+    async fn member(&self, node: NodeId) -> Result<Member, Fault> {
+        let endpoint = self.opened()?;
+        let (address, cluster) = {
+            let state = self.state.borrow();
+            (state.address(node)?, state.id()?.cluster)
+        };
+        let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
+        let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
+        // Those that have ended are of no use.
+        self.members.borrow_mut().retain(|_, known| known.connection.close_reason().is_none());
+        let connection = link.connection().clone();
+        let mut system = link.start(None, Bounds::HOLDER);
+        let member = system.bootstrap(Side::Server);
+        Ok(Member { member, connection, _driven: Driven::new(system) })
     }
 
     /// Where a service of another node listens, as that node says.
@@ -217,14 +239,13 @@ impl NetworkService {
         service: &VatName,
     ) -> Result<SocketAddr, Fault> {
         let address = self.state.borrow().address(node)?;
-        let endpoint = self.opened()?;
-        let asked = |member: member::Client| async move {
+        let port = self.with_member(node, async |member: member::Client| {
             let mut request = member.locate_request();
             request.get().set_service(service.as_str());
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             Ok(answer.get().map_err(|e| fault_of(&e))?.get_port())
-        };
-        let port = self.with_member(&endpoint, node, address, asked).await?;
+        });
+        let port = port.await?;
         Ok(SocketAddr::new(address.ip(), port))
     }
 
@@ -290,6 +311,24 @@ struct MemberServer {
 }
 
 impl member::Server for MemberServer {
+    async fn tell(
+        self: Rc<Self>,
+        params: member::TellParams,
+        _: member::TellResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let service = &self.service;
+        if !service.asked.borrow_mut().may(self.node, service.now_s()) {
+            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
+        }
+        let chain = certificates(params.get_chain()?)?;
+        let heard = service.hear(params.get_statement()?, params.get_signature()?, &chain);
+        heard.map_err(|fault| {
+            service.report(format!("node/{} has said something in vain: {fault}", self.node));
+            fail(fault)
+        })
+    }
+
     async fn locate(
         self: Rc<Self>,
         params: member::LocateParams,

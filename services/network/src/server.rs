@@ -1,7 +1,7 @@
 //! The network service's objects: the operator's, and the one that this node's services ask.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
-use distos_identity::{Bundle, MAX_SVID_LIFETIME_S, Peer, Serial, Trust, verify_proof};
+use distos_identity::{
+    Bundle, Heard, MAX_SVID_LIFETIME_S, Peer, Serial, Ticks, Trust, verify_proof,
+};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
@@ -22,8 +24,10 @@ use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::alive::Alive;
 use crate::asked::Asked;
 use crate::keys::Keys;
+use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
 
 /// The objects have no bytes.
@@ -49,6 +53,9 @@ struct Disk {
     key: String,
     issuer_key: String,
     state: Kept,
+    /// Until when statements of each member may have been heard, in microseconds since the Unix epoch.
+    #[serde(default)]
+    heard: BTreeMap<String, u64>,
 }
 
 async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
@@ -65,9 +72,13 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     };
     let keys = Keys::new(directory);
     let record = record(directory);
-    let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
-        Some(disk) => (keys.load(&disk.key)?, keys.load(&disk.issuer_key)?, Some(disk.state)),
-        None => (keys.make()?, keys.make()?, None),
+    let (secret, issuer_secret, kept, heard) = match record.load::<Disk>()? {
+        Some(disk) => {
+            let heard = disk.heard.iter().map(|(name, at_us)| Ok((name.parse()?, *at_us)));
+            let heard = Heard::restore(heard.collect::<Result<_, Fault>>()?);
+            (keys.load(&disk.key)?, keys.load(&disk.issuer_key)?, Some(disk.state), heard)
+        }
+        None => (keys.make()?, keys.make()?, None, Heard::default()),
     };
     let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
@@ -88,6 +99,12 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         endpoint: RefCell::default(),
         address: Cell::new(None),
         asked: RefCell::default(),
+        started: Instant::now(),
+        alive: RefCell::default(),
+        heard: RefCell::new(heard),
+        ticks: RefCell::default(),
+        speaking: RefCell::default(),
+        members: RefCell::default(),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
@@ -95,6 +112,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     }
     tokio::task::spawn_local(service.clone().expire());
     tokio::task::spawn_local(service.clone().keep());
+    tokio::task::spawn_local(service.clone().speak());
     Ok(service)
 }
 
@@ -131,6 +149,17 @@ pub(crate) struct NetworkService {
     pub(crate) address: Cell<Option<std::net::SocketAddr>>,
     /// How often each node has asked lately.
     pub(crate) asked: RefCell<Asked>,
+    pub(crate) started: Instant,
+    /// Which nodes are there.
+    pub(crate) alive: RefCell<Alive>,
+    /// What was heard of whom, so that nothing is heard twice.
+    pub(crate) heard: RefCell<Heard>,
+    /// The clock of what this node says.
+    pub(crate) ticks: RefCell<Ticks>,
+    /// Those who are being told that this node is there.
+    pub(crate) speaking: RefCell<BTreeSet<NodeId>>,
+    /// Connections to other nodes' network services.
+    pub(crate) members: RefCell<BTreeMap<NodeId, Rc<Member>>>,
 }
 
 impl NetworkService {
@@ -149,6 +178,10 @@ impl NetworkService {
             key: self.secret().key().to_string(),
             issuer_key: self.issuer_secret.key().to_string(),
             state: self.state.borrow().keep(),
+            heard: {
+                let heard = self.heard.borrow();
+                heard.kept().iter().map(|(from, at_us)| (from.to_string(), *at_us)).collect()
+            },
         };
         self.record.save(&disk)
     }
@@ -468,6 +501,19 @@ impl network::Server for NetworkServer {
             let mut entry = list.reborrow().get(index);
             entry.set_name(peer.to_string());
             entry.set_invited_s(state.invited_s(peer).unwrap_or(0));
+            let now_ms = self.service.clock_ms();
+            let alive = self.service.alive.borrow();
+            let word = match peer {
+                Peer::Node(node) => alive.of(*node, now_ms),
+                Peer::Tenant(_) => None,
+            };
+            if let Some((word, suspect)) = word {
+                entry.set_suspect(suspect);
+                entry.set_bundle(word.bundle);
+                if word.heard {
+                    entry.set_heard_ms(now_ms.saturating_sub(word.at_ms));
+                }
+            }
             if let Some(address) = address {
                 entry.set_address(address.to_string());
             }

@@ -310,6 +310,15 @@ impl State {
         &self.peers
     }
 
+    /// The nodes in the list.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        let nodes = self.peers.keys().filter_map(|peer| match peer {
+            Peer::Node(node) => Some(*node),
+            Peer::Tenant(_) => None,
+        });
+        nodes.collect()
+    }
+
     /// Where a node's network service listens.
     pub(crate) fn address(&self, node: NodeId) -> Result<SocketAddr, Fault> {
         let peer = self.peers.get(&Peer::Node(node));

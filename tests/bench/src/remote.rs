@@ -201,7 +201,7 @@ impl Remote {
         let mut server = Process(command.spawn()?);
         let address = tls::first_line(&mut server)?.parse()?;
         let cluster = Cluster::new("bench");
-        let peers = Peers { nodes: [HOME].into(), ..Peers::default() };
+        let peers = Peers { nodes: [HOME, GIVING].into(), ..Peers::default() };
         let (own, _) = cluster.endpoint(cluster.svid(agent()?, 60), peers);
         Ok(Remote { cluster, own, address, operator: dir.join("operator"), server })
     }

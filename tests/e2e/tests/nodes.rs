@@ -372,6 +372,39 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
     assert_ne!(refused.code, 0);
 }
 
+/// Nodes say that they are there; whoever says nothing for fifteen seconds is suspect, and nothing else
+/// follows from it.
+#[test]
+fn a_node_that_dies_is_suspect_at_the_others_until_it_is_heard_again() {
+    let desk = Desk::new();
+    let (home, mut other) = two(&desk, 3600);
+    let heard = |member: &Member| -> Option<(u64, bool)> {
+        let peer = member.node.json(&["peers", "list"])["peers"][0].clone();
+        Some((peer["heard_ms"].as_u64()?, peer["suspect"].as_bool()?))
+    };
+    for member in [&home, &other] {
+        eventually("the other is heard", VOUCHED, || heard(member).filter(|heard| !heard.1));
+    }
+    other.node.crash();
+    let (ms, _) = eventually("it is suspect", VOUCHED, || heard(&home).filter(|heard| heard.1));
+    assert!((15_000..30_000).contains(&ms), "suspect after {ms} ms");
+    let told = |what: &str| {
+        let log = home.node.json(&["audit", "list"]);
+        let entries = log.as_array().unwrap().clone();
+        entries.iter().any(|entry| entry["detail"].as_str().unwrap().contains(what))
+    };
+    eventually("it is told", VOUCHED, || told("it is suspect").then_some(()));
+    // Membership is the operator's to change.
+    let listed = home.node.json(&["peers", "list"])["peers"].as_array().unwrap().len();
+    assert_eq!(listed, 1);
+    other.node.start();
+    other.node.wait_until_ready();
+    eventually("it is heard again", VOUCHED, || heard(&home).filter(|heard| !heard.1));
+    eventually("it is told", VOUCHED, || told("is heard again").then_some(()));
+    // What it has heard before its death it does not hear again, and it hears what is new.
+    eventually("the other is heard", VOUCHED, || heard(&other).filter(|heard| !heard.1));
+}
+
 /// Rotation drops no call; without it there is no access, and none is let in meanwhile.
 #[test]
 fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {

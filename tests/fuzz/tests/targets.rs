@@ -16,7 +16,7 @@ macro_rules! targets {
 
 targets!(
     chain, capfile, keyfile, fault, manifest, image, record, journal, auditlog, regionlog,
-    evidence, svid, renewal, bundle, name, job, wasm, rpc,
+    evidence, svid, renewal, statement, bundle, name, job, wasm, rpc,
 );
 
 #[test]

@@ -351,10 +351,12 @@ fn changed(peer: &Peer, what: &str, behind: &[String]) -> Report {
 
 fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
     let address = peer.get_address()?.to_str()?;
+    let heard_ms = Some(peer.get_heard_ms()).filter(|ms| *ms != u64::MAX);
     Ok(json!({
         "name": peer.get_name()?.to_str()?,
         "address": if address.is_empty() { Value::Null } else { address.into() },
-        "invited_s": peer.get_invited_s(),
+        "invited_s": peer.get_invited_s(), "heard_ms": heard_ms, "suspect": peer.get_suspect(),
+        "bundle": peer.get_bundle(),
     }))
 }
 
@@ -363,14 +365,21 @@ fn peers_text(json: &Value) -> String {
     if peers.is_empty() {
         return "nobody: add peers with `distos peers add`".to_owned();
     }
-    let mut rows = vec![row(["peer", "network service at", "invited until"])];
+    let mut rows = vec![row(["peer", "network service at", "heard", "invited until"])];
     for peer in peers {
         let name = peer["name"].as_str().unwrap_or_default();
         let until = match peer["invited_s"].as_u64().unwrap_or(0) {
             0 => "-".to_owned(),
             until_s => text::instant(until_s.saturating_mul(1000)),
         };
-        rows.push(row([name, peer["address"].as_str().unwrap_or("-"), &until]));
+        let heard = match (peer["suspect"] == true, peer["heard_ms"].as_u64()) {
+            _ if !name.starts_with("node/") => "-".to_owned(),
+            (false, None) => "not yet".to_owned(),
+            (true, None) => "never: suspect".to_owned(),
+            (false, Some(ms)) => format!("{} s ago", ms / 1000),
+            (true, Some(ms)) => format!("{} s ago: suspect", ms / 1000),
+        };
+        rows.push(row([name, peer["address"].as_str().unwrap_or("-"), &heard, &until]));
     }
     text::table(&rows)
 }

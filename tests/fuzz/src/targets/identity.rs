@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use distos_abi::{NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Invitation, Issuer, Peer, Root, Serial, SpiffeId, Subject,
-    TenantName, Usage, Validity, did, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Invitation, Issuer, Peer, Root, Serial, SpiffeId,
+    Statement, Subject, TenantName, Usage, Validity, did, from_pem, to_pem,
 };
 use distos_quic::renewal;
 use distos_types::HolderSecret;
@@ -102,6 +102,21 @@ pub(super) fn renewal(bytes: &[u8]) {
     assert!(shown.chain.iter().map(Vec::len).sum::<usize>() <= bytes.len());
     let taken = shown.is_by(secret(3).key(), &BINDING);
     assert_eq!(taken, SHOWN.iter().any(|message| message == bytes), "somebody else showed it");
+}
+
+pub(super) fn statement_seeds() -> Vec<(String, Vec<u8>)> {
+    let from = format!("node/{}/service/network", "11".repeat(32)).parse().unwrap();
+    let to = format!("tenant/red/agent/{}", did::multibase(HolderSecret::from_seed([3; 32]).key()));
+    let to = to.parse().unwrap();
+    let statement = Statement { from, to, at_us: 1_800_000_000_000_000, body: vec![1, 0, 0] };
+    vec![seed("statement", statement.encode())]
+}
+
+/// What a member says: read, and the same again when it is written.
+pub(super) fn statement(bytes: &[u8]) {
+    if let Ok(read) = Statement::decode(bytes) {
+        assert_eq!(read.encode(), bytes);
+    }
 }
 
 pub(super) fn bundle_seeds() -> Vec<(String, Vec<u8>)> {

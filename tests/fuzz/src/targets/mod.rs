@@ -44,6 +44,12 @@ pub const TARGETS: &[Target] = &[
         max_bytes: 5_000,
     },
     Target {
+        name: "statement",
+        run: identity::statement,
+        seeds: identity::statement_seeds,
+        max_bytes: 1024,
+    },
+    Target {
         name: "bundle",
         run: identity::bundle,
         seeds: identity::bundle_seeds,
