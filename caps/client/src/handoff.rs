@@ -25,7 +25,7 @@ pub struct Home {
 /// path in its SPIFFE id. It waits for half a minute.
 ///
 /// # Errors
-/// [`Fault::Denied`] if `given` has no such authority to give; [`Fault::Malformed`] if nobody is called so.
+/// [`Fault::Denied`] if `given` has no such authority to give; [`Fault::Malformed`] if nobody can be called so.
 pub async fn give<C: FromClientHook + Clone>(
     given: &C,
     receiver: &str,

@@ -22,11 +22,10 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// None yet, at `now_ms`: whoever has only just been given something may use it for as long as a lease
-    /// lasts, for the home has given it alive.
-    pub fn given(term: Duration, now_ms: u64) -> Lease {
+    /// A lease of so long on what was asked for at `asked_ms`, and then given: it was alive after that.
+    pub fn given(term: Duration, asked_ms: u64) -> Lease {
         let term_ms = u64::try_from(term.as_millis()).unwrap_or(u64::MAX);
-        Lease { term_ms, until_ms: now_ms.saturating_add(term_ms) }
+        Lease { term_ms, until_ms: asked_ms.saturating_add(term_ms) }
     }
 
     /// The home has answered, to what was asked at `asked_ms`, that the capability lives. An answer that comes
@@ -48,28 +47,53 @@ impl Lease {
     }
 }
 
-/// Resolves when `cap` has ended, as soon as its home says so, or else `term` after it last said that it lives;
-/// with how, or [`Fault::Unavailable`] if that is not known. `now_ms` is a clock that never goes back and does not
-/// stop while the machine sleeps.
-pub async fn lost<C: FromClientHook>(cap: C, term: Duration, now_ms: impl Fn() -> u64) -> Fault {
+/// How often it is looked whether a lease is over: the runtime's clock stands still while the machine sleeps.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Resolves with what `work` does; `None` if the lease is over before.
+async fn within<T>(
+    lease: Lease,
+    now_ms: &impl Fn() -> u64,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    while let Some(lasts) = lease.lasts(now_ms()) {
+        if let Ok(done) = tokio::time::timeout(lasts.min(LOOK), &mut work).await {
+            return Some(done);
+        }
+    }
+    None
+}
+
+/// Resolves when `cap` has ended, as soon as its home says so, or else `term` after it was last asked whether it
+/// lives and said so; with how, or [`Fault::Unavailable`] if that is not known. It was asked for at `asked_ms`, and
+/// given. `now_ms` is a clock that never goes back and does not stop while the machine sleeps.
+pub async fn lost<C: FromClientHook>(
+    cap: C,
+    term: Duration,
+    asked_ms: u64,
+    now_ms: impl Fn() -> u64,
+) -> Fault {
     let cap: capability::Client = FromClientHook::new(cap.into_client_hook());
-    let mut lease = Lease::given(term, now_ms());
+    let mut lease = Lease::given(term, asked_ms);
     let over = || Fault::unavailable(1000, "the home of what it works on does not answer");
     loop {
         let asked_ms = now_ms();
-        let Some(lasts) = lease.lasts(asked_ms) else { return over() };
         let mut request = cap.watch_request();
         request.get().set_wait_ms(u32::try_from(lease.wait().as_millis()).unwrap_or(u32::MAX));
-        match tokio::time::timeout(lasts, request.send().promise).await {
-            Ok(Ok(_)) => lease.renew(asked_ms),
-            Ok(Err(error)) => match fault_of(&error) {
+        match within(lease, &now_ms, request.send().promise).await {
+            Some(Ok(_)) => lease.renew(asked_ms),
+            Some(Err(error)) => match fault_of(&error) {
                 // It may answer again. Not asked without pause.
                 Fault::Unavailable { .. } => {
-                    tokio::time::sleep(lease.wait().min(lasts)).await;
+                    let rest = tokio::time::sleep(lease.wait());
+                    if within(lease, &now_ms, rest).await.is_none() {
+                        return over();
+                    }
                 }
                 fault => return fault,
             },
-            Err(_) => return over(),
+            None => return over(),
         }
     }
 }
@@ -79,6 +103,21 @@ mod tests {
     use super::*;
 
     const TERM: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_lease_that_ended_while_the_machine_slept_is_over_when_it_wakes() {
+        let (now_ms, begun) = (std::cell::Cell::new(1000), std::time::Instant::now());
+        let clock = || now_ms.get();
+        let lease = Lease::given(Duration::from_secs(3600), 1000);
+        let asleep = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            now_ms.set(1000 + 3_600_000);
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(within(lease, &clock, asleep).await, None);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        assert_eq!(within(Lease::given(TERM, clock()), &clock, async { 7 }).await, Some(7));
+    }
 
     /// Whoever holds a lease without a word of its home stops in time, whatever arrives how late.
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::Fault;
-use distos_identity::{Identity, Peer, SpiffeId, Trust};
+use distos_identity::{Identity, Peer, SpiffeId, Subject, Trust};
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Seat, Seats};
 use quinn::{
@@ -33,10 +33,11 @@ pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 128;
 const MAX_HANDSHAKES_OF_AN_ADDRESS: usize = 32;
 const UNPROVEN_HANDSHAKES: usize = 16;
-/// Connections at one time in each direction, and those of one peer: a node with all its services, or a
-/// tenant with all its agents.
+/// Connections at one time in each direction; those of one peer, a node with all its services or a tenant with
+/// all its agents; and those of one of these, so that none shuts out the others.
 const MAX_CONNECTIONS: usize = 1024;
-const MAX_CONNECTIONS_OF_A_PEER: usize = 16;
+const MAX_CONNECTIONS_OF_A_PEER: usize = 128;
+const MAX_CONNECTIONS_OF_ONE: usize = 16;
 /// Connections that wait for whoever takes them.
 const MAX_ARRIVALS: usize = 64;
 /// A peer from which nothing comes for so long is gone; so often, it says that it is there.
@@ -47,6 +48,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const WINDOW: u32 = STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
 const SEND_WINDOW: u64 = 1 << 20;
+/// The alert of TLS for whoever is known and not let in (RFC 8446, section 6).
+const ACCESS_DENIED: u8 = 49;
+
 /// How an endpoint behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -88,13 +92,39 @@ pub(crate) struct Room {
     tls: Tls,
     transport: Arc<TransportConfig>,
     handshakes: Arc<Seats<IpAddr>>,
-    incoming: Arc<Seats<Peer>>,
-    outgoing: Arc<Seats<Peer>>,
+    incoming: Places,
+    outgoing: Places,
     /// The connections that are open, by a number of their own.
     pub(crate) open: RefCell<BTreeMap<u64, Rc<Known>>>,
     pub(crate) next: Cell<u64>,
     /// What we show; raised when it was changed.
     own: watch::Sender<Credentials>,
+}
+
+/// How many connections there may be in one direction.
+struct Places {
+    peers: Arc<Seats<Peer>>,
+    each: Arc<Seats<Subject>>,
+}
+
+/// The place of a connection, given back when it is dropped.
+pub(crate) struct Place {
+    _peer: Seat<Peer>,
+    _one: Seat<Subject>,
+}
+
+impl Places {
+    fn new() -> Places {
+        Places {
+            peers: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
+            each: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE),
+        }
+    }
+
+    fn take(&self, who: &Subject) -> Option<Place> {
+        let _one = self.each.take(who.clone())?;
+        Some(Place { _peer: self.peers.take(Peer::of(who))?, _one })
+    }
 }
 
 impl Endpoint {
@@ -121,8 +151,8 @@ impl Endpoint {
             tls,
             transport,
             handshakes: Seats::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_AN_ADDRESS),
-            incoming: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
-            outgoing: Seats::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_A_PEER),
+            incoming: Places::new(),
+            outgoing: Places::new(),
             open: RefCell::default(),
             next: Cell::new(0),
             own: watch::Sender::new(own),
@@ -169,7 +199,7 @@ impl Endpoint {
 
     async fn reach(&self, address: SocketAddr, whom: &SpiffeId) -> Result<Link, Fault> {
         let room = &self.room;
-        let seat = room.outgoing.take(Peer::of(&whom.subject)).ok_or_else(|| {
+        let seat = room.outgoing.take(&whom.subject).ok_or_else(|| {
             Fault::unavailable(100, format!("there are too many connections to {whom}"))
         })?;
         let (verdict, own) = (Verdict::default(), room.own.subscribe());
@@ -245,6 +275,11 @@ pub fn why_closed(address: SocketAddr, error: &ConnectionError) -> Fault {
             if closed.error_code == TransportErrorCode::CONNECTION_REFUSED =>
         {
             Fault::unavailable(1000, format!("{address}: it has no room for now"))
+        }
+        ConnectionError::ConnectionClosed(closed)
+            if closed.error_code == TransportErrorCode::crypto(ACCESS_DENIED) =>
+        {
+            Fault::Unauthenticated(format!("{address}: it does not trust us"))
         }
         ConnectionError::ApplicationClosed(closed)
             if closed.error_code == code::UNTRUSTED.into() =>
@@ -340,7 +375,7 @@ impl Room {
             (Ok(_), None) => return Err("a handshake that checked nobody".into()),
         };
         drop(handshake);
-        let Some(seat) = self.incoming.take(Peer::of(&peer.id.subject)) else {
+        let Some(seat) = self.incoming.take(&peer.id.subject) else {
             connection.close(code::BUSY.into(), b"");
             return Err(format!("there are too many connections of {}", peer.id));
         };
@@ -397,7 +432,7 @@ impl Link {
 struct Held {
     receive: RecvStream,
     known: Rc<Known>,
-    _seat: Rc<Seat<Peer>>,
+    _seat: Rc<Place>,
     _held: oneshot::Sender<()>,
 }
 

@@ -1,7 +1,7 @@
 //! How a service reaches those of other nodes: where they are, its network service says; that they are who they
 //! should be, their handshakes show.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -10,16 +10,19 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{ClusterName, SpiffeId, Subject};
 use distos_rpc::transport::{Bounds, Driven};
-use distos_rpc::{Far, Reach, Vat, fault_of};
+use distos_rpc::{Far, Open, Reach, Vat, fault_of};
 use distos_schemas::capability_capnp::door;
 use distos_schemas::network_capnp::credentials;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Mutex;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, why_closed};
 
 /// Vats of other nodes that are reached at one time. A tenant's program decides which.
 const MOST: usize = 64;
+/// How often a connection is used for something new: a door gives 1,024 times. Those who have something by it
+/// keep it.
+const USES: u32 = 1000;
 
 /// Reaches vats of other nodes through an endpoint.
 struct Outward {
@@ -34,13 +37,21 @@ struct Outward {
 type Whom = (NodeId, VatName);
 
 /// One connection at a time. It is the users' to keep.
-type Place = Rc<Mutex<Weak<Open>>>;
+type Place = Rc<Mutex<Weak<Connected>>>;
 
 /// A connection, which ends with this.
-struct Open {
+struct Connected {
     door: door::Client,
+    uses: Cell<u32>,
     connection: quinn::Connection,
     _driven: Driven,
+}
+
+impl Open for Connected {
+    fn ended(&self) -> Option<Fault> {
+        let why = self.connection.close_reason()?;
+        Some(why_closed(self.connection.remote_address(), &why))
+    }
 }
 
 impl Outward {
@@ -70,7 +81,7 @@ impl Outward {
         address.parse().map_err(|_| Fault::internal("the network service names no address"))
     }
 
-    async fn connect(&self, vat: &Vat, whom: &Whom) -> Result<Rc<Open>, Fault> {
+    async fn connect(&self, vat: &Vat, whom: &Whom) -> Result<Rc<Connected>, Fault> {
         let address = self.locate(vat, whom).await?;
         let (node, service) = whom.clone();
         let subject = Subject::Service { node, service };
@@ -79,17 +90,25 @@ impl Outward {
         let connection = link.connection().clone();
         let mut system = link.start(None, Bounds::EDGE);
         let door = system.bootstrap(Side::Server);
-        Ok(Rc::new(Open { door, connection, _driven: Driven::new(system) }))
+        Ok(Rc::new(Connected {
+            door,
+            uses: Cell::new(0),
+            connection,
+            _driven: Driven::new(system),
+        }))
     }
 
     async fn reached(&self, vat: &Vat, whom: Whom) -> Result<Far, Fault> {
         let place = self.place(&whom)?;
         let mut place = place.lock().await;
-        let known = place.upgrade().filter(|open| open.connection.close_reason().is_none());
+        let known = place
+            .upgrade()
+            .filter(|open| open.connection.close_reason().is_none() && open.uses.get() < USES);
         let open = match known {
             Some(open) => open,
             None => self.connect(vat, &whom).await?,
         };
+        open.uses.set(open.uses.get() + 1);
         *place = Rc::downgrade(&open);
         Ok(Far { door: open.door.clone(), open })
     }

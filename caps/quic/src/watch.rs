@@ -6,13 +6,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use distos_identity::{Identity, Peer, Refusal, SpiffeId, Usage};
-use distos_rpc::Seat;
+use distos_identity::{Identity, Refusal, SpiffeId, Usage};
 use quinn::{Connection, RecvStream};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
 
-use crate::endpoint::{HANDSHAKE_WAIT, Room};
+use crate::endpoint::{HANDSHAKE_WAIT, Place, Room};
 use crate::renewal;
 use crate::tls::Credentials;
 
@@ -83,7 +82,7 @@ impl Known {
 pub(crate) struct Opening {
     pub(crate) peer: Identity,
     pub(crate) known: Rc<Known>,
-    pub(crate) seat: Rc<Seat<Peer>>,
+    pub(crate) seat: Rc<Place>,
     /// Dropped with it.
     pub(crate) held: oneshot::Sender<()>,
 }
@@ -94,7 +93,7 @@ impl Opening {
     pub(crate) fn new(
         room: &Rc<Room>,
         connection: Connection,
-        seat: Seat<Peer>,
+        seat: Place,
         own: watch::Receiver<Credentials>,
     ) -> Result<Opening, Refusal> {
         let usage = match connection.side() {

@@ -9,7 +9,7 @@ use distos_schemas::capability_capnp;
 
 use crate::facet::{Facet, Origin};
 use crate::faults::fault_of;
-use crate::vat::Vat;
+use crate::vat::{Open, Vat};
 
 /// The longest ticket that is looked at.
 const MAX_TICKET_BYTES: usize = 256;
@@ -70,11 +70,27 @@ pub const REMOTE: &str = "peer";
 
 /// The receiver that a giver names: a vat of this node, or the path of somebody's SPIFFE id.
 pub(crate) fn receiver(named: &str) -> Result<VatName, Fault> {
-    // The shortest path of an id has three of them, and a vat's name one.
-    match named.bytes().filter(|byte| *byte == b'/').count() {
-        0 | 1 => VatName::new(named),
-        _ => receiver_of(named),
+    let parts: Vec<&str> = named.splitn(4, '/').collect();
+    let [kind, of, what, who] = parts[..] else { return VatName::new(named) };
+    let digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    let is_somebody = match (kind, what) {
+        ("node", "service") => {
+            of.len() == 64 && of.as_bytes().iter().all(digit) && VatName::new(who).is_ok()
+        }
+        // As `did:key` has a key.
+        ("tenant", "agent") => {
+            VatName::new(of).is_ok()
+                && who.starts_with('z')
+                && who.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        }
+        _ => false,
+    };
+    if !is_somebody {
+        return Err(Fault::malformed(
+            "a receiver is a vat of this node, node/N/service/S or tenant/T/agent/A",
+        ));
     }
+    receiver_of(named)
 }
 
 /// Has the kernel hand over a gift to `receiver`, whom the connection of this session has shown; the facet
@@ -102,7 +118,7 @@ pub(crate) async fn withdraw<T: FromClientHook>(
 pub struct Received<C> {
     /// The capability.
     pub client: C,
-    _open: Option<Rc<dyn std::any::Any>>,
+    _open: Option<Rc<dyn Open>>,
 }
 
 impl Vat {
@@ -117,7 +133,7 @@ impl Vat {
             response.map(|cap| cap.cast_to()).map_err(|e| fault_of(&e))
         };
         let Some(node) = gift.node.filter(|node| *node != self.node()) else {
-            let mut request = self.edge(gift.vat.as_str()).await?.withdraw_request();
+            let mut request = self.edge_to(&gift.vat).await?.withdraw_request();
             request.get().set_ticket(&gift.ticket);
             let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let client = taken(response.get().and_then(|r| r.get_cap()))?;
@@ -126,7 +142,8 @@ impl Vat {
         let far = self.reach(node, &gift.vat).await?;
         let mut request = far.door.withdraw_request();
         request.get().set_ticket(&gift.ticket);
-        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let response = request.send().promise.await;
+        let response = response.map_err(|e| far.open.ended().unwrap_or_else(|| fault_of(&e)))?;
         let client = taken(response.get().and_then(|r| r.get_cap()))?;
         Ok(Received { client, _open: Some(far.open) })
     }
@@ -135,6 +152,9 @@ impl Vat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It must not change: a giver and a home may be of different versions.
+    const KNOWN: &str = "peer/hmndsaz46z6uc2zagy4lxsis2f";
 
     #[test]
     fn whoever_comes_over_the_network_has_one_name_that_no_vat_of_the_node_has() {
@@ -145,9 +165,15 @@ mod tests {
         assert_eq!(one, receiver_of(&node("1")).unwrap());
         assert_eq!(receiver("executor/red").unwrap().as_str(), "executor/red");
         assert!(receiver("").is_err() && receiver("Executor").is_err());
-        // Not even one byte of 128 bits is lost.
-        let names: std::collections::BTreeSet<String> =
-            (0..1000).map(|n| receiver_of(&format!("{n}")).unwrap().to_string()).collect();
-        assert_eq!(names.len(), 1000);
+        // 26 letters of five bits hold all of the 128.
+        let known = receiver_of("tenant/red/agent/z6Mk").unwrap();
+        assert_eq!(known.as_str(), KNOWN);
+        // Whoever misspells is told, and not the receiver.
+        let upper = node("1").replace("1", "A");
+        for wrong in [&upper[..], "node/1/service/x", "tenant/red/agnt/zx", "tenant/red/agent/a/b"]
+        {
+            assert!(matches!(receiver(wrong), Err(Fault::Malformed(_))), "{wrong}");
+        }
+        assert!(receiver("tenant/red/agent/z6Mk").is_ok());
     }
 }

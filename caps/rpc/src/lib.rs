@@ -39,7 +39,7 @@ pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};
 pub use meters::Meters;
 pub use seats::{Seat, Seats};
-pub use vat::{Far, Reach, Remote, Service, Vat, run, serve};
+pub use vat::{Far, Open, Reach, Remote, Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

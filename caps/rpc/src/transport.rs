@@ -4,17 +4,19 @@
 //! the moment at which a reply enters the writer, which is where a reply becomes an effect.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{message, return_};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
 use distos_abi::{Fault, Meter, SlotRef};
+use distos_schemas::capability_capnp::capability;
 use distos_table::{Seat, View};
 use futures::FutureExt as _;
 use futures::future::{Either, select};
@@ -46,12 +48,23 @@ pub struct Bounds {
     pub message_words: usize,
     /// Capabilities that the vat has exported to the other side and that were not released.
     pub exports: usize,
+    /// Calls of `watch` that wait, which only wait: they are not counted among the others.
+    pub watches: usize,
 }
+
+/// `Capability.watch`, and how long such a call is at most, in 8-byte words.
+const WATCH: (u64, u16) = (<capability::Client as HasTypeId>::TYPE_ID, 6);
+const WATCH_WORDS: u64 = 64;
 
 impl Bounds {
     /// For connections from holders, whom nobody vouches for.
-    pub const HOLDER: Bounds =
-        Bounds { calls: 32, call_words: 1 << 20, message_words: (2 << 20) / 8, exports: 4096 };
+    pub const HOLDER: Bounds = Bounds {
+        calls: 32,
+        call_words: 1 << 20,
+        message_words: (2 << 20) / 8,
+        exports: 4096,
+        watches: 256,
+    };
     /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
     /// there, so reading never stops.
     pub const EDGE: Bounds = Bounds {
@@ -59,6 +72,7 @@ impl Bounds {
         call_words: u64::MAX,
         message_words: (9 << 20) / 8,
         exports: usize::MAX,
+        watches: usize::MAX,
     };
 }
 
@@ -193,6 +207,8 @@ struct Ledger {
     /// Exports made by an answer that its caller has not finished with.
     answer_exports: RefCell<HashMap<u32, usize>>,
     room: Notify,
+    /// Those of the calls that only wait, by their questions.
+    watches: RefCell<HashSet<u32>>,
     /// That callers are done with calls which still run. It is passed on once they are answered:
     /// a call that was given up goes on to hold what it holds, so it goes on to count.
     finishes: RefCell<HashMap<u32, Box<dyn IncomingMessage>>>,
@@ -214,6 +230,7 @@ impl Ledger {
             exports: Cell::new(0),
             answer_exports: RefCell::default(),
             room: Notify::new(),
+            watches: RefCell::default(),
             finishes: RefCell::default(),
             next: RefCell::default(),
             next_added: Notify::new(),
@@ -290,7 +307,13 @@ impl Ledger {
         match body.get_as::<message::Reader<'_>>()?.which() {
             Ok(message::Call(call)) if self.is_bounded() => {
                 let call = call?;
-                if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
+                let is_watch = (call.get_interface_id(), call.get_method_id()) == WATCH;
+                if is_watch
+                    && words <= WATCH_WORDS
+                    && self.watches.borrow().len() < self.bounds.watches
+                {
+                    self.watches.borrow_mut().insert(call.get_question_id());
+                } else if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
                     self.call_words.set(self.call_words.get().saturating_add(words));
                 }
             }
@@ -300,6 +323,8 @@ impl Ledger {
             }
             Ok(message::Finish(finish)) => {
                 let finish = finish?;
+                // Whoever gives up waiting is nobody who waits.
+                self.watches.borrow_mut().remove(&finish.get_question_id());
                 if self.calls.borrow().contains_key(&finish.get_question_id()) {
                     return Ok(Some(finish.get_question_id()));
                 }
@@ -314,6 +339,7 @@ impl Ledger {
     }
 
     fn note_returned(&self, answer: u32) {
+        self.watches.borrow_mut().remove(&answer);
         let Some(words) = self.calls.borrow_mut().remove(&answer) else { return };
         self.call_words.set(self.call_words.get().saturating_sub(words));
         self.room.notify_one();

@@ -76,7 +76,13 @@ pub struct Far {
     /// Its door.
     pub door: capability_capnp::door::Client,
     /// The connection, which is closed when the last of these is dropped.
-    pub open: Rc<dyn std::any::Any>,
+    pub open: Rc<dyn Open>,
+}
+
+/// A connection that ends with this.
+pub trait Open: 'static {
+    /// Why it has ended, if it has: its calls know only that it did.
+    fn ended(&self) -> Option<Fault>;
 }
 
 /// Who is at the other end of a connection that came over a network.
@@ -128,6 +134,8 @@ struct Core {
 /// An edge that this vat holds. The number tells a new wiring from the one it replaced.
 struct Wired {
     number: u64,
+    /// The vat at its other end.
+    peer: String,
     client: capability_capnp::edge::Client,
 }
 
@@ -389,18 +397,39 @@ impl Vat {
     /// An edge that the image gives this vat, by its name. Waits a few seconds for one whose other
     /// end is starting or was restarted, then fails with [`Fault::Unavailable`].
     pub async fn edge(&self, name: &str) -> Result<capability_capnp::edge::Client, Fault> {
+        self.wired(name, |known, _| known == name).await
+    }
+
+    /// An edge that the image gives this vat to the vat of that name, whatever the edge is called; likewise.
+    pub(crate) async fn edge_to(
+        &self,
+        vat: &VatName,
+    ) -> Result<capability_capnp::edge::Client, Fault> {
+        self.wired(vat.as_str(), |_, peer| peer == vat.as_str()).await
+    }
+
+    async fn wired(
+        &self,
+        what: &str,
+        is: impl Fn(&str, &str) -> bool,
+    ) -> Result<capability_capnp::edge::Client, Fault> {
         let wired = async {
             loop {
                 let changed = self.core.edges_changed.notified();
-                if let Some(wired) = self.core.edges.borrow().get(name) {
-                    return wired.client.clone();
+                let found = {
+                    let edges = self.core.edges.borrow();
+                    let found = edges.iter().find(|(name, wired)| is(name, &wired.peer));
+                    found.map(|(_, wired)| wired.client.clone())
+                };
+                if let Some(client) = found {
+                    return client;
                 }
                 changed.await;
             }
         };
         tokio::time::timeout(EDGE_WAIT, wired)
             .await
-            .map_err(|_| Fault::unavailable(1000, format!("'{name}' is not reachable")))
+            .map_err(|_| Fault::unavailable(1000, format!("'{what}' is not reachable")))
     }
 
     /// The vats of this node that hold an edge to this vat's root object of `kind`, at this moment.
@@ -517,7 +546,7 @@ impl Vat {
         let stream = stream(socket)?;
         match edge.grant {
             Some(grant) => self.serve_edge(edge.peer, grant, stream),
-            None => self.hold_edge(edge.name, stream),
+            None => self.hold_edge(edge.name, edge.peer, stream),
         }
         Ok(())
     }
@@ -541,11 +570,11 @@ impl Vat {
         });
     }
 
-    fn hold_edge(&self, name: String, stream: UnixStream) {
+    fn hold_edge(&self, name: String, peer: String, stream: UnixStream) {
         let number = self.next_session().0;
         let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
         let client = system.bootstrap(Side::Server);
-        self.core.edges.borrow_mut().insert(name.clone(), Wired { number, client });
+        self.core.edges.borrow_mut().insert(name.clone(), Wired { number, peer, client });
         self.core.edges_changed.notify_waiters();
         let vat = self.clone();
         tokio::task::spawn_local(async move {

@@ -5,8 +5,12 @@
 //!
 //! **Authority it holds.** An edge to the memory service, which by itself reaches no region: the
 //! regions of a job arrive as one-shot gifts, and each task gets an attenuation to exactly its
-//! bytes (C1). No data directory, no listening socket, no device. It may map memory as
-//! executable, which compiled code needs.
+//! bytes (C1). On a node of a cluster, an edge to the network service and a UDP socket that lets nobody in,
+//! by which it takes gifts at other nodes in its own name. No data directory, no listening socket. It may map
+//! memory as executable, which compiled code needs.
+//!
+//! A job holds what it was given by a lease: it ends when the home of a region says that it may not use it any
+//! more, and five seconds after it last said that it may.
 //!
 //! **Authority it refuses.** A program gets stdin, stdout, stderr and its arguments. It has no
 //! file, no socket, no environment, no real clock and no true randomness (see `sandbox.rs`), and it

@@ -65,21 +65,21 @@ struct Job {
     program: Program,
     input: Received<region::Client>,
     output: Received<region::Client>,
-    /// With what, once it has.
-    ended: watch::Sender<Option<Fault>>,
+    ended: Rc<Ended>,
 }
 
-impl Job {
-    /// Whoever ends it first says with what.
-    fn end(&self, fault: Fault) {
-        self.ended.send_if_modified(|ended| {
-            let first = ended.is_none();
-            if first {
-                *ended = Some(fault);
-            }
-            first
-        });
-    }
+/// With what a job has ended, once it has.
+type Ended = watch::Sender<Option<Fault>>;
+
+/// Whoever ends it first says with what.
+fn end(ended: &Ended, fault: Fault) {
+    ended.send_if_modified(|ended| {
+        let first = ended.is_none();
+        if first {
+            *ended = Some(fault);
+        }
+        first
+    });
 }
 
 /// One task as the scheduler asks for it.
@@ -138,12 +138,19 @@ impl Executor {
         // Taken here, so that no client stands in between. Gifts wait for half a minute only, so they are
         // taken before the compiler starts.
         // Each waits for its record: both together, for one write to the disk.
-        let (input, output) =
+        let asked_ms = boot_ms();
+        let (input, output): (Received<region::Client>, Received<region::Client>) =
             futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
-        let program = self.program(module).await?;
-        let (ended, _) = watch::channel(None);
+        // From then on it is known whether it may still be used, also while the compiler works.
+        let ended = Rc::new(Ended::new(None));
+        let regions = [input.client.clone(), output.client.clone()];
+        tokio::task::spawn_local(lose(regions, asked_ms, Rc::downgrade(&ended)));
+        let mut over = ended.subscribe();
+        let program = tokio::select! {
+            program = self.program(module) => program?,
+            fault = until(&mut over) => return Err(fault),
+        };
         let loaded = Rc::new(Job { program, input, output, ended });
-        tokio::task::spawn_local(lose(Rc::downgrade(&loaded)));
         self.jobs.borrow_mut().insert(job, loaded);
         Ok(())
     }
@@ -163,7 +170,7 @@ impl Executor {
 
     fn unload(&self, job: u64) {
         if let Some(job) = self.jobs.borrow_mut().remove(&job) {
-            job.end(Fault::unavailable(0, "the job was ended"));
+            end(&job.ended, Fault::unavailable(0, "the job was ended"));
         }
     }
 
@@ -219,19 +226,17 @@ async fn until(ended: &mut watch::Receiver<Option<Fault>>) -> Fault {
 }
 
 /// Ends a job whose regions it may not use any more: a program that runs asks nobody whether it still may.
-async fn lose(job: Weak<Job>) {
-    let (input, output, mut ended) = match job.upgrade() {
-        Some(job) => (job.input.client.clone(), job.output.client.clone(), job.ended.subscribe()),
-        None => return,
-    };
+/// They were asked for at `asked_ms`.
+async fn lose([input, output]: [region::Client; 2], asked_ms: u64, ended: Weak<Ended>) {
+    let Some(mut over) = ended.upgrade().map(|ended| ended.subscribe()) else { return };
     let fault = tokio::select! {
-        fault = lease::lost(input, LEASE, boot_ms) => fault,
-        fault = lease::lost(output, LEASE, boot_ms) => fault,
+        fault = lease::lost(input, LEASE, asked_ms, boot_ms) => fault,
+        fault = lease::lost(output, LEASE, asked_ms, boot_ms) => fault,
         // Also once the job is dropped.
-        _ = ended.wait_for(Option::is_some) => return,
+        _ = over.wait_for(Option::is_some) => return,
     };
-    if let Some(job) = job.upgrade() {
-        job.end(fault);
+    if let Some(ended) = ended.upgrade() {
+        end(&ended, fault);
     }
 }
 
