@@ -20,7 +20,7 @@ pub const DRIFT_US: u64 = 300_000_000;
 /// For how long ahead it is put on disk that something may have been heard, in microseconds.
 const RESERVE_US: u64 = 10_000_000;
 /// From how many members what was heard is remembered.
-const MAX_SENDERS: usize = 8192;
+const MAX_SENDERS: usize = 4096;
 
 /// What somebody says to somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,17 +111,19 @@ impl Statement {
 pub struct Heard {
     last_us: BTreeMap<Subject, u64>,
     reserved_us: BTreeMap<Subject, u64>,
+    /// The latest time that was seen: a clock that is set back makes nothing new that was heard.
+    floor_us: u64,
 }
 
 impl Heard {
     /// As it was kept.
-    pub fn restore(kept: BTreeMap<Subject, u64>) -> Heard {
-        Heard { last_us: kept.clone(), reserved_us: kept }
+    pub fn restore(until_us: BTreeMap<Subject, u64>, floor_us: u64) -> Heard {
+        Heard { last_us: until_us.clone(), reserved_us: until_us, floor_us }
     }
 
-    /// What is to be kept.
-    pub fn kept(&self) -> &BTreeMap<Subject, u64> {
-        &self.reserved_us
+    /// What is to be kept: until when each may have been heard, and the latest time.
+    pub fn kept(&self) -> (&BTreeMap<Subject, u64>, u64) {
+        (&self.reserved_us, self.floor_us)
     }
 
     /// Whether a statement from this member, made at `at_us`, may have its effect at `now_us`.
@@ -130,6 +132,7 @@ impl Heard {
     /// [`Fault::Unauthenticated`] if it was heard before, or if clocks differ by too much;
     /// [`Fault::Unavailable`] if too many members were heard lately.
     pub fn check(&self, from: &Subject, at_us: u64, now_us: u64) -> Result<(), Fault> {
+        let now_us = now_us.max(self.floor_us);
         if at_us.abs_diff(now_us) > DRIFT_US {
             return Err(Fault::Unauthenticated(format!(
                 "a statement of {from} is from {} seconds {}: clocks may differ by five minutes",
@@ -148,18 +151,28 @@ impl Heard {
         }
     }
 
-    /// Whether something has to be on disk before a statement of this time has its effect; then
-    /// [`Heard::kept`] is to be written.
-    pub fn reserve(&mut self, from: &Subject, at_us: u64, now_us: u64) -> bool {
-        // Those of which nothing can be repeated any more: it would be too old.
+    /// Whether something has to be on disk before a statement of this time has its effect: then
+    /// [`Heard::reserve`], and write [`Heard::kept`].
+    pub fn is_ahead(&self, from: &Subject, at_us: u64) -> bool {
+        self.reserved_us.get(from).is_none_or(|reserved_us| at_us > *reserved_us)
+    }
+
+    /// Reserves what is ahead: of `at_us` for this member, and of now for all others, so that it is written once
+    /// for all. Forgets those of whom nothing can be repeated any more, because it would be too old.
+    pub fn reserve(&mut self, from: &Subject, at_us: u64, now_us: u64) {
+        let now_us = now_us.max(self.floor_us);
+        self.floor_us = now_us;
+        self.reserved_us.entry(from.clone()).or_default();
+        for (member, until_us) in &mut self.reserved_us {
+            // Those who were not heard for a while are not about to be.
+            let speaks = until_us.saturating_add(RESERVE_US) >= now_us;
+            let ahead_us = if member == from { at_us.max(now_us) } else { now_us };
+            if member == from || speaks {
+                *until_us = (*until_us).max(ahead_us.saturating_add(RESERVE_US));
+            }
+        }
         self.reserved_us.retain(|_, until_us| until_us.saturating_add(DRIFT_US) >= now_us);
         self.last_us.retain(|from, _| self.reserved_us.contains_key(from));
-        let reserved_us = self.reserved_us.entry(from.clone()).or_default();
-        let is_ahead = at_us > *reserved_us;
-        if is_ahead {
-            *reserved_us = at_us.saturating_add(RESERVE_US);
-        }
-        is_ahead
     }
 
     /// A statement has its effect now.
@@ -200,7 +213,9 @@ mod tests {
     fn takes(heard: &mut Heard, at_us: u64, now_us: u64) -> bool {
         let fine = heard.check(&node(1), at_us, now_us).is_ok();
         if fine {
-            heard.reserve(&node(1), at_us, now_us);
+            if heard.is_ahead(&node(1), at_us) {
+                heard.reserve(&node(1), at_us, now_us);
+            }
             heard.note(&node(1), at_us);
         }
         fine
@@ -249,20 +264,21 @@ mod tests {
         fn nothing_is_heard_twice_across_restarts(
             steps in proptest::collection::vec((0u64..30_000_000, any::<bool>()), 1..60),
         ) {
-            let (mut heard, mut disk) = (Heard::default(), BTreeMap::new());
+            let (mut heard, mut disk, mut floor_us) = (Heard::default(), BTreeMap::new(), 0);
             let mut taken = std::collections::BTreeSet::new();
             let mut now_us = NOW_US;
             for (later_us, restarts) in steps {
                 if restarts {
-                    heard = Heard::restore(disk.clone());
+                    heard = Heard::restore(disk.clone(), floor_us);
                 }
                 // One that is new, and one of those before.
                 let old_us = NOW_US + later_us % (now_us - NOW_US + 1);
                 now_us += later_us;
                 for at_us in [now_us, old_us] {
                     if heard.check(&node(1), at_us, now_us).is_ok() {
-                        if heard.reserve(&node(1), at_us, now_us) {
-                            disk = heard.kept().clone();
+                        if heard.is_ahead(&node(1), at_us) {
+                            heard.reserve(&node(1), at_us, now_us);
+                            (disk, floor_us) = (heard.kept().0.clone(), heard.kept().1);
                         }
                         heard.note(&node(1), at_us);
                         prop_assert!(taken.insert(at_us), "{at_us} was heard twice");
@@ -285,9 +301,13 @@ mod tests {
         assert!(takes(&mut heard, NOW_US, NOW_US));
         let later_us = NOW_US + RESERVE_US + DRIFT_US;
         heard.reserve(&node(2), later_us, later_us);
-        assert!(heard.kept().contains_key(&node(1)));
+        assert!(heard.kept().0.contains_key(&node(1)));
         heard.reserve(&node(2), later_us + 1, later_us + 1);
-        assert!(!heard.kept().contains_key(&node(1)));
+        assert!(!heard.kept().0.contains_key(&node(1)));
+        assert!(!takes(&mut heard, NOW_US, NOW_US), "the clock was set back");
+        let (kept, floor_us) = heard.kept();
+        let mut heard = Heard::restore(kept.clone(), floor_us);
+        assert!(!takes(&mut heard, NOW_US, NOW_US), "and the node was restarted");
         assert!(!takes(&mut heard, NOW_US, later_us + 1), "it is too old");
         let mut ticks = Ticks::default();
         assert_eq!([5, 5, 3, 9].map(|now_us| ticks.next(now_us)), [5, 6, 7, 9]);

@@ -1,21 +1,38 @@
-//! How often other nodes may ask: each question is a signature and a record in the audit log.
+//! How often somebody may ask: each question is a signature and a record in the audit log, or a connection to
+//! another node.
 
 use std::collections::BTreeMap;
-
-use distos_abi::NodeId;
 
 /// Questions of one node in so many seconds: several times what all its services need when it boots, and
 /// with SVIDs of a few seconds.
 const MOST: u32 = 128;
 const WINDOW_S: u64 = 10;
 
-/// What each node has asked in the present window. Only peers ask, so it is as long as their list.
-#[derive(Debug, Default)]
-pub(crate) struct Asked(BTreeMap<NodeId, (u64, u32)>);
+/// What nodes ask one another for. Whoever asks for one thing too often may ask for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Question {
+    /// To sign an SVID.
+    Sign,
+    /// Where a service is.
+    Locate,
+    /// To hear a statement.
+    Tell,
+}
 
-impl Asked {
-    /// Whether this node may ask once more.
-    pub(crate) fn may(&mut self, node: NodeId, now_s: u64) -> bool {
+/// What each has asked in the present window. Only peers and this node's services ask, so it is as long as
+/// their lists.
+#[derive(Debug)]
+pub(crate) struct Asked<K>(BTreeMap<K, (u64, u32)>);
+
+impl<K> Default for Asked<K> {
+    fn default() -> Asked<K> {
+        Asked(BTreeMap::new())
+    }
+}
+
+impl<K: Ord> Asked<K> {
+    /// Whether this one may ask once more.
+    pub(crate) fn may(&mut self, node: K, now_s: u64) -> bool {
         let window = now_s / WINDOW_S;
         self.0.retain(|_, (of, _)| *of == window);
         let (_, count) = self.0.entry(node).or_insert((window, 0));
@@ -26,6 +43,8 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use distos_abi::NodeId;
+
     use super::*;
 
     #[test]

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use distos_abi::{Fault, NodeId, VatName};
-use distos_identity::{Identity, Statement, Subject, Usage};
+use distos_identity::{Statement, Subject};
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::member;
 
@@ -54,7 +54,7 @@ impl NetworkService {
             let _ = getrandom::fill(&mut random);
             let jitter_ms = u64::from_ne_bytes(random) % (2 * JITTER_MS + 1);
             tokio::time::sleep(Duration::from_millis(BEAT_MS - JITTER_MS + jitter_ms)).await;
-            let nodes = self.state.borrow().nodes();
+            let nodes = self.state.borrow().members();
             let changes = self.alive.borrow_mut().look(&nodes, self.clock_ms());
             changes.iter().for_each(|change| self.tell_change(change));
             for (node, _) in self.state.borrow().reachable() {
@@ -109,35 +109,26 @@ impl NetworkService {
         signature: &[u8],
         chain: &[Vec<u8>],
     ) -> Result<(), Fault> {
-        let sender = {
-            let state = self.state.borrow();
-            Identity::verify(chain, state.bundle()?, self.now_s(), Usage::Client)?
+        let said = {
+            let (state, heard) = (self.state.borrow(), self.heard.borrow());
+            state.hears(&heard, bytes, signature, chain, self.now_us())?
         };
-        let node = match &sender.id.subject {
-            Subject::Service { node, service } if service.as_str() == SERVICE => *node,
-            other => return Err(Fault::Unauthenticated(format!("{other} is no network service"))),
-        };
-        if !self.state.borrow().nodes().contains(&node) {
-            return Err(Fault::Unauthenticated(format!("node/{node} is no peer")));
-        }
-        let me = service_of(self.vat.node())?;
-        let from = (&sender.id.subject, sender.key);
-        let statement = Statement::verify(bytes, signature, from, &me)?;
-        let bundle = read_beat(&statement.body)?;
-        self.once(&sender.id.subject, statement.at_us)?;
+        let bundle = read_beat(&said.body)?;
+        self.note_heard(&said)?;
+        let Subject::Service { node, .. } = said.from else { return Ok(()) };
         let change = self.alive.borrow_mut().heard(node, bundle, self.clock_ms());
         change.iter().for_each(|change| self.tell_change(change));
         Ok(())
     }
 
-    /// Lets a statement have its effect if it has had none, also before a restart.
-    fn once(&self, from: &Subject, at_us: u64) -> Result<(), Fault> {
-        let now_us = self.now_us();
-        self.heard.borrow().check(from, at_us, now_us)?;
-        let before = self.heard.borrow().clone();
-        if self.heard.borrow_mut().reserve(from, at_us, now_us) {
+    /// Lets a statement have its effect, and none again, also after a restart.
+    fn note_heard(&self, Statement { from, at_us, .. }: &Statement) -> Result<(), Fault> {
+        let (at_us, now_us) = (*at_us, self.now_us());
+        if self.heard.borrow().is_ahead(from, at_us) {
+            let before = self.heard.borrow().clone();
+            self.heard.borrow_mut().reserve(from, at_us, now_us);
             // What is not on disk might be heard again after a restart.
-            self.save().inspect_err(|_| drop(self.heard.replace(before)))?;
+            self.save_heard().inspect_err(|_| drop(self.heard.replace(before)))?;
         }
         self.heard.borrow_mut().note(from, at_us);
         Ok(())

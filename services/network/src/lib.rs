@@ -5,7 +5,8 @@
 //! tenant's data. What it serves: [`Network`](distos_schemas::network_capnp::network) to the operator, who
 //! joins a cluster and names peers; [`Credentials`](distos_schemas::network_capnp::credentials) to the
 //! services of this node, which ask for SVIDs in their own names and hear at once whom to let in; and
-//! [`Issuer`](distos_schemas::network_capnp::issuer) to network services of other nodes, whose SVIDs it signs.
+//! [`Member`](distos_schemas::network_capnp::member) to network services of other nodes, whose SVIDs it signs, whom
+//! it tells where this node's services listen, and whose statements it hears.
 //! What it refuses: to sign for its own node, to sign for another node anything but what that one may be (its
 //! operator may invite whom they like), a bundle that is older or another cluster's.
 //!

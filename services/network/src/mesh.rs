@@ -14,6 +14,7 @@ use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::member;
 use distos_types::HolderSecret;
 
+use crate::asked::Question;
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
 
@@ -23,6 +24,9 @@ const SOCKET: &str = "quic";
 const MEMBER_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait after something did not work.
 const AGAIN: Duration = Duration::from_secs(5);
+/// For how long it is believed where a service is, and of how many.
+const LOCATED_MS: u64 = 10_000;
+const MAX_LOCATED: usize = 1024;
 /// How often it is looked whose invitation has ended.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a peer may stay without being asked for anything.
@@ -201,10 +205,10 @@ impl NetworkService {
         let asked = async {
             let known = self.members.borrow().get(&node).cloned();
             if let Some(known) = known.filter(|known| known.connection.close_reason().is_none()) {
-                match ask(known.member.clone()).await {
-                    // It may have come to its end meanwhile.
-                    Err(Fault::Unavailable { .. }) => {}
-                    answered => return answered,
+                let answered = ask(known.member.clone()).await;
+                // It may have come to its end meanwhile.
+                if answered.is_ok() || known.connection.close_reason().is_none() {
+                    return answered;
                 }
             }
             let opened = Rc::new(self.member(node).await?);
@@ -212,6 +216,8 @@ impl NetworkService {
             ask(opened.member.clone()).await
         };
         tokio::time::timeout(MEMBER_WAIT, asked).await.unwrap_or_else(|_| {
+            // The next question does not wait for a connection of which nobody hears.
+            self.members.borrow_mut().remove(&node);
             Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
         })
     }
@@ -232,12 +238,37 @@ impl NetworkService {
         Ok(Member { member, connection, _driven: Driven::new(system) })
     }
 
-    /// Where a service of another node listens, as that node says.
+    /// Where a service of another node listens, as that node says, or said a little while ago: also that there
+    /// is none. `asking` is who wants to know.
     pub(crate) async fn locate(
         &self,
         node: NodeId,
         service: &VatName,
+        asking: &VatName,
     ) -> Result<SocketAddr, Fault> {
+        let whom = (node, service.clone());
+        let known = self.located.borrow().get(&whom).cloned();
+        if let Some((at_ms, said)) = known
+            && self.clock_ms().saturating_sub(at_ms) < LOCATED_MS
+        {
+            return said;
+        }
+        // What one tenant's executor asks for without end is not asked of other nodes for it.
+        if !self.locating.borrow_mut().may(asking.clone(), self.now_s()) {
+            return Err(Fault::unavailable(10_000, format!("{asking} asks too often")));
+        }
+        let said = self.ask_where(node, service).await;
+        if matches!(said, Ok(_) | Err(Fault::NotFound(_))) {
+            let (mut located, now_ms) = (self.located.borrow_mut(), self.clock_ms());
+            located.retain(|_, (at_ms, _)| now_ms.saturating_sub(*at_ms) < LOCATED_MS);
+            if located.len() < MAX_LOCATED {
+                located.insert(whom, (now_ms, said.clone()));
+            }
+        }
+        said
+    }
+
+    async fn ask_where(&self, node: NodeId, service: &VatName) -> Result<SocketAddr, Fault> {
         let address = self.state.borrow().address(node)?;
         let port = self.with_member(node, async |member: member::Client| {
             let mut request = member.locate_request();
@@ -310,6 +341,16 @@ struct MemberServer {
     node: NodeId,
 }
 
+impl MemberServer {
+    fn once_more(&self, question: Question) -> Result<(), capnp::Error> {
+        let service = &self.service;
+        if service.asked.borrow_mut().may((self.node, question), service.now_s()) {
+            return Ok(());
+        }
+        Err(fail(Fault::unavailable(10_000, "this node asks too often")))
+    }
+}
+
 impl member::Server for MemberServer {
     async fn tell(
         self: Rc<Self>,
@@ -318,9 +359,7 @@ impl member::Server for MemberServer {
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let service = &self.service;
-        if !service.asked.borrow_mut().may(self.node, service.now_s()) {
-            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
-        }
+        self.once_more(Question::Tell)?;
         let chain = certificates(params.get_chain()?)?;
         let heard = service.hear(params.get_statement()?, params.get_signature()?, &chain);
         heard.map_err(|fault| {
@@ -336,9 +375,7 @@ impl member::Server for MemberServer {
     ) -> Result<(), capnp::Error> {
         let service = params.get()?.get_service()?.to_str()?.to_owned();
         let own = &self.service;
-        if !own.asked.borrow_mut().may(self.node, own.now_s()) {
-            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
-        }
+        self.once_more(Question::Locate)?;
         let port = own.port_of(&service).ok_or_else(|| {
             fail(Fault::not_found("no such service lets anybody in over the network"))
         })?;
@@ -360,9 +397,7 @@ impl member::Server for MemberServer {
             proof: params.get_proof()?,
         };
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
-        if !service.asked.borrow_mut().may(self.node, now_s) {
-            return Err(fail(Fault::unavailable(10_000, "this node asks too often")));
-        }
+        self.once_more(Question::Sign)?;
         let signed = service.state.borrow().sign(
             &service.issuer_secret,
             &asks,

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::alive::Alive;
-use crate::asked::Asked;
+use crate::asked::{Asked, Question};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
@@ -53,9 +54,15 @@ struct Disk {
     key: String,
     issuer_key: String,
     state: Kept,
-    /// Until when statements of each member may have been heard, in microseconds since the Unix epoch.
-    #[serde(default)]
-    heard: BTreeMap<String, u64>,
+}
+
+/// What was heard, in a file of its own: it is written as long as others speak.
+#[derive(Serialize, Deserialize)]
+struct HeardDisk {
+    /// The latest time that was seen, in microseconds since the Unix epoch.
+    floor_us: u64,
+    /// Until when statements of each member may have been heard.
+    until_us: BTreeMap<String, u64>,
 }
 
 async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
@@ -72,13 +79,17 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     };
     let keys = Keys::new(directory);
     let record = record(directory);
-    let (secret, issuer_secret, kept, heard) = match record.load::<Disk>()? {
+    let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
+        Some(disk) => (keys.load(&disk.key)?, keys.load(&disk.issuer_key)?, Some(disk.state)),
+        None => (keys.make()?, keys.make()?, None),
+    };
+    let heard_record = heard_record(directory);
+    let heard = match heard_record.load::<HeardDisk>()? {
         Some(disk) => {
-            let heard = disk.heard.iter().map(|(name, at_us)| Ok((name.parse()?, *at_us)));
-            let heard = Heard::restore(heard.collect::<Result<_, Fault>>()?);
-            (keys.load(&disk.key)?, keys.load(&disk.issuer_key)?, Some(disk.state), heard)
+            let until_us = disk.until_us.iter().map(|(name, at_us)| Ok((name.parse()?, *at_us)));
+            Heard::restore(until_us.collect::<Result<_, Fault>>()?, disk.floor_us)
         }
-        None => (keys.make()?, keys.make()?, None, Heard::default()),
+        None => Heard::default(),
     };
     let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
@@ -89,6 +100,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let service = Rc::new(NetworkService {
         vat,
         record,
+        heard_record,
         keys,
         secret: RefCell::new(Arc::new(secret)),
         issuer_secret,
@@ -99,6 +111,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         endpoint: RefCell::default(),
         address: Cell::new(None),
         asked: RefCell::default(),
+        locating: RefCell::default(),
+        located: RefCell::default(),
         started: Instant::now(),
         alive: RefCell::default(),
         heard: RefCell::new(heard),
@@ -122,6 +136,11 @@ fn record(directory: &Path) -> Record {
     Record::new(directory.join("network"), "distos-network", REMEDY)
 }
 
+fn heard_record(directory: &Path) -> Record {
+    const REMEDY: &str = "remove it, and wait for six minutes before this node is started: what was said before is too old then";
+    Record::new(directory.join("heard"), "distos-heard", REMEDY)
+}
+
 /// A service that asks for credentials.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Attending {
@@ -133,9 +152,13 @@ pub(crate) struct Attending {
     port: u16,
 }
 
+/// Where a service is, as its node said at that time.
+pub(crate) type Said = (u64, Result<SocketAddr, Fault>);
+
 pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
     record: Record,
+    heard_record: Record,
     keys: Keys,
     /// The key of this service's SVID, and that of its issuer.
     secret: RefCell<Arc<HolderSecret>>,
@@ -146,9 +169,13 @@ pub(crate) struct NetworkService {
     pub(crate) revision: watch::Sender<u64>,
     attending: RefCell<BTreeMap<String, Attending>>,
     pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
-    pub(crate) address: Cell<Option<std::net::SocketAddr>>,
+    pub(crate) address: Cell<Option<SocketAddr>>,
     /// How often each node has asked lately.
-    pub(crate) asked: RefCell<Asked>,
+    pub(crate) asked: RefCell<Asked<(NodeId, Question)>>,
+    /// How often each service of this node has asked where others are.
+    pub(crate) locating: RefCell<Asked<VatName>>,
+    /// Where services of other nodes are, and when that was said.
+    pub(crate) located: RefCell<BTreeMap<(NodeId, VatName), Said>>,
     pub(crate) started: Instant,
     /// Which nodes are there.
     pub(crate) alive: RefCell<Alive>,
@@ -178,12 +205,16 @@ impl NetworkService {
             key: self.secret().key().to_string(),
             issuer_key: self.issuer_secret.key().to_string(),
             state: self.state.borrow().keep(),
-            heard: {
-                let heard = self.heard.borrow();
-                heard.kept().iter().map(|(from, at_us)| (from.to_string(), *at_us)).collect()
-            },
         };
         self.record.save(&disk)
+    }
+
+    /// Puts on disk what may have been heard.
+    pub(crate) fn save_heard(&self) -> Result<(), Fault> {
+        let heard = self.heard.borrow();
+        let (kept, floor_us) = heard.kept();
+        let until_us = kept.iter().map(|(from, at_us)| (from.to_string(), *at_us)).collect();
+        self.heard_record.save(&HeardDisk { floor_us, until_us })
     }
 
     /// What would be known after this change.
@@ -382,6 +413,9 @@ impl network::Server for NetworkServer {
         }
         status.set_bundle(state.bundle().map_or(0, Bundle::sequence));
         status.set_issues(state.issues());
+        // Those that have ended are of no interest any more.
+        let here = service.vat.holders(kind::CREDENTIALS);
+        service.attending.borrow_mut().retain(|name, _| here.contains(name));
         let attending = service.attending.borrow();
         let revision = *service.revision.borrow();
         let mut list = status.init_services(attending.len() as u32);
@@ -657,7 +691,9 @@ impl credentials::Server for CredentialsServer {
             let service = VatName::new(params.get_service()?.to_str()?).map_err(fail)?;
             (NodeId::try_from(params.get_node()?).map_err(fail)?, service)
         };
-        let address = self.service.locate(node, &service).await.map_err(fail)?;
+        let asking = self.asking()?;
+        let located = self.service.locate(node, &service, &asking).await;
+        let address = located.map_err(fail)?;
         self.facet.reply(&mut results).set_address(address.to_string());
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use distos_abi::{Fault, HolderKey, NodeId, VatName};
 use distos_identity::{
-    Bundle, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peer, Peers, Serial, SpiffeId, Subject,
-    Trust, Usage, Validity, verify_proof,
+    Bundle, Heard, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peer, Peers, Serial, SpiffeId,
+    Statement, Subject, Trust, Usage, Validity, verify_proof,
 };
 use distos_types::HolderSecret;
 use serde::{Deserialize, Serialize};
@@ -310,13 +310,35 @@ impl State {
         &self.peers
     }
 
-    /// The nodes in the list.
-    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+    /// The nodes in the list that have come.
+    pub(crate) fn members(&self) -> Vec<NodeId> {
         let nodes = self.peers.keys().filter_map(|peer| match peer {
-            Peer::Node(node) => Some(*node),
-            Peer::Tenant(_) => None,
+            Peer::Node(node) if !self.invited.contains_key(peer) => Some(*node),
+            _ => None,
         });
         nodes.collect()
+    }
+
+    /// What a node says to this one and signs, if its network service is let in and this was not heard before
+    /// (N3). It is to be noted before it has an effect.
+    pub(crate) fn hears(
+        &self,
+        heard: &Heard,
+        bytes: &[u8],
+        signature: &[u8],
+        chain: &[Vec<u8>],
+        now_us: u64,
+    ) -> Result<Statement, Fault> {
+        let now_s = now_us / 1_000_000;
+        let sender = self.trust(now_s)?.admit(chain, now_s, Usage::Client)?;
+        match &sender.id.subject {
+            Subject::Service { service, .. } if service.as_str() == SERVICE => {}
+            other => return Err(Fault::Unauthenticated(format!("{other} is no network service"))),
+        }
+        let from = (&sender.id.subject, sender.key);
+        let said = Statement::verify(bytes, signature, from, &self.id()?.subject)?;
+        heard.check(&said.from, said.at_us, now_us)?;
+        Ok(said)
     }
 
     /// Where a node's network service listens.
@@ -465,6 +487,54 @@ mod tests {
         let mut state = State::new(NODE, keys());
         state.join(cluster.bundle(2), cluster.svid(&me(), keys().0), NOW_S).unwrap();
         state
+    }
+
+    /// N3: what a node says has its effect once, at whom it is for, while that node is let in.
+    #[test]
+    fn a_statement_is_heard_once_and_from_a_member_for_this_node_only() {
+        let cluster = Cluster::new("demo", 1);
+        let mut state = joined(&cluster);
+        state.add(Peer::Node(OTHER), None).unwrap();
+        let secret = secret(20);
+        let who = |node: NodeId| Subject::Service { node, service: VatName::new(SERVICE).unwrap() };
+        let chain = |node: NodeId| cluster.svid(&who(node).to_string(), secret.key());
+        let now_us = NOW_S * 1_000_000;
+        let said = |from: NodeId, to: NodeId, at_us: u64| {
+            let body = b"here".to_vec();
+            Statement { from: who(from), to: who(to), at_us, body }.sign(&secret)
+        };
+        let hears =
+            |state: &State, heard: &Heard, said: &(Vec<u8>, [u8; 64]), chain: &[Vec<u8>]| {
+                state.hears(heard, &said.0, &said.1, chain, now_us)
+            };
+        let mut heard = Heard::default();
+        let first = said(OTHER, NODE, now_us);
+        let taken = hears(&state, &heard, &first, &chain(OTHER)).unwrap();
+        assert_eq!((&taken.from, &taken.body[..]), (&who(OTHER), &b"here"[..]));
+        heard.reserve(&taken.from, taken.at_us, now_us);
+        heard.note(&taken.from, taken.at_us);
+        let is_refused =
+            |state: &State, heard: &Heard, said: &(Vec<u8>, [u8; 64]), chain: &[Vec<u8>]| {
+                let refused = hears(state, heard, said, chain).unwrap_err();
+                assert!(matches!(refused, Fault::Unauthenticated(_)), "{refused}");
+            };
+        is_refused(&state, &heard, &first, &chain(OTHER));
+        // After a restart, with what is on disk.
+        let (until_us, floor_us) = heard.kept();
+        is_refused(&state, &Heard::restore(until_us.clone(), floor_us), &first, &chain(OTHER));
+        let fresh = Heard::default();
+        is_refused(&state, &fresh, &said(OTHER, OTHER, now_us), &chain(OTHER));
+        is_refused(&state, &fresh, &said(NODE, NODE, now_us), &chain(OTHER));
+        // Nobody's peer; a peer at the word of an issuer whose node is not in the list; one that was taken off.
+        let stranger = NodeId([3; 32]);
+        is_refused(&state, &fresh, &said(stranger, NODE, now_us), &chain(stranger));
+        let gone = HolderSecret::from_seed([30; 32]);
+        let issuer = Issuer::new(cluster.issuer_on(stranger, gone.key()), &gone).unwrap();
+        let id = SpiffeId { cluster: cluster.name.clone(), subject: who(OTHER) };
+        let vouched = issuer.issue(&id, secret.key(), validity(), Serial([5; 16])).unwrap();
+        is_refused(&state, &fresh, &first, &vouched);
+        state.remove(&Peer::Node(OTHER)).unwrap();
+        is_refused(&state, &fresh, &first, &chain(OTHER));
     }
 
     #[test]
