@@ -4,13 +4,15 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use distos_e2e::images::replaced;
 use distos_e2e::watch::Watched;
-use distos_e2e::{COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, repository, run};
+use distos_e2e::{
+    COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, repository, run, wordcount,
+};
 use serde_json::Value;
 
 const REVOKED: i32 = 11;
@@ -77,8 +79,11 @@ impl Desk {
 struct Member {
     node: Node,
     number: String,
+    host: &'static str,
     ports: Vec<u16>,
 }
+
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Ports that nobody has now. They are told apart by being open at the same time.
 fn ports() -> Vec<u16> {
@@ -91,6 +96,11 @@ impl Member {
     /// A node that has joined the cluster of `desk`, signs for others, and knows none of them.
     fn join(desk: &Desk, svid_s: u32) -> Member {
         let (node, ports) = alone(svid_s);
+        Member::of(desk, node, LOOPBACK, ports)
+    }
+
+    /// The same of a node that runs already, and is reached there.
+    fn of(desk: &Desk, node: Node, host: &'static str, ports: Vec<u16>) -> Member {
         let status = node.json(&["network", "status"]);
         let text = |key: &str| status[key].as_str().unwrap().to_owned();
         let number = text("node");
@@ -105,12 +115,12 @@ impl Member {
         for made in ["network.pem", "certificate.pem"] {
             fs::remove_file(desk.path(made)).unwrap();
         }
-        Member { node, number, ports }
+        Member { node, number, host, ports }
     }
 
     fn address(&self, service: &str) -> String {
         let at = SERVICES.iter().position(|name| *name == service).unwrap();
-        format!("127.0.0.1:{}", self.ports[at])
+        format!("{}:{}", self.host, self.ports[at])
     }
 
     fn meet(&self, other: &Member) {
@@ -130,14 +140,19 @@ impl Member {
 /// Two nodes that vouch for one another.
 fn two(desk: &Desk, svid_s: u32) -> (Member, Member) {
     let (one, other) = (Member::join(desk, svid_s), Member::join(desk, svid_s));
-    one.meet(&other);
-    other.meet(&one);
-    for member in [&one, &other] {
+    acquaint(&one, &other);
+    (one, other)
+}
+
+/// Lets two nodes in at one another, and waits until they vouch for one another.
+fn acquaint(one: &Member, other: &Member) {
+    one.meet(other);
+    other.meet(one);
+    for member in [one, other] {
         eventually("every service has an SVID", VOUCHED, || {
             SERVICES[1..].iter().all(|service| member.until_s(service).is_some()).then_some(())
         });
     }
-    (one, other)
 }
 
 /// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
@@ -243,7 +258,7 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     let is_key = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".key");
     assert_eq!(kept.filter(|entry| is_key(&entry.as_ref().unwrap().file_name())).count(), 2);
     node.ok(&["network", "accept", &file, "--root", &root]);
-    let joined = Member { number: number.to_owned(), node, ports };
+    let joined = Member { number: number.to_owned(), node, host: LOOPBACK, ports };
     eventually("every service has an SVID", VOUCHED, || {
         SERVICES[1..].iter().all(|service| joined.until_s(service).is_some()).then_some(())
     });
@@ -329,8 +344,49 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     drop((python, red_again));
 }
 
-/// Handoff: a job runs at one node over regions of two others, which its executor takes itself; its regions' nodes
-/// decide for how long.
+const TEXT: &str = "nothing holds authority that nobody handed it\n";
+const LINES: usize = 20_000;
+
+/// The region `letters` of red's at `home`, and what counts its words at another node.
+fn counting(home: &Member) -> Vec<String> {
+    fs::write(home.node.file("text"), TEXT.repeat(LINES)).unwrap();
+    home.node.ok(&["region", "put", "letters", "text", "--as", "red.cap"]);
+    let module = wordcount().to_str().unwrap().to_owned();
+    let count = ["run", &module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
+    count.map(str::to_owned).into_iter().chain(over(home)).collect()
+}
+
+/// Over the regions that red has at `home`.
+fn over(home: &Member) -> Vec<String> {
+    let (file, there) = (home.node.file("red.cap"), home.node.directory());
+    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
+    ["--regions", file, "--regions-node", there, "--as", "red.cap"].map(str::to_owned).to_vec()
+}
+
+fn words(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+fn is_counted(at: &Member, count: &[String]) {
+    let counted = at.node.ok(&words(count)).text();
+    let numbers: Vec<&str> = counted.split_whitespace().collect();
+    let bytes = (TEXT.len() * LINES).to_string();
+    assert_eq!(numbers, ["20000", "140000", &bytes], "{counted}");
+}
+
+/// A job of red's at one node that goes on for ever over what `home` keeps.
+fn endless(at: &Member, home: &Member) -> Watched {
+    let text = "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
+    fs::write(at.node.file("endless.wasm"), wat::parse_str(text).unwrap()).unwrap();
+    let run = ["run", "endless.wasm", "--input", "letters"].map(str::to_owned);
+    let run: Vec<String> = run.into_iter().chain(over(home)).collect();
+    let mut job = Watched::spawn(at.node.command(&words(&run)));
+    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
+    job
+}
+
+/// Handoff: a job runs at one node over regions of another, which its executor takes itself; that node decides
+/// for how long.
 #[test]
 fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back() {
     let desk = Desk::new();
@@ -338,17 +394,8 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
     for member in [&home, &other] {
         member.node.tenants(&["red"]);
     }
-    let text = "nothing holds authority that nobody handed it\n".repeat(20_000);
-    fs::write(home.node.file("text"), &text).unwrap();
-    home.node.ok(&["region", "put", "letters", "text", "--as", "red.cap"]);
-    let module = repository().join("target/wasm/wordcount.wasm").to_str().unwrap().to_owned();
-    let (file, there) = (home.node.file("red.cap"), home.node.directory());
-    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
-    let over = ["--regions", file, "--regions-node", there, "--as", "red.cap"];
-    let count = ["run", &module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
-    let counted = other.node.ok(&[&count[..], &over].concat()).text();
-    let numbers: Vec<&str> = counted.split_whitespace().collect();
-    assert_eq!(numbers, ["20000", "140000", &text.len().to_string()], "{counted}");
+    let count = counting(&home);
+    is_counted(&other, &count);
     // Whose executor it was, that node's auditor can tell.
     let log = home.node.json(&["audit", "list"]);
     let taken = format!("node/{}/service/executor/red", other.number);
@@ -356,20 +403,133 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
         entry["kind"] == "handoff" && entry["detail"].as_str().unwrap().starts_with(&taken)
     });
     assert!(told, "nobody has taken anything: {log}");
+    // A node that is no peer takes nothing, whatever was given to it.
+    let peer = format!("node/{}", other.number);
+    home.node.ok(&["peers", "remove", &peer]);
+    let refused = other.node.refused(&words(&count), UNAUTHENTICATED);
+    assert!(refused.contains("does not trust us"), "{refused}");
+    home.meet(&other);
+    eventually("it is a peer again", VOUCHED, || {
+        (other.node.cli(&words(&count)).code == 0).then_some(())
+    });
     // Red takes back what it uses there, while it is used elsewhere (C2).
-    let endless =
-        "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
-    fs::write(other.node.file("endless.wasm"), wat::parse_str(endless).unwrap()).unwrap();
-    let run = ["run", "endless.wasm", "--input", "letters"];
-    let mut job = Watched::spawn(other.node.command(&[&run[..], &over].concat()));
-    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
+    let job = endless(&other, &home);
     home.node.ok(&["cap", "revoke", "red.cap", "--entry", "regions"]);
     let ended = job.finish(Duration::from_secs(10));
     assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
-    // A node that is no peer has nothing to run over there.
-    other.node.ok(&["peers", "remove", &format!("node/{}", home.number)]);
-    let refused = other.node.cli(&[&count[..], &over].concat());
-    assert_ne!(refused.code, 0);
+}
+
+/// Two network namespaces, joined by a cable. They end with this.
+struct Cable {
+    names: [String; 2],
+}
+
+const HOSTS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+
+impl Cable {
+    /// An error where this machine does not permit it, or lacks `ip`.
+    fn new() -> Result<Cable, String> {
+        let names = ["a", "b"].map(|end| format!("distos-{}-{end}", std::process::id()));
+        let cable = Cable { names };
+        let [one, other] = &cable.names;
+        for name in &cable.names {
+            ip(&["netns", "add", name])?;
+            ip(&["-n", name, "link", "set", "lo", "up"])?;
+        }
+        let ends =
+            ["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", other];
+        ip(&[&["-n", one][..], &ends].concat())?;
+        for (name, host) in cable.names.iter().zip(HOSTS) {
+            ip(&["-n", name, "address", "add", &format!("{host}/24"), "dev", "cable"])?;
+            ip(&["-n", name, "link", "set", "cable", "up"])?;
+        }
+        Ok(cable)
+    }
+
+    /// Makes it slow and loses some of what goes over it. An error where Linux was built without that.
+    fn wear(&self) -> Result<(), String> {
+        for name in &self.names {
+            let worn =
+                ["qdisc", "add", "dev", "cable", "root", "netem", "delay", "20ms", "loss", "2%"];
+            tool("tc", &[&["-n", name][..], &worn].concat())?;
+        }
+        Ok(())
+    }
+
+    fn cut(&self) {
+        ip(&["-n", &self.names[0], "link", "set", "cable", "down"]).unwrap();
+    }
+
+    fn mend(&self) {
+        ip(&["-n", &self.names[0], "link", "set", "cable", "up"]).unwrap();
+    }
+
+    /// A node at one end. Elsewhere nobody uses the ports of its image.
+    fn node(&self, end: usize) -> Node {
+        let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
+        let within = ["netns", "exec", &self.names[end]];
+        let mut node = Node::under(&image, Path::new("ip"), &within);
+        node.reboot();
+        node
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for name in &self.names {
+            // One that was not made cannot be removed.
+            let _ = ip(&["netns", "delete", name]);
+        }
+    }
+}
+
+fn ip(args: &[&str]) -> Result<(), String> {
+    tool("ip", args)
+}
+
+fn tool(name: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(name).args(args).output();
+    let output = output.map_err(|error| format!("{name}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{name} {}: {said}", args.join(" "))) }
+}
+
+/// C2 where nothing is heard: whoever is cut off from where its regions are stops within the lease, by itself.
+#[test]
+fn nodes_on_a_bad_cable_work_together_and_one_that_is_cut_off_stops_within_its_lease() {
+    let cable = match Cable::new() {
+        Ok(cable) => cable,
+        Err(why) => {
+            println!("skipped: no network namespaces here: {why}");
+            return;
+        }
+    };
+    let desk = Desk::new();
+    let ports: Vec<u16> = (7400..).take(SERVICES.len()).collect();
+    let member = |end: usize| Member::of(&desk, cable.node(end), HOSTS[end], ports.clone());
+    let (home, other) = (member(0), member(1));
+    if let Err(why) = cable.wear() {
+        println!("without delay and loss, which this Linux cannot make: {why}");
+    }
+    acquaint(&home, &other);
+    for member in [&home, &other] {
+        member.node.tenants(&["red"]);
+    }
+    let count = counting(&home);
+    is_counted(&other, &count);
+    let job = endless(&other, &home);
+    cable.cut();
+    let begun = Instant::now();
+    let ended = job.finish(Duration::from_secs(30));
+    let took = begun.elapsed();
+    println!("it went on for {took:?} after the cut; the lease is 5 s");
+    assert_eq!(ended.code, UNAVAILABLE, "{}", ended.stderr);
+    // The program is stopped at once; what took longer is the command's own cleaning up.
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    cable.mend();
+    eventually("they work together again", VOUCHED, || {
+        (other.node.cli(&words(&count)).code == 0).then_some(())
+    });
 }
 
 /// Nodes say that they are there; whoever says nothing for fifteen seconds is suspect, and nothing else

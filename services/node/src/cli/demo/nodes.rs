@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use distos_abi::Fault;
 use serde_json::{Value, json};
+use toml_edit::{DocumentMut, Item};
 
 use super::{Talk, make_closed, signed, unexpected};
 use crate::cli::files::{self, io_fault};
@@ -143,34 +144,39 @@ async fn booted(image: &Path, directory: &Path, talk: &Talk) -> Result<Node, Sto
 /// The image with a loopback address that is free in the place of each that it names, and that of its memory
 /// service.
 fn addressed(image: &str) -> Result<(String, Option<SocketAddr>), Fault> {
+    let mut image: DocumentMut =
+        image.parse().map_err(|error| Fault::malformed(format!("the image: {error}")))?;
+    let devices = image.get_mut("device").and_then(Item::as_table_like_mut);
     // Held until all are found, so that none is found twice.
-    let mut held = Vec::new();
-    let (mut section, mut memory) = ("", None);
-    let mut lines = Vec::new();
-    for line in image.lines() {
-        if line.starts_with('[') {
-            section = line.trim();
-        }
-        let named = line.strip_prefix("udp = \"").and_then(|rest| rest.split('"').next());
-        let Some(named) = named else {
-            lines.push(line.to_owned());
-            continue;
-        };
-        let named: SocketAddr = named
-            .parse()
-            .map_err(|_| Fault::malformed(format!("the image's address '{named}' is HOST:PORT")))?;
+    let (mut held, mut memory, mut found) = (Vec::new(), None, false);
+    for (name, device) in devices.into_iter().flat_map(|devices| devices.iter_mut()) {
+        let device = device.as_table_like_mut();
+        let Some(udp) = device.and_then(|device| device.get_mut("udp")) else { continue };
+        let named: SocketAddr =
+            udp.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+                Fault::malformed(format!(
+                    "the address of device '{}' is HOST:PORT in numbers",
+                    name.get()
+                ))
+            })?;
         let mut own = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         if named.port() != 0 {
             let socket = UdpSocket::bind(own).map_err(Fault::internal)?;
             own = socket.local_addr().map_err(Fault::internal)?;
             held.push(socket);
         }
-        if section == "[device.memory]" {
+        if name == "memory" {
             memory = Some(own);
         }
-        lines.push(format!("udp = \"{own}\""));
+        *udp = toml_edit::value(own.to_string());
+        found = true;
     }
-    Ok((lines.join("\n") + "\n", memory))
+    if !found {
+        return Err(Fault::malformed(
+            "this image gives no service a UDP socket, so its nodes make no cluster: see images/cluster.toml",
+        ));
+    }
+    Ok((image.to_string(), memory))
 }
 
 /// A path as an argument.
@@ -346,5 +352,9 @@ mod tests {
         // What makes its own port each time still does.
         assert_eq!(one.matches("127.0.0.1:0\"").count(), image.matches("0.0.0.0:0\"").count());
         assert_eq!(one.lines().count(), other.lines().count());
+        // However it is written, and never on other addresses than loopback.
+        let odd = image.replace("udp = \"0.0.0.0:7401\"", "  udp=\"0.0.0.0:7401\" # here");
+        assert!(!addressed(&odd).unwrap().0.contains("0.0.0.0"));
+        assert!(addressed(include_str!("../../../../../images/single.toml")).is_err());
     }
 }
