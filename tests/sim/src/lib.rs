@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod far;
 pub mod held;
 pub mod random;
 pub mod relay;

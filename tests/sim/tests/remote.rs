@@ -1,136 +1,26 @@
 //! A holder on another machine: it reaches a service over QUIC, and has there what it was given, and
 //! nothing else.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::{Authority, Fault, NodeId, Rights, VatName};
+use distos_abi::{Authority, Fault, Rights, VatName};
 use distos_client::Connection;
 use distos_client::handoff::{self, Home};
-use distos_identity::{Peers, Subject, TenantName};
-use distos_node::image::{self, Machine};
-use distos_quic::Endpoint;
+use distos_identity::Subject;
 use distos_rpc::transport::{self, Bounds};
-use distos_rpc::{Facet, Faceted, Service, Vat, fault_of, serve_capability};
+use distos_rpc::{Facet, Faceted, Service, fault_of, serve_capability};
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::{region, regions};
-use distos_sim::cluster::Cluster;
-use distos_sim::{Life, Node, tasks};
+use distos_sim::far::{HOME, World, memory, tenant, tenants, test};
 use distos_types::{Chain, HolderSecret};
 use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-const IMAGE: &str = r#"
-image = { name = "remote", slots = 4096 }
-[operator]
-regions = { of = "memory/regions", rights = ["create", "list", "read", "write", "drop"] }
-[vat.memory]
-program = "memory"
-serves = ["regions"]
-listen = true
-data = true
-"#;
-const HOME: NodeId = NodeId([1; 32]);
 const DATA: &[u8] = b"written from far away";
-const SOON: Duration = Duration::from_secs(30);
-
-fn test<F: Future<Output = ()>>(work: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("loop");
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(SOON, work).await.expect("it takes too long");
-    });
-}
-
-fn tenant(name: &str) -> TenantName {
-    TenantName::new(name).expect("a tenant's name")
-}
-
-fn tenants(names: &[&str]) -> Peers {
-    Peers { tenants: names.iter().map(|name| tenant(name)).collect(), nodes: BTreeSet::new() }
-}
-
-fn memory() -> Subject {
-    Subject::Service { node: HOME, service: VatName::new("memory").expect("a vat's name") }
-}
-
-/// What a service's start resolves to.
-type Start = LocalBoxFuture<'static, Result<Rc<dyn Service>, Fault>>;
-
-/// A node whose memory service is reached over the network, by agents of red and blue.
-struct World {
-    cluster: Cluster,
-    node: Node,
-    endpoint: Rc<RefCell<Option<Endpoint>>>,
-    address: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl World {
-    async fn boot() -> World {
-        World::boot_with(|vat| Box::pin(distos_memory::start(vat))).await
-    }
-
-    async fn boot_with(start: impl Fn(Vat) -> Start + 'static) -> World {
-        let dir = tempfile::tempdir().expect("a directory");
-        let cluster = Cluster::new("demo");
-        let (endpoint, arrivals) =
-            cluster.endpoint(cluster.svid(memory(), 50), tenants(&["red", "blue"]));
-        let address = endpoint.address().expect("its address");
-        let (arrivals, start) = (RefCell::new(Some(arrivals)), Rc::new(start));
-        let spawn = tasks(move |boot| -> Life {
-            let arrivals = arrivals.borrow_mut().take().expect("the service starts once");
-            let start = start.clone();
-            Box::pin(distos_rpc::serve(boot, async move |vat: Vat| {
-                let service = start(vat.clone()).await?;
-                tokio::task::spawn_local(distos_quic::serve(vat, arrivals));
-                Ok(service)
-            }))
-        });
-        let machine = Machine {
-            builtins: &distos_node::vat::PROGRAMS,
-            executable: &|path| path.exists(),
-            exists: &|path| path.exists(),
-        };
-        let plan = image::parse(IMAGE, Path::new("remote.toml"), dir.path(), &machine)
-            .unwrap_or_else(|errors| panic!("{errors}"));
-        let node = Node::boot(plan, spawn).await.expect("the node starts");
-        let endpoint = Rc::new(RefCell::new(Some(endpoint)));
-        World { cluster, node, endpoint, address, _dir: dir }
-    }
-
-    /// The operator's regions, delegated to this holder without a network.
-    fn delegated(&self, to: &HolderSecret) -> Chain {
-        let (file, owner) = self.node.operator().expect("the operator's files");
-        let own = &file.find("regions").expect("regions").chain;
-        let wanted = Authority { rights: own.authority().rights, ..Authority::FULL };
-        own.delegate(&owner, to.key(), wanted, [3; 16]).expect("a delegation")
-    }
-
-    /// An agent of this tenant's, on a machine of its own.
-    fn agent(&self, name: &str, key: &HolderSecret, seed: u8) -> Endpoint {
-        let agent = Subject::Agent { tenant: tenant(name), agent: key.key() };
-        let home = Peers { nodes: [HOME].into(), ..Peers::default() };
-        self.cluster.endpoint(self.cluster.svid(agent, seed), home).0
-    }
-
-    async fn connect(&self, from: &Endpoint) -> Result<Connection, Fault> {
-        let link = from.connect(self.address, &self.cluster.id(memory())).await?;
-        Ok(Connection::over(link.start(None, Bounds::EDGE)))
-    }
-
-    /// Lets these in from now on.
-    fn trust(&self, peers: Peers) {
-        let endpoint = self.endpoint.borrow();
-        endpoint.as_ref().expect("it is open").trust(self.cluster.trust(peers));
-    }
-}
 
 async fn create(regions: &regions::Client) -> Result<region::Client, Fault> {
     let mut request = regions.create_request();

@@ -3,10 +3,11 @@
 //!
 //! The kernel's trace is its journal ([`kernel`]). Services write theirs into the node's log, if
 //! the image has them do so ([`recorded`]); what a state machine's events are is in a module of its
-//! own ([`audit`], [`attestation`]).
+//! own ([`audit`], [`attestation`]). A handoff is recorded by whoever simulates it ([`handoff`]).
 
 pub mod attestation;
 pub mod audit;
+pub mod handoff;
 pub mod kernel;
 
 use std::collections::BTreeMap;
