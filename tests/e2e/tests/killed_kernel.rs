@@ -163,6 +163,8 @@ async fn lend(
         }
         // Somebody else has ended it meanwhile.
         Err(Fault::Revoked) if ended => Ok(()),
+        // The kernel knew of it still, and the memory service not any more.
+        Err(Fault::NotFound(_)) if ended && made.borrow().dropped => Ok(()),
         Err(fault) => Err(fault),
     }
 }
