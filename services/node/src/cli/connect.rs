@@ -91,7 +91,14 @@ impl Line {
 
     /// Restores the capability once. That the other side lets somebody in shows in its first answer.
     async fn try_out(&self, chain: &Chain, secret: &HolderSecret) -> Result<(), Fault> {
-        let link = self.open().await?;
+        match self.restore(self.open().await?, chain, secret).await {
+            // Who ended it before anything was said, the other side or its SVID's time, the next one shows.
+            Err(Fault::Unavailable { .. }) => self.restore(self.open().await?, chain, secret).await,
+            tried => tried,
+        }
+    }
+
+    async fn restore(&self, link: Link, chain: &Chain, secret: &HolderSecret) -> Result<(), Fault> {
         let connection = link.connection().clone();
         let over = Connection::over(link.start(None, Bounds::EDGE));
         let restored =
