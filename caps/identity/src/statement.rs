@@ -4,7 +4,7 @@
 //! makes statements never makes two at one time. [`Heard`] keeps what was heard from whom, so that each has
 //! its effect once (N3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use distos_abi::{Fault, HolderKey};
 use distos_types::{HolderSecret, verify_signature};
@@ -111,6 +111,8 @@ impl Statement {
 pub struct Heard {
     last_us: BTreeMap<Subject, u64>,
     reserved_us: BTreeMap<Subject, u64>,
+    /// Those who were heard since this was restored.
+    heard: BTreeSet<Subject>,
     /// The latest time that was seen: a clock that is set back makes nothing new that was heard.
     floor_us: u64,
 }
@@ -118,7 +120,7 @@ pub struct Heard {
 impl Heard {
     /// As it was kept.
     pub fn restore(until_us: BTreeMap<Subject, u64>, floor_us: u64) -> Heard {
-        Heard { last_us: until_us.clone(), reserved_us: until_us, floor_us }
+        Heard { last_us: until_us.clone(), reserved_us: until_us, heard: BTreeSet::new(), floor_us }
     }
 
     /// What is to be kept: until when each may have been heard, and the latest time.
@@ -157,27 +159,28 @@ impl Heard {
         self.reserved_us.get(from).is_none_or(|reserved_us| at_us > *reserved_us)
     }
 
-    /// Reserves what is ahead: of `at_us` for this member, and of now for all others, so that it is written once
-    /// for all. Forgets those of whom nothing can be repeated any more, because it would be too old.
+    /// Reserves what is ahead, by each member's own clock: of `at_us` for this one, and for the others of what
+    /// they have said last, so that it is written once for all who speak. Forgets those of whom nothing can be
+    /// repeated any more, because it would be too old.
     pub fn reserve(&mut self, from: &Subject, at_us: u64, now_us: u64) {
         let now_us = now_us.max(self.floor_us);
         self.floor_us = now_us;
-        self.reserved_us.entry(from.clone()).or_default();
+        self.reserved_us.insert(from.clone(), at_us.saturating_add(RESERVE_US));
         for (member, until_us) in &mut self.reserved_us {
-            // Those who were not heard for a while are not about to be.
-            let speaks = until_us.saturating_add(RESERVE_US) >= now_us;
-            let ahead_us = if member == from { at_us.max(now_us) } else { now_us };
-            if member == from || speaks {
-                *until_us = (*until_us).max(ahead_us.saturating_add(RESERVE_US));
+            let said_us = self.last_us.get(member).filter(|_| self.heard.contains(member));
+            if let Some(said_us) = said_us {
+                *until_us = (*until_us).max(said_us.saturating_add(RESERVE_US));
             }
         }
         self.reserved_us.retain(|_, until_us| until_us.saturating_add(DRIFT_US) >= now_us);
         self.last_us.retain(|from, _| self.reserved_us.contains_key(from));
+        self.heard.retain(|from| self.reserved_us.contains_key(from));
     }
 
     /// A statement has its effect now.
     pub fn note(&mut self, from: &Subject, at_us: u64) {
         self.last_us.insert(from.clone(), at_us);
+        self.heard.insert(from.clone());
     }
 }
 
@@ -300,6 +303,11 @@ mod tests {
         let mut heard = Heard::default();
         assert!(takes(&mut heard, NOW_US, NOW_US));
         let later_us = NOW_US + RESERVE_US + DRIFT_US;
+        // However often another one is heard meanwhile.
+        for at_us in (NOW_US..=later_us).step_by(5_000_000) {
+            heard.reserve(&node(2), at_us, at_us);
+            heard.note(&node(2), at_us);
+        }
         heard.reserve(&node(2), later_us, later_us);
         assert!(heard.kept().0.contains_key(&node(1)));
         heard.reserve(&node(2), later_us + 1, later_us + 1);

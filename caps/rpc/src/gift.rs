@@ -118,34 +118,42 @@ pub(crate) async fn withdraw<T: FromClientHook>(
 pub struct Received<C> {
     /// The capability.
     pub client: C,
+    /// When its home was asked for it: it was alive after that.
+    pub asked_ms: u64,
     _open: Option<Rc<dyn Open>>,
 }
 
 impl Vat {
     /// Takes a gift that was left for this vat: over its edge to the home on its own node, or by
-    /// connecting to one of another node.
+    /// connecting to one of another node. `now_ms` is the clock of whoever holds it by a lease.
     ///
     /// # Errors
     /// [`Fault::NotFound`] if none is left for it there; [`Fault::Unavailable`] or
     /// [`Fault::Unauthenticated`] if the home is not reached.
-    pub async fn receive<C: FromClientHook>(&self, gift: &Gift) -> Result<Received<C>, Fault> {
+    pub async fn receive<C: FromClientHook>(
+        &self,
+        gift: &Gift,
+        now_ms: impl Fn() -> u64,
+    ) -> Result<Received<C>, Fault> {
         let taken = |response: capnp::Result<capability_capnp::capability::Client>| {
             response.map(|cap| cap.cast_to()).map_err(|e| fault_of(&e))
         };
         let Some(node) = gift.node.filter(|node| *node != self.node()) else {
             let mut request = self.edge_to(&gift.vat).await?.withdraw_request();
             request.get().set_ticket(&gift.ticket);
+            let asked_ms = now_ms();
             let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let client = taken(response.get().and_then(|r| r.get_cap()))?;
-            return Ok(Received { client, _open: None });
+            return Ok(Received { client, asked_ms, _open: None });
         };
         let far = self.reach(node, &gift.vat).await?;
         let mut request = far.door.withdraw_request();
         request.get().set_ticket(&gift.ticket);
+        let asked_ms = now_ms();
         let response = request.send().promise.await;
         let response = response.map_err(|e| far.open.ended().unwrap_or_else(|| fault_of(&e)))?;
         let client = taken(response.get().and_then(|r| r.get_cap()))?;
-        Ok(Received { client, _open: Some(far.open) })
+        Ok(Received { client, asked_ms, _open: Some(far.open) })
     }
 }
 

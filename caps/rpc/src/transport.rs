@@ -323,10 +323,11 @@ impl Ledger {
             }
             Ok(message::Finish(finish)) => {
                 let finish = finish?;
-                // Whoever gives up waiting is nobody who waits.
-                self.watches.borrow_mut().remove(&finish.get_question_id());
-                if self.calls.borrow().contains_key(&finish.get_question_id()) {
-                    return Ok(Some(finish.get_question_id()));
+                let question = finish.get_question_id();
+                if self.calls.borrow().contains_key(&question)
+                    || self.watches.borrow().contains(&question)
+                {
+                    return Ok(Some(question));
                 }
                 let made = self.answer_exports.borrow_mut().remove(&finish.get_question_id());
                 if finish.get_release_result_caps() {
@@ -783,6 +784,70 @@ mod tests {
             }
             assert!(call.is_finished(), "the calls have ended, so there is room again");
             assert!(call.await.unwrap().is_ok());
+        });
+    }
+
+    /// A server at which many wait.
+    struct Waits {
+        waiting: Rc<Cell<usize>>,
+        go: Rc<Notify>,
+    }
+
+    impl capability::Server for Waits {
+        async fn describe(
+            self: Rc<Self>,
+            _: capability::DescribeParams,
+            _: capability::DescribeResults,
+        ) -> Result<(), capnp::Error> {
+            Ok(())
+        }
+
+        async fn watch(
+            self: Rc<Self>,
+            _: capability::WatchParams,
+            _: capability::WatchResults,
+        ) -> Result<(), capnp::Error> {
+            self.waiting.set(self.waiting.get() + 1);
+            self.go.notified().await;
+            self.waiting.set(self.waiting.get() - 1);
+            Ok(())
+        }
+    }
+
+    /// Otherwise a few leases keep their holder from everything else, or as many as it likes fill the vat.
+    #[test]
+    fn those_who_wait_leave_room_for_calls_and_are_counted_until_they_are_answered() {
+        local(async {
+            let (here, there) = UnixStream::pair().unwrap();
+            let (waiting, go) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+            let waits = Waits { waiting: waiting.clone(), go: go.clone() };
+            let waits = capnp_rpc::new_client::<capability::Client, _>(waits);
+            let waits = capnp::capability::Client::new(waits.into_client_hook());
+            let bounds = Bounds { calls: 4, watches: 8, ..Bounds::HOLDER };
+            tokio::task::spawn_local(start(there, Side::Server, Some(waits), bounds));
+            let mut client = start(here, Side::Client, None, Bounds::EDGE);
+            let cap: capability::Client = client.bootstrap(Side::Server);
+            tokio::task::spawn_local(client);
+            let settle = || async {
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let first: Vec<_> = (0..8).map(|_| cap.watch_request().send().promise).collect();
+            settle().await;
+            assert_eq!(waiting.get(), 8);
+            assert!(cap.describe_request().send().promise.await.is_ok(), "there is room");
+            // Whoever gives up still has what it has: 8 wait, and 4 calls are taken up, whatever is sent.
+            drop(first);
+            let more: Vec<_> = (0..40).map(|_| cap.watch_request().send().promise).collect();
+            settle().await;
+            assert_eq!(waiting.get(), 12);
+            let done = tokio::task::spawn_local(futures::future::join_all(more));
+            while !done.is_finished() {
+                go.notify_one();
+                tokio::task::yield_now().await;
+            }
+            assert!(done.await.unwrap().iter().all(Result::is_ok), "all are answered");
         });
     }
 

@@ -52,7 +52,7 @@ pub(crate) struct Executor {
     /// Jobs that are being loaded.
     loading: Cell<usize>,
     /// One module is compiled at a time: the compiler's memory is the executor's largest.
-    compiler: Semaphore,
+    compiler: Arc<Semaphore>,
     programs: RefCell<Programs<Program>>,
     workers: Arc<Semaphore>,
     waiting: Cell<usize>,
@@ -110,7 +110,7 @@ impl Executor {
             engine,
             jobs: RefCell::default(),
             loading: Cell::new(0),
-            compiler: Semaphore::new(1),
+            compiler: Arc::new(Semaphore::new(1)),
             programs: RefCell::new(Programs::new()),
             workers: Arc::new(Semaphore::new(workers)),
             waiting: Cell::new(0),
@@ -138,9 +138,11 @@ impl Executor {
         // Taken here, so that no client stands in between. Gifts wait for half a minute only, so they are
         // taken before the compiler starts.
         // Each waits for its record: both together, for one write to the disk.
-        let asked_ms = boot_ms();
-        let (input, output): (Received<region::Client>, Received<region::Client>) =
-            futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
+        let (input, output): (Received<region::Client>, Received<region::Client>) = futures::try_join!(
+            self.vat.receive(input, boot_ms),
+            self.vat.receive(output, boot_ms)
+        )?;
+        let asked_ms = input.asked_ms.min(output.asked_ms);
         // From then on it is known whether it may still be used, also while the compiler works.
         let ended = Rc::new(Ended::new(None));
         let regions = [input.client.clone(), output.client.clone()];
@@ -158,12 +160,17 @@ impl Executor {
     /// A module's program: compiled, or kept from an earlier job of this tenant's.
     async fn program(&self, module: Vec<u8>) -> Result<Program, Fault> {
         let hash = *blake3::hash(&module).as_bytes();
-        let _turn = self.compiler.acquire().await.map_err(Fault::internal)?;
+        let turn = Arc::clone(&self.compiler).acquire_owned().await.map_err(Fault::internal)?;
         if let Some(program) = self.programs.borrow_mut().find(&hash) {
             return Ok(program);
         }
         let (engine, bytes) = (Arc::clone(&self.engine), module.len());
-        let program = blocking(move || engine.compile(&module)).await?;
+        // A compiler for which nobody waits any more has its turn until it is done.
+        let program = blocking(move || {
+            let _turn = turn;
+            engine.compile(&module)
+        });
+        let program = program.await?;
         self.programs.borrow_mut().keep(hash, bytes, program.clone());
         Ok(program)
     }

@@ -24,8 +24,9 @@ const SOCKET: &str = "quic";
 const MEMBER_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait after something did not work.
 const AGAIN: Duration = Duration::from_secs(5);
-/// For how long it is believed where a service is, and of how many.
+/// For how long it is believed where a service is, that there is none, and of how many.
 const LOCATED_MS: u64 = 10_000;
+const ABSENT_MS: u64 = 1000;
 const MAX_LOCATED: usize = 1024;
 /// How often it is looked whose invitation has ended.
 const LOOK: Duration = Duration::from_secs(5);
@@ -246,38 +247,45 @@ impl NetworkService {
         service: &VatName,
         asking: &VatName,
     ) -> Result<SocketAddr, Fault> {
+        // What this node knows itself is not believed for a while, but known.
+        let address = self.state.borrow().address(node)?;
+        let at = |port: u16| SocketAddr::new(address.ip(), port);
         let whom = (node, service.clone());
         let known = self.located.borrow().get(&whom).cloned();
-        if let Some((at_ms, said)) = known
-            && self.clock_ms().saturating_sub(at_ms) < LOCATED_MS
+        if let Some((until_ms, said)) = known
+            && self.clock_ms() < until_ms
         {
-            return said;
+            return said.map(at);
         }
         // What one tenant's executor asks for without end is not asked of other nodes for it.
         if !self.locating.borrow_mut().may(asking.clone(), self.now_s()) {
             return Err(Fault::unavailable(10_000, format!("{asking} asks too often")));
         }
         let said = self.ask_where(node, service).await;
-        if matches!(said, Ok(_) | Err(Fault::NotFound(_))) {
+        let lasts_ms = match said {
+            Ok(_) => Some(LOCATED_MS),
+            // It may be about to start.
+            Err(Fault::NotFound(_)) => Some(ABSENT_MS),
+            Err(_) => None,
+        };
+        if let Some(lasts_ms) = lasts_ms {
             let (mut located, now_ms) = (self.located.borrow_mut(), self.clock_ms());
-            located.retain(|_, (at_ms, _)| now_ms.saturating_sub(*at_ms) < LOCATED_MS);
+            located.retain(|_, (until_ms, _)| now_ms < *until_ms);
             if located.len() < MAX_LOCATED {
-                located.insert(whom, (now_ms, said.clone()));
+                located.insert(whom, (now_ms + lasts_ms, said.clone()));
             }
         }
-        said
+        said.map(at)
     }
 
-    async fn ask_where(&self, node: NodeId, service: &VatName) -> Result<SocketAddr, Fault> {
-        let address = self.state.borrow().address(node)?;
-        let port = self.with_member(node, async |member: member::Client| {
+    async fn ask_where(&self, node: NodeId, service: &VatName) -> Result<u16, Fault> {
+        self.with_member(node, async |member: member::Client| {
             let mut request = member.locate_request();
             request.get().set_service(service.as_str());
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             Ok(answer.get().map_err(|e| fault_of(&e))?.get_port())
-        });
-        let port = port.await?;
-        Ok(SocketAddr::new(address.ip(), port))
+        })
+        .await
     }
 
     /// Lets network services of other nodes ask, and nobody else.

@@ -137,7 +137,7 @@ fn record(directory: &Path) -> Record {
 }
 
 fn heard_record(directory: &Path) -> Record {
-    const REMEDY: &str = "remove it, and wait for six minutes before this node is started: what was said before is too old then";
+    const REMEDY: &str = "remove it, and wait for eleven minutes before this node is started: what was said before is too old then";
     Record::new(directory.join("heard"), "distos-heard", REMEDY)
 }
 
@@ -152,8 +152,8 @@ pub(crate) struct Attending {
     port: u16,
 }
 
-/// Where a service is, as its node said at that time.
-pub(crate) type Said = (u64, Result<SocketAddr, Fault>);
+/// The port of a service, as its node said, and until when that is believed.
+pub(crate) type Said = (u64, Result<u16, Fault>);
 
 pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
