@@ -184,7 +184,7 @@ impl Endpoint {
         self.room.shared.set_trust(trust);
         for known in self.room.open.borrow().values() {
             if !known.is_admitted(&self.room) {
-                known.connection.close(code::UNTRUSTED.into(), b"");
+                known.close(code::UNTRUSTED);
             }
         }
     }

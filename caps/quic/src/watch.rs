@@ -61,6 +61,13 @@ impl Shown {
 }
 
 impl Known {
+    /// Closes the connection, unless it is: why the other side has closed it is not to be forgotten.
+    pub(crate) fn close(&self, code: u32) {
+        if self.connection.close_reason().is_none() {
+            self.connection.close(code.into(), b"");
+        }
+    }
+
     /// Whether one of the SVIDs that the peer has shown lets it in. The others are forgotten.
     pub(crate) fn is_admitted(&self, room: &Room) -> bool {
         let now_s = room.shared.now_s();
@@ -117,7 +124,7 @@ impl Opening {
         let own_seat = seat.clone();
         tokio::task::spawn_local(async move {
             if let Some(code) = watch.until_it_ends(dropped).await {
-                watch.known.connection.close(code.into(), b"");
+                watch.known.close(code);
             }
             watch.room.open.borrow_mut().remove(&number);
             drop(own_seat);
