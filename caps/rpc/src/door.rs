@@ -104,9 +104,10 @@ impl door::Server for Door {
 impl Door {
     /// Whoever connected is the receiver that its handshake has shown, and nobody else (C4).
     async fn take_gift(&self, ticket: &[u8]) -> Result<(Facet, capability::Client), Fault> {
+        // Whoever has shown nothing is counted, too: each refusal goes to the audit log.
+        self.ask_once_more()?;
         let none = || Fault::not_found("nothing is left here for whoever has shown no SVID");
         let receiver = gift::receiver_of(self.peer.as_deref().ok_or_else(none)?)?;
-        self.ask_once_more()?;
         self.asks.set(self.asks.get() + 1);
         let taken = gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await;
         self.asks.set(self.asks.get() - 1);

@@ -163,6 +163,15 @@ async fn give(given: &region::Client, receiver: &Subject) -> Result<Vec<u8>, Fau
 async fn restored(connection: &Connection, chain: &Chain, red: &HolderSecret) -> region::Client {
     let regions: regions::Client = connection.restore(chain, red).await.expect("red's");
     let region = create(&regions).await.expect("a region");
+    again(connection, region, red).await
+}
+
+/// The same region, by a chain that was made for red's key.
+async fn again(
+    connection: &Connection,
+    region: region::Client,
+    red: &HolderSecret,
+) -> region::Client {
     let as_any: capability::Client = region.cast_to();
     let mut request = as_any.persist_request();
     request.get().set_rights(Rights::READ.0);
@@ -235,17 +244,8 @@ fn a_gift_ends_with_the_capability_that_it_was_given_from_and_not_with_another_o
         let chain = world.delegated(&red);
         let reds = world.agent("red", &red, 61);
         let connection = world.connect(&reds).await.expect("red is let in");
-        let (one, other) = {
-            let one = restored(&connection, &chain, &red).await;
-            let as_any: capability::Client = one.clone().cast_to();
-            let mut request = as_any.persist_request();
-            request.get().set_rights(Rights::READ.0);
-            let kept = request.send().promise.await.expect("it is kept");
-            let kept = kept.get().and_then(|kept| kept.get_chain()).expect("a chain");
-            let kept = Chain::decode(kept).expect("a chain");
-            let other: region::Client = connection.restore(&kept, &red).await.expect("red's");
-            (one, other)
-        };
+        let one = restored(&connection, &chain, &red).await;
+        let other = again(&connection, one.clone(), &red).await;
         let blues = world.agent("blue", &blue, 62);
         let receiver = Subject::Agent { tenant: tenant("blue"), agent: blue.key() };
         let away = world.connect(&blues).await.expect("blue is let in");
