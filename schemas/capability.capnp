@@ -53,17 +53,21 @@ interface Capability {
   # rights are never left out in silence. Fails: "denied" naming the rights that this one lacks;
   # "too-deep"; "over-quota" (slots).
 
-  revoke @2 () -> (micros :UInt64, descendants :UInt64);
+  revoke @2 () -> (micros :UInt64, descendants :UInt64, elsewhereMs :UInt32);
   # Ends this capability and all that was derived from it, by anyone. One that was restored from a
   # chain can't be restored again, and what others restored from the same chain ends with it. When
   # it returns, no use of any of them takes effect. `micros` is the time from the command to
-  # quiescence; `descendants` counts what ended with it. Needs no right: whoever holds authority
+  # quiescence; `descendants` counts what ended with it. Whoever holds a lease on any of them is told, and
+  # this waits for a quarter of a second until all have said that they know; `elsewhereMs` is within
+  # which time the leases of the others are over, and 0 if nobody else's is. Needs no right: whoever holds authority
   # may give it up.
 
-  revokeLink @3 (link :Data, expiresMs :UInt64) -> (micros :UInt64, descendants :UInt64);
+  revokeLink @3 (link :Data, expiresMs :UInt64)
+      -> (micros :UInt64, descendants :UInt64, elsewhereMs :UInt32);
   # Ends the delegation whose link has this hash (32 bytes; BLAKE3 in its key derivation mode,
   # docs/foreign.md) and which was made from this capability or a descendant of it. If nobody has
-  # redeemed it yet, it is remembered as revoked until `expiresMs` and can never be redeemed.
+  # redeemed it yet, it is remembered as revoked until `expiresMs` and can never be redeemed. Leases end
+  # as with `revoke`.
   # Fails: "not-found" if it exists but does not descend from this capability.
 
   gift @4 (receiver :Text, rights :UInt64, caveats :Caveats) -> (ticket :Data);
@@ -80,11 +84,32 @@ interface Capability {
   # object for this capability's own holder. Durable before it returns. Fails: "denied" if the
   # holder has no key (a vat's edge).
 
-  watch @6 (waitMs :UInt32) -> ();
-  # For whoever does something in this capability's name for which it is not asked each time. Returns after
-  # `waitMs` (10,000 at most) if the capability lives then, and fails as soon as it has ended, with how:
-  # "revoked", "expired". Whoever hears nothing knows no more than what was answered last, to what was asked
-  # when. Needs no right, and counts against no rate. Fails: "unavailable" (too many wait).
+  lend @6 () -> (line :List(UInt64), termMs :UInt32, lastsMs :UInt64);
+  # A lease, for whoever does something in this capability's name for which it is not asked each time: a program
+  # that runs, a page that is mapped. It runs for `termMs` from when this was sent, is renewed with all
+  # others of this connection (`Lessor.renew`), and ends with the connection's last term. `line` names this
+  # capability and what it was derived from, the root first, by numbers that mean something on this connection
+  # only: the lease ends as soon as any of them is said to have ended. `lastsMs` is after how long the
+  # capability expires; all ones: never. Needs no right. Fails: "denied" (there is no lessor on this
+  # connection), "unavailable" (too much is lent).
+}
+
+interface Lessee {
+  # Whoever holds leases of one vat's, as that vat knows it.
+
+  ended @0 (links :List(UInt64)) -> ();
+  # These have ended, and with them every lease on what is below them. Returns once nothing is used by any of
+  # those any more, which the home counts on. At most 4,096 at a time. An answer to `lend` that was asked for
+  # before is not to be believed afterwards: it may have been given before.
+}
+
+interface Lessor {
+  # What a vat has lent over one connection. It carries no authority: leases come of capabilities.
+
+  renew @0 (released :List(UInt64)) -> (ended :List(UInt64), termMs :UInt32);
+  # Gives leases back, each by the last number of its line, as often as it stands here; and has another term of
+  # all others, from when this was sent, but for those below what has `ended`. Whoever hears no answer
+  # within its term may use nothing any more.
 }
 
 interface Door {
@@ -115,6 +140,10 @@ interface Door {
   # Takes a gift that was left for whoever connected: who that is, the handshake has shown. Works once.
   # Fails: "not-found" for a ticket that is unknown, used, late or meant for somebody else, and at a Unix
   # socket, where nobody has shown who they are; "unavailable" as `restore` does.
+
+  lessor @3 (lessee :Lessee) -> (lessor :Lessor);
+  # Before anything is lent over this connection, `lessee` says who is told when it ends. Once; a
+  # second one fails with "denied".
 }
 
 interface Edge {
@@ -126,4 +155,7 @@ interface Edge {
   withdraw @1 (ticket :Data) -> (cap :Capability);
   # Takes a gift that was left for the vat at this end. Works once. Fails: "not-found" for a
   # ticket that is unknown, used, late or meant for somebody else.
+
+  lessor @2 (lessee :Lessee) -> (lessor :Lessor);
+  # As at a door.
 }

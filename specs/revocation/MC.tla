@@ -23,6 +23,9 @@ WideLineage == [x \in WideCaps |-> IF x = "d" THEN {"a", "d"} ELSE MCLineage[x]]
 WideNodeOf == [x \in WideCaps |-> IF x = "d" THEN "n2" ELSE MCNodeOf[x]]
 WideAsks == [x \in WideCaps \ {"a"} |-> 1]
 
+(* More than any run that is checked. *)
+TraceAsks == [x \in WideCaps \ {"a"} |-> 1000]
+
 ----------------------------------------------------------------------------
 (* States that must be reachable, or the checks say nothing. *)
 

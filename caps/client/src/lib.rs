@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod handoff;
-pub mod lease;
 
 use std::io;
 use std::path::Path;
@@ -16,7 +15,7 @@ use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_rpc::transport::{self, Bounds, Driven};
-pub use distos_rpc::{Gift, authority_of, caveats_of, fault_of, write_caveats};
+pub use distos_rpc::{Borrowing, Gift, Held, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -31,6 +30,7 @@ const TURN_WAIT: Duration = Duration::from_secs(10);
 /// it: calls on them, waiting ones too, fail with [`Fault::Unavailable`].
 pub struct Connection {
     door: door::Client,
+    borrowing: Borrowing,
     /// Dropped with the connection, which is what closes it.
     _open: Driven,
 }
@@ -47,8 +47,14 @@ impl Connection {
 
     /// The same over a connection to a vat that somebody else has made, such as one over a network.
     pub fn over(mut system: RpcSystem<Side>) -> Connection {
-        let door = system.bootstrap(Side::Server);
-        Connection { door, _open: Driven::new(system) }
+        let door: door::Client = system.bootstrap(Side::Server);
+        let borrowing = Borrowing::at(door.clone());
+        Connection { door, borrowing, _open: Driven::new(system) }
+    }
+
+    /// The vat's door, for what this crate does not do there.
+    pub fn door(&self) -> &door::Client {
+        &self.door
     }
 
     /// Takes a gift that was left for whoever this connection has shown to be here, at a vat that was reached
@@ -62,6 +68,15 @@ impl Connection {
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
         Ok(cap.cast_to())
+    }
+
+    /// Holds a capability that came over this connection by a lease: whether it may still be used is known then
+    /// without asking its home each time.
+    ///
+    /// # Errors
+    /// How it has ended; [`Fault::Unavailable`] if too much is lent.
+    pub async fn hold<T: FromClientHook + Clone>(&self, cap: &T) -> Result<Held, Fault> {
+        self.borrowing.hold(cap).await
     }
 
     /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the

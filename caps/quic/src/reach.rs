@@ -10,7 +10,7 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{ClusterName, SpiffeId, Subject};
 use distos_rpc::transport::{Bounds, Driven};
-use distos_rpc::{Far, Open, Reach, Vat, fault_of};
+use distos_rpc::{Borrowing, Far, Open, Reach, Vat, fault_of};
 use distos_schemas::capability_capnp::door;
 use distos_schemas::network_capnp::credentials;
 use futures::future::LocalBoxFuture;
@@ -42,6 +42,7 @@ type Place = Rc<Mutex<Weak<Connected>>>;
 /// A connection, which ends with this.
 struct Connected {
     door: door::Client,
+    borrowing: Borrowing,
     uses: Cell<u32>,
     connection: quinn::Connection,
     _driven: Driven,
@@ -89,8 +90,9 @@ impl Outward {
         let link = self.endpoint.connect(address, &id).await?;
         let connection = link.connection().clone();
         let mut system = link.start(None, Bounds::EDGE);
-        let door = system.bootstrap(Side::Server);
+        let door: door::Client = system.bootstrap(Side::Server);
         Ok(Rc::new(Connected {
+            borrowing: Borrowing::at(door.clone()),
             door,
             uses: Cell::new(0),
             connection,
@@ -110,7 +112,7 @@ impl Outward {
         };
         open.uses.set(open.uses.get() + 1);
         *place = Rc::downgrade(&open);
-        Ok(Far { door: open.door.clone(), open })
+        Ok(Far { door: open.door.clone(), borrowing: open.borrowing.clone(), open })
     }
 }
 

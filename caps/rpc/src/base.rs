@@ -1,7 +1,5 @@
 //! The methods that every capability has, implemented once for every server object.
 
-use std::time::Duration;
-
 use capnp::private::capability::ClientHook;
 use distos_abi::{Authority, ByteRange, Fault, LinkHash, Rights};
 use distos_schemas::capability_capnp::capability;
@@ -9,6 +7,7 @@ use distos_schemas::capability_capnp::capability;
 use crate::facet::Facet;
 use crate::faults::{authority_of, fail};
 use crate::gift;
+use crate::lending::{self, short};
 
 /// A server object: an object behind a facet.
 pub trait Faceted: 'static {
@@ -67,6 +66,7 @@ impl Base {
         let mut reply = results.get();
         reply.set_micros(done.micros);
         reply.set_descendants(done.descendants);
+        reply.set_elsewhere_ms(short(done.elsewhere_ms));
         Ok(())
     }
 
@@ -91,6 +91,7 @@ impl Base {
         let mut reply = facet.reply(&mut results);
         reply.set_micros(done.micros);
         reply.set_descendants(done.descendants);
+        reply.set_elsewhere_ms(short(done.elsewhere_ms));
         Ok(())
     }
 
@@ -131,16 +132,10 @@ impl Base {
         Ok(())
     }
 
-    /// Answers `watch`.
-    pub async fn watch(
-        facet: &Facet,
-        params: capability::WatchParams,
-        mut results: capability::WatchResults,
-    ) -> Result<(), capnp::Error> {
-        let wait = Duration::from_millis(params.get()?.get_wait_ms().into());
-        facet.watch(wait).await.map_err(fail)?;
-        facet.reply(&mut results);
-        Ok(())
+    /// Answers `lend`.
+    pub fn lend(facet: &Facet, results: &mut capability::LendResults) -> Result<(), capnp::Error> {
+        facet.check(Rights::NONE).map_err(fail)?;
+        lending::lend(facet, results)
     }
 }
 
@@ -203,12 +198,12 @@ macro_rules! serve_capability {
                 $crate::Base::persist($crate::Faceted::facet(&*self), params, results).await
             }
 
-            async fn watch(
+            async fn lend(
                 self: ::std::rc::Rc<Self>,
-                params: $crate::private::capability_capnp::capability::WatchParams,
-                results: $crate::private::capability_capnp::capability::WatchResults,
+                _: $crate::private::capability_capnp::capability::LendParams,
+                mut results: $crate::private::capability_capnp::capability::LendResults,
             ) -> Result<(), $crate::private::capnp::Error> {
-                $crate::Base::watch($crate::Faceted::facet(&*self), params, results).await
+                $crate::Base::lend($crate::Faceted::facet(&*self), &mut results)
             }
         }
     };

@@ -99,6 +99,17 @@ impl door::Server for Door {
         facet.reply(&mut results).set_cap(object);
         Ok(())
     }
+
+    async fn lessor(
+        self: Rc<Self>,
+        params: door::LessorParams,
+        mut results: door::LessorResults,
+    ) -> Result<(), capnp::Error> {
+        let lessee = params.get()?.get_lessee()?;
+        let lessor = self.vat.lending().arrive(&self.vat, self.session, lessee).map_err(fail)?;
+        results.get().set_lessor(lessor);
+        Ok(())
+    }
 }
 
 impl Door {
@@ -191,6 +202,17 @@ impl edge::Server for EdgeHome {
         let taken = gift::withdraw(&self.vat, self.session, &self.peer, ticket).await;
         let (facet, object) = taken.map_err(fail)?;
         facet.reply(&mut results).set_cap(object);
+        Ok(())
+    }
+
+    async fn lessor(
+        self: Rc<Self>,
+        params: edge::LessorParams,
+        mut results: edge::LessorResults,
+    ) -> Result<(), capnp::Error> {
+        let lessee = params.get()?.get_lessee()?;
+        let lessor = self.vat.lending().arrive(&self.vat, self.session, lessee).map_err(fail)?;
+        results.get().set_lessor(lessor);
         Ok(())
     }
 }

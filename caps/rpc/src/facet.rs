@@ -5,14 +5,13 @@
 //! that a facet charges in its own name and in every ancestor's.
 
 use std::cell::OnceCell;
-use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::rc::Rc;
 
 use capnp::capability::Results;
 use capnp::traits::Owned;
 use distos_abi::{
-    Authority, ByteRange, CapId, Fault, Generation, HolderKey, Kind, LinkHash, Meter, ObjectId,
-    Rights, SessionId, SlotRef, TenantId,
+    Authority, ByteRange, CapId, Fault, Generation, HolderKey, Kind, LinkHash, MAX_DEPTH, Meter,
+    ObjectId, Rights, SessionId, SlotRef, TenantId,
 };
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::Ancestry;
@@ -28,6 +27,8 @@ pub struct Revoked {
     pub micros: u64,
     /// How many live capabilities ended with it.
     pub descendants: u64,
+    /// Within how many milliseconds the last lease is over that somebody may still have on one of them.
+    pub elsewhere_ms: u64,
 }
 
 /// One capability as its home vat sees it. Cheap to clone.
@@ -52,16 +53,6 @@ struct Inner {
     origin: Origin,
     /// Whose edge it is, if it is one's root.
     edge: Option<String>,
-}
-
-/// A facet that keeps nothing alive.
-pub(crate) struct WeakFacet(Weak<Inner>);
-
-impl WeakFacet {
-    /// The facet, if somebody else holds it.
-    pub(crate) fn upgrade(&self) -> Option<Facet> {
-        self.0.upgrade().map(|inner| Facet { inner })
-    }
 }
 
 /// Where a facet's capability comes from, and so what ends with it.
@@ -154,17 +145,6 @@ impl Facet {
                 edge: Some(peer.to_owned()),
             }),
         }
-    }
-
-    /// The same, without keeping it alive.
-    pub(crate) fn downgrade(&self) -> WeakFacet {
-        WeakFacet(Rc::downgrade(&self.inner))
-    }
-
-    /// Resolves after `wait` if this capability lives then, and with how it ended as soon as it has: revoked, or
-    /// expired. [`Fault::Unavailable`] if too many wait.
-    pub async fn watch(&self, wait: Duration) -> Result<(), Fault> {
-        self.inner.vat.ends().watch(self, wait).await
     }
 
     /// The vat that serves the object.
@@ -360,8 +340,9 @@ impl Facet {
         write_slot(self.inner.slot, request.get().init_slot());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        self.inner.vat.ends().revoked();
-        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+        let elsewhere_ms = self.inner.vat.lending().ended(self.inner.slot).await;
+        let (micros, descendants) = (done.get_micros(), done.get_descendants());
+        Ok(Revoked { micros, descendants, elsewhere_ms })
     }
 
     /// Ends a delegation that was made below this capability, redeemed or not.
@@ -373,8 +354,9 @@ impl Facet {
         params.set_expires_ms(expires_ms);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        self.inner.vat.ends().revoked();
-        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+        let elsewhere_ms = self.inner.vat.lending().some_ended(&self.inner.vat).await;
+        let (micros, descendants) = (done.get_micros(), done.get_descendants());
+        Ok(Revoked { micros, descendants, elsewhere_ms })
     }
 
     /// Puts a refusal into the audit log that this facet could not see: of something that the
@@ -414,6 +396,22 @@ impl Facet {
             return Err(Fault::Revoked);
         }
         self.inner.authority.permits(need, range, self.inner.vat.now_ms())
+    }
+
+    /// The connection that it belongs to.
+    pub(crate) fn session(&self) -> SessionId {
+        self.inner.session
+    }
+
+    /// Its slot and those of what it was derived from, the root's first. All were alive when this returned.
+    pub(crate) fn line(&self) -> Result<Vec<SlotRef>, Fault> {
+        let view = &self.inner.vat.checker().view;
+        let above = std::iter::successors(Some(self.inner.slot), |slot| view.parent(*slot));
+        let mut line: Vec<SlotRef> = above.take(MAX_DEPTH).collect();
+        line.reverse();
+        // A slot's parent does not change while it stands: all of them were those of the line.
+        self.permits(Rights::NONE, ByteRange { start: 0, end: 0 })?;
+        Ok(line)
     }
 
     /// `None` if the capability is not alive.

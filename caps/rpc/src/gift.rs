@@ -7,6 +7,7 @@ use capnp::capability::FromClientHook;
 use distos_abi::{Fault, NodeId, SessionId, VatName};
 use distos_schemas::capability_capnp;
 
+use crate::borrowing::Held;
 use crate::facet::{Facet, Origin};
 use crate::faults::fault_of;
 use crate::vat::{Open, Vat};
@@ -113,47 +114,47 @@ pub(crate) async fn withdraw<T: FromClientHook>(
     Ok((facet, FromClientHook::new(hook)))
 }
 
-/// A capability of another vat's, and the connection over which it was reached, if that ends with it.
-#[derive(Clone)]
+/// A capability of another vat's, held by a lease, and the connection over which it was reached, if that ends
+/// with it.
 pub struct Received<C> {
     /// The capability.
     pub client: C,
-    /// When its home was asked for it: it was alive after that.
-    pub asked_ms: u64,
+    /// Until when it may be used without asking its home.
+    pub lease: Held,
     _open: Option<Rc<dyn Open>>,
 }
 
 impl Vat {
     /// Takes a gift that was left for this vat: over its edge to the home on its own node, or by
-    /// connecting to one of another node. `now_ms` is the clock of whoever holds it by a lease.
+    /// connecting to one of another node; and has it lent.
     ///
     /// # Errors
     /// [`Fault::NotFound`] if none is left for it there; [`Fault::Unavailable`] or
     /// [`Fault::Unauthenticated`] if the home is not reached.
-    pub async fn receive<C: FromClientHook>(
+    pub async fn receive<C: FromClientHook + Clone>(
         &self,
         gift: &Gift,
-        now_ms: impl Fn() -> u64,
     ) -> Result<Received<C>, Fault> {
         let taken = |response: capnp::Result<capability_capnp::capability::Client>| {
             response.map(|cap| cap.cast_to()).map_err(|e| fault_of(&e))
         };
         let Some(node) = gift.node.filter(|node| *node != self.node()) else {
-            let mut request = self.edge_to(&gift.vat).await?.withdraw_request();
+            let (edge, borrowing) = self.edge_to(&gift.vat).await?;
+            let mut request = edge.withdraw_request();
             request.get().set_ticket(&gift.ticket);
-            let asked_ms = now_ms();
             let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let client = taken(response.get().and_then(|r| r.get_cap()))?;
-            return Ok(Received { client, asked_ms, _open: None });
+            let lease = borrowing.hold(&client).await?;
+            return Ok(Received { client, lease, _open: None });
         };
         let far = self.reach(node, &gift.vat).await?;
         let mut request = far.door.withdraw_request();
         request.get().set_ticket(&gift.ticket);
-        let asked_ms = now_ms();
         let response = request.send().promise.await;
         let response = response.map_err(|e| far.open.ended().unwrap_or_else(|| fault_of(&e)))?;
         let client = taken(response.get().and_then(|r| r.get_cap()))?;
-        Ok(Received { client, asked_ms, _open: Some(far.open) })
+        let lease = far.borrowing.hold(&client).await?;
+        Ok(Received { client, lease, _open: Some(far.open) })
     }
 }
 

@@ -16,15 +16,16 @@
 mod admission;
 mod base;
 pub mod boot;
+mod borrowing;
 mod budget;
 pub mod control;
 mod door;
 mod doorkeeper;
-mod ends;
 mod facet;
 mod faults;
 mod framing;
 pub mod gift;
+mod lending;
 mod meters;
 mod quiet;
 pub mod record;
@@ -34,6 +35,7 @@ mod vat;
 
 pub use admission::Party;
 pub use base::{Base, Faceted};
+pub use borrowing::{Borrowing, Held};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};

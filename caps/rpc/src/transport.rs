@@ -4,19 +4,17 @@
 //! the moment at which a reply enters the writer, which is where a reply becomes an effect.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
 use capnp::capability::Promise;
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
-use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_capnp::{message, return_};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{Disconnector, IncomingMessage, OutgoingMessage, RpcSystem, VatNetwork, twoparty};
 use distos_abi::{Fault, Meter, SlotRef};
-use distos_schemas::capability_capnp::capability;
 use distos_table::{Seat, View};
 use futures::FutureExt as _;
 use futures::future::{Either, select};
@@ -48,23 +46,12 @@ pub struct Bounds {
     pub message_words: usize,
     /// Capabilities that the vat has exported to the other side and that were not released.
     pub exports: usize,
-    /// Calls of `watch` that wait, which only wait: they are not counted among the others.
-    pub watches: usize,
 }
-
-/// `Capability.watch`, and how long such a call is at most, in 8-byte words.
-const WATCH: (u64, u16) = (<capability::Client as HasTypeId>::TYPE_ID, 6);
-const WATCH_WORDS: u64 = 64;
 
 impl Bounds {
     /// For connections from holders, whom nobody vouches for.
-    pub const HOLDER: Bounds = Bounds {
-        calls: 32,
-        call_words: 1 << 20,
-        message_words: (2 << 20) / 8,
-        exports: 4096,
-        watches: 256,
-    };
+    pub const HOLDER: Bounds =
+        Bounds { calls: 32, call_words: 1 << 20, message_words: (2 << 20) / 8, exports: 4096 };
     /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
     /// there, so reading never stops.
     pub const EDGE: Bounds = Bounds {
@@ -72,7 +59,6 @@ impl Bounds {
         call_words: u64::MAX,
         message_words: (9 << 20) / 8,
         exports: usize::MAX,
-        watches: usize::MAX,
     };
 }
 
@@ -207,8 +193,6 @@ struct Ledger {
     /// Exports made by an answer that its caller has not finished with.
     answer_exports: RefCell<HashMap<u32, usize>>,
     room: Notify,
-    /// Those of the calls that only wait, by their questions.
-    watches: RefCell<HashSet<u32>>,
     /// That callers are done with calls which still run. It is passed on once they are answered:
     /// a call that was given up goes on to hold what it holds, so it goes on to count.
     finishes: RefCell<HashMap<u32, Box<dyn IncomingMessage>>>,
@@ -230,7 +214,6 @@ impl Ledger {
             exports: Cell::new(0),
             answer_exports: RefCell::default(),
             room: Notify::new(),
-            watches: RefCell::default(),
             finishes: RefCell::default(),
             next: RefCell::default(),
             next_added: Notify::new(),
@@ -307,13 +290,7 @@ impl Ledger {
         match body.get_as::<message::Reader<'_>>()?.which() {
             Ok(message::Call(call)) if self.is_bounded() => {
                 let call = call?;
-                let is_watch = (call.get_interface_id(), call.get_method_id()) == WATCH;
-                if is_watch
-                    && words <= WATCH_WORDS
-                    && self.watches.borrow().len() < self.bounds.watches
-                {
-                    self.watches.borrow_mut().insert(call.get_question_id());
-                } else if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
+                if self.calls.borrow_mut().insert(call.get_question_id(), words).is_none() {
                     self.call_words.set(self.call_words.get().saturating_add(words));
                 }
             }
@@ -324,9 +301,7 @@ impl Ledger {
             Ok(message::Finish(finish)) => {
                 let finish = finish?;
                 let question = finish.get_question_id();
-                if self.calls.borrow().contains_key(&question)
-                    || self.watches.borrow().contains(&question)
-                {
+                if self.calls.borrow().contains_key(&question) {
                     return Ok(Some(question));
                 }
                 let made = self.answer_exports.borrow_mut().remove(&finish.get_question_id());
@@ -340,7 +315,6 @@ impl Ledger {
     }
 
     fn note_returned(&self, answer: u32) {
-        self.watches.borrow_mut().remove(&answer);
         let Some(words) = self.calls.borrow_mut().remove(&answer) else { return };
         self.call_words.set(self.call_words.get().saturating_sub(words));
         self.room.notify_one();
@@ -784,70 +758,6 @@ mod tests {
             }
             assert!(call.is_finished(), "the calls have ended, so there is room again");
             assert!(call.await.unwrap().is_ok());
-        });
-    }
-
-    /// A server at which many wait.
-    struct Waits {
-        waiting: Rc<Cell<usize>>,
-        go: Rc<Notify>,
-    }
-
-    impl capability::Server for Waits {
-        async fn describe(
-            self: Rc<Self>,
-            _: capability::DescribeParams,
-            _: capability::DescribeResults,
-        ) -> Result<(), capnp::Error> {
-            Ok(())
-        }
-
-        async fn watch(
-            self: Rc<Self>,
-            _: capability::WatchParams,
-            _: capability::WatchResults,
-        ) -> Result<(), capnp::Error> {
-            self.waiting.set(self.waiting.get() + 1);
-            self.go.notified().await;
-            self.waiting.set(self.waiting.get() - 1);
-            Ok(())
-        }
-    }
-
-    /// Otherwise a few leases keep their holder from everything else, or as many as it likes fill the vat.
-    #[test]
-    fn those_who_wait_leave_room_for_calls_and_are_counted_until_they_are_answered() {
-        local(async {
-            let (here, there) = UnixStream::pair().unwrap();
-            let (waiting, go) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
-            let waits = Waits { waiting: waiting.clone(), go: go.clone() };
-            let waits = capnp_rpc::new_client::<capability::Client, _>(waits);
-            let waits = capnp::capability::Client::new(waits.into_client_hook());
-            let bounds = Bounds { calls: 4, watches: 8, ..Bounds::HOLDER };
-            tokio::task::spawn_local(start(there, Side::Server, Some(waits), bounds));
-            let mut client = start(here, Side::Client, None, Bounds::EDGE);
-            let cap: capability::Client = client.bootstrap(Side::Server);
-            tokio::task::spawn_local(client);
-            let settle = || async {
-                for _ in 0..100 {
-                    tokio::task::yield_now().await;
-                }
-            };
-            let first: Vec<_> = (0..8).map(|_| cap.watch_request().send().promise).collect();
-            settle().await;
-            assert_eq!(waiting.get(), 8);
-            assert!(cap.describe_request().send().promise.await.is_ok(), "there is room");
-            // Whoever gives up still has what it has: 8 wait, and 4 calls are taken up, whatever is sent.
-            drop(first);
-            let more: Vec<_> = (0..40).map(|_| cap.watch_request().send().promise).collect();
-            settle().await;
-            assert_eq!(waiting.get(), 12);
-            let done = tokio::task::spawn_local(futures::future::join_all(more));
-            while !done.is_finished() {
-                go.notify_one();
-                tokio::task::yield_now().await;
-            }
-            assert!(done.await.unwrap().iter().all(Result::is_ok), "all are answered");
         });
     }
 

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,12 +23,13 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{self, Admission, Party};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
+use crate::borrowing::Borrowing;
 use crate::control::Control;
 use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
-use crate::ends::Ends;
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
+use crate::lending::Lending;
 use crate::meters::Meters;
 use crate::quiet::Quiet;
 use crate::transport::{self, Bounds, Checker, Cut};
@@ -75,6 +76,8 @@ pub trait Reach: 'static {
 pub struct Far {
     /// Its door.
     pub door: capability_capnp::door::Client,
+    /// What it has lent over this connection.
+    pub borrowing: Borrowing,
     /// The connection, which is closed when the last of these is dropped.
     pub open: Rc<dyn Open>,
 }
@@ -99,6 +102,16 @@ pub struct Vat {
     core: Rc<Core>,
 }
 
+/// A vat, for what must not keep it.
+pub(crate) struct WeakVat(Weak<Core>);
+
+impl WeakVat {
+    /// The vat, if it goes on.
+    pub(crate) fn upgrade(&self) -> Option<Vat> {
+        self.0.upgrade().map(|core| Vat { core })
+    }
+}
+
 struct Core {
     /// What each connection from a holder may keep this vat busy with.
     bounds: Bounds,
@@ -108,7 +121,7 @@ struct Core {
     reach: watch::Sender<Option<Rc<dyn Reach>>>,
     node: NodeId,
     tenant: TenantId,
-    ends: Rc<Ends>,
+    lending: Rc<Lending>,
     params: BTreeMap<String, String>,
     data_dir: Option<std::path::PathBuf>,
     devices: RefCell<HashMap<String, OwnedFd>>,
@@ -137,6 +150,8 @@ struct Wired {
     /// The vat at its other end.
     peer: String,
     client: capability_capnp::edge::Client,
+    /// What was lent over it.
+    borrowing: Borrowing,
 }
 
 struct Event {
@@ -299,7 +314,7 @@ impl Vat {
                 reach: watch::Sender::new(None),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
-                ends: Rc::default(),
+                lending: Rc::new(Lending::of_vat(manifest.data_dir.as_deref())),
                 params: manifest.params.clone(),
                 data_dir: manifest.data_dir.clone(),
                 devices: RefCell::new(devices),
@@ -397,14 +412,14 @@ impl Vat {
     /// An edge that the image gives this vat, by its name. Waits a few seconds for one whose other
     /// end is starting or was restarted, then fails with [`Fault::Unavailable`].
     pub async fn edge(&self, name: &str) -> Result<capability_capnp::edge::Client, Fault> {
-        self.wired(name, |known, _| known == name).await
+        self.wired(name, |known, _| known == name).await.map(|(client, _)| client)
     }
 
     /// An edge that the image gives this vat to the vat of that name, whatever the edge is called; likewise.
     pub(crate) async fn edge_to(
         &self,
         vat: &VatName,
-    ) -> Result<capability_capnp::edge::Client, Fault> {
+    ) -> Result<(capability_capnp::edge::Client, Borrowing), Fault> {
         self.wired(vat.as_str(), |_, peer| peer == vat.as_str()).await
     }
 
@@ -412,17 +427,17 @@ impl Vat {
         &self,
         what: &str,
         is: impl Fn(&str, &str) -> bool,
-    ) -> Result<capability_capnp::edge::Client, Fault> {
+    ) -> Result<(capability_capnp::edge::Client, Borrowing), Fault> {
         let wired = async {
             loop {
                 let changed = self.core.edges_changed.notified();
                 let found = {
                     let edges = self.core.edges.borrow();
                     let found = edges.iter().find(|(name, wired)| is(name, &wired.peer));
-                    found.map(|(_, wired)| wired.client.clone())
+                    found.map(|(_, wired)| (wired.client.clone(), wired.borrowing.clone()))
                 };
-                if let Some(client) = found {
-                    return client;
+                if let Some(wired) = found {
+                    return wired;
                 }
                 changed.await;
             }
@@ -486,8 +501,9 @@ impl Vat {
         request.get().set_object(object.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        self.core.ends.revoked();
-        Ok(Revoked { micros: done.get_micros(), descendants: done.get_descendants() })
+        let elsewhere_ms = self.core.lending.some_ended(self).await;
+        let (micros, descendants) = (done.get_micros(), done.get_descendants());
+        Ok(Revoked { micros, descendants, elsewhere_ms })
     }
 
     /// Puts an event into the audit outbox. Never blocks: if too many wait, they are counted, and
@@ -499,8 +515,13 @@ impl Vat {
         }
     }
 
-    pub(crate) fn ends(&self) -> &Rc<Ends> {
-        &self.core.ends
+    pub(crate) fn lending(&self) -> &Rc<Lending> {
+        &self.core.lending
+    }
+
+    /// The same, without keeping it.
+    pub(crate) fn downgrade(&self) -> WeakVat {
+        WeakVat(Rc::downgrade(&self.core))
     }
 
     pub(crate) fn checker(&self) -> &Checker {
@@ -566,6 +587,7 @@ impl Vat {
         tokio::task::spawn_local(async move {
             let _ = system.await;
             vat.core.served.borrow_mut().remove(&session.0);
+            vat.core.lending.leave(session);
             vat.end_session(session).await;
         });
     }
@@ -573,8 +595,10 @@ impl Vat {
     fn hold_edge(&self, name: String, peer: String, stream: UnixStream) {
         let number = self.next_session().0;
         let mut system = transport::start(stream, Side::Client, None, Bounds::EDGE);
-        let client = system.bootstrap(Side::Server);
-        self.core.edges.borrow_mut().insert(name.clone(), Wired { number, peer, client });
+        let client: capability_capnp::edge::Client = system.bootstrap(Side::Server);
+        let borrowing = Borrowing::by(client.clone());
+        let wired = Wired { number, peer, client, borrowing };
+        self.core.edges.borrow_mut().insert(name.clone(), wired);
         self.core.edges_changed.notify_waiters();
         let vat = self.clone();
         tokio::task::spawn_local(async move {
@@ -690,6 +714,7 @@ impl Vat {
                 }
             }
             drop(place);
+            vat.core.lending.leave(session);
             // The kernel has heard of this session only if something was presented to it.
             if restores.get() > 0 {
                 vat.meters().forget_idle_rates(vat.now_ms());

@@ -217,6 +217,11 @@ impl View {
         false
     }
 
+    /// Whether the slot itself was not revoked, or used again; what it was derived from may have been.
+    pub fn stands(&self, slot: SlotRef) -> bool {
+        self.read(slot).is_some()
+    }
+
     /// The slots from a live capability to its root, for [`View::holds`]; `None` if one of them is
     /// dead.
     pub fn ancestry(&self, slot: SlotRef) -> Option<Ancestry> {

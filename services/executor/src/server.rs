@@ -9,14 +9,12 @@ use std::time::Duration;
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, Fault, ObjectId, Rights};
-use distos_client::lease;
 use distos_rpc::{Facet, Faceted, Gift, Received, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::memory_capnp::{PAGE_BYTES, region};
 use distos_schemas::scheduler_capnp::limits;
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 use crate::cache::Programs;
@@ -36,8 +34,6 @@ const MAX_WAITING: usize = 64;
 const MAX_SEGMENTS: u32 = 4096;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
-/// For how long a job goes on without a word of where its regions are.
-const LEASE: Duration = Duration::from_secs(5);
 /// The priority of a thread that runs a tenant's program (setpriority(2)).
 const LOWEST: i32 = 19;
 /// What no caller can raise, whatever limits it names.
@@ -63,8 +59,8 @@ pub(crate) struct Executor {
 /// A loaded job: its program and its two gifts. Dropping it ends its tasks.
 struct Job {
     program: Program,
-    input: Received<region::Client>,
-    output: Received<region::Client>,
+    input: Rc<Received<region::Client>>,
+    output: Rc<Received<region::Client>>,
     ended: Rc<Ended>,
 }
 
@@ -138,15 +134,13 @@ impl Executor {
         // Taken here, so that no client stands in between. Gifts wait for half a minute only, so they are
         // taken before the compiler starts.
         // Each waits for its record: both together, for one write to the disk.
-        let (input, output): (Received<region::Client>, Received<region::Client>) = futures::try_join!(
-            self.vat.receive(input, boot_ms),
-            self.vat.receive(output, boot_ms)
-        )?;
-        let asked_ms = input.asked_ms.min(output.asked_ms);
+        let (input, output): (Received<region::Client>, Received<region::Client>) =
+            futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
+        let (input, output) = (Rc::new(input), Rc::new(output));
         // From then on it is known whether it may still be used, also while the compiler works.
         let ended = Rc::new(Ended::new(None));
-        let regions = [input.client.clone(), output.client.clone()];
-        tokio::task::spawn_local(lose(regions, asked_ms, Rc::downgrade(&ended)));
+        let regions = [input.clone(), output.clone()];
+        tokio::task::spawn_local(lose(regions, Rc::downgrade(&ended)));
         let mut over = ended.subscribe();
         let program = tokio::select! {
             program = self.program(module) => program?,
@@ -233,25 +227,17 @@ async fn until(ended: &mut watch::Receiver<Option<Fault>>) -> Fault {
 }
 
 /// Ends a job whose regions it may not use any more: a program that runs asks nobody whether it still may.
-/// They were asked for at `asked_ms`.
-async fn lose([input, output]: [region::Client; 2], asked_ms: u64, ended: Weak<Ended>) {
+async fn lose([input, output]: [Rc<Received<region::Client>>; 2], ended: Weak<Ended>) {
     let Some(mut over) = ended.upgrade().map(|ended| ended.subscribe()) else { return };
     let fault = tokio::select! {
-        fault = lease::lost(input, LEASE, asked_ms, boot_ms) => fault,
-        fault = lease::lost(output, LEASE, asked_ms, boot_ms) => fault,
+        fault = input.lease.lost() => fault,
+        fault = output.lease.lost() => fault,
         // Also once the job is dropped.
         _ = over.wait_for(Option::is_some) => return,
     };
     if let Some(ended) = ended.upgrade() {
         end(&ended, fault);
     }
-}
-
-/// Milliseconds since this machine was booted, also while it slept.
-fn boot_ms() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    seconds * 1000 + u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default()
 }
 
 /// Runs work that computes on a thread of its own. Who calls bounds how many there are.

@@ -64,8 +64,9 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("schemas", &[]),
         ("caps/types", &["kernel/abi"]),
         ("caps/table", &["kernel/abi"]),
+        ("caps/lease", &["kernel/abi"]),
         ("caps/identity", &["kernel/abi", "caps/types"]),
-        ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "schemas"]),
+        ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "caps/lease", "schemas"]),
         ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),
         ("caps/client", &["kernel/abi", "caps/types", "caps/rpc", "schemas"]),
     ];

@@ -2,7 +2,7 @@
 //! nothing else.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -13,7 +13,7 @@ use distos_client::handoff::{self, Home};
 use distos_identity::Subject;
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Facet, Faceted, Service, fault_of, serve_capability};
-use distos_schemas::capability_capnp::capability;
+use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::far::{HOME, World, memory, tenant, tenants, test};
 use distos_types::{Chain, HolderSecret};
@@ -453,5 +453,143 @@ fn nobody_far_away_stays_longer_than_its_identity() {
         }
         // A look a second.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    });
+}
+
+/// A weaker capability to the same object.
+async fn attenuated(cap: &regions::Client) -> regions::Client {
+    let cap: capability::Client = cap.clone().cast_to();
+    let mut request = cap.attenuate_request();
+    request.get().set_rights(Rights::READ.join(Rights::LIST).0);
+    let made = request.send().promise.await.expect("less than it has");
+    made.get().and_then(|made| made.get_cap()).expect("a capability").cast_to()
+}
+
+/// Ends what the operator has given to this holder; within how many milliseconds leases elsewhere are over.
+async fn take_back(world: &World, chain: &Chain) -> u32 {
+    let (file, owner) = world.node.operator().expect("the operator's files");
+    let nearby = world.node.connect("memory").await.expect("the socket");
+    let own = &file.find("regions").expect("regions").chain;
+    let root: regions::Client = nearby.restore(own, &owner).await.expect("the operator's");
+    let mut request = root.cast_to::<capability::Client>().revoke_link_request();
+    request.get().set_link(&chain.links().last().expect("a link").hash.0);
+    request.get().set_expires_ms(u64::MAX);
+    let answer = request.send().promise.await.expect("the link is revoked");
+    answer.get().expect("an answer").get_elsewhere_ms()
+}
+
+/// What runs far away by a capability would go on after its revocation has returned.
+#[test]
+fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&reds, &red).await.expect("red's");
+        let mut held = vec![connection.hold(&regions).await.expect("a lease")];
+        let mut caps = Vec::new();
+        for _ in 0..20 {
+            let cap = attenuated(&regions).await;
+            held.push(connection.hold(&cap).await.expect("a lease"));
+            caps.push(cap);
+        }
+        let elsewhere = world.agent("blue", &blue, 62);
+        let other = world.connect(&elsewhere).await.expect("blue is let in");
+        let others: regions::Client = other.restore(&blues, &blue).await.expect("blue's");
+        let blues_lease = other.hold(&others).await.expect("a lease");
+        // One of them by itself, and what hangs beside it goes on.
+        revoke(caps.remove(0)).await.expect("it is revoked");
+        assert_eq!(held.remove(1).check(), Err(Fault::Revoked));
+        assert!(held.iter().all(|lease| lease.check().is_ok()));
+        assert_eq!(take_back(&world, &reds).await, 0, "nobody holds anything by it any more");
+        assert!(held.iter().all(|lease| lease.check() == Err(Fault::Revoked)));
+        assert_eq!(held[0].lost().await, Fault::Revoked);
+        assert_eq!(blues_lease.check(), Ok(()), "blue's is another");
+        // A lease that is given back is nobody's any more, and nothing waits for it.
+        drop(blues_lease);
+        assert_eq!(take_back(&world, &blues).await, 0);
+    });
+}
+
+/// Leases are renewed while nobody asks, and go on beyond their first term.
+#[test]
+fn a_lease_goes_on_for_as_long_as_its_home_is_heard() {
+    test(async {
+        let world = World::boot().await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let lease = connection.hold(&regions).await.expect("a lease");
+        tokio::time::sleep(Duration::from_millis(5500)).await;
+        assert_eq!(lease.check(), Ok(()));
+        // Without the home it ends by itself, and not at once: what it works on may come back.
+        let cut = Instant::now();
+        world.trust(tenants(&["blue"]));
+        assert!(matches!(lease.lost().await, Fault::Unavailable { .. }));
+        let lasted = cut.elapsed();
+        let (least, most) = (Duration::from_millis(2500), Duration::from_millis(5500));
+        assert!((least..most).contains(&lasted), "{lasted:?}");
+    });
+}
+
+/// Never says that it knows.
+struct Silent;
+
+impl lessee::Server for Silent {
+    async fn ended(
+        self: Rc<Self>,
+        _: lessee::EndedParams,
+        _: lessee::EndedResults,
+    ) -> Result<(), capnp::Error> {
+        std::future::pending().await
+    }
+}
+
+/// Somebody who does not answer would hold up everybody's revocations, or a revocation would say that it is over
+/// though nobody knows.
+#[test]
+fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_over() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&reds, &red).await.expect("red's");
+        let as_any: capability::Client = regions.cast_to();
+        let nobody_is_told = as_any.lend_request().send().promise.await.err();
+        assert!(nobody_is_told.is_some_and(|e| matches!(fault_of(&e), Fault::Denied { .. })));
+        let mut request = connection.door().lessor_request();
+        request.get().set_lessee(capnp_rpc::new_client(Silent));
+        let answer = request.send().promise.await.expect("a lessor");
+        let lessor = answer.get().and_then(|answer| answer.get_lessor()).expect("a lessor");
+        let mut again = connection.door().lessor_request();
+        again.get().set_lessee(capnp_rpc::new_client(Silent));
+        assert!(again.send().promise.await.is_err(), "one for a connection");
+        let lent = as_any.lend_request().send().promise.await.expect("a lease");
+        let line = lent.get().and_then(|lent| lent.get_line()).expect("a line").len();
+        assert!(line >= 3, "the operator's, red's link and this session's: {line}");
+        // Numbers that it never had do nothing.
+        let mut request = lessor::Client::renew_request(&lessor);
+        let mut released = request.get().init_released(2);
+        released.set(0, 0);
+        released.set(1, u64::MAX);
+        request.send().promise.await.expect("renewed");
+        let begun = Instant::now();
+        let first = take_back(&world, &reds).await;
+        assert!((4000..=5100).contains(&first), "{first}");
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_millis(250), "{waited:?}");
+        // Blue's has nothing to do with it, but the vat does not know: it says so, and does not wait again.
+        let begun = Instant::now();
+        take_back(&world, &blues).await;
+        assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+        // Whoever goes with a lease has it until its time is over.
+        drop((connection, away));
+        assert!(take_back(&world, &reds).await > 3000);
     });
 }

@@ -361,6 +361,7 @@ async fn revoke_command(context: &Context, args: &FileArgs) -> Result<Report, Fa
         lines.push(format!("[{}] {}", entry.name, revoked.text()));
         all.push(json!({
             "entry": entry.name, "micros": revoked.micros, "descendants": revoked.descendants,
+            "elsewhere_ms": revoked.elsewhere_ms,
         }));
     }
     Ok(Report { json: Value::Array(all), text: lines.join("\n") })
@@ -372,13 +373,30 @@ pub struct Revoked {
     pub micros: u64,
     /// How many derived capabilities ended with it.
     pub descendants: u64,
+    /// Within which time whoever holds a lease by it, and has not said that it knows, stops.
+    pub elsewhere_ms: u32,
 }
 
 impl Revoked {
     /// For people.
     pub fn text(&self) -> String {
         let took = text::micros(self.micros);
-        format!("revoked in {took}, together with {} derived from it", self.descendants)
+        let below = self.descendants;
+        format!(
+            "revoked in {took}, together with {below} derived from it{}",
+            later(self.elsewhere_ms)
+        )
+    }
+}
+
+/// That somebody who was not heard has a lease for a while.
+fn later(elsewhere_ms: u32) -> String {
+    match elsewhere_ms {
+        0 => String::new(),
+        ms => format!(
+            "; what runs by leases that were not heard of ends within {:.1} s",
+            f64::from(ms) / 1000.0
+        ),
     }
 }
 
@@ -409,12 +427,18 @@ pub async fn revoke(holder: &Holder, chain: &Chain) -> Result<Revoked, Fault> {
             request.get().set_link(&link.hash.0);
             request.get().set_expires_ms(link.authority.caveats.expires_ms);
             let answer = call(request).await?;
-            read(|| Ok((answer.get()?.get_micros(), answer.get()?.get_descendants())))?
+            read(|| {
+                let answer = answer.get()?;
+                Ok((answer.get_micros(), answer.get_descendants(), answer.get_elsewhere_ms()))
+            })?
         }
         Some(Reach::Own) => {
             let own: capability::Client = holder.restore(chain).await?;
             let answer = call(own.cast_to::<capability::Client>().revoke_request()).await?;
-            read(|| Ok((answer.get()?.get_micros(), answer.get()?.get_descendants())))?
+            read(|| {
+                let answer = answer.get()?;
+                Ok((answer.get_micros(), answer.get_descendants(), answer.get_elsewhere_ms()))
+            })?
         }
         None => {
             return Err(Fault::Unauthenticated(format!(
@@ -423,7 +447,8 @@ pub async fn revoke(holder: &Holder, chain: &Chain) -> Result<Revoked, Fault> {
             )));
         }
     };
-    Ok(Revoked { micros: answer.0, descendants: answer.1 })
+    let (micros, descendants, elsewhere_ms) = answer;
+    Ok(Revoked { micros, descendants, elsewhere_ms })
 }
 
 /// What a tenant had been given, and no longer has.
@@ -433,12 +458,15 @@ pub struct Ended {
     pub given: usize,
     /// What was derived from those.
     pub derived: u64,
+    /// Within which time whoever holds a lease by them, and has not said that it knows, stops.
+    pub elsewhere_ms: u32,
 }
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "revoked what it was given: {} capabilities", self.given)?;
-        write!(f, ", together with {} derived from them", self.derived)
+        write!(f, ", together with {} derived from them", self.derived)?;
+        f.write_str(&later(self.elsewhere_ms))
     }
 }
 
@@ -455,7 +483,7 @@ pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
     let client: node::Client = holder.root("node").await?;
     let tenants = node_commands::tenants(&client).await?;
     let id = tenants.iter().find(|t| t["name"] == tenant).and_then(|t| t["id"].as_u64());
-    let mut ended = Ended { given: 0, derived: 0 };
+    let mut ended = Ended::default();
     let Some(id) = id.and_then(|id| u32::try_from(id).ok()) else { return Ok(ended) };
     // A tenant that is busy may restore another one meanwhile.
     for _ in 0..ROUNDS {
@@ -483,7 +511,10 @@ pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
             request.get().set_expires_ms(expires_ms);
             let answer = call(request).await?;
             ended.given += 1;
-            ended.derived += read(|| Ok(answer.get()?.get_descendants()))?;
+            let (derived, elsewhere_ms) =
+                read(|| Ok((answer.get()?.get_descendants(), answer.get()?.get_elsewhere_ms())))?;
+            ended.derived += derived;
+            ended.elsewhere_ms = ended.elsewhere_ms.max(elsewhere_ms);
         }
     }
     let why = format!("{tenant} still has something after {ROUNDS} rounds: run this again");

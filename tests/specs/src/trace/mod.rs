@@ -3,12 +3,14 @@
 //!
 //! The kernel's trace is its journal ([`kernel`]). Services write theirs into the node's log, if
 //! the image has them do so ([`recorded`]); what a state machine's events are is in a module of its
-//! own ([`audit`], [`attestation`]). A handoff is recorded by whoever simulates it ([`handoff`]).
+//! own ([`audit`], [`attestation`]). A handoff and leases are recorded by whoever simulates them
+//! ([`handoff`], [`revocation`]).
 
 pub mod attestation;
 pub mod audit;
 pub mod handoff;
 pub mod kernel;
+pub mod revocation;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
