@@ -58,8 +58,9 @@ interface Capability {
   # chain can't be restored again, and what others restored from the same chain ends with it. When
   # it returns, no use of any of them takes effect. `micros` is the time from the command to
   # quiescence; `descendants` counts what ended with it. Whoever holds a lease on any of them is told, and
-  # this waits for a quarter of a second until all have said that they know; `elsewhereMs` is within
-  # which time the leases of the others are over, and 0 if nobody else's is. Needs no right: whoever holds authority
+  # this waits for a quarter of a second at most until all have said that they know; `elsewhereMs` is within
+  # which time the leases of the others are over, also of those whom an earlier run of this vat lent to: 0 if
+  # there can be none. Revoking what has ended already says nothing of that. Needs no right: whoever holds authority
   # may give it up.
 
   revokeLink @3 (link :Data, expiresMs :UInt64)
@@ -84,32 +85,36 @@ interface Capability {
   # object for this capability's own holder. Durable before it returns. Fails: "denied" if the
   # holder has no key (a vat's edge).
 
-  lend @6 () -> (line :List(UInt64), termMs :UInt32, lastsMs :UInt64);
+  lend @6 () -> (line :List(UInt64), termMs :UInt32, lastsMs :UInt64, asOf :UInt64, token :UInt64);
   # A lease, for whoever does something in this capability's name for which it is not asked each time: a program
   # that runs, a page that is mapped. It runs for `termMs` from when this was sent, is renewed with all
   # others of this connection (`Lessor.renew`), and ends with the connection's last term. `line` names this
   # capability and what it was derived from, the root first, by numbers that mean something on this connection
   # only: the lease ends as soon as any of them is said to have ended. `lastsMs` is after how long the
-  # capability expires; all ones: never. Needs no right. Fails: "denied" (there is no lessor on this
+  # capability expires; all ones: never. `token` is that of the lessor over whose connection it came: if it
+  # is another, the capability came over another connection, and so will what is told of its end. An answer
+  # whose `asOf` is less than the last that was told is older than what was told: it may be about what has
+  # ended, and is to be asked for again. Needs no right. Fails: "denied" (there is no lessor on this
   # connection), "unavailable" (too much is lent).
 }
 
 interface Lessee {
   # Whoever holds leases of one vat's, as that vat knows it.
 
-  ended @0 (links :List(UInt64)) -> ();
-  # These have ended, and with them every lease on what is below them. Returns once nothing is used by any of
-  # those any more, which the home counts on. At most 4,096 at a time. An answer to `lend` that was asked for
-  # before is not to be believed afterwards: it may have been given before.
+  ended @0 (links :List(UInt64), asOf :UInt64) -> ();
+  # These have ended, and with them every lease on what is below them. Returns once no use by any of those
+  # begins any more, which the home counts on; what has begun ends as soon as it can. At most 4,096 at a time.
+  # An answer to `lend` with a smaller `asOf` is not to be believed any more.
 }
 
 interface Lessor {
   # What a vat has lent over one connection. It carries no authority: leases come of capabilities.
 
-  renew @0 (released :List(UInt64)) -> (ended :List(UInt64), termMs :UInt32);
+  renew @0 (released :List(UInt64)) -> (ended :List(UInt64), asOf :UInt64, termMs :UInt32);
   # Gives leases back, each by the last number of its line, as often as it stands here; and has another term of
   # all others, from when this was sent, but for those below what has `ended`. Whoever hears no answer
-  # within its term may use nothing any more.
+  # within its term may use nothing any more. Fails, when it has taken back what was given: "unavailable" (asked
+  # more than ten times a second; or more than 4,096 have ended, which are told first).
 }
 
 interface Door {
@@ -141,9 +146,9 @@ interface Door {
   # Fails: "not-found" for a ticket that is unknown, used, late or meant for somebody else, and at a Unix
   # socket, where nobody has shown who they are; "unavailable" as `restore` does.
 
-  lessor @3 (lessee :Lessee) -> (lessor :Lessor);
-  # Before anything is lent over this connection, `lessee` says who is told when it ends. Once; a
-  # second one fails with "denied".
+  lessor @3 (lessee :Lessee) -> (lessor :Lessor, token :UInt64);
+  # Before anything is lent over this connection, `lessee` says who is told when it ends. Fails: "denied" once
+  # something is lent.
 }
 
 interface Edge {
@@ -156,6 +161,6 @@ interface Edge {
   # Takes a gift that was left for the vat at this end. Works once. Fails: "not-found" for a
   # ticket that is unknown, used, late or meant for somebody else.
 
-  lessor @2 (lessee :Lessee) -> (lessor :Lessor);
+  lessor @2 (lessee :Lessee) -> (lessor :Lessor, token :UInt64);
   # As at a door.
 }

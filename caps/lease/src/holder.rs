@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::home::{Loan, News};
 use crate::lines::Lines;
 
 /// Questions that may be open at one time.
@@ -53,6 +54,8 @@ pub struct Holder {
     /// What was asked and not answered, and when.
     renewals: BTreeMap<Ask, u64>,
     loans: BTreeMap<Ask, u64>,
+    /// How much has ended, as the home counts: a loan that was given before is not believed.
+    as_of: u64,
     last_ask: u64,
     last_term_ms: u64,
     released: Vec<u64>,
@@ -84,18 +87,23 @@ impl Holder {
         self.renewals.remove(&ask);
     }
 
-    /// The home has lent: its line, the root's number first, for `term_ms`, of what itself lasts for `lasts_ms` more.
+    /// The home has lent for `term_ms`, of what itself lasts for `lasts_ms` more.
     ///
     /// # Errors
     /// See [`NotLent`].
     pub fn lent(
         &mut self,
         ask: Ask,
-        line: &[u64],
+        loan: &Loan,
         term_ms: u64,
         lasts_ms: u64,
     ) -> Result<Leaf, NotLent> {
         let asked_ms = self.loans.remove(&ask).ok_or(NotLent::Late)?;
+        // It may be of what is below something of whose end was heard since.
+        if loan.as_of < self.as_of {
+            return Err(NotLent::Late);
+        }
+        let line = &loan.line;
         let numbers = line.iter().map(|number| (*number, ())).collect();
         self.lines.add(numbers).map_err(|_| NotLent::Malformed)?;
         self.last_term_ms = term_ms.min(LONGEST_MS);
@@ -109,24 +117,22 @@ impl Holder {
 
     /// The home has given another term to all but what has ended. An answer that comes late lengthens nothing:
     /// a term is counted from when it was asked for, and an answer counts once.
-    pub fn renewed(&mut self, ask: Ask, ended: &[u64], term_ms: u64) {
-        self.mark(ended);
+    pub fn renewed(&mut self, ask: Ask, news: &News, term_ms: u64) {
+        self.hear(news);
         if let Some(asked_ms) = self.renewals.remove(&ask) {
             self.last_term_ms = term_ms.min(LONGEST_MS);
             self.until_ms = self.until_ms.max(asked_ms.saturating_add(self.last_term_ms));
         }
     }
 
-    /// The home says that these have ended, and all below them. Answers to what was asked before are not believed:
-    /// they may have been given before that, and be about what is below. Renewals are: what is marked stays so.
-    pub fn hear(&mut self, ended: &[u64]) {
-        self.mark(ended);
-        self.loans.clear();
-    }
-
-    fn mark(&mut self, ended: &[u64]) {
-        for number in ended {
+    /// The home says that these have ended, and all below them. They are not used from then on: what is marked
+    /// stays so, whatever is renewed, and loans that were given before are not believed.
+    pub fn hear(&mut self, news: &News) {
+        for number in &news.ended {
             self.lines.end(*number);
+        }
+        if !news.ended.is_empty() {
+            self.as_of = self.as_of.max(news.as_of);
         }
     }
 
@@ -173,5 +179,76 @@ impl Holder {
     /// How long to wait after a renewal before the next: two may be lost.
     pub fn rest_ms(&self) -> u64 {
         self.last_term_ms / 3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loan(line: &[u64], as_of: u64) -> Loan {
+        Loan { line: line.to_vec(), as_of }
+    }
+
+    fn news(ended: &[u64], as_of: u64) -> News {
+        News { ended: ended.to_vec(), as_of }
+    }
+
+    /// Whoever holds a lease without a word of its home stops in time, whatever arrives how late.
+    #[test]
+    fn a_lease_runs_from_when_it_was_asked_for() {
+        let mut holder = Holder::default();
+        let ask = holder.ask(1000).unwrap();
+        let leaf = holder.lent(ask, &loan(&[1, 2], 0), 5000, u64::MAX).unwrap();
+        assert_eq!(holder.lasts(leaf, 5999), Ok(1));
+        assert_eq!(holder.lasts(leaf, 6000), Err(Lost::Unheard));
+        assert_eq!(
+            holder.lent(ask, &loan(&[1, 2], 0), 5000, 9),
+            Err(NotLent::Late),
+            "it counts once"
+        );
+        // Asked at 3000, answered much later; the answer to a later question came before.
+        let (first, second) = (holder.ask_again(2000).unwrap(), holder.ask_again(3000).unwrap());
+        holder.renewed(second, &News::default(), 5000);
+        holder.renewed(first, &News::default(), 5000);
+        holder.renewed(second, &News::default(), u64::MAX);
+        assert_eq!(
+            (holder.lasts(leaf, 7999), holder.lasts(leaf, 8000)),
+            (Ok(1), Err(Lost::Unheard))
+        );
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_capability_and_says_how() {
+        let mut holder = Holder::default();
+        let ask = holder.ask(1000).unwrap();
+        let leaf = holder.lent(ask, &loan(&[1, 2], 0), 5000, 300).unwrap();
+        assert_eq!(
+            (holder.lasts(leaf, 1299), holder.lasts(leaf, 1300)),
+            (Ok(1), Err(Lost::Expired))
+        );
+        holder.hear(&news(&[1], 1));
+        assert_eq!(holder.lasts(leaf, 1000), Err(Lost::Revoked));
+        let renewal = holder.ask_again(1000).unwrap();
+        holder.renewed(renewal, &News::default(), 5000);
+        assert_eq!(holder.lasts(leaf, 1000), Err(Lost::Revoked), "no renewal reaches it");
+        holder.release(leaf);
+        assert_eq!((holder.take_released(9), holder.is_idle()), (vec![2], true));
+    }
+
+    /// Otherwise a loan that a revocation has overtaken lives on.
+    #[test]
+    fn a_loan_that_was_given_before_something_ended_is_not_believed_afterwards() {
+        let mut holder = Holder::default();
+        let asks = [holder.ask(0).unwrap(), holder.ask(0).unwrap(), holder.ask(0).unwrap()];
+        holder.hear(&news(&[2], 1));
+        assert_eq!(holder.lent(asks[0], &loan(&[1, 2, 3], 0), 5000, 9), Err(NotLent::Late));
+        assert!(
+            holder.lent(asks[1], &loan(&[1, 4], 1), 5000, 9).is_ok(),
+            "this one was given after it"
+        );
+        let renewal = holder.ask_again(0).unwrap();
+        holder.renewed(renewal, &news(&[5], 2), 5000);
+        assert_eq!(holder.lent(asks[2], &loan(&[1, 5, 6], 1), 5000, 9), Err(NotLent::Late));
     }
 }

@@ -19,9 +19,11 @@
 mod holder;
 mod home;
 mod lines;
+mod watched;
 
 pub use holder::{Ask, Holder, Leaf, Lost, NotLent};
-pub use home::{Home, Lessee, Refused};
+pub use home::{Home, Lessee, Loan, News, Refused, Unheard};
+pub use watched::Cursor;
 
 /// How long leases last, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

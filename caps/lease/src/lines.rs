@@ -90,14 +90,18 @@ impl<T> Lines<T> {
 
     /// Whether this link and all above it are known and not revoked.
     pub(crate) fn holds(&self, number: u64) -> bool {
-        let mut at = Some(number);
-        while let Some(number) = at {
-            match self.links.get(&number) {
-                Some(link) if !link.ended => at = link.parent,
-                _ => return false,
-            }
-        }
-        true
+        self.links.contains_key(&number) && !self.up(number).any(|link| self.is_marked(link))
+    }
+
+    /// This link and all above it.
+    pub(crate) fn up(&self, number: u64) -> impl Iterator<Item = u64> {
+        let parent = |number: &u64| self.links.get(number).and_then(|link| link.parent);
+        std::iter::successors(Some(number), parent)
+    }
+
+    /// Whether it was revoked itself.
+    pub(crate) fn is_marked(&self, number: u64) -> bool {
+        self.links.get(&number).is_some_and(|link| link.ended)
     }
 
     /// Whether one above this link is revoked.
@@ -110,8 +114,9 @@ impl<T> Lines<T> {
         self.links.is_empty()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.links.len()
+    /// What every link is.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
+        self.links.values().map(|link| &link.what)
     }
 
     /// Every link that is not marked as revoked.
@@ -167,7 +172,7 @@ mod tests {
         for wrong in [&[2, 1][..], &[2], &[1, 3, 1], &[3, 3], &[3, 2], &[], &deep] {
             assert_eq!(lines.add(line(wrong)), Err(Contradiction), "{wrong:?}");
         }
-        assert_eq!(lines.len(), 2);
+        assert_eq!(lines.all().count(), 2);
         assert_eq!(lines.remove(2), line(&[2, 1]));
     }
 }

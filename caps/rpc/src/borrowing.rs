@@ -2,11 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capnp::capability::FromClientHook;
 use distos_abi::Fault;
-use distos_lease::{Ask, Holder, Leaf, Lost, NotLent};
+use distos_lease::{Ask, Holder, Leaf, Loan, Lost, News, NotLent};
 use distos_schemas::capability_capnp::{capability, door, edge, lessee, lessor};
 use tokio::sync::{OnceCell, watch};
 
@@ -17,8 +17,14 @@ use crate::lending::{boot_ms, write};
 const LOOK: Duration = Duration::from_millis(100);
 /// The most that is given back in one message, and heard in one.
 const BATCH: usize = 4096;
+/// The longest line: no capability is deeper.
+const LINE: u32 = distos_abi::MAX_DEPTH as u32;
 /// How often a lease is asked for again when an answer is overtaken by the news that something has ended.
 const TRIES: usize = 16;
+/// Renewals that may be under way at one time. None is given up: one that comes late is good for what is left.
+const RENEWALS: usize = 4;
+/// The shortest time between two.
+const LEAST: Duration = Duration::from_millis(200);
 
 /// Where a connection begins.
 #[derive(Clone)]
@@ -38,8 +44,16 @@ struct Shared {
     holder: Rc<RefCell<Holder>>,
     /// Sent whenever a lease may have ended.
     news: Rc<watch::Sender<()>>,
-    lessor: OnceCell<lessor::Client>,
+    lessor: OnceCell<Known>,
     renewing: Cell<bool>,
+    /// Renewals under way.
+    asked: Cell<usize>,
+}
+
+/// Who lends, and how it is known that something was lent over this connection and not over another.
+struct Known {
+    lessor: lessor::Client,
+    token: u64,
 }
 
 impl Borrowing {
@@ -61,6 +75,7 @@ impl Borrowing {
                 news: Rc::new(watch::Sender::new(())),
                 lessor: OnceCell::new(),
                 renewing: Cell::new(false),
+                asked: Cell::new(0),
             }),
         }
     }
@@ -68,34 +83,61 @@ impl Borrowing {
     /// Has a capability of this connection lent.
     ///
     /// # Errors
-    /// How it has ended; [`Fault::Unavailable`] if too much is lent.
+    /// How it has ended; [`Fault::Malformed`] if it came over another connection; [`Fault::Unavailable`] if too
+    /// much is lent.
     pub async fn hold<C: FromClientHook + Clone>(&self, cap: &C) -> Result<Held, Fault> {
         let cap: capability::Client = FromClientHook::new(cap.clone().into_client_hook());
-        self.shared.lessor().await?;
+        let shared = self.shared.clone();
+        // To its end, also if nobody waits for it any more: what was lent is given back then.
+        let held = tokio::task::spawn_local(async move { shared.hold(&cap).await });
+        held.await.unwrap_or_else(|_| Err(Fault::unavailable(0, "this thread ends")))
+    }
+}
+
+/// A question that is taken back with this.
+struct Open<'a> {
+    holder: &'a RefCell<Holder>,
+    ask: Ask,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.holder.borrow_mut().give_up(self.ask);
+    }
+}
+
+impl Shared {
+    async fn hold(self: Rc<Shared>, cap: &capability::Client) -> Result<Held, Fault> {
+        let token = self.known().await?.token;
         for _ in 0..TRIES {
-            let asked = self.shared.holder.borrow_mut().ask(boot_ms());
+            let asked = self.holder.borrow_mut().ask(boot_ms());
             let ask =
                 asked.ok_or_else(|| Fault::unavailable(100, "too many leases are asked for"))?;
-            // Taken back if this is dropped while it waits.
-            let open = Open { shared: &self.shared, ask };
+            let _open = Open { holder: &self.holder, ask };
             let answer = cap.lend_request().send().promise.await.map_err(|e| fault_of(&e))?;
-            let (line, term_ms, lasts_ms) = {
-                let answer = answer.get().map_err(|e| fault_of(&e))?;
-                let line: Vec<u64> = answer.get_line().map_err(|e| fault_of(&e))?.iter().collect();
-                (line, answer.get_term_ms(), answer.get_lasts_ms())
+            let read = || {
+                let answer = answer.get()?;
+                let line = answer.get_line()?;
+                let line: Vec<u64> = line.iter().take(LINE as usize + 1).collect();
+                let loan = Loan { line, as_of: answer.get_as_of() };
+                Ok((loan, answer.get_term_ms(), answer.get_lasts_ms(), answer.get_token()))
             };
-            let lent =
-                self.shared.holder.borrow_mut().lent(open.ask, &line, term_ms.into(), lasts_ms);
+            let (loan, term_ms, lasts_ms, over) = read().map_err(|e| fault_of(&e))?;
+            if over != token {
+                return Err(Fault::malformed("the capability came over another connection"));
+            }
+            let lent = self.holder.borrow_mut().lent(ask, &loan, term_ms.into(), lasts_ms);
+            if lent.is_err() {
+                // It is lent there, and not here.
+                self.holder.borrow_mut().release_unheld(&loan.line);
+            }
+            self.start();
             match lent {
                 Ok(leaf) => {
-                    let held = Held { shared: self.shared.clone(), leaf };
-                    self.shared.start();
-                    return Ok(held);
+                    let expires_ms = unix_ms().saturating_add(lasts_ms);
+                    return Ok(Held { shared: self.clone(), leaf, expires_ms });
                 }
-                // It is lent there, and not here.
-                Err(NotLent::Late) => {
-                    self.shared.holder.borrow_mut().release_unheld(&line);
-                }
+                Err(NotLent::Late) => {}
                 Err(NotLent::Malformed) => {
                     return Err(Fault::malformed("the home says what it cannot know of a lease"));
                 }
@@ -103,41 +145,31 @@ impl Borrowing {
         }
         Err(Fault::unavailable(100, "so much is revoked there that nothing is lent"))
     }
-}
 
-/// A question that is taken back with this.
-struct Open<'a> {
-    shared: &'a Shared,
-    ask: Ask,
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.shared.holder.borrow_mut().give_up(self.ask);
-    }
-}
-
-impl Shared {
     /// Says who is to be told, once.
-    async fn lessor(&self) -> Result<&lessor::Client, Fault> {
+    async fn known(&self) -> Result<&Known, Fault> {
         let arrive = || async {
             let told = Told { holder: self.holder.clone(), news: Rc::downgrade(&self.news) };
             let told: lessee::Client = capnp_rpc::new_client(told);
-            let lessor = match &self.source {
+            let known = |lessor: capnp::Result<lessor::Client>, token: u64| {
+                lessor.map(|lessor| Known { lessor, token }).map_err(|e| fault_of(&e))
+            };
+            match &self.source {
                 Source::Door(door) => {
                     let mut request = door.lessor_request();
                     request.get().set_lessee(told);
                     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-                    answer.get().and_then(|answer| answer.get_lessor())
+                    let answer = answer.get().map_err(|e| fault_of(&e))?;
+                    known(answer.get_lessor(), answer.get_token())
                 }
                 Source::Edge(edge) => {
                     let mut request = edge.lessor_request();
                     request.get().set_lessee(told);
                     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-                    answer.get().and_then(|answer| answer.get_lessor())
+                    let answer = answer.get().map_err(|e| fault_of(&e))?;
+                    known(answer.get_lessor(), answer.get_token())
                 }
-            };
-            lessor.map_err(|e| fault_of(&e))
+            }
         };
         self.lessor.get_or_try_init(arrive).await
     }
@@ -150,24 +182,24 @@ impl Shared {
     }
 
     async fn renew_once(&self) -> Result<(), Fault> {
-        let lessor = self.lessor().await?.clone();
+        let lessor = self.known().await?.lessor.clone();
         let released = self.holder.borrow_mut().take_released(BATCH);
         let mut request = lessor.renew_request();
         write(&released, |len| request.get().init_released(len));
         let asked = self.holder.borrow_mut().ask_again(boot_ms());
         let ask = asked.ok_or_else(|| Fault::unavailable(100, "too much is asked for"))?;
-        let open = Open { shared: self, ask };
+        let _open = Open { holder: &self.holder, ask };
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
-        let ended: Vec<u64> = answer.get_ended().map_err(|e| fault_of(&e))?.iter().collect();
-        self.holder.borrow_mut().renewed(open.ask, &ended, answer.get_term_ms().into());
+        let ended = answer.get_ended().map_err(|e| fault_of(&e))?;
+        let news = News { ended: ended.iter().take(BATCH).collect(), as_of: answer.get_as_of() };
+        self.holder.borrow_mut().renewed(ask, &news, answer.get_term_ms().into());
         self.news.send_replace(());
         Ok(())
     }
 }
 
-/// A question each third of a term, whatever became of the one before: an answer that does not come is not waited
-/// for.
+/// A question each third of a term, whatever has become of those before.
 async fn renew(shared: Weak<Shared>) {
     loop {
         let rest = {
@@ -176,14 +208,19 @@ async fn renew(shared: Weak<Shared>) {
                 shared.renewing.set(false);
                 return;
             }
-            let rest = Duration::from_millis(shared.holder.borrow().rest_ms().max(10));
-            let asking = tokio::time::timeout(rest, shared.renew_once());
-            if let Ok(Err(fault)) = asking.await {
-                tracing::debug!(%fault, "leases were not renewed");
-            }
-            rest
+            Duration::from_millis(shared.holder.borrow().rest_ms()).max(LEAST)
         };
         tokio::time::sleep(rest).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if shared.asked.get() < RENEWALS {
+            shared.asked.set(shared.asked.get() + 1);
+            tokio::task::spawn_local(async move {
+                if let Err(fault) = shared.renew_once().await {
+                    tracing::debug!(%fault, "leases were not renewed");
+                }
+                shared.asked.set(shared.asked.get() - 1);
+            });
+        }
     }
 }
 
@@ -199,27 +236,33 @@ impl lessee::Server for Told {
         params: lessee::EndedParams,
         _: lessee::EndedResults,
     ) -> Result<(), capnp::Error> {
-        let links = params.get()?.get_links()?;
+        let params = params.get()?;
+        let links = params.get_links()?;
         if links.len() as usize > BATCH {
             return Err(fail(Fault::malformed("too many links have ended at once")));
         }
-        let links: Vec<u64> = links.iter().collect();
-        self.holder.borrow_mut().hear(&links);
-        if let Some(news) = self.news.upgrade() {
-            news.send_replace(());
+        let news = News { ended: links.iter().collect(), as_of: params.get_as_of() };
+        self.holder.borrow_mut().hear(&news);
+        if let Some(told) = self.news.upgrade() {
+            told.send_replace(());
         }
         Ok(())
     }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
 /// A lease, which is given back when this is dropped.
 pub struct Held {
     shared: Rc<Shared>,
     leaf: Leaf,
+    expires_ms: u64,
 }
 
 impl Held {
-    /// Whether the capability may be used at this moment, without a word to anybody.
+    /// Whether a use of the capability may begin at this moment, without a word to anybody.
     ///
     /// # Errors
     /// Why it may not: [`Fault::Revoked`], [`Fault::Expired`], or [`Fault::Unavailable`] if its home was not heard
@@ -229,11 +272,10 @@ impl Held {
     }
 
     fn lasts(&self) -> Result<Duration, Fault> {
-        let now_ms = boot_ms();
-        let lasts = self.shared.holder.borrow().lasts(self.leaf, now_ms);
+        let lasts = self.shared.holder.borrow().lasts(self.leaf, boot_ms());
         lasts.map(Duration::from_millis).map_err(|lost| match lost {
             Lost::Revoked => Fault::Revoked,
-            Lost::Expired => Fault::Expired { at_ms: 0 },
+            Lost::Expired => Fault::Expired { at_ms: self.expires_ms },
             Lost::Unheard => {
                 Fault::unavailable(1000, "the home of what it works on does not answer")
             }

@@ -106,8 +106,11 @@ impl door::Server for Door {
         mut results: door::LessorResults,
     ) -> Result<(), capnp::Error> {
         let lessee = params.get()?.get_lessee()?;
-        let lessor = self.vat.lending().arrive(&self.vat, self.session, lessee).map_err(fail)?;
-        results.get().set_lessor(lessor);
+        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
+        let (lessor, token) = arrived.map_err(fail)?;
+        let mut reply = results.get();
+        reply.set_lessor(lessor);
+        reply.set_token(token);
         Ok(())
     }
 }
@@ -211,8 +214,11 @@ impl edge::Server for EdgeHome {
         mut results: edge::LessorResults,
     ) -> Result<(), capnp::Error> {
         let lessee = params.get()?.get_lessee()?;
-        let lessor = self.vat.lending().arrive(&self.vat, self.session, lessee).map_err(fail)?;
-        results.get().set_lessor(lessor);
+        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
+        let (lessor, token) = arrived.map_err(fail)?;
+        let mut reply = results.get();
+        reply.set_lessor(lessor);
+        reply.set_token(token);
         Ok(())
     }
 }

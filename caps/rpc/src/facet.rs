@@ -347,6 +347,7 @@ impl Facet {
 
     /// Ends a delegation that was made below this capability, redeemed or not.
     pub async fn revoke_link(&self, link: &[u8], expires_ms: u64) -> Result<Revoked, Fault> {
+        let marks = self.inner.vat.lending().marks();
         let mut request = self.inner.vat.kernel()?.revoke_link_request();
         let mut params = request.get();
         write_slot(self.inner.slot, params.reborrow().init_under());
@@ -354,7 +355,7 @@ impl Facet {
         params.set_expires_ms(expires_ms);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        let elsewhere_ms = self.inner.vat.lending().some_ended(&self.inner.vat).await;
+        let elsewhere_ms = self.inner.vat.lending().some_ended(&self.inner.vat, marks).await;
         let (micros, descendants) = (done.get_micros(), done.get_descendants());
         Ok(Revoked { micros, descendants, elsewhere_ms })
     }

@@ -5,12 +5,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use distos_abi::{Fault, Rights, SessionId, SlotRef};
-use distos_lease::{Home, Lessee, Refused, Terms};
+use distos_lease::{Cursor, Home, Lessee, Loan, Refused, Terms, Unheard};
 use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
@@ -21,10 +20,14 @@ use crate::vat::{Vat, WeakVat};
 
 /// How often the table is looked at: that long after a revocation that did not come this way somebody is told.
 const LOOK: Duration = Duration::from_millis(50);
+/// What is looked at in one go, so that calls do not wait for it.
+const SOME: usize = 4096;
 /// Told to one lessee in one message.
 const BATCH: usize = 4096;
 /// How long whoever revokes waits for those who are told.
 const WAIT: Duration = Duration::from_millis(250);
+/// Between two renewals of one lessee: each looks at all that it was lent.
+const RENEWALS_MS: u64 = 100;
 
 /// Milliseconds since this machine was booted, also while it slept.
 pub(crate) fn boot_ms() -> u64 {
@@ -45,23 +48,19 @@ pub(crate) struct Lending {
 /// How a lessee is told.
 struct Told {
     lessee: lessee::Client,
+    /// By which it knows what was lent over its own connection.
+    token: u64,
     /// It is being told.
     busy: Cell<bool>,
     /// Somebody has waited for it in vain: it is not waited for again until it answers.
     silent: Cell<bool>,
 }
 
-impl Lending {
-    /// At the start of a vat. One whose directory is empty has never run, and so has lent nothing.
-    pub(crate) fn of_vat(data_dir: Option<&Path>) -> Lending {
-        let entries = data_dir.and_then(|path| std::fs::read_dir(path).ok());
-        let is_first = entries.is_some_and(|mut entries| entries.next().is_none());
-        let home = match is_first {
-            true => Home::new(Terms::USUAL),
-            false => Home::again(Terms::USUAL, boot_ms()),
-        };
+impl Default for Lending {
+    /// At the start of a vat.
+    fn default() -> Lending {
         Lending {
-            home: RefCell::new(home),
+            home: RefCell::new(Home::started(Terms::USUAL, boot_ms())),
             told: RefCell::default(),
             looking: Cell::new(false),
             heard: Notify::new(),
@@ -74,25 +73,27 @@ fn of(session: SessionId) -> Lessee {
 }
 
 impl Lending {
-    /// Whoever is at the other end of this session's connection wants to be lent to.
+    /// Whoever is at the other end of this session's connection wants to be lent to. One who gave up waiting for the
+    /// answer may ask again.
     pub(crate) fn arrive(
-        self: &Rc<Lending>,
+        &self,
         vat: &Vat,
         session: SessionId,
         lessee: lessee::Client,
-    ) -> Result<lessor::Client, Fault> {
-        let mut told = self.told.borrow_mut();
-        if told.contains_key(&of(session)) {
+    ) -> Result<(lessor::Client, u64), Fault> {
+        if self.home.borrow().has(of(session)) {
             return Err(Fault::denied(Rights::NONE));
         }
-        told.insert(
-            of(session),
-            Rc::new(Told { lessee, busy: Cell::new(false), silent: Cell::new(false) }),
-        );
+        let mut token = [0; 8];
+        getrandom::fill(&mut token).map_err(Fault::internal)?;
+        let token = u64::from_le_bytes(token);
+        let (busy, silent) = (Cell::new(false), Cell::new(false));
+        let told = Rc::new(Told { lessee, token, busy, silent });
+        self.told.borrow_mut().insert(of(session), told);
         self.home.borrow_mut().arrive(of(session));
         // Weak: the connection, which holds this, must not keep the vat.
-        let lessor = Lessor { vat: vat.downgrade(), lessee: of(session) };
-        Ok(capnp_rpc::new_client(lessor))
+        let (vat, lessee) = (vat.downgrade(), of(session));
+        Ok((capnp_rpc::new_client(Lessor { vat, lessee, renewed_ms: Cell::new(0) }), token))
     }
 
     /// A session is over.
@@ -103,74 +104,87 @@ impl Lending {
         }
     }
 
-    /// Lends what `facet`, which is alive, speaks of, over its own connection.
-    fn lend(self: &Rc<Lending>, facet: &Facet, line: &[SlotRef]) -> Result<Vec<u64>, Fault> {
-        let lent =
-            self.home.borrow_mut().lend(of(facet.session()), facet.tenant(), line, boot_ms());
-        let line = lent.map_err(|refused| match refused {
-            Refused::Unknown => Fault::denied(Rights::NONE),
+    /// Lends what `facet`, which is alive, speaks of, over its own connection; with that connection's token.
+    fn lend(self: &Rc<Lending>, facet: &Facet, line: &[SlotRef]) -> Result<(Loan, u64), Fault> {
+        let nobody = || Fault::denied(Rights::NONE);
+        let session = of(facet.session());
+        let token = self.told.borrow().get(&session).map(|told| told.token).ok_or_else(nobody)?;
+        let lent = self.home.borrow_mut().lend(session, facet.tenant(), line, boot_ms());
+        let loan = lent.map_err(|refused| match refused {
+            Refused::Unknown => nobody(),
             Refused::Ended => Fault::Revoked,
             Refused::Full => Fault::unavailable(1000, "too much is lent"),
         })?;
         if !self.looking.replace(true) {
             tokio::task::spawn_local(self.clone().look(facet.vat().clone()));
         }
-        Ok(line)
+        Ok((loan, token))
     }
 
     /// Tells those who were lent something below `slot`, which was revoked, and waits for a moment until they know.
     /// Within how many milliseconds all is over.
     pub(crate) async fn ended(self: &Rc<Lending>, slot: SlotRef) -> u64 {
-        let lessees = self.home.borrow_mut().ended(slot);
-        self.spread(&lessees).await
+        let unheard = self.home.borrow_mut().ended(slot);
+        self.spread(&unheard).await
     }
 
-    /// The same, when it is not known which slot it was.
-    pub(crate) async fn some_ended(self: &Rc<Lending>, vat: &Vat) -> u64 {
-        let lessees = self.home.borrow_mut().look(|slot| vat.checker().view.stands(slot));
-        self.spread(&lessees).await
+    /// How much has ended so far, for [`Lending::some_ended`].
+    pub(crate) fn marks(&self) -> u64 {
+        self.home.borrow().marks()
     }
 
-    async fn spread(self: &Rc<Lending>, lessees: &[Lessee]) -> u64 {
-        self.tell(lessees);
-        let over = || {
-            let now_ms = boot_ms();
-            let over_ms = self.home.borrow().over_ms(lessees, now_ms);
-            over_ms.map_or(0, |over_ms| over_ms.saturating_sub(now_ms))
-        };
+    /// The same as [`Lending::ended`], when it is not known which slot it was, for all that has ended since there
+    /// were so many marks.
+    pub(crate) async fn some_ended(self: &Rc<Lending>, vat: &Vat, marks: u64) -> u64 {
+        let alive = |slot| vat.checker().view.stands(slot);
+        // What much hangs from is soon found, and told before everything else is looked at.
+        self.home.borrow_mut().look(alive);
+        self.tell();
+        let mut cursor = Cursor::default();
+        while self.home.borrow_mut().look_on(&mut cursor, SOME, alive) {
+            tokio::task::yield_now().await;
+        }
+        let unheard = self.home.borrow().since(marks);
+        self.spread(&unheard).await
+    }
+
+    async fn spread(self: &Rc<Lending>, unheard: &[Unheard]) -> u64 {
+        self.tell();
         let all_heard = async {
             loop {
                 let heard = self.heard.notified();
-                if self.is_heard(lessees) {
+                if unheard.iter().all(|one| !self.is_waited_for(*one)) {
                     return;
                 }
                 heard.await;
             }
         };
         if tokio::time::timeout(WAIT, all_heard).await.is_err() {
-            for lessee in lessees.iter().filter(|lessee| !self.is_heard(&[**lessee])) {
-                if let Some(told) = self.told.borrow().get(lessee) {
+            let told = self.told.borrow();
+            for (lessee, _) in unheard.iter().filter(|one| self.is_waited_for(**one)) {
+                if let Some(told) = told.get(lessee) {
                     told.silent.set(true);
                 }
             }
         }
-        over()
+        let now_ms = boot_ms();
+        let over_ms = self.home.borrow().over_ms(unheard, now_ms);
+        over_ms.map_or(0, |over_ms| over_ms.saturating_sub(now_ms))
     }
 
-    fn is_heard(&self, lessees: &[Lessee]) -> bool {
-        let (home, told) = (self.home.borrow(), self.told.borrow());
-        lessees.iter().all(|lessee| {
-            let silent = told.get(lessee).is_none_or(|told| told.silent.get());
-            silent || home.unheard(*lessee, 1).is_empty()
-        })
+    fn is_waited_for(&self, unheard: Unheard) -> bool {
+        let told = self.told.borrow();
+        told.get(&unheard.0).is_some_and(|told| !told.silent.get())
+            && !self.home.borrow().is_heard(unheard)
     }
 
-    /// Begins to tell these what they do not know.
-    fn tell(self: &Rc<Lending>, lessees: &[Lessee]) {
-        for lessee in lessees {
-            let told = self.told.borrow().get(lessee).cloned();
+    /// Begins to tell everybody what they do not know.
+    fn tell(self: &Rc<Lending>) {
+        let untold = self.home.borrow().untold();
+        for lessee in untold {
+            let told = self.told.borrow().get(&lessee).cloned();
             if let Some(told) = told.filter(|told| !told.busy.replace(true)) {
-                tokio::task::spawn_local(self.clone().tell_one(*lessee, told));
+                tokio::task::spawn_local(self.clone().tell_one(lessee, told));
             }
         }
     }
@@ -178,34 +192,39 @@ impl Lending {
     /// One message at a time: what ends meanwhile goes with the next.
     async fn tell_one(self: Rc<Lending>, lessee: Lessee, told: Rc<Told>) {
         loop {
-            let links = self.home.borrow().unheard(lessee, BATCH);
-            if links.is_empty() {
+            let news = self.home.borrow().news(lessee, BATCH);
+            if news.ended.is_empty() {
                 break;
             }
             let mut request = told.lessee.ended_request();
-            write(&links, |len| request.get().init_links(len));
+            write(&news.ended, |len| request.get().init_links(len));
+            request.get().set_as_of(news.as_of);
             if request.send().promise.await.is_err() {
-                // It is told with its next renewal, if there is one.
+                // It is told again at the next look, or with its next renewal.
                 break;
             }
             told.silent.set(false);
-            self.home.borrow_mut().heard(lessee, &links);
+            self.home.borrow_mut().heard(lessee, &news.ended);
         }
         told.busy.set(false);
         self.heard.notify_waiters();
     }
 
-    /// Looks for what has ended, for as long as something is lent.
+    /// Looks for what has ended, all of it each [`LOOK`], for as long as something is lent.
     async fn look(self: Rc<Lending>, vat: Vat) {
+        let alive = |slot| vat.checker().view.stands(slot);
+        let mut cursor = Cursor::default();
         loop {
-            tokio::time::sleep(LOOK).await;
-            let lessees = {
+            let parts = self.home.borrow().watched() / SOME + 1;
+            tokio::time::sleep(LOOK / u32::try_from(parts).unwrap_or(u32::MAX)).await;
+            self.home.borrow_mut().look(alive);
+            if !self.home.borrow_mut().look_on(&mut cursor, SOME, alive) {
                 let mut home = self.home.borrow_mut();
+                home.look_on(&mut cursor, SOME, alive);
                 home.forget(boot_ms());
-                home.look(|slot| vat.checker().view.stands(slot))
-            };
-            self.tell(&lessees);
-            if self.home.borrow().is_idle() {
+            }
+            self.tell();
+            if self.home.borrow().watched() == 0 {
                 self.looking.set(false);
                 return;
             }
@@ -236,10 +255,12 @@ pub(crate) fn lend(
 ) -> Result<(), capnp::Error> {
     let line = facet.line().map_err(fail)?;
     let vat = facet.vat();
-    let line = vat.lending().lend(facet, &line).map_err(fail)?;
+    let (loan, token) = vat.lending().lend(facet, &line).map_err(fail)?;
     let expires_ms = facet.authority().caveats.expires_ms;
     let mut reply = facet.reply(results);
-    write(&line, |len| reply.reborrow().init_line(len));
+    write(&loan.line, |len| reply.reborrow().init_line(len));
+    reply.set_as_of(loan.as_of);
+    reply.set_token(token);
     reply.set_term_ms(short(Terms::USUAL.term_ms));
     reply.set_lasts_ms(match expires_ms {
         u64::MAX => u64::MAX,
@@ -252,6 +273,8 @@ pub(crate) fn lend(
 struct Lessor {
     vat: WeakVat,
     lessee: Lessee,
+    /// When it did last.
+    renewed_ms: Cell<u64>,
 }
 
 impl lessor::Server for Lessor {
@@ -264,21 +287,23 @@ impl lessor::Server for Lessor {
         let vat = vat.ok_or_else(|| fail(Fault::unavailable(0, "the vat has ended")))?;
         let released: Vec<u64> = params.get()?.get_released()?.iter().collect();
         drop(params);
-        let ended = vat.lending().home.borrow_mut().renew(
-            self.lessee,
-            &released,
-            |slot| vat.checker().view.stands(slot),
-            boot_ms(),
-        );
-        let mut ended = ended.map_err(|_| fail(Fault::denied(Rights::NONE)))?;
-        // The rest is pushed before anything is answered: a term must not reach what has ended.
-        if ended.len() > BATCH {
-            vat.lending().tell(&[self.lessee]);
+        let lending = vat.lending();
+        lending.home.borrow_mut().give_back(self.lessee, &released);
+        let now_ms = boot_ms();
+        if now_ms.saturating_sub(self.renewed_ms.replace(now_ms)) < RENEWALS_MS {
+            let why = "leases are renewed ten times a second at most";
+            return Err(fail(Fault::unavailable(RENEWALS_MS, why)));
+        }
+        let alive = |slot| vat.checker().view.stands(slot);
+        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, now_ms);
+        let news = renewed.map_err(|_| fail(Fault::denied(Rights::NONE)))?;
+        if news.ended.len() > BATCH {
+            lending.tell();
             return Err(fail(Fault::unavailable(100, "much has ended: it is told first")));
         }
         let mut reply = results.get();
-        ended.truncate(BATCH);
-        write(&ended, |len| reply.reborrow().init_ended(len));
+        write(&news.ended, |len| reply.reborrow().init_ended(len));
+        reply.set_as_of(news.as_of);
         reply.set_term_ms(short(Terms::USUAL.term_ms));
         Ok(())
     }

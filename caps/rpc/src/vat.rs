@@ -314,7 +314,7 @@ impl Vat {
                 reach: watch::Sender::new(None),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
-                lending: Rc::new(Lending::of_vat(manifest.data_dir.as_deref())),
+                lending: Rc::default(),
                 params: manifest.params.clone(),
                 data_dir: manifest.data_dir.clone(),
                 devices: RefCell::new(devices),
@@ -496,12 +496,13 @@ impl Vat {
 
     /// Ends every capability to one of this vat's objects: what dropping an object starts with.
     pub async fn revoke_object(&self, kind: Kind, object: ObjectId) -> Result<Revoked, Fault> {
+        let marks = self.core.lending.marks();
         let mut request = self.kernel()?.revoke_object_request();
         request.get().set_kind(kind.0);
         request.get().set_object(object.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        let elsewhere_ms = self.core.lending.some_ended(self).await;
+        let elsewhere_ms = self.core.lending.some_ended(self, marks).await;
         let (micros, descendants) = (done.get_micros(), done.get_descendants());
         Ok(Revoked { micros, descendants, elsewhere_ms })
     }

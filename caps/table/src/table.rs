@@ -219,7 +219,9 @@ impl View {
 
     /// Whether the slot itself was not revoked, or used again; what it was derived from may have been.
     pub fn stands(&self, slot: SlotRef) -> bool {
-        self.read(slot).is_some()
+        slot.index < self.0.capacity
+            && slot.generation != Generation::DEAD
+            && self.0.words.load_acquire(generation_at(slot.index)) == slot.generation.0
     }
 
     /// The slots from a live capability to its root, for [`View::holds`]; `None` if one of them is

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its report")]
 
 pub mod figures;
+pub mod lessee;
 pub mod node;
 pub mod peers;
 pub mod processors;
@@ -74,7 +75,13 @@ pub fn main() -> ExitCode {
             return remote::giver(&PathBuf::from(dir), &home.to_string_lossy());
         }
         Some(remote::COMMAND) => {
-            return remote::main(&PathBuf::from(words.next().unwrap_or_default()));
+            let (dir, slots) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            return remote::main(&PathBuf::from(dir), &slots.to_string_lossy());
+        }
+        Some(lessee::COMMAND) => {
+            let words: Vec<String> =
+                words.map(|word| word.to_string_lossy().into_owned()).collect();
+            return lessee::main(&words);
         }
         _ => {}
     }

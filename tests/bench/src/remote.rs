@@ -30,11 +30,14 @@ use crate::vats;
 pub const COMMAND: &str = "remote-vat";
 /// The argument under which it is a node that passes on what it has of the server's.
 pub const GIVER: &str = "remote-giver";
-const HOME: NodeId = NodeId([1; 32]);
+/// The server's node.
+pub const HOME: NodeId = NodeId([1; 32]);
 const GIVING: NodeId = NodeId([2; 32]);
-const TENANT: &str = "bench";
+/// Whose agents come.
+pub const TENANT: &str = "bench";
 
-fn home() -> Result<Subject, Fault> {
+/// The server.
+pub fn home() -> Result<Subject, Fault> {
     Ok(Subject::Service { node: HOME, service: VatName::new(vats::NULL)? })
 }
 
@@ -48,8 +51,8 @@ fn giving() -> Result<Subject, Fault> {
 }
 
 /// The server's process: one thread. Says its address, and goes on until its standard input ends.
-pub fn main(dir: &Path) -> ExitCode {
-    process(async { Ok(serve(dir).await?) })
+pub fn main(dir: &Path, slots: &str) -> ExitCode {
+    process(async { Ok(serve(dir, slots).await?) })
 }
 
 /// The giver's process, likewise.
@@ -57,7 +60,8 @@ pub fn giver(dir: &Path, home: &str) -> ExitCode {
     process(give(dir, home))
 }
 
-fn process(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+/// Runs one of these processes.
+pub fn process(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let served = runtime
         .map_err(Failure::from)
@@ -141,22 +145,22 @@ async fn restored(
     Ok((connection, live))
 }
 
-async fn serve(dir: &Path) -> Result<(), Fault> {
+async fn serve(dir: &Path, slots: &str) -> Result<(), Fault> {
     let cluster = Cluster::new("bench");
     let tenants = [TenantName::new(TENANT)?].into();
     let peers = Peers { tenants, nodes: [GIVING].into() };
     let (endpoint, arrivals) = cluster.endpoint(cluster.svid(home()?, 50), peers);
-    let _node = boot(dir, arrivals).await?;
+    let _node = boot(dir, slots, arrivals).await?;
     println!("{}", endpoint.address().map_err(Fault::internal)?);
     until_asked().await;
     Ok(())
 }
 
-async fn boot(dir: &Path, arrivals: Arrivals) -> Result<Node, Fault> {
+async fn boot(dir: &Path, slots: &str, arrivals: Arrivals) -> Result<Node, Fault> {
     let null = vats::NULL;
     let text = format!(
         r#"
-image = {{ name = "remote", slots = 4096 }}
+image = {{ name = "remote", slots = {slots} }}
 [operator]
 null = {{ of = "{null}/regions", rights = ["read"] }}
 [vat.{null}]
@@ -196,8 +200,18 @@ pub struct Remote {
 impl Remote {
     /// Starts the server, with its files in `dir`; on a thread's `LocalSet`.
     pub fn start(dir: &Path) -> Result<Remote, Failure> {
+        Remote::with_slots(dir, 4096)
+    }
+
+    /// The same with a table of so many slots.
+    pub fn with_slots(dir: &Path, slots: u32) -> Result<Remote, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg(COMMAND).arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg(COMMAND)
+            .arg(dir)
+            .arg(slots.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut server = Process(command.spawn()?);
         let address = tls::first_line(&mut server)?.parse()?;
         let cluster = Cluster::new("bench");
@@ -209,6 +223,11 @@ impl Remote {
     /// The server's process.
     pub fn pid(&self) -> u32 {
         self.server.0.id()
+    }
+
+    /// Where it is reached.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// A new connection, and the operator's capability over it.

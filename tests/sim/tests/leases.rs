@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use distos_abi::{Generation, SlotRef, TenantId};
-use distos_lease::{Ask, Holder, Home, Leaf, Lessee, Terms};
+use distos_lease::{Ask, Cursor, Holder, Home, Leaf, Lessee, Loan, News, Terms, Unheard};
 use distos_sim::random::Random;
 use distos_specs::root;
 use distos_specs::tlc::Tlc;
@@ -16,7 +16,7 @@ use distos_specs::value::Value;
 /// As `Trace.cfg` has them.
 const TERMS: Terms = Terms { term_ms: 3, skew_ms: 1 };
 /// Runs that are held to the promises, and those of them that TLC looks at.
-const RUNS: u64 = 3000;
+const RUNS: u64 = 8000;
 const CHECKED: u64 = 40;
 const STEPS: usize = 160;
 
@@ -49,10 +49,10 @@ fn slot(name: &str) -> SlotRef {
 #[derive(Clone)]
 enum Message {
     Lend { ask: Ask, cap: &'static str },
-    Lent { ask: Ask, cap: &'static str, line: Vec<u64> },
-    Renew { ask: Ask, caps: Vec<&'static str> },
-    Renewed { ask: Ask, caps: Vec<&'static str>, ended: Vec<u64> },
-    Ended { numbers: Vec<u64> },
+    Lent { ask: Ask, cap: &'static str, loan: Loan },
+    Renew { ask: Ask, caps: Vec<&'static str>, released: Vec<u64> },
+    Renewed { ask: Ask, caps: Vec<&'static str>, news: News },
+    Ended { news: News },
     Heard { numbers: Vec<u64> },
 }
 
@@ -78,12 +78,15 @@ struct World {
     random: Random,
     /// Nodes renew seldom, and hear little: leases run out.
     is_quiet: bool,
+    /// It does what the model has no word for, too: leases are given back, asked for while others are renewed, and
+    /// revocations are found by looking at the table.
+    is_free: bool,
     log: Vec<Value>,
     home: Home,
     clock_ms: u64,
     alive: BTreeSet<SlotRef>,
     /// When each revocation began, and who may not have heard of it.
-    revoked: BTreeMap<&'static str, (u64, Vec<Lessee>)>,
+    revoked: BTreeMap<&'static str, (u64, Vec<Unheard>)>,
     returned: BTreeSet<&'static str>,
     nodes: [Node; 2],
     wire: Vec<(usize, u64, Message)>,
@@ -100,8 +103,9 @@ impl World {
         World {
             random: Random::new(seed),
             is_quiet: seed % 2 == 1,
+            is_free: seed >= CHECKED,
             log: Vec::new(),
-            home: Home::new(TERMS),
+            home: Home::started(TERMS, 0),
             clock_ms: 0,
             alive: CAPS.iter().map(|cap| slot(cap.name)).collect(),
             revoked: BTreeMap::new(),
@@ -156,12 +160,21 @@ impl World {
         }
         let wanted = self.random.pick(&all);
         let one = &mut self.nodes[node];
-        if one.loan.is_none() && one.renewal.is_none() && !one.leases.contains_key(wanted) {
+        let is_free = self.is_free;
+        if is_free && self.random.below(8) == 0 {
+            // It lets one go; the home hears of it with a renewal, if that arrives.
+            if let Some(leaf) = one.leases.remove(wanted) {
+                one.holder.release(leaf);
+            }
+            return;
+        }
+        let is_idle = one.loan.is_none() && (is_free || one.renewal.is_none());
+        if is_idle && !one.leases.contains_key(wanted) {
             let ask = one.holder.ask(one.clock_ms).expect("few questions");
             one.loan = Some(ask);
             self.ask(node, ask, &[wanted]);
             self.send(node, Message::Lend { ask, cap: wanted });
-        } else if one.loan.is_none() && !one.leases.is_empty() {
+        } else if (is_free || one.loan.is_none()) && !one.leases.is_empty() {
             if self.is_quiet && self.random.below(8) > 0 {
                 return;
             }
@@ -172,7 +185,8 @@ impl World {
             one.renewal = Some((ask, one.clock_ms));
             let caps: Vec<&'static str> = one.leases.keys().copied().collect();
             self.ask(node, ask, &caps);
-            self.send(node, Message::Renew { ask, caps });
+            let released = self.nodes[node].holder.take_released(9);
+            self.send(node, Message::Renew { ask, caps, released });
         } else if self.random.below(4) == 0 {
             // Nobody answers: it is not waited for any more.
             if let Some(open) = one.loan.take() {
@@ -186,9 +200,14 @@ impl World {
             return;
         }
         let index = self.random.below(self.wire.len() as u64) as usize;
-        // What is delivered may be delivered again, and what is lost is never delivered.
+        // What is delivered may be delivered again, and what is lost is never delivered. Nothing is given back twice:
+        // the connection sees to that.
+        let may_come_again = match &self.wire[index].2 {
+            Message::Renew { released, .. } => released.is_empty(),
+            _ => true,
+        };
         let (node, lessee, message) = match self.random.below(3) {
-            0 => self.wire[index].clone(),
+            0 if may_come_again => self.wire[index].clone(),
             _ => self.wire.swap_remove(index),
         };
         if self.random.below(6) == 0 || self.nodes[node].lessee != lessee {
@@ -202,16 +221,16 @@ impl World {
                 }
                 let tenant = TenantId(7);
                 let lent = self.home.lend(Lessee(lessee), tenant, &line, self.clock_ms);
-                let Ok(numbers) = lent else { return };
-                for (number, above) in numbers.iter().zip(cap(name).line) {
+                let Ok(loan) = lent else { return };
+                for (number, above) in loan.line.iter().zip(cap(name).line) {
                     self.names.insert((lessee, *number), above);
                 }
                 self.answered("grant", lessee, ask, name);
-                self.send(node, Message::Lent { ask, cap: name, line: numbers });
+                self.send(node, Message::Lent { ask, cap: name, loan });
             }
-            Message::Lent { ask, cap, line } => {
+            Message::Lent { ask, cap, loan } => {
                 let one = &mut self.nodes[node];
-                if let Ok(leaf) = one.holder.lent(ask, &line, TERMS.term_ms, u64::MAX) {
+                if let Ok(leaf) = one.holder.lent(ask, &loan, TERMS.term_ms, u64::MAX) {
                     one.leases.insert(cap, leaf);
                     one.loan = None;
                     // An answer to what was asked a whole term ago gives nothing.
@@ -220,10 +239,11 @@ impl World {
                     }
                 }
             }
-            Message::Renew { ask, caps } => {
+            Message::Renew { ask, caps, released } => {
+                self.home.give_back(Lessee(lessee), &released);
                 let alive = |slot| self.alive.contains(&slot);
-                let renewed = self.home.renew(Lessee(lessee), &[], alive, self.clock_ms);
-                let Ok(ended) = renewed else { return };
+                let renewed = self.home.renew(Lessee(lessee), alive, self.clock_ms);
+                let Ok(news) = renewed else { return };
                 let live = |name: &&'static str| {
                     cap(name).line.iter().all(|above| self.alive.contains(&slot(above)))
                 };
@@ -231,15 +251,15 @@ impl World {
                 for cap in &caps {
                     self.answered("grant", lessee, ask, cap);
                 }
-                self.send(node, Message::Renewed { ask, caps, ended });
+                self.send(node, Message::Renewed { ask, caps, news });
             }
-            Message::Renewed { ask, caps, ended } => {
-                for number in &ended {
+            Message::Renewed { ask, caps, news } => {
+                for number in &news.ended {
                     let x = self.names[&(lessee, *number)];
                     self.note("hear", &[("n", NODES[node]), ("x", x)]);
                 }
                 let one = &mut self.nodes[node];
-                one.holder.renewed(ask, &ended, TERMS.term_ms);
+                one.holder.renewed(ask, &news, TERMS.term_ms);
                 if let Some((_, asked_ms)) = one.renewal.take_if(|(open, _)| *open == ask) {
                     if one.clock_ms >= asked_ms + TERMS.term_ms {
                         return;
@@ -252,14 +272,13 @@ impl World {
                     }
                 }
             }
-            Message::Ended { numbers } => {
-                self.nodes[node].holder.hear(&numbers);
-                self.nodes[node].loan = None;
-                for number in &numbers {
+            Message::Ended { news } => {
+                self.nodes[node].holder.hear(&news);
+                for number in &news.ended {
                     let x = self.names[&(lessee, *number)];
                     self.note("hear", &[("n", NODES[node]), ("x", x)]);
                 }
-                self.send(node, Message::Heard { numbers });
+                self.send(node, Message::Heard { numbers: news.ended });
             }
             Message::Heard { numbers } => {
                 self.home.heard(Lessee(lessee), &numbers);
@@ -280,16 +299,19 @@ impl World {
                     return;
                 }
                 self.alive.remove(&slot(x));
-                let unheard = self.home.ended(slot(x));
+                let unheard = match self.is_free && self.random.below(2) == 0 {
+                    true => self.looked(),
+                    false => self.home.ended(slot(x)),
+                };
                 self.revoked.insert(x, (self.clock_ms, unheard));
                 self.note("revoke", &[("x", x)]);
             }
             1 => {
                 let node = self.random.below(2) as usize;
-                let numbers = self.home.unheard(Lessee(self.nodes[node].lessee), 8);
+                let news = self.home.news(Lessee(self.nodes[node].lessee), 8);
                 let is_lost = self.is_quiet && self.random.below(4) > 0;
-                if !numbers.is_empty() && !is_lost {
-                    self.send(node, Message::Ended { numbers });
+                if !news.ended.is_empty() && !is_lost {
+                    self.send(node, Message::Ended { news });
                 }
             }
             _ => {
@@ -305,10 +327,21 @@ impl World {
         }
     }
 
+    /// What has to be heard of what is found by looking.
+    fn looked(&mut self) -> Vec<Unheard> {
+        let (marks, alive) = (self.home.marks(), |slot| self.alive.contains(&slot));
+        let mut cursor = Cursor::default();
+        if self.random.below(2) == 0 {
+            self.home.look(alive);
+        }
+        while self.home.look_on(&mut cursor, 2, alive) {}
+        self.home.since(marks)
+    }
+
     fn restart(&mut self) {
         match self.random.below(3) {
             2 => {
-                self.home = Home::again(TERMS, self.clock_ms);
+                self.home = Home::started(TERMS, self.clock_ms);
                 self.note("restart_home", &[]);
                 for node in &mut self.nodes {
                     node.lessee = 0;

@@ -478,11 +478,15 @@ async fn take_back(world: &World, chain: &Chain) -> u32 {
     answer.get().expect("an answer").get_elsewhere_ms()
 }
 
+/// A vat that starts counts a whole term of what an earlier run may have lent: after that it knows.
+const EARLIER: Duration = Duration::from_millis(5200);
+
 /// What runs far away by a capability would go on after its revocation has returned.
 #[test]
 fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() {
     test(async {
         let world = World::boot().await;
+        tokio::time::sleep(EARLIER).await;
         let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
         let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
         let away = world.agent("red", &red, 61);
@@ -507,9 +511,29 @@ fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() 
         assert!(held.iter().all(|lease| lease.check() == Err(Fault::Revoked)));
         assert_eq!(held[0].lost().await, Fault::Revoked);
         assert_eq!(blues_lease.check(), Ok(()), "blue's is another");
-        // A lease that is given back is nobody's any more, and nothing waits for it.
-        drop(blues_lease);
         assert_eq!(take_back(&world, &blues).await, 0);
+    });
+}
+
+/// Somebody would believe a home about a capability that another one ends.
+#[test]
+fn a_capability_is_lent_over_its_own_connection_only_and_giving_up_breaks_nothing() {
+    test(async {
+        let world = World::boot().await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        // Its first question is on its way.
+        assert!(futures::FutureExt::now_or_never(connection.hold(&regions)).is_none());
+        let lease = connection.hold(&regions).await.expect("a lease");
+        assert_eq!(lease.check(), Ok(()));
+        let other = world.connect(&away).await.expect("once more");
+        let mistaken = other.hold(&regions).await.err();
+        assert!(matches!(mistaken, Some(Fault::Malformed(_))), "{mistaken:?}");
+        let again: regions::Client = other.restore(&chain, &red).await.expect("red's");
+        assert!(other.hold(&again).await.is_ok());
     });
 }
 
@@ -555,6 +579,7 @@ impl lessee::Server for Silent {
 fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_over() {
     test(async {
         let world = World::boot().await;
+        tokio::time::sleep(EARLIER).await;
         let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
         let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
         let away = world.agent("red", &red, 61);
@@ -567,12 +592,12 @@ fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_o
         request.get().set_lessee(capnp_rpc::new_client(Silent));
         let answer = request.send().promise.await.expect("a lessor");
         let lessor = answer.get().and_then(|answer| answer.get_lessor()).expect("a lessor");
-        let mut again = connection.door().lessor_request();
-        again.get().set_lessee(capnp_rpc::new_client(Silent));
-        assert!(again.send().promise.await.is_err(), "one for a connection");
         let lent = as_any.lend_request().send().promise.await.expect("a lease");
         let line = lent.get().and_then(|lent| lent.get_line()).expect("a line").len();
         assert!(line >= 3, "the operator's, red's link and this session's: {line}");
+        let mut again = connection.door().lessor_request();
+        again.get().set_lessee(capnp_rpc::new_client(Silent));
+        assert!(again.send().promise.await.is_err(), "what is lent is told to whom it was lent");
         // Numbers that it never had do nothing.
         let mut request = lessor::Client::renew_request(&lessor);
         let mut released = request.get().init_released(2);
@@ -584,12 +609,31 @@ fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_o
         assert!((4000..=5100).contains(&first), "{first}");
         let waited = begun.elapsed();
         assert!(waited >= Duration::from_millis(250), "{waited:?}");
-        // Blue's has nothing to do with it, but the vat does not know: it says so, and does not wait again.
+        // Blue's has nothing to do with it.
         let begun = Instant::now();
-        take_back(&world, &blues).await;
+        let others = take_back(&world, &blues).await;
+        assert_eq!(others, 0, "nothing of blue's is out");
         assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
-        // Whoever goes with a lease has it until its time is over.
-        drop((connection, away));
-        assert!(take_back(&world, &reds).await > 3000);
+    });
+}
+
+/// Whoever goes with a lease may use it until its time is over.
+#[test]
+fn a_revocation_says_when_it_is_over_for_whoever_has_gone_with_a_lease() {
+    test(async {
+        let world = World::boot().await;
+        tokio::time::sleep(EARLIER).await;
+        let red = HolderSecret::from_seed([11; 32]);
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let connection = world.connect(&away).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let lease = connection.hold(&regions).await.expect("a lease");
+        drop(connection);
+        away.leave().await;
+        assert_eq!(lease.check(), Ok(()), "nobody has told it");
+        let left = take_back(&world, &chain).await;
+        assert!((3000..=5100).contains(&left), "{left}");
+        assert!(matches!(lease.lost().await, Fault::Unavailable { .. }));
     });
 }

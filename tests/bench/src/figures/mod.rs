@@ -5,6 +5,7 @@ mod attack;
 mod call;
 mod chain;
 mod check;
+mod lease;
 mod page;
 mod remote;
 mod revoke;
@@ -65,6 +66,11 @@ pub const ALL: &[Measurement] = &[
         name: "remote",
         about: "an authorised call over QUIC, beside gRPC over mutual TLS",
         run: remote::all,
+    },
+    Measurement {
+        name: "lease",
+        about: "how long a lease at another node is used after its revocation, beside one of ten",
+        run: lease::all,
     },
     Measurement {
         name: "attack",
