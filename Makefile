@@ -24,6 +24,9 @@ SEED ?= 1
 # for the tests.
 BUILD := $(CARGO) build --workspace --all-targets --locked
 
+# How many small fleets `make sim` runs.
+SEEDS ?=
+
 # What to fuzz (nothing: every target, one after the other), and for how many seconds.
 T ?=
 S ?= 60
@@ -128,6 +131,11 @@ crash: setup ## Cuts the stores' writes everywhere; RUNS=20 for so many runs, SE
 	  $(CARGO) test --locked -p distos-crash --test crashes -- --nocapture no_crash
 
 # The peers are fetched and built with the benchmark; the node is the one that `make run` builds.
+.PHONY: sim
+sim: setup ## Many fleets of nodes in simulated time, of 3 to 1,024 nodes (SEEDS=100 for fewer)
+	$(CARGO) build --release --locked -p distos-sim --bin distos-fleet
+	target/release/distos-fleet $(if $(SEEDS),--seeds "$(SEEDS)")
+
 .PHONY: bench
 bench: wasm ## Measures DistOS beside its peers, writes target/bench/figures.json; ONLY=name for one figure
 	@.ci/setup bench

@@ -9,6 +9,7 @@
 
 pub mod cluster;
 pub mod far;
+pub mod fleet;
 pub mod held;
 pub mod random;
 pub mod relay;

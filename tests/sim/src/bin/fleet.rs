@@ -1,0 +1,153 @@
+//! `make sim`: many fleets in simulated time, small ones and some of 1,024 nodes.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its report")]
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use distos_sim::fleet::{Plan, Report, run};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Runs fleets of nodes in simulated time, and looks whether any promise is broken
+#[derive(Parser)]
+#[command(
+    name = "distos-fleet",
+    after_help = "\
+Examples:
+  distos-fleet                                  1,000 small fleets and 20 of 1,024 nodes
+  distos-fleet --seeds 100 --large 0            100 small ones
+  distos-fleet --seed 7 --nodes 5 --seconds 60  one again
+
+Exit codes: 0 no promise was broken, 1 one was, 2 wrong arguments."
+)]
+struct Args {
+    /// How many small fleets, of 3 to 8 nodes
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// How many fleets of 1,024 nodes
+    #[arg(long, default_value_t = 20)]
+    large: u64,
+    /// Runs this seed alone
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many nodes that one has
+    #[arg(long, default_value_t = 5, requires = "seed")]
+    nodes: usize,
+    /// How long it lasts, in simulated seconds
+    #[arg(long, default_value_t = SMALL_S, requires = "seed")]
+    seconds: u64,
+    /// Nothing goes wrong in it
+    #[arg(long, requires = "seed")]
+    calm: bool,
+    /// Every node of it holds one and the same capability, which is revoked halfway
+    #[arg(long, requires = "seed")]
+    shared: bool,
+}
+
+const SMALL_S: u64 = 60;
+const LARGE: usize = 1024;
+const LARGE_S: u64 = 20;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(seed) = args.seed {
+        let (nodes, seconds) = (args.nodes.max(2), args.seconds);
+        let (troubles, shared) = (!args.calm, args.shared);
+        return match one(Plan { nodes, seed, seconds, troubles, shared }) {
+            Some(report) => {
+                println!("{report}");
+                ExitCode::SUCCESS
+            }
+            None => ExitCode::FAILURE,
+        };
+    }
+    let begun = Instant::now();
+    let small = (0..args.seeds).map(|seed| {
+        let nodes = 3 + seed as usize % 6;
+        Plan { nodes, seed, seconds: SMALL_S, troubles: true, shared: false }
+    });
+    let large = |troubles: bool, shared: bool| {
+        move |seed| Plan { nodes: LARGE, seed, seconds: LARGE_S, troubles, shared }
+    };
+    let all = [
+        ("small fleets", small.collect::<Vec<_>>()),
+        ("fleets of 1,024 nodes", (0..args.large).map(large(true, false)).collect()),
+        ("one capability on 1,024 nodes", (0..args.large.min(1)).map(large(false, true)).collect()),
+        ("the same while things go wrong", (0..args.large.min(3)).map(large(true, true)).collect()),
+    ];
+    for (what, plans) in all {
+        let Some(reports) = many(what, &plans) else { return ExitCode::FAILURE };
+        for report in reports.iter().filter(|report| report.shared.is_some()) {
+            println!("  {report}");
+        }
+    }
+    println!("no promise was broken, in {:.0} s", begun.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
+}
+
+/// One run; says what to do if a promise is broken.
+fn one(plan: Plan) -> Option<Report> {
+    match run(plan) {
+        Ok(report) => Some(report),
+        Err(violation) => {
+            let Plan { nodes, seed, seconds, troubles, shared } = plan;
+            let calm = if troubles { "" } else { " --calm" };
+            let shared = if shared { " --shared" } else { "" };
+            eprintln!("seed {seed} breaks a promise {violation}");
+            eprintln!(
+                "again: cargo run --release -p distos-sim --bin distos-fleet -- \
+                 --seed {seed} --nodes {nodes} --seconds {seconds}{calm}{shared}"
+            );
+            None
+        }
+    }
+}
+
+/// All of these, on two threads.
+fn many(what: &str, plans: &[Plan]) -> Option<Vec<Report>> {
+    if plans.is_empty() {
+        return Some(Vec::new());
+    }
+    let bar = ProgressBar::new(plans.len() as u64);
+    let style =
+        ProgressStyle::with_template("{msg:32} {bar:30} {pos}/{len}  {elapsed}, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(what.to_owned());
+    bar.enable_steady_tick(Duration::from_secs(1));
+    let begun = Instant::now();
+    let (one_half, other_half) = plans.split_at(plans.len() / 2);
+    let work = |plans: &[Plan]| -> Option<Vec<Report>> {
+        let ran = plans.iter().map(|plan| {
+            let report = one(*plan);
+            bar.inc(1);
+            report
+        });
+        ran.collect()
+    };
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| work(one_half));
+        let second = work(other_half);
+        // A run that panics is a defect of the simulation, and ends it.
+        (first.join().ok().flatten(), second)
+    });
+    bar.finish_and_clear();
+    let reports: Vec<Report> = first?.into_iter().chain(second?).collect();
+    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
+    println!(
+        "{what}: {} runs in {:.0} s; {} messages, {} leases, {} uses, {} of {} revocations returned, \
+         {} gifts, {} statements heard and {} refused, {} crashes",
+        reports.len(),
+        begun.elapsed().as_secs_f64(),
+        sum(|r| r.messages),
+        sum(|r| r.loans),
+        sum(|r| r.uses),
+        sum(|r| r.returned),
+        sum(|r| r.revoked),
+        sum(|r| r.gifts),
+        sum(|r| r.heard),
+        sum(|r| r.refused),
+        sum(|r| r.crashes),
+    );
+    Some(reports)
+}
