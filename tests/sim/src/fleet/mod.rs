@@ -106,16 +106,19 @@ impl fmt::Display for Report {
             self.crashes,
         )?;
         let Some(shared) = self.shared else { return Ok(()) };
+        let (held, ended) = (shared.holders, shared.ended);
+        let last_ms = shared.last_us as f64 / 1e3;
         write!(
             f,
-            "; of {} who held the same, {} stopped after {:.1} ms at the latest, the revocation \
-             returned after {:.1} ms, by {} messages",
-            shared.holders,
-            shared.ended,
-            shared.last_us as f64 / 1e3,
-            shared.returned_us as f64 / 1e3,
-            shared.messages,
-        )
+            "; of {held} who held the same, {ended} stopped, the last after {last_ms:.1} ms"
+        )?;
+        match shared.returned_us {
+            0 => write!(f, "; the revocation had not returned"),
+            us => {
+                let (returned_ms, messages) = (us as f64 / 1e3, shared.messages);
+                write!(f, "; it returned after {returned_ms:.1} ms, by {messages} messages")
+            }
+        }
     }
 }
 
@@ -123,7 +126,10 @@ impl fmt::Display for Report {
 enum Event {
     Timer(usize, u32, Timer),
     Arrival(usize, usize, Message),
+    /// Something goes wrong at a node.
     Trouble,
+    /// The network is cut, or mended.
+    Cut,
     Wake(usize),
     /// What everybody holds is revoked.
     RevokeShared,
@@ -262,6 +268,7 @@ impl Fleet {
         }
         if plan.troubles {
             world.at(1_000_000, Event::Trouble);
+            world.at(2_000_000, Event::Cut);
         }
         Fleet { world, nodes }
     }
@@ -284,8 +291,19 @@ impl Fleet {
             }
             Some(Event::Trouble) => {
                 self.trouble();
-                let next_us = 500_000 + self.world.random.below(4_000_000);
-                self.world.at(when_us + next_us, Event::Trouble);
+                // As often at each node, however many there are.
+                let next_us = 8_000_000 + self.world.random.below(16_000_000);
+                let next_us = when_us + next_us / self.nodes.len() as u64;
+                self.world.at(next_us, Event::Trouble);
+            }
+            Some(Event::Cut) => {
+                let world = &mut self.world;
+                match world.random.below(2) {
+                    0 => world.network.cut(&mut world.random),
+                    _ => world.network.mend(),
+                }
+                let next_us = when_us + 1_000_000 + world.random.below(7_000_000);
+                world.at(next_us, Event::Cut);
             }
             Some(Event::RevokeShared) => self.revoke_shared(),
             Some(Event::Wake(index)) => {
@@ -332,16 +350,15 @@ impl Fleet {
     fn trouble(&mut self) {
         let (world, nodes) = (&mut self.world, self.nodes.len() as u64);
         let one = world.random.below(nodes) as usize;
-        match world.random.below(8) {
+        match world.random.below(3) {
             0 | 1 if self.nodes[one].is_up => {
                 world.report.crashes += 1;
                 self.nodes[one].crash();
                 let back_us = world.now_us + world.random.below(8_000_000);
                 world.at(back_us, Event::Wake(one));
             }
-            2 | 3 => world.network.cut(&mut world.random),
-            4 => world.clocks[one].jump(&mut world.random),
-            _ => world.network.mend(),
+            2 => world.clocks[one].jump(&mut world.random),
+            _ => {}
         }
     }
 }
