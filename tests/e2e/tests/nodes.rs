@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distos_e2e::images::replaced;
@@ -363,6 +364,13 @@ fn over(home: &Member) -> Vec<String> {
     ["--regions", file, "--regions-node", there, "--as", "red.cap"].map(str::to_owned).to_vec()
 }
 
+/// The tasks' output is kept by red's memory at `keeper` meanwhile.
+fn results_at(keeper: &Member) -> Vec<String> {
+    let (file, there) = (keeper.node.file("red.cap"), keeper.node.directory());
+    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
+    ["--results", file, "--results-node", there].map(str::to_owned).to_vec()
+}
+
 fn words(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
@@ -419,64 +427,93 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
     assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
 }
 
-/// Two network namespaces, joined by a cable. They end with this.
-struct Cable {
-    names: [String; 2],
+/// Network namespaces, each joined to a switch in one of its own by a cable. They end with this.
+struct Cables {
+    nodes: [String; 3],
+    switch: String,
+    wire: Option<(Child, BufReader<ChildStdout>)>,
 }
 
-const HOSTS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+const HOSTS: [&str; 3] = ["10.77.0.1", "10.77.0.2", "10.77.0.3"];
+/// What the switch does to each frame: so many milliseconds late, and of a hundred so many lost.
+const DELAY_MS: &str = "10";
+const LOSS: &str = "2";
 
-impl Cable {
+impl Cables {
     /// An error where this machine does not permit it, or lacks `ip`.
-    fn new() -> Result<Cable, String> {
-        let names = ["a", "b"].map(|end| format!("distos-{}-{end}", std::process::id()));
-        let cable = Cable { names };
-        let [one, other] = &cable.names;
-        for name in &cable.names {
-            ip(&["netns", "add", name])?;
-            ip(&["-n", name, "link", "set", "lo", "up"])?;
+    fn new() -> Result<Cables, String> {
+        let name = |end: &str| format!("distos-{}-{end}", std::process::id());
+        let (nodes, switch) = (["a", "b", "c"].map(name), name("switch"));
+        let mut cables = Cables { nodes, switch, wire: None };
+        let switch = &cables.switch;
+        ip(&["netns", "add", switch])?;
+        for (index, (node, host)) in cables.nodes.iter().zip(HOSTS).enumerate() {
+            ip(&["netns", "add", node])?;
+            ip(&["-n", node, "link", "set", "lo", "up"])?;
+            let far = format!("end{index}");
+            let ends = ["link", "add", "cable", "type", "veth", "peer", "name", &far];
+            ip(&[&["-n", node][..], &ends, &["netns", switch]].concat())?;
+            ip(&["-n", node, "address", "add", &format!("{host}/24"), "dev", "cable"])?;
+            // Whoever carries frames takes one datagram at a time.
+            ip(&["-n", node, "link", "set", "cable", "gso_max_segs", "1"])?;
+            ip(&["-n", node, "link", "set", "cable", "up"])?;
+            ip(&["-n", switch, "link", "set", &far, "up"])?;
         }
-        let ends =
-            ["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", other];
-        ip(&[&["-n", one][..], &ends].concat())?;
-        for (name, host) in cable.names.iter().zip(HOSTS) {
-            ip(&["-n", name, "address", "add", &format!("{host}/24"), "dev", "cable"])?;
-            ip(&["-n", name, "link", "set", "cable", "up"])?;
+        let script = repository().join("tests/e2e/wire.py");
+        let mut wire = Command::new("ip");
+        wire.args(["netns", "exec", switch, "python3"]).arg(script).args([DELAY_MS, LOSS, "1"]);
+        wire.args(["end0", "end1", "end2"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut wire = wire.spawn().map_err(|error| format!("python3: {error}"))?;
+        let said = wire.stdout.take().map(BufReader::new).ok_or("no output")?;
+        cables.wire = Some((wire, said));
+        match cables.said()?.as_str() {
+            "ready" => Ok(cables),
+            other => Err(format!("the switch says: {other}")),
         }
-        Ok(cable)
     }
 
-    /// Makes it slow and loses some of what goes over it. An error where Linux was built without that.
-    fn wear(&self) -> Result<(), String> {
-        for name in &self.names {
-            let worn =
-                ["qdisc", "add", "dev", "cable", "root", "netem", "delay", "20ms", "loss", "2%"];
-            tool("tc", &[&["-n", name][..], &worn].concat())?;
-        }
-        Ok(())
+    fn said(&mut self) -> Result<String, String> {
+        let (_, said) = self.wire.as_mut().ok_or("there is no switch")?;
+        let mut line = String::new();
+        said.read_line(&mut line).map_err(|error| error.to_string())?;
+        Ok(line.trim().to_owned())
     }
 
-    fn cut(&self) {
-        ip(&["-n", &self.names[0], "link", "set", "cable", "down"]).unwrap();
+    /// How many frames the switch has carried, and how many it has lost.
+    fn carried(&mut self) -> (u64, u64) {
+        let wire = self.wire.as_mut().and_then(|(wire, _)| wire.stdin.as_mut());
+        wire.unwrap().write_all(b"\n").unwrap();
+        let said = self.said().unwrap();
+        let (carried, lost) = said.split_once(' ').unwrap();
+        (carried.parse().unwrap(), lost.parse().unwrap())
     }
 
-    fn mend(&self) {
-        ip(&["-n", &self.names[0], "link", "set", "cable", "up"]).unwrap();
+    fn cut(&self, node: usize) {
+        ip(&["-n", &self.nodes[node], "link", "set", "cable", "down"]).unwrap();
+    }
+
+    fn mend(&self, node: usize) {
+        ip(&["-n", &self.nodes[node], "link", "set", "cable", "up"]).unwrap();
     }
 
     /// A node at one end. Elsewhere nobody uses the ports of its image.
     fn node(&self, end: usize) -> Node {
         let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
-        let within = ["netns", "exec", &self.names[end]];
+        let within = ["netns", "exec", &self.nodes[end]];
         let mut node = Node::under(&image, Path::new("ip"), &within);
         node.reboot();
         node
     }
 }
 
-impl Drop for Cable {
+impl Drop for Cables {
     fn drop(&mut self) {
-        for name in &self.names {
+        if let Some((wire, _)) = &mut self.wire {
+            // It may have ended by itself.
+            let _ = wire.kill();
+            let _ = wire.wait();
+        }
+        for name in self.nodes.iter().chain([&self.switch]) {
             // One that was not made cannot be removed.
             let _ = ip(&["netns", "delete", name]);
         }
@@ -496,9 +533,9 @@ fn tool(name: &str, args: &[&str]) -> Result<(), String> {
 
 /// C2 where nothing is heard: whoever is cut off from where its regions are stops within the lease, by itself.
 #[test]
-fn nodes_on_a_bad_cable_work_together_and_one_that_is_cut_off_stops_within_its_lease() {
-    let cable = match Cable::new() {
-        Ok(cable) => cable,
+fn nodes_on_bad_cables_work_together_and_one_that_is_cut_off_stops_within_its_lease() {
+    let mut cables = match Cables::new() {
+        Ok(cables) => cables,
         Err(why) => {
             println!("skipped: no network namespaces here: {why}");
             return;
@@ -506,19 +543,20 @@ fn nodes_on_a_bad_cable_work_together_and_one_that_is_cut_off_stops_within_its_l
     };
     let desk = Desk::new();
     let ports: Vec<u16> = (7400..).take(SERVICES.len()).collect();
-    let member = |end: usize| Member::of(&desk, cable.node(end), HOSTS[end], ports.clone());
-    let (home, other) = (member(0), member(1));
-    if let Err(why) = cable.wear() {
-        println!("without delay and loss, which this Linux cannot make: {why}");
+    let member = |end: usize| Member::of(&desk, cables.node(end), HOSTS[end], ports.clone());
+    let (home, other, third) = (member(0), member(1), member(2));
+    for (one, other) in [(&home, &other), (&other, &third), (&third, &home)] {
+        acquaint(one, other);
     }
-    acquaint(&home, &other);
-    for member in [&home, &other] {
+    for member in [&home, &other, &third] {
         member.node.tenants(&["red"]);
     }
     let count = counting(&home);
     is_counted(&other, &count);
+    // At a third node, which keeps nothing itself.
+    is_counted(&third, &[&count[..], &results_at(&other)].concat());
     let job = endless(&other, &home);
-    cable.cut();
+    cables.cut(0);
     let begun = Instant::now();
     let ended = job.finish(Duration::from_secs(30));
     let took = begun.elapsed();
@@ -526,10 +564,16 @@ fn nodes_on_a_bad_cable_work_together_and_one_that_is_cut_off_stops_within_its_l
     assert_eq!(ended.code, UNAVAILABLE, "{}", ended.stderr);
     // The program is stopped at once; what took longer is the command's own cleaning up.
     assert!(took < Duration::from_secs(9), "{took:?}");
-    cable.mend();
+    // Those who are not cut off go on.
+    let theirs = counting(&third);
+    is_counted(&other, &theirs);
+    cables.mend(0);
     eventually("they work together again", VOUCHED, || {
         (other.node.cli(&words(&count)).code == 0).then_some(())
     });
+    let (carried, lost) = cables.carried();
+    println!("the switch has carried {carried} frames and lost {lost}");
+    assert!(lost > 20 && carried > 40 * lost, "{carried} and {lost}: it was no bad switch");
 }
 
 /// Nodes say that they are there; whoever says nothing for fifteen seconds is suspect, and nothing else
