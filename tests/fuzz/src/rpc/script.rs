@@ -6,12 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use capnp::message::{Builder, HeapAllocator, ReaderOptions};
-use capnp::traits::HasTypeId;
+use capnp::traits::{HasTypeId, ImbueMut};
 use capnp_rpc::rpc_capnp::{
     cap_descriptor, disembargo, exception, message, message_target, payload, promised_answer,
     return_,
 };
-use distos_schemas::capability_capnp::{capability, door, edge};
+use distos_schemas::capability_capnp::{capability, door, edge, lessee, lessor};
 use distos_schemas::memory_capnp::region;
 use distos_types::restore_message;
 
@@ -437,11 +437,12 @@ fn import(input: &mut Input<'_>, cap: u32) -> u32 {
 }
 
 fn method(input: &mut Input<'_>) -> (u64, u16) {
-    let interface = match input.u8() % 6 {
+    let interface = match input.u8() % 7 {
         0 => door::Client::TYPE_ID,
         1 | 2 => region::Client::TYPE_ID,
         3 => capability::Client::TYPE_ID,
         4 => edge::Client::TYPE_ID,
+        5 => lessor::Client::TYPE_ID,
         _ => input.u64(),
     };
     let method = match input.u8() {
@@ -525,8 +526,10 @@ fn fill(input: &mut Input<'_>, cap: u32, mut to: payload::Builder<'_>) {
     for at in 0..count {
         descriptor(input, cap, table.reborrow().get(at));
     }
-    let content = to.init_content();
-    match input.u8() % 7 {
+    // What is referred to by its place in the table above.
+    let mut table = Vec::new();
+    let mut content = to.reborrow().init_content();
+    match input.u8() % 9 {
         0 => {}
         1 => {
             let mut read = content.init_as::<region::read_params::Builder<'_>>();
@@ -558,13 +561,31 @@ fn fill(input: &mut Input<'_>, cap: u32, mut to: payload::Builder<'_>) {
             let len = usize::from(input.u8());
             gift.set_receiver(String::from_utf8_lossy(input.take(len)).as_ref());
         }
-        _ => {
+        6 => {
             let mut link = content.init_as::<capability::revoke_link_params::Builder<'_>>();
             let len = usize::from(input.u8());
             link.set_link(input.take(len));
         }
+        7 => {
+            let renew = content.init_as::<lessor::renew_params::Builder<'_>>();
+            let count = u32::from(input.u8() % 8);
+            let mut released = renew.init_released(count);
+            for at in 0..count {
+                released.set(at, u64::from(input.u8()));
+            }
+        }
+        _ => {
+            content.imbue_mut(&mut table);
+            let mut lessor = content.init_as::<door::lessor_params::Builder<'_>>();
+            lessor.set_lessee(capnp_rpc::new_client(Nobody));
+        }
     }
 }
+
+/// Stands for a capability of the client's, which is all that is said of it.
+struct Nobody;
+
+impl lessee::Server for Nobody {}
 
 fn script(steps: &[(Step, &[u8])]) -> Vec<u8> {
     steps.iter().flat_map(|(step, input)| [&[*step as u8], *input].concat()).collect()
@@ -634,6 +655,21 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         named(
             "revokes",
             &[(Restore, &[0]), (Call, &base(6, 2, &[0])), (Call, &read), (Wait, &[2])],
+        ),
+        named(
+            "leases",
+            &[
+                (Restore, &[0]),
+                // On the door: who is told, the first of the table; a lease; renewals on the lessor that came.
+                (Bootstrap, &[9]),
+                (Call, &[10, 0, 9, 0, 0, 3, 0, 1, 1, 5, 8]),
+                (Call, &base(11, 6, &[0])),
+                (Wait, &[3]),
+                (Call, &[12, 0, 10, 1, 3, 5, 0, 0, 0, 7, 2, 1, 3]),
+                (Call, &base(13, 2, &[0])),
+                (Wait, &[2]),
+                (Return, &[0, 0, 0]),
+            ],
         ),
         named(
             "base",
