@@ -113,8 +113,9 @@ interface Lessor {
   renew @0 (released :List(UInt64)) -> (ended :List(UInt64), asOf :UInt64, termMs :UInt32);
   # Gives leases back, each by the last number of its line, as often as it stands here; and has another term of
   # all others, from when this was sent, but for those below what has `ended`. Whoever hears no answer
-  # within its term may use nothing any more. Fails, when it has taken back what was given: "unavailable" (asked
-  # more than ten times a second; or more than 4,096 have ended, which are told first).
+  # within its term may use nothing any more. Answered ten times a second at most. Fails, when it has taken back
+  # what was given: "unavailable" (more than 4,096 have ended, which are told first); "denied" (another lessor
+  # has come since).
 }
 
 interface Door {
@@ -148,7 +149,7 @@ interface Door {
 
   lessor @3 (lessee :Lessee) -> (lessor :Lessor, token :UInt64);
   # Before anything is lent over this connection, `lessee` says who is told when it ends. Fails: "denied" once
-  # something is lent.
+  # something is lent; "unavailable" while whoever was named before has not answered.
 }
 
 interface Edge {

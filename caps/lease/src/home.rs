@@ -83,8 +83,8 @@ struct Lent {
     heard: HashSet<u64>,
     /// How much has ended for it.
     ends: u64,
-    /// Something has ended since it was looked at what is leased below that.
-    is_stale: bool,
+    /// How much was marked since it was looked at what is leased below that.
+    stale: usize,
     /// The connection is over.
     gone: bool,
 }
@@ -204,14 +204,8 @@ impl Home {
         let dead = lent.lines.unmarked().filter(|(_, place)| !alive(place.slot));
         let dead: Vec<u64> = dead.map(|(number, _)| number).collect();
         lent.mark(&dead, &mut self.marks);
-        if lent.is_stale && lent.unheard.is_empty() {
-            lent.is_stale = false;
-            let ended = lent.leases.iter().filter(|(leaf, _)| !lent.lines.holds(**leaf));
-            let ended: Vec<(u64, u32)> = ended.map(|(leaf, count)| (*leaf, *count)).collect();
-            for (leaf, count) in ended {
-                // It knows, and has not given it back.
-                self.take_back(lessee, leaf, count);
-            }
+        if lent.stale > 0 && lent.unheard.is_empty() {
+            self.forget_ended(lessee);
         }
         let lent = self.lent.get_mut(&lessee).ok_or(Refused::Unknown)?;
         if !lent.lines.is_empty() {
@@ -317,6 +311,21 @@ impl Home {
                     lent.heard.insert(*number);
                 }
             }
+            // It may never renew. Not for each: it is looked at all that it has.
+            if lent.unheard.is_empty() && 4 * lent.stale > lent.leases.len() {
+                self.forget_ended(lessee);
+            }
+        }
+    }
+
+    /// What has ended, as the lessee knows, is not lent any more, whether or not it is given back.
+    fn forget_ended(&mut self, lessee: Lessee) {
+        let Some(lent) = self.lent.get_mut(&lessee) else { return };
+        lent.stale = 0;
+        let ended = lent.leases.iter().filter(|(leaf, _)| !lent.lines.holds(**leaf));
+        let ended: Vec<(u64, u32)> = ended.map(|(leaf, count)| (*leaf, *count)).collect();
+        for (leaf, count) in ended {
+            self.take_back(lessee, leaf, count);
         }
     }
 
@@ -368,7 +377,7 @@ impl Lent {
     fn mark(&mut self, dead: &[u64], marks: &mut u64) {
         let new: Vec<u64> = dead.iter().copied().filter(|number| self.lines.end(*number)).collect();
         for number in new {
-            self.is_stale = true;
+            self.stale += 1;
             *marks += 1;
             if !self.lines.is_below_an_end(number) {
                 self.ends += 1;
@@ -484,6 +493,7 @@ mod tests {
     fn a_link_below_one_that_was_not_heard_of_is_over_with_that() {
         let mut home = home();
         lend(&mut home, &[1, 2, 3], 200).unwrap();
+        lend(&mut home, &[1, 5], 200).unwrap();
         let above = home.ended(slot(2));
         assert_eq!(home.ended(slot(3)), above, "who is told of one has to be told of no other");
         home.heard(ONE, &[above[0].1]);

@@ -54,6 +54,8 @@ struct Told {
     busy: Cell<bool>,
     /// Somebody has waited for it in vain: it is not waited for again until it answers.
     silent: Cell<bool>,
+    /// When it was renewed last, or will be.
+    renewed_ms: Cell<u64>,
 }
 
 impl Default for Lending {
@@ -84,16 +86,20 @@ impl Lending {
         if self.home.borrow().has(of(session)) {
             return Err(Fault::denied(Rights::NONE));
         }
+        // One who does not answer is asked no more by way of another.
+        if self.told.borrow().get(&of(session)).is_some_and(|told| told.busy.get()) {
+            return Err(Fault::unavailable(1000, "who was to be told before has not answered"));
+        }
         let mut token = [0; 8];
         getrandom::fill(&mut token).map_err(Fault::internal)?;
         let token = u64::from_le_bytes(token);
-        let (busy, silent) = (Cell::new(false), Cell::new(false));
-        let told = Rc::new(Told { lessee, token, busy, silent });
+        let (busy, silent, renewed_ms) = (Cell::new(false), Cell::new(false), Cell::new(0));
+        let told = Rc::new(Told { lessee, token, busy, silent, renewed_ms });
         self.told.borrow_mut().insert(of(session), told);
         self.home.borrow_mut().arrive(of(session));
         // Weak: the connection, which holds this, must not keep the vat.
         let (vat, lessee) = (vat.downgrade(), of(session));
-        Ok((capnp_rpc::new_client(Lessor { vat, lessee, renewed_ms: Cell::new(0) }), token))
+        Ok((capnp_rpc::new_client(Lessor { vat, lessee, token }), token))
     }
 
     /// A session is over.
@@ -205,6 +211,7 @@ impl Lending {
             }
             told.silent.set(false);
             self.home.borrow_mut().heard(lessee, &news.ended);
+            self.heard.notify_waiters();
         }
         told.busy.set(false);
         self.heard.notify_waiters();
@@ -217,11 +224,14 @@ impl Lending {
         loop {
             let parts = self.home.borrow().watched() / SOME + 1;
             tokio::time::sleep(LOOK / u32::try_from(parts).unwrap_or(u32::MAX)).await;
-            self.home.borrow_mut().look(alive);
-            if !self.home.borrow_mut().look_on(&mut cursor, SOME, alive) {
+            {
                 let mut home = self.home.borrow_mut();
-                home.look_on(&mut cursor, SOME, alive);
-                home.forget(boot_ms());
+                if !home.look_on(&mut cursor, SOME, alive) {
+                    // It begins anew, with what much hangs from.
+                    home.forget(boot_ms());
+                    home.look(alive);
+                    home.look_on(&mut cursor, SOME, alive);
+                }
             }
             self.tell();
             if self.home.borrow().watched() == 0 {
@@ -273,8 +283,7 @@ pub(crate) fn lend(
 struct Lessor {
     vat: WeakVat,
     lessee: Lessee,
-    /// When it did last.
-    renewed_ms: Cell<u64>,
+    token: u64,
 }
 
 impl lessor::Server for Lessor {
@@ -288,14 +297,18 @@ impl lessor::Server for Lessor {
         let released: Vec<u64> = params.get()?.get_released()?.iter().collect();
         drop(params);
         let lending = vat.lending();
+        let told = lending.told.borrow().get(&self.lessee).cloned();
+        let told = told.filter(|told| told.token == self.token);
+        let told = told.ok_or_else(|| fail(Fault::denied(Rights::NONE)))?;
         lending.home.borrow_mut().give_back(self.lessee, &released);
+        lending.heard.notify_waiters();
+        // Each in its turn: what waits is no older than what was asked before it.
         let now_ms = boot_ms();
-        if now_ms.saturating_sub(self.renewed_ms.replace(now_ms)) < RENEWALS_MS {
-            let why = "leases are renewed ten times a second at most";
-            return Err(fail(Fault::unavailable(RENEWALS_MS, why)));
-        }
+        let turn_ms = now_ms.max(told.renewed_ms.get().saturating_add(RENEWALS_MS));
+        told.renewed_ms.set(turn_ms);
+        tokio::time::sleep(Duration::from_millis(turn_ms - now_ms)).await;
         let alive = |slot| vat.checker().view.stands(slot);
-        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, now_ms);
+        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, boot_ms());
         let news = renewed.map_err(|_| fail(Fault::denied(Rights::NONE)))?;
         if news.ended.len() > BATCH {
             lending.tell();

@@ -185,6 +185,9 @@ impl Executor {
             return Err(Fault::unavailable(1000, "too many tasks are waiting"));
         }
         let job = self.job(run.job)?;
+        // Nothing begins by a lease that is over, whoever has been told of it.
+        job.input.lease.check()?;
+        job.output.lease.check()?;
         let mut ended = job.ended.subscribe();
         let _running = Running::start(self);
         tokio::select! {

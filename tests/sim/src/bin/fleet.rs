@@ -78,8 +78,13 @@ fn main() -> ExitCode {
     ];
     for (what, plans) in all {
         let Some(reports) = many(what, &plans) else { return ExitCode::FAILURE };
-        for report in reports.iter().filter(|report| report.shared.is_some()) {
-            println!("  {report}");
+        for (plan, report) in plans.iter().zip(&reports).filter(|(plan, _)| plan.shared) {
+            match report.shared {
+                Some(_) => println!("  {report}"),
+                None => {
+                    println!("  seed {}: its home was down when it was to be revoked", plan.seed)
+                }
+            }
         }
     }
     println!("no promise was broken, in {:.0} s", begun.elapsed().as_secs_f64());
@@ -88,7 +93,9 @@ fn main() -> ExitCode {
 
 /// One run; says what to do if a promise is broken.
 fn one(plan: Plan) -> Option<Report> {
-    match run(plan) {
+    // A panic is a finding like any other.
+    let ran = std::panic::catch_unwind(|| run(plan).map_err(|violation| violation.to_string()));
+    match ran.unwrap_or_else(|_| Err("by a panic".to_owned())) {
         Ok(report) => Some(report),
         Err(violation) => {
             let Plan { nodes, seed, seconds, troubles, shared } = plan;

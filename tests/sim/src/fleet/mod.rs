@@ -6,11 +6,12 @@
 //! revoke, crash and come back, and say that they are there ([`distos_identity::Statement`]).
 //!
 //! **What is checked**, at every step: nobody has more than what it was derived from (C1); nothing is used after its
-//! revocation has returned, or beyond the published bound (C2); a ticket works once, and a statement has its effect
+//! revocation has returned, or beyond the published bound, within which each revocation returns (C2); a ticket works once, and a statement has its effect
 //! once, unchanged, and within five minutes (N3).
 //!
-//! **What is not here:** connections, facets, guards and disks, which the rest of this crate runs; and joining, for
-//! a node's list is its own and nothing travels. So A1 is not checked.
+//! **What is not here:** connections, facets, guards and disks, which the rest of this crate runs; who waits how long
+//! for whom, and what `revoke` answers; and joining, for a node's list is its own and nothing travels. So A1 is not
+//! checked.
 
 mod clock;
 mod kernel;
@@ -77,10 +78,12 @@ pub struct Report {
 /// The revocation of what every node holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shared {
-    /// How many held it then, and how many of those have come to use it no more.
+    /// How many held it then; how many of those have come to use it no more; and how many crashed before.
     pub holders: usize,
     /// See there.
     pub ended: usize,
+    /// See there.
+    pub crashed: usize,
     /// Until the last of them did, in simulated microseconds.
     pub last_us: u64,
     /// Until it returned.
@@ -106,12 +109,10 @@ impl fmt::Display for Report {
             self.crashes,
         )?;
         let Some(shared) = self.shared else { return Ok(()) };
-        let (held, ended) = (shared.holders, shared.ended);
+        let (held, ended, crashed) = (shared.holders, shared.ended, shared.crashed);
         let last_ms = shared.last_us as f64 / 1e3;
-        write!(
-            f,
-            "; of {held} who held the same, {ended} stopped, the last after {last_ms:.1} ms"
-        )?;
+        write!(f, "; of {held} who held the same, {crashed} crashed and {ended} stopped, ")?;
+        write!(f, "the last after {last_ms:.1} ms")?;
         match shared.returned_us {
             0 => write!(f, "; the revocation had not returned"),
             us => {
@@ -150,6 +151,8 @@ struct World {
     opened_us: Vec<u64>,
     report: Report,
     shared: Watch,
+    /// What has just returned.
+    over: Vec<(usize, CapId)>,
 }
 
 /// The revocation of what everybody holds, as it goes on.
@@ -190,6 +193,7 @@ impl World {
     fn returned(&mut self, home: usize, cap: CapId) {
         self.report.returned += 1;
         self.truth.returned(home, cap);
+        self.over.push((home, cap));
         let told = self.report.told;
         if let Some(shared) = &mut self.report.shared
             && self.shared.cap == Some(cap)
@@ -259,6 +263,7 @@ impl Fleet {
             opened_us: Vec::new(),
             report: Report::default(),
             shared: Watch::default(),
+            over: Vec::new(),
         };
         if plan.shared {
             world.at(plan.seconds * 500_000, Event::RevokeShared);
@@ -312,6 +317,16 @@ impl Fleet {
             }
             _ => {}
         }
+        // Not only when somebody happens to use it.
+        while let Some((home, cap)) = self.world.over.pop() {
+            let uses = |node: &&Node| node.is_up && node.uses_below(home, cap, &self.world);
+            if let Some(node) = self.nodes.iter().find(uses) {
+                let who = node.index();
+                let what =
+                    format!("C2: {who} may use {cap} of {home} after its revocation returned");
+                return Err(Violation { at_us: when_us, what });
+            }
+        }
         Ok(true)
     }
 
@@ -354,6 +369,11 @@ impl Fleet {
             0 | 1 if self.nodes[one].is_up => {
                 world.report.crashes += 1;
                 self.nodes[one].crash();
+                if world.shared.holders.remove(&one)
+                    && let Some(shared) = &mut world.report.shared
+                {
+                    shared.crashed += 1;
+                }
                 let back_us = world.now_us + world.random.below(8_000_000);
                 world.at(back_us, Event::Wake(one));
             }

@@ -25,6 +25,8 @@ const DEEPEST: usize = 5;
 /// What a node has of others' at most.
 const CHAINS: usize = 12;
 const HELD: usize = 24;
+/// How much later than it is over a home may see that a revocation has returned: it looks now and then.
+const RULED_MS: u64 = 200;
 /// A home takes a connection for broken when nothing came over it for so long.
 const IDLE_US: u64 = 15_000_000;
 
@@ -89,7 +91,8 @@ pub(super) struct Node {
     cursor: Cursor,
     known: VecDeque<CapId>,
     shared: Option<CapId>,
-    waiting: Vec<(CapId, Vec<Unheard>)>,
+    /// Revocations that have not returned: by when they have to, and what has to be heard.
+    waiting: Vec<(CapId, u64, Vec<Unheard>)>,
     // As a holder.
     chains: Vec<Chain>,
     links: Vec<Link>,
@@ -224,7 +227,9 @@ impl Node {
         self.lending = Home::started(Terms::USUAL, world.boot_ms(self.index));
         self.cursor = Cursor::default();
         self.since_us = world.now_us;
-        for (_, unheard) in &mut self.waiting {
+        let by_ms = world.boot_ms(self.index) + Terms::USUAL.bound_ms() + RULED_MS;
+        for (_, until_ms, unheard) in &mut self.waiting {
+            *until_ms = by_ms;
             unheard.clear();
         }
         let (until_us, floor_us) = self.kept.clone();
@@ -238,7 +243,7 @@ impl Node {
             Timer::Use => self.use_all(world)?,
             Timer::Renew => self.renew(world),
             Timer::Act => self.act(world),
-            Timer::Rule => self.rule(world),
+            Timer::Rule => self.rule(world)?,
             Timer::Beat => self.beat(world),
         }
         Ok(timer.period_us() / 2 + world.random.below(timer.period_us()))
@@ -316,9 +321,12 @@ impl Node {
             3..=5 if chain.links.len() < DEEPEST && other != self.index => {
                 let last = chain.links.last().map_or(Authority::FULL, |link| link.authority);
                 let rights = Rights(last.rights.0 & (world.random.bits() | Rights::READ.0));
+                // Some ask for more than they have.
+                let rights = if world.random.below(5) == 0 { Rights::ALL } else { rights };
                 let now_ms = world.wall_ms(self.index);
                 let expires_ms = match world.random.below(4) {
                     0 => last.caveats.expires_ms.min(now_ms + 2_000 + world.random.below(60_000)),
+                    1 if world.random.below(4) == 0 => u64::MAX,
                     _ => last.caveats.expires_ms,
                 };
                 let authority =
@@ -353,7 +361,7 @@ impl Node {
 
     // As a home.
 
-    fn rule(&mut self, world: &mut World) {
+    fn rule(&mut self, world: &mut World) -> Result<(), Violation> {
         let (now_ms, wall_ms) = (world.boot_ms(self.index), world.wall_ms(self.index));
         self.kernel.tidy(wall_ms);
         if world.random.below(150) == 0 && !self.known.is_empty() && !world.plan.shared {
@@ -373,19 +381,24 @@ impl Node {
         }
         let lending = &self.lending;
         let index = self.index;
-        self.waiting.retain(|(cap, unheard)| {
+        self.waiting.retain(|(cap, _, unheard)| {
             let is_over = lending.over_ms(unheard, now_ms).is_none();
             if is_over {
                 world.returned(index, *cap);
             }
             !is_over
         });
+        if let Some((cap, ..)) = self.waiting.iter().find(|(_, until_ms, _)| *until_ms < now_ms) {
+            let what = format!("C2: the revocation of {cap} at {index} does not return");
+            return Err(Violation { at_us: world.now_us, what });
+        }
         let idle = |served: &Served| served.last_us + IDLE_US < world.now_us;
         let idle: Vec<u64> =
             self.served.iter().filter(|(_, served)| idle(served)).map(|(c, _)| *c).collect();
         for connection in idle {
             self.lose(connection, world);
         }
+        Ok(())
     }
 
     /// Revokes one; half the time it is found by looking, as when its slot is not told.
@@ -405,7 +418,7 @@ impl Node {
                 self.lending.since(marks)
             }
         };
-        self.waiting.push((cap, unheard));
+        self.waiting.push((cap, now_ms + Terms::USUAL.bound_ms() + RULED_MS, unheard));
         for lessee in self.lending.untold() {
             let news = self.lending.news(lessee, 16);
             if let Some(served) = self.served.get(&lessee.0) {
@@ -595,6 +608,7 @@ impl Node {
             let (from, to) = (subject(self.index), subject(peer));
             let at_us = self.ticks.next(now_us);
             let body = self.made.to_le_bytes().to_vec();
+            world.truth.said((self.index, peer), at_us, &body);
             let (bytes, signature) = Statement { from, to, at_us, body }.sign(&self.secret);
             world.send(self.index, peer, Message::Statement(bytes, signature));
         }
@@ -626,7 +640,8 @@ impl Node {
         }
         self.heard.note(&sender, said.at_us);
         world.report.heard += 1;
-        let once = world.truth.heard((from, self.index), said.at_us, (now_us, self.latest_us));
+        let clock = (now_us, self.latest_us);
+        let once = world.truth.heard((from, self.index), said.at_us, &said.body, clock);
         once.map_err(|what| Violation { at_us: world.now_us, what })
     }
 }

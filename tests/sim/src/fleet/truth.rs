@@ -34,6 +34,8 @@ pub(super) struct Truth {
     tickets: HashSet<[u8; 32]>,
     /// Whose statement of which time had its effect at whom.
     heard: HashSet<(usize, usize, u64)>,
+    /// What was said, by whom to whom and when.
+    said: HashMap<(usize, usize, u64), Vec<u8>>,
 }
 
 impl Truth {
@@ -81,13 +83,21 @@ impl Truth {
         }
     }
 
+    pub(super) fn said(&mut self, (from, to): (usize, usize), at_us: u64, body: &[u8]) {
+        self.said.insert((from, to, at_us), body.to_vec());
+    }
+
     /// A statement has its effect; by the receiver's clock, and the latest time that this showed.
     pub(super) fn heard(
         &mut self,
         (from, to): (usize, usize),
         at_us: u64,
+        body: &[u8],
         (now_us, latest_us): (u64, u64),
     ) -> Result<(), String> {
+        if self.said.get(&(from, to, at_us)).is_none_or(|said| said != body) {
+            return Err(format!("N3: {to} took for a statement of {from} what that never said"));
+        }
         if at_us + DRIFT_US < now_us || at_us > latest_us + DRIFT_US {
             return Err(format!("N3: {to} took a statement of {from} that is too old or too new"));
         }
