@@ -10,7 +10,8 @@ use distos_schemas::capability_capnp;
 use crate::borrowing::Held;
 use crate::facet::{Facet, Origin};
 use crate::faults::fault_of;
-use crate::vat::{Open, Vat};
+use crate::reach::Open;
+use crate::vat::Vat;
 
 /// The longest ticket that is looked at.
 const MAX_TICKET_BYTES: usize = 256;

@@ -28,6 +28,7 @@ pub mod gift;
 mod lending;
 mod meters;
 mod quiet;
+mod reach;
 pub mod record;
 mod seats;
 pub mod transport;
@@ -40,8 +41,9 @@ pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};
 pub use meters::Meters;
+pub use reach::{Far, Open, Reach, Remote};
 pub use seats::{Seat, Seats};
-pub use vat::{Far, Open, Reach, Remote, Service, Vat, run, serve};
+pub use vat::{Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

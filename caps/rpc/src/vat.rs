@@ -32,6 +32,7 @@ use crate::faults::{fail, fault_of};
 use crate::lending::Lending;
 use crate::meters::Meters;
 use crate::quiet::Quiet;
+use crate::reach::{Far, Reach, Remote};
 use crate::transport::{self, Bounds, Checker, Cut};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
@@ -56,44 +57,6 @@ pub trait Service: 'static {
     /// Takes no new work and resolves when what runs has ended and everything acknowledged is
     /// durable.
     fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()>;
-}
-
-/// How a vat reaches those of other nodes: over a network that this crate knows nothing of.
-pub trait Reach: 'static {
-    /// Connects `from` to a vat of another node; one that is connected to already is not connected to again.
-    /// [`Fault::Unavailable`] if it is not reached, [`Fault::Unauthenticated`] if one side does not trust
-    /// the other, [`Fault::NotFound`] if there is no such node or vat.
-    fn reach(
-        &self,
-        from: &Vat,
-        node: NodeId,
-        vat: VatName,
-    ) -> LocalBoxFuture<'static, Result<Far, Fault>>;
-}
-
-/// A vat of another node, reached.
-#[derive(Clone)]
-pub struct Far {
-    /// Its door.
-    pub door: capability_capnp::door::Client,
-    /// What it has lent over this connection.
-    pub borrowing: Borrowing,
-    /// The connection, which is closed when the last of these is dropped.
-    pub open: Rc<dyn Open>,
-}
-
-/// A connection that ends with this.
-pub trait Open: 'static {
-    /// Why it has ended, if it has: its calls know only that it did.
-    fn ended(&self) -> Option<Fault>;
-}
-
-/// Who is at the other end of a connection that came over a network.
-pub struct Remote {
-    /// Who stands behind it.
-    pub party: Party,
-    /// By which name a gift can be left for it: the path of its SPIFFE id.
-    pub name: String,
 }
 
 /// The runtime of one vat. Cheap to clone.

@@ -8,9 +8,10 @@ use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Authority, Fault, Rights, VatName};
-use distos_client::Connection;
 use distos_client::handoff::{self, Home};
+use distos_client::{Connection, Held};
 use distos_identity::Subject;
+use distos_quic::Endpoint;
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Facet, Faceted, Service, fault_of, serve_capability};
 use distos_schemas::capability_capnp::{capability, lessee, lessor};
@@ -456,6 +457,32 @@ fn nobody_far_away_stays_longer_than_its_identity() {
     });
 }
 
+/// An agent of this tenant's on a machine of its own, and what the operator has given to it.
+struct Agent {
+    away: Endpoint,
+    connection: Connection,
+    chain: Chain,
+    regions: regions::Client,
+}
+
+impl Agent {
+    async fn arrive(world: &World, name: &str, key: &HolderSecret, seed: u8) -> Agent {
+        let chain = world.delegated(key);
+        let away = world.agent(name, key, seed);
+        let connection = world.connect(&away).await.expect("it is let in");
+        let regions = connection.restore(&chain, key).await.expect("its own");
+        Agent { away, connection, chain, regions }
+    }
+
+    async fn red(world: &World) -> Agent {
+        Agent::arrive(world, "red", &HolderSecret::from_seed([11; 32]), 61).await
+    }
+
+    async fn lease(&self) -> Held {
+        self.connection.hold(&self.regions).await.expect("a lease")
+    }
+}
+
 /// A weaker capability to the same object.
 async fn attenuated(cap: &regions::Client) -> regions::Client {
     let cap: capability::Client = cap.clone().cast_to();
@@ -487,31 +514,26 @@ fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() 
     test(async {
         let world = World::boot().await;
         tokio::time::sleep(EARLIER).await;
-        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
-        let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
-        let away = world.agent("red", &red, 61);
-        let connection = world.connect(&away).await.expect("red is let in");
-        let regions: regions::Client = connection.restore(&reds, &red).await.expect("red's");
-        let mut held = vec![connection.hold(&regions).await.expect("a lease")];
+        let red = Agent::red(&world).await;
+        let mut held = vec![red.lease().await];
         let mut caps = Vec::new();
         for _ in 0..20 {
-            let cap = attenuated(&regions).await;
-            held.push(connection.hold(&cap).await.expect("a lease"));
+            let cap = attenuated(&red.regions).await;
+            held.push(red.connection.hold(&cap).await.expect("a lease"));
             caps.push(cap);
         }
-        let elsewhere = world.agent("blue", &blue, 62);
-        let other = world.connect(&elsewhere).await.expect("blue is let in");
-        let others: regions::Client = other.restore(&blues, &blue).await.expect("blue's");
-        let blues_lease = other.hold(&others).await.expect("a lease");
+        let key = HolderSecret::from_seed([12; 32]);
+        let blue = Agent::arrive(&world, "blue", &key, 62).await;
+        let blues_lease = blue.lease().await;
         // One of them by itself, and what hangs beside it goes on.
         revoke(caps.remove(0)).await.expect("it is revoked");
         assert_eq!(held.remove(1).check(), Err(Fault::Revoked));
         assert!(held.iter().all(|lease| lease.check().is_ok()));
-        assert_eq!(take_back(&world, &reds).await, 0, "nobody holds anything by it any more");
+        assert_eq!(take_back(&world, &red.chain).await, 0, "nobody holds anything by it any more");
         assert!(held.iter().all(|lease| lease.check() == Err(Fault::Revoked)));
         assert_eq!(held[0].lost().await, Fault::Revoked);
         assert_eq!(blues_lease.check(), Ok(()), "blue's is another");
-        assert_eq!(take_back(&world, &blues).await, 0);
+        assert_eq!(take_back(&world, &blue.chain).await, 0);
     });
 }
 
@@ -520,19 +542,15 @@ fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() 
 fn a_capability_is_lent_over_its_own_connection_only_and_giving_up_breaks_nothing() {
     test(async {
         let world = World::boot().await;
-        let red = HolderSecret::from_seed([11; 32]);
-        let chain = world.delegated(&red);
-        let away = world.agent("red", &red, 61);
-        let connection = world.connect(&away).await.expect("red is let in");
-        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let red = Agent::red(&world).await;
         // Its first question is on its way.
-        assert!(futures::FutureExt::now_or_never(connection.hold(&regions)).is_none());
-        let lease = connection.hold(&regions).await.expect("a lease");
-        assert_eq!(lease.check(), Ok(()));
-        let other = world.connect(&away).await.expect("once more");
-        let mistaken = other.hold(&regions).await.err();
+        assert!(futures::FutureExt::now_or_never(red.connection.hold(&red.regions)).is_none());
+        assert_eq!(red.lease().await.check(), Ok(()));
+        let other = world.connect(&red.away).await.expect("once more");
+        let mistaken = other.hold(&red.regions).await.err();
         assert!(matches!(mistaken, Some(Fault::Malformed(_))), "{mistaken:?}");
-        let again: regions::Client = other.restore(&chain, &red).await.expect("red's");
+        let key = HolderSecret::from_seed([11; 32]);
+        let again: regions::Client = other.restore(&red.chain, &key).await.expect("red's");
         assert!(other.hold(&again).await.is_ok());
     });
 }
@@ -542,12 +560,8 @@ fn a_capability_is_lent_over_its_own_connection_only_and_giving_up_breaks_nothin
 fn a_lease_goes_on_for_as_long_as_its_home_is_heard() {
     test(async {
         let world = World::boot().await;
-        let red = HolderSecret::from_seed([11; 32]);
-        let chain = world.delegated(&red);
-        let away = world.agent("red", &red, 61);
-        let connection = world.connect(&away).await.expect("red is let in");
-        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
-        let lease = connection.hold(&regions).await.expect("a lease");
+        let red = Agent::red(&world).await;
+        let lease = red.lease().await;
         tokio::time::sleep(Duration::from_millis(5500)).await;
         assert_eq!(lease.check(), Ok(()));
         // Without the home it ends by itself, and not at once: what it works on may come back.
@@ -580,11 +594,8 @@ fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_o
     test(async {
         let world = World::boot().await;
         tokio::time::sleep(EARLIER).await;
-        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
-        let (reds, blues) = (world.delegated(&red), world.delegated(&blue));
-        let away = world.agent("red", &red, 61);
-        let connection = world.connect(&away).await.expect("red is let in");
-        let regions: regions::Client = connection.restore(&reds, &red).await.expect("red's");
+        let blues = world.delegated(&HolderSecret::from_seed([12; 32]));
+        let Agent { away: _away, connection, chain: reds, regions } = Agent::red(&world).await;
         let as_any: capability::Client = regions.cast_to();
         let nobody_is_told = as_any.lend_request().send().promise.await.err();
         assert!(nobody_is_told.is_some_and(|e| matches!(fault_of(&e), Fault::Denied { .. })));
@@ -623,12 +634,9 @@ fn a_revocation_says_when_it_is_over_for_whoever_has_gone_with_a_lease() {
     test(async {
         let world = World::boot().await;
         tokio::time::sleep(EARLIER).await;
-        let red = HolderSecret::from_seed([11; 32]);
-        let chain = world.delegated(&red);
-        let away = world.agent("red", &red, 61);
-        let connection = world.connect(&away).await.expect("red is let in");
-        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
-        let lease = connection.hold(&regions).await.expect("a lease");
+        let red = Agent::red(&world).await;
+        let lease = red.lease().await;
+        let Agent { away, connection, chain, .. } = red;
         drop(connection);
         away.leave().await;
         assert_eq!(lease.check(), Ok(()), "nobody has told it");

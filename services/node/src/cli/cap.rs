@@ -380,12 +380,13 @@ pub struct Revoked {
 impl Revoked {
     /// For people.
     pub fn text(&self) -> String {
+        format!("{}{}", self.here(), later(self.elsewhere_ms))
+    }
+
+    /// The same of this node alone.
+    pub fn here(&self) -> String {
         let took = text::micros(self.micros);
-        let below = self.descendants;
-        format!(
-            "revoked in {took}, together with {below} derived from it{}",
-            later(self.elsewhere_ms)
-        )
+        format!("revoked in {took}, together with {} derived from it", self.descendants)
     }
 }
 

@@ -417,7 +417,7 @@ async fn taken_back(
     }
     talk.held(&format!(
         "{}; {done} reads had ended before, the one that followed was refused",
-        revoked.text()
+        revoked.here()
     ));
     Ok(json!({ "revoke_micros": revoked.micros, "reads_before": done }))
 }
