@@ -13,6 +13,9 @@ const MOST: usize = 262_144;
 /// Those for one tenant's capabilities: no tenant keeps others from lending.
 const MOST_OF_ONE: usize = MOST / 2;
 
+/// How often one lessee may lease one capability: more than any has use for.
+const MOST_ALIKE: u32 = 4096;
+
 /// Somebody who holds leases, over one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lessee(pub u64);
@@ -61,7 +64,7 @@ struct Place {
 /// That something has ended, of which a lessee has not said that it knows.
 #[derive(Clone, Copy)]
 struct Mark {
-    /// The how-manieth of the home: the last that is over with it.
+    /// The how-manieth of the home.
     nth: u64,
     /// What was lent below it is over then. No renewal since reaches it.
     over_ms: u64,
@@ -161,6 +164,10 @@ impl Home {
             let place = Place { slot: *slot, parent: parent.replace(*slot), tenant };
             numbered.push((known.unwrap_or(last_number), place));
         }
+        let leaf = numbered.last().map_or(0, |(number, _)| *number);
+        if lent.leases.get(&leaf).is_some_and(|leased| *leased >= MOST_ALIKE) {
+            return Err(Refused::Full);
+        }
         // The table has each slot below one other, for as long as the slot is what it is.
         lent.lines.add(numbered.clone()).map_err(|_| Refused::Ended)?;
         lent.last_number = last_number;
@@ -171,7 +178,6 @@ impl Home {
                 *self.links_of.entry(tenant).or_default() += 1;
             }
         }
-        let leaf = numbered.last().map_or(0, |(number, _)| *number);
         *lent.leases.entry(leaf).or_default() += 1;
         if !lent.lines.holds(leaf) {
             self.take_back(lessee, leaf, 1);
@@ -272,7 +278,11 @@ impl Home {
         most: usize,
         alive: impl Fn(SlotRef) -> bool,
     ) -> bool {
-        let Some(dead) = self.watched.take_next(cursor, most, alive) else { return false };
+        let Some(dead) = self.watched.take_next(cursor, most, &alive) else { return false };
+        if !dead.is_empty() {
+            // They may have been cleared with what they hang from, which is told first and for all.
+            self.look(alive);
+        }
         self.mark(&dead);
         true
     }
@@ -344,6 +354,11 @@ impl Home {
         marks.chain([self.earlier_ms]).max().filter(|over_ms| *over_ms > now_ms)
     }
 
+    /// Whether nothing is lent, nor kept of what was.
+    pub fn is_idle(&self) -> bool {
+        self.links == 0
+    }
+
     /// How many slots there are to look at.
     pub fn watched(&self) -> usize {
         self.watched.len()
@@ -378,13 +393,10 @@ impl Lent {
         let new: Vec<u64> = dead.iter().copied().filter(|number| self.lines.end(*number)).collect();
         for number in new {
             self.stale += 1;
-            *marks += 1;
+            // Below what has ended the kernel revokes nothing more: it only makes room.
             if !self.lines.is_below_an_end(number) {
-                self.ends += 1;
+                (*marks, self.ends) = (*marks + 1, self.ends + 1);
                 self.unheard.insert(number, Mark { nth: *marks, over_ms: self.owed_ms });
-            } else if let Some(above) = self.unheard_above(number) {
-                // It is over when that one is, and whoever revoked it waits for that.
-                self.unheard.entry(above).and_modify(|mark| mark.nth = *marks);
             }
         }
     }
@@ -463,6 +475,10 @@ mod tests {
         }
         assert_eq!(home.links, MOST_OF_ONE - 1);
         assert_eq!(lend(&mut home, &[0, index], 200), Err(Refused::Full));
+        // Nor does it count for ever what is the same.
+        let own = [slot(0)];
+        let alike = (0..=MOST_ALIKE).map(|_| home.lend(ONE, TenantId(9), &own, 200));
+        assert_eq!(alike.filter(Result::is_ok).count(), MOST_ALIKE as usize);
         let other = [slot(index + 1)];
         assert!(home.lend(ONE, TenantId(8), &other, 200).is_ok());
     }
@@ -536,7 +552,11 @@ mod tests {
         assert_eq!(home.over_ms(&unheard, 250), Some(310));
         assert_eq!((home.untold(), home.news(ONE, 9).ended), (vec![], vec![]));
         assert_eq!(lend(&mut home, &[1], 220), Err(Refused::Unknown));
+        // Nothing of it is looked at any more, and it is kept until then.
+        home.look_on(&mut Cursor::default(), 9, |_| false);
+        assert!(home.watched() == 0 && !home.is_idle());
         home.forget(310);
+        assert!(home.is_idle());
         assert_eq!((home.over_ms(&unheard, 310), home.watched(), home.links), (None, 0, 0));
     }
 }

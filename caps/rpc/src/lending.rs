@@ -217,7 +217,7 @@ impl Lending {
         self.heard.notify_waiters();
     }
 
-    /// Looks for what has ended, all of it each [`LOOK`], for as long as something is lent.
+    /// Looks for what has ended, all of it each [`LOOK`], for as long as anything is kept of what was lent.
     async fn look(self: Rc<Lending>, vat: Vat) {
         let alive = |slot| vat.checker().view.stands(slot);
         let mut cursor = Cursor::default();
@@ -234,7 +234,8 @@ impl Lending {
                 }
             }
             self.tell();
-            if self.home.borrow().watched() == 0 {
+            // What has ended is kept until everybody has heard of it, or has gone for long enough.
+            if self.home.borrow().is_idle() {
                 self.looking.set(false);
                 return;
             }

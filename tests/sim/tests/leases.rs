@@ -299,7 +299,9 @@ impl World {
                     return;
                 }
                 self.alive.remove(&slot(x));
-                let unheard = match self.is_free && self.random.below(2) == 0 {
+                // Below what has ended the kernel clears nothing, and so nothing is found.
+                let is_below = cap(x).line.iter().any(|above| self.revoked.contains_key(above));
+                let unheard = match self.is_free && !is_below && self.random.below(2) == 0 {
                     true => self.looked(),
                     false => self.home.ended(slot(x)),
                 };

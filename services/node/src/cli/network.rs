@@ -322,7 +322,9 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
             if ended.given > 0 {
                 report.text += &format!("\n{ended}");
             }
-            report.json["revoked"] = json!({ "given": ended.given, "derived": ended.derived });
+            report.json["revoked"] = json!({
+                "given": ended.given, "derived": ended.derived, "elsewhere_ms": ended.elsewhere_ms,
+            });
             Ok(report)
         }
         PeersCommand::List => {
