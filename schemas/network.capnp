@@ -12,6 +12,9 @@ struct Peer {
                        # this service was started.
   suspect  @4 :Bool;   # Nothing was heard of it for 15 seconds.
   bundle   @5 :UInt64; # The number of its bundle, as it said; 0 if unknown.
+  letIn    @6 :Bool;   # Whether this node lets it in.
+  admit    @7 :List(Text); # Of the cluster's voters, those who are for a node: "node/N".
+  remove   @8 :List(Text); # And those who are against it.
 }
 
 struct Attending {
@@ -30,6 +33,7 @@ struct Status {
   bundle    @6 :UInt64;          # The bundle's number.
   issues    @7 :Bool;            # Whether it signs for other nodes.
   services  @8 :List(Attending);
+  configuration @9 :Text;        # The cluster's, as its root has signed it (JSON); empty without one.
 }
 
 interface Network extends(Cap.Capability) {
@@ -46,10 +50,12 @@ interface Network extends(Cap.Capability) {
   # Needs "list".
   addPeer @4 (peer :Peer) -> (behind :List(Text));
   # Needs "admin". Durable. Lets it in from now on; replaces its address if it is in the list. `behind`
-  # are services that have not said in time that they know.
+  # are services that have not said in time that they know. Where the cluster votes on its nodes, this is this
+  # node's vote for one, if it has any; whether that one is let in, `peers` says.
   removePeer @5 (name :Text) -> (behind :List(Text));
   # Needs "admin". Durable. When it returns, its connections to all services that hold credentials but those `behind` are
-  # closed, and nothing that it sent and that was not read will be. Fails: "not-found".
+  # closed, and nothing that it sent and that was not read will be. Fails: "not-found". Where the cluster votes, this is
+  # this node's vote against a node, too; `behind` then names those nodes ("node/N") that have not heard it in time.
   rotate @6 () -> (key :Data);
   # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
   # signs; connections go on. The issuer's key stays: the root has signed that. Fails: "unavailable" (no other
@@ -58,6 +64,9 @@ interface Network extends(Cap.Capability) {
   # Needs "admin". Durable. What the network service of another node needs to join: an SVID for its `key`
   # alone, and a place in the list, which ends with the SVID unless the node has come by then. Fails: "unavailable"
   # (this node is no issuer), "exists" (the node is in the list, and not only invited).
+  configure @8 (configuration :Text) -> (behind :List(Text));
+  # Needs "admin". Durable. Goes by this configuration of the cluster (JSON) from now on, and tells others of it.
+  # Fails: "unauthenticated" (no root of the cluster has signed it), "malformed" (it is older than the present one).
 }
 
 interface Credentials extends(Cap.Capability) {
@@ -66,14 +75,22 @@ interface Credentials extends(Cap.Capability) {
   sign @0 (key :Data, proof :Data) -> (id :Text, chain :List(Data));
   # Needs "read". An SVID for `key`, which made the signature `proof`, signed by another node's issuer.
   # Fails: "unavailable" (in no cluster yet, or no issuer can be reached).
-  trust @1 (seen :UInt64, port :UInt16) -> (revision :UInt64, bundle :Text, peers :List(Text));
+  trust @1 (seen :UInt64, port :UInt16)
+      -> (revision :UInt64, bundle :Text, peers :List(Text), hybridOnly :Bool);
   # Needs "read". Whom to let in. Resolves once that differs from what was current at revision `seen`;
   # 0 is none. Whoever asks with a revision has put it into effect. `port` is the UDP port at which it
-  # lets them in, and 0 if it lets nobody in: other nodes' services are told it.
+  # lets them in, and 0 if it lets nobody in: other nodes' services are told it. With `hybridOnly`, no connection
+  # is to be whose keys were not agreed on with X25519MLKEM768.
   locate @2 (node :Data, service :Text) -> (address :Text);
   # Needs "read". Where a service of another node listens, "HOST:PORT" in numbers, as that node's network
   # service says. Nothing is to be believed of whoever answers there but what its handshake shows. Fails:
   # "not-found" (no such peer, or it has no such service), "unavailable" (it does not answer).
+}
+
+struct Known {
+  # What somebody has heard of one voter.
+  voter  @0 :Data;  # The voter's node.
+  digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of.
 }
 
 interface Member {
@@ -84,9 +101,16 @@ interface Member {
   # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
   locate @1 (service :Text) -> (port :UInt16);
   # The UDP port at which a service of this node lets its peers in. Fails: "not-found".
-  tell @2 (statement :Data, signature :Data, chain :List(Data)) -> ();
+  tell @2 (statement :Data, signature :Data, chain :List(Data)) -> (configuration :UInt64, votes :Data);
   # What a node says and signs with the key of its network service's SVID (`chain`, DER, its own certificate
-  # first), over whatever connection it comes: that it is there. Heard once, and only by whom it is for.
+  # first), over whatever connection it comes: that it is there, or how it votes. Heard once, and only by whom it is
+  # for. The answer is what this node has: its configuration's number, and the digest of all votes that it has heard.
   # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
   # minutes), "malformed".
+  configuration @3 () -> (configuration :Text);
+  # The cluster's, as its root has signed it (JSON); empty without one.
+  votes @4 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);
+  # Votes, each with its voter's signature, of voters of whom whoever asks has heard something else than this node.
+  # If there are more, `after` says where to go on (64 bytes: a voter, and a node of which it has said something); it
+  # is empty at the first and after the last.
 }

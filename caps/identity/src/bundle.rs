@@ -116,6 +116,12 @@ impl Bundle {
         self.roots.iter().map(|(_, facts)| facts.facts.key)
     }
 
+    /// The keys of those that hold at this time.
+    pub fn keys_at(&self, now_s: u64) -> impl Iterator<Item = HolderKey> {
+        let held = self.roots.iter().filter(move |(_, facts)| holds(facts, now_s));
+        held.map(|(_, facts)| facts.facts.key)
+    }
+
     /// The certificates of the roots, DER.
     pub fn roots(&self) -> impl Iterator<Item = &[u8]> {
         self.roots.iter().map(|(der, _)| der.as_slice())
@@ -123,9 +129,11 @@ impl Bundle {
 
     /// Those that hold at this time, and until when.
     pub(crate) fn roots_at(&self, now_s: u64) -> impl Iterator<Item = (&[u8], u64)> {
-        let holds =
-            move |facts: &RootFacts| (facts.facts.from_s..=facts.facts.until_s).contains(&now_s);
-        let held = self.roots.iter().filter(move |(_, facts)| holds(facts));
+        let held = self.roots.iter().filter(move |(_, facts)| holds(facts, now_s));
         held.map(|(der, facts)| (der.as_slice(), facts.facts.until_s))
     }
+}
+
+fn holds(root: &RootFacts, now_s: u64) -> bool {
+    (root.facts.from_s..=root.facts.until_s).contains(&now_s)
 }

@@ -32,4 +32,4 @@ pub use profile::{Home, key_of, since};
 pub use request::{prove, verify_proof};
 pub use statement::{DRIFT_US, Heard, MAX_STATEMENT_BYTES, Statement, Ticks};
 pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
-pub use trust::{Peer, Peers, Trust};
+pub use trust::{KeyExchange, Peer, Peers, Trust};

@@ -74,6 +74,17 @@ impl Peers {
     }
 }
 
+/// How the keys of a connection are agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyExchange {
+    /// X25519 with ML-KEM-768, which holds against quantum computers too; X25519 alone with a peer
+    /// that has nothing else.
+    #[default]
+    HybridPreferred,
+    /// X25519 with ML-KEM-768, or no connection.
+    HybridOnly,
+}
+
 /// What decides whom one lets in.
 #[derive(Clone, Debug)]
 pub struct Trust {
@@ -83,6 +94,8 @@ pub struct Trust {
     pub peers: Peers,
     /// The node that this is, if it is one: its own issuer may vouch for its peers.
     pub own: Option<NodeId>,
+    /// How they have to agree on keys.
+    pub exchange: KeyExchange,
 }
 
 impl Trust {

@@ -7,8 +7,8 @@
 
 use distos_abi::{HolderKey, NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peers, Refusal, Root, Serial,
-    SpiffeId, Subject, TenantName, Trust, Usage, Validity, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Issuer, KeyExchange, MAX_SVID_LIFETIME_S, Peers, Refusal,
+    Root, Serial, SpiffeId, Subject, TenantName, Trust, Usage, Validity, from_pem, to_pem,
 };
 use distos_types::HolderSecret;
 use rcgen::string::Ia5String;
@@ -203,7 +203,9 @@ fn nobody_who_connects_is_taken_at_the_word_of_an_issuer_whose_node_is_not_in_th
     let chain = demo.node();
     let admit = |nodes: &[NodeId], own, usage| {
         let peers = Peers { nodes: nodes.iter().copied().collect(), ..Peers::default() };
-        Trust { bundle: demo.bundle.clone(), peers, own }.admit(&chain, NOW, usage).map(|_| ())
+        let exchange = KeyExchange::default();
+        let trust = Trust { bundle: demo.bundle.clone(), peers, own, exchange };
+        trust.admit(&chain, NOW, usage).map(|_| ())
     };
     assert_eq!(admit(&[NODE], None, Usage::Client), Err(Refusal::Vouched(home)));
     assert_eq!(admit(&[NODE, home], None, Usage::Client), Ok(()));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use distos_abi::{Fault, NodeId, VatName};
-use distos_identity::{Bundle, Identity, Peer, Peers, Subject, Trust, Usage, prove};
+use distos_identity::{Bundle, Identity, KeyExchange, Peer, Peers, Subject, Trust, Usage, prove};
 use distos_rpc::{Vat, fault_of};
 use distos_schemas::network_capnp::credentials;
 use distos_types::HolderSecret;
@@ -173,7 +173,7 @@ impl Attendant {
             None => {
                 // The original stays, in case this fails.
                 let socket = self.socket.try_clone().map_err(Fault::internal)?;
-                let settings = Settings { lets_in: self.vat.listens(), ..Settings::default() };
+                let settings = Settings { lets_in: self.vat.listens() };
                 let clock = system_clock();
                 let opened = Endpoint::new(socket, credentials, trust.clone(), settings, clock);
                 let (endpoint, arrivals) = opened.map_err(Fault::internal)?;
@@ -235,9 +235,13 @@ async fn trust(
                 Peer::Tenant(tenant) => drop(peers.tenants.insert(tenant)),
             }
         }
+        let exchange = match answer.get_hybrid_only() {
+            true => KeyExchange::HybridOnly,
+            false => KeyExchange::HybridPreferred,
+        };
         Ok(Told {
             revision: answer.get_revision(),
-            trust: Trust { bundle, peers, own: Some(node) },
+            trust: Trust { bundle, peers, own: Some(node), exchange },
         })
     };
     read()

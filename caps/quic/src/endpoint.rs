@@ -23,7 +23,7 @@ use quinn::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::tls::{Clock, Credentials, KeyExchange, Shared, Tls, Unusable, Verdict};
+use crate::tls::{Clock, Credentials, Shared, Tls, Unusable, Verdict};
 use crate::watch::{Known, Opening, code};
 
 /// How long a handshake may take, and what comes after it until there is a stream to speak on.
@@ -54,8 +54,6 @@ const ACCESS_DENIED: u8 = 49;
 /// How an endpoint behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How keys are agreed on.
-    pub exchange: KeyExchange,
     /// Whether anybody may connect to it. If not, what comes from those whom it did not connect to itself
     /// is not read.
     pub lets_in: bool,
@@ -63,7 +61,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { exchange: KeyExchange::default(), lets_in: true }
+        Settings { lets_in: true }
     }
 }
 
@@ -138,7 +136,7 @@ impl Endpoint {
         clock: Clock,
     ) -> io::Result<(Endpoint, Arrivals)> {
         let shared = Arc::new(Shared::new(&own, trust, clock));
-        let tls = Tls::new(shared.clone(), settings.exchange);
+        let tls = Tls::new(shared.clone());
         let transport = transport_config();
         let server =
             server_config(&tls, &Verdict::default(), &transport).map_err(io::Error::other)?;
@@ -178,8 +176,8 @@ impl Endpoint {
         self.room.own.send_replace(own);
     }
 
-    /// Trusts these from now on. When it returns, the connections of others are closed, and nothing
-    /// that they have sent and that was not read will be.
+    /// Trusts these from now on. When it returns, the connections of others are closed, and of those whose keys
+    /// were agreed on as is not allowed any more, and nothing that they have sent and that was not read will be.
     pub fn trust(&self, trust: Trust) {
         self.room.shared.set_trust(trust);
         for known in self.room.open.borrow().values() {

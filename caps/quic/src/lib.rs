@@ -28,7 +28,7 @@ pub use quinn::{Connection, ConnectionError};
 
 pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings, why_closed};
 pub use serve::{Refusals, serve};
-pub use tls::{Clock, Credentials, KeyExchange};
+pub use tls::{Clock, Credentials};
 
 /// The protocol, for ALPN: who speaks another version does not connect.
 pub const ALPN: &[u8] = b"distos/1";

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use distos_identity::{Identity, Refusal, SpiffeId, Trust, Usage, key_of};
+use distos_identity::{Identity, KeyExchange, Refusal, SpiffeId, Trust, Usage, key_of};
 use distos_types::HolderSecret;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
@@ -25,17 +25,6 @@ use crate::ALPN;
 
 /// Tells the time, in seconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// How keys are agreed on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KeyExchange {
-    /// X25519 with ML-KEM-768, which holds against quantum computers too; X25519 alone with a peer
-    /// that has nothing else.
-    #[default]
-    HybridPreferred,
-    /// X25519 with ML-KEM-768, or no connection.
-    HybridOnly,
-}
 
 /// By what one shows who one is.
 #[derive(Clone)]
@@ -85,6 +74,15 @@ impl Shared {
         self.trust.read().unwrap_or_else(PoisonError::into_inner).admit(chain, now_s, usage)
     }
 
+    fn exchange(&self) -> KeyExchange {
+        self.trust.read().unwrap_or_else(PoisonError::into_inner).exchange
+    }
+
+    /// Whether keys that were agreed on so are good enough for the cluster.
+    pub(crate) fn allows(&self, is_hybrid: bool) -> bool {
+        is_hybrid || self.exchange() == KeyExchange::HybridPreferred
+    }
+
     pub(crate) fn set_trust(&self, trust: Trust) {
         *self.trust.write().unwrap_or_else(PoisonError::into_inner) = trust;
     }
@@ -121,19 +119,25 @@ impl Verdict {
 
 /// How TLS is spoken at an endpoint.
 pub(crate) struct Tls {
-    provider: Arc<CryptoProvider>,
+    preferred: Arc<CryptoProvider>,
+    only: Arc<CryptoProvider>,
     shared: Arc<Shared>,
 }
 
 impl Tls {
-    pub(crate) fn new(shared: Arc<Shared>, exchange: KeyExchange) -> Tls {
-        let mut provider = aws_lc_rs::default_provider();
+    pub(crate) fn new(shared: Arc<Shared>) -> Tls {
         let hybrid = aws_lc_rs::kx_group::X25519MLKEM768;
-        provider.kx_groups = match exchange {
-            KeyExchange::HybridPreferred => vec![hybrid, aws_lc_rs::kx_group::X25519],
-            KeyExchange::HybridOnly => vec![hybrid],
-        };
-        Tls { provider: Arc::new(provider), shared }
+        let provider =
+            |kx_groups| Arc::new(CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() });
+        let preferred = provider(vec![hybrid, aws_lc_rs::kx_group::X25519]);
+        Tls { preferred, only: provider(vec![hybrid]), shared }
+    }
+
+    fn provider(&self) -> Arc<CryptoProvider> {
+        match self.shared.exchange() {
+            KeyExchange::HybridPreferred => self.preferred.clone(),
+            KeyExchange::HybridOnly => self.only.clone(),
+        }
     }
 
     /// For one connection, or for none: `verdict` will hold who came.
@@ -141,11 +145,10 @@ impl Tls {
         let own = self.shared.clone();
         let verdict = verdict.clone();
         let checks = Arc::new(Checks { shared: own.clone(), expected: None, verdict });
-        let mut config =
-            rustls::ServerConfig::builder_with_details(self.provider.clone(), self.time())
-                .with_protocol_versions(&[&TLS13])?
-                .with_client_cert_verifier(checks)
-                .with_cert_resolver(Arc::new(Shows(own)));
+        let mut config = rustls::ServerConfig::builder_with_details(self.provider(), self.time())
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(checks)
+            .with_cert_resolver(Arc::new(Shows(own)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -162,12 +165,11 @@ impl Tls {
         let own = self.shared.clone();
         let (expected, verdict) = (Some(expected.clone()), verdict.clone());
         let checks = Checks { shared: own.clone(), expected, verdict };
-        let mut config =
-            rustls::ClientConfig::builder_with_details(self.provider.clone(), self.time())
-                .with_protocol_versions(&[&TLS13])?
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(checks))
-                .with_client_cert_resolver(Arc::new(Shows(own)));
+        let mut config = rustls::ClientConfig::builder_with_details(self.provider(), self.time())
+            .with_protocol_versions(&[&TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(checks))
+            .with_client_cert_resolver(Arc::new(Shows(own)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
@@ -286,6 +288,7 @@ fn refused(refusal: &Refusal) -> Error {
         | Refusal::Stranger
         | Refusal::Vouched(_)
         | Refusal::Another(_)
+        | Refusal::KeyExchange
         | Refusal::OwnNode => CertificateError::ApplicationVerificationFailure,
     };
     Error::InvalidCertificate(why)

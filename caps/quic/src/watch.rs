@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use distos_identity::{Identity, Refusal, SpiffeId, Usage};
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, RecvStream};
+use rustls::NamedGroup;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
 
@@ -41,6 +43,8 @@ pub(crate) struct Known {
     usage: Usage,
     /// Who it is: a newer SVID says the same.
     id: SpiffeId,
+    /// Whether its keys were agreed on with ML-KEM.
+    is_hybrid: bool,
     shown: RefCell<Shown>,
 }
 
@@ -70,6 +74,9 @@ impl Known {
 
     /// Whether one of the SVIDs that the peer has shown lets it in. The others are forgotten.
     pub(crate) fn is_admitted(&self, room: &Room) -> bool {
+        if !room.shared.allows(self.is_hybrid) {
+            return false;
+        }
         let now_s = room.shared.now_s();
         let mut shown = self.shown.borrow_mut();
         let mut until_s = None;
@@ -108,14 +115,16 @@ impl Opening {
             quinn::Side::Server => Usage::Client,
         };
         let (chain, now_s) = (chain(&connection), room.shared.now_s());
-        let peer = room
-            .shared
-            .admit(&chain, now_s, usage)
-            .inspect_err(|_| connection.close(code::UNTRUSTED.into(), b""))?;
+        let is_hybrid = is_hybrid(&connection);
+        let peer = match room.shared.allows(is_hybrid) {
+            true => room.shared.admit(&chain, now_s, usage),
+            false => Err(Refusal::KeyExchange),
+        };
+        let peer = peer.inspect_err(|_| connection.close(code::UNTRUSTED.into(), b""))?;
         let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
         shown.lasts(peer.until_s, now_s);
-        let known = Known { connection, usage, id: peer.id.clone(), shown: RefCell::new(shown) };
-        let known = Rc::new(known);
+        let (id, shown) = (peer.id.clone(), RefCell::new(shown));
+        let known = Rc::new(Known { connection, usage, id, is_hybrid, shown });
         let number = room.next.replace(room.next.get() + 1);
         room.open.borrow_mut().insert(number, known.clone());
         let (held, dropped) = oneshot::channel();
@@ -131,6 +140,12 @@ impl Opening {
         });
         Ok(Opening { peer, known, seat, held })
     }
+}
+
+/// Whether a connection's keys were agreed on with ML-KEM.
+fn is_hybrid(connection: &Connection) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.is_some_and(|data| data.negotiated_key_exchange_group == NamedGroup::X25519MLKEM768)
 }
 
 /// Ends a connection when it is time.

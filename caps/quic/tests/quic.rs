@@ -16,9 +16,10 @@ use std::time::Duration;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Issuer, Peers, Root, Serial, SpiffeId, Subject, Trust, Validity,
+    Bundle, ClusterName, Home, Issuer, KeyExchange, Peers, Root, Serial, SpiffeId, Subject, Trust,
+    Validity,
 };
-use distos_quic::{ALPN, Arrivals, Credentials, Endpoint, KeyExchange, Link, Settings};
+use distos_quic::{ALPN, Arrivals, Credentials, Endpoint, Link, Settings};
 use distos_rpc::transport::Bounds;
 use distos_schemas::capability_capnp::door;
 use distos_types::HolderSecret;
@@ -91,23 +92,15 @@ impl Cluster {
 
     fn trust(&self, nodes: &[NodeId]) -> Trust {
         let peers = Peers { nodes: nodes.iter().copied().collect(), ..Peers::default() };
-        Trust { bundle: self.bundle.clone(), peers, own: None }
+        let exchange = KeyExchange::default();
+        Trust { bundle: self.bundle.clone(), peers, own: None, exchange }
     }
 
     fn endpoint(&self, own: Credentials, trust: Trust) -> (Endpoint, Arrivals) {
-        self.endpoint_with(own, trust, Settings::default())
-    }
-
-    fn endpoint_with(
-        &self,
-        own: Credentials,
-        trust: Trust,
-        settings: Settings,
-    ) -> (Endpoint, Arrivals) {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let now = self.now.clone();
         let clock = Arc::new(move || now.load(Ordering::Relaxed));
-        Endpoint::new(socket, own, trust, settings, clock).unwrap()
+        Endpoint::new(socket, own, trust, Settings::default(), clock).unwrap()
     }
 
     /// Node one, which serves a door to whoever is let in, and node two.
@@ -406,7 +399,7 @@ fn nobody_who_is_not_trusted_gets_a_byte_read() {
 }
 
 #[test]
-fn a_configuration_can_ask_for_the_hybrid_key_exchange() {
+fn a_configuration_can_require_the_hybrid_key_exchange_also_of_those_who_are_connected() {
     test(async {
         let cluster = Cluster::new("demo", 1);
         let good = cluster.svid(&cluster.node(TWO)).chain;
@@ -414,15 +407,31 @@ fn a_configuration_can_ask_for_the_hybrid_key_exchange() {
             let groups: Vec<_> = vec![aws_lc_rs::kx_group::X25519];
             Outsider { groups, ..Outsider::with(good.clone(), 50) }
         };
-        let only = Settings { exchange: KeyExchange::HybridOnly, ..Settings::default() };
-        for (settings, admitted) in [(Settings::default(), true), (only, false)] {
-            let own = cluster.svid(&cluster.node(ONE));
-            let (one, mut arrivals) = cluster.endpoint_with(own, cluster.trust(&[TWO]), settings);
-            let address = one.address().unwrap();
-            let classic = classic();
+        let trust = cluster.trust(&[TWO]);
+        let only = Trust { exchange: KeyExchange::HybridOnly, ..trust.clone() };
+        let (one, mut arrivals) = cluster.endpoint(cluster.svid(&cluster.node(ONE)), trust);
+        let address = one.address().unwrap();
+        let intrude = |classic: Outsider| {
             tokio::task::spawn_local(async move { classic.intrude(address).await });
-            assert_eq!(arrivals.recv().await.unwrap().is_ok(), admitted, "{settings:?}");
-        }
+        };
+        intrude(classic());
+        let link = arrivals.recv().await.unwrap().unwrap();
+        let own = cluster.svid(&cluster.node(TWO));
+        let (two, _refusals) = cluster.endpoint(own, cluster.trust(&[ONE]));
+        let link_of_two = two.connect(address, &cluster.node(ONE)).await.unwrap();
+        let hybrid = link_of_two.connection().clone();
+        // Whoever arrives has said something.
+        let (_door, _task) = door(link_of_two);
+        let _met = arrivals.recv().await.unwrap().unwrap();
+        // From now on it is required: whoever has agreed otherwise is cut off, and nobody else.
+        one.trust(only);
+        assert!(link.connection().close_reason().is_some());
+        intrude(classic());
+        let refused = arrivals.recv().await.unwrap().err().unwrap();
+        assert!(!refused.why.is_empty());
+        assert!(hybrid.close_reason().is_none());
+        let again = two.connect(address, &cluster.node(ONE)).await;
+        assert!(again.is_ok());
     });
 }
 

@@ -17,6 +17,8 @@ pub(crate) enum Question {
     Locate,
     /// To hear a statement.
     Tell,
+    /// What this node has heard of the cluster's configuration and voters.
+    Votes,
 }
 
 /// What each has asked in the present window. Only peers and this node's services ask, so it is as long as

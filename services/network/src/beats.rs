@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use distos_abi::{Fault, NodeId, VatName};
-use distos_identity::{Statement, Subject};
+use distos_identity::{Bundle, Statement, Subject};
+use distos_membership::Cast;
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::member;
 
@@ -15,20 +16,48 @@ use crate::state::SERVICE;
 
 /// By how much a beat comes earlier or later, so that nodes that were started together do not all speak at once.
 const JITTER_MS: u64 = 500;
-/// The first byte of what a node says when it says that it is there; the number of its bundle follows (8 bytes,
-/// big-endian).
+/// The first byte of what a node says when it says that it is there; the numbers of its bundle and of its
+/// configuration follow (8 bytes each, big-endian), and the digest of the votes that it has heard (32).
 const BEAT: u8 = 1;
+/// And when it says how it votes; the vote with its signature follows.
+pub(crate) const VOTE: u8 = 2;
 
-/// That a node is there.
-fn beat(bundle: u64) -> Vec<u8> {
-    [&[BEAT][..], &bundle.to_be_bytes()].concat()
+/// What a node says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Beat {
+    bundle: u64,
+    configuration: u64,
+    votes: [u8; 32],
 }
 
-/// The bundle's number of one that says that it is there.
-fn read_beat(body: &[u8]) -> Result<u64, Fault> {
-    let bundle = body.split_first().filter(|(kind, _)| **kind == BEAT).map(|(_, bundle)| bundle);
-    let bundle = bundle.and_then(|bundle| <[u8; 8]>::try_from(bundle).ok());
-    bundle.map(u64::from_be_bytes).ok_or_else(|| Fault::malformed("a statement of no known kind"))
+/// What a node says.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Here(Beat),
+    Votes(Cast),
+}
+
+impl Beat {
+    fn encode(&self) -> Vec<u8> {
+        let numbers = [self.bundle, self.configuration].map(u64::to_be_bytes);
+        [&[BEAT][..], &numbers.concat(), &self.votes].concat()
+    }
+
+    fn decode(body: &[u8]) -> Option<Beat> {
+        let (bundle, rest) = body.split_first_chunk::<8>()?;
+        let (configuration, votes) = rest.split_first_chunk::<8>()?;
+        let [bundle, configuration] = [*bundle, *configuration].map(u64::from_be_bytes);
+        Some(Beat { bundle, configuration, votes: votes.try_into().ok()? })
+    }
+}
+
+fn read(body: &[u8]) -> Result<Said, Fault> {
+    let unknown = || Fault::malformed("a statement of no known kind");
+    match body.split_first() {
+        Some((&BEAT, beat)) => Beat::decode(beat).map(Said::Here).ok_or_else(unknown),
+        Some((&VOTE, vote)) => Cast::decode(vote).map(Said::Votes),
+        _ => Err(unknown()),
+    }
 }
 
 /// The network service of a node.
@@ -37,7 +66,7 @@ fn service_of(node: NodeId) -> Result<Subject, Fault> {
 }
 
 impl NetworkService {
-    fn now_us(&self) -> u64 {
+    pub(crate) fn now_us(&self) -> u64 {
         self.vat.now_ms().saturating_mul(1000)
     }
 
@@ -54,15 +83,15 @@ impl NetworkService {
             let _ = getrandom::fill(&mut random);
             let jitter_ms = u64::from_ne_bytes(random) % (2 * JITTER_MS + 1);
             tokio::time::sleep(Duration::from_millis(BEAT_MS - JITTER_MS + jitter_ms)).await;
-            let nodes = self.state.borrow().members();
+            let nodes = self.state.borrow().watched(self.now_s());
             let changes = self.alive.borrow_mut().look(&nodes, self.clock_ms());
             changes.iter().for_each(|change| self.tell_change(change));
-            for (node, _) in self.state.borrow().reachable() {
+            for node in self.state.borrow().reachable(self.now_s()) {
                 // Who has not answered the last one is not asked again meanwhile.
                 if self.speaking.borrow_mut().insert(node) {
                     let service = self.clone();
                     tokio::task::spawn_local(async move {
-                        if let Err(fault) = service.say(node).await {
+                        if let Err(fault) = service.say(node, service.beat_body()).await {
                             tracing::debug!(%node, %fault, "a node was not told that this one is there");
                         }
                         service.speaking.borrow_mut().remove(&node);
@@ -81,30 +110,47 @@ impl NetworkService {
         });
     }
 
-    async fn say(&self, node: NodeId) -> Result<(), Fault> {
-        let (chain, bundle) = {
+    /// That this node is there, and what it has heard.
+    pub(crate) fn beat_body(&self) -> Vec<u8> {
+        let state = self.state.borrow();
+        let beat = Beat {
+            bundle: state.bundle().map_or(0, Bundle::sequence),
+            configuration: state.members().number(),
+            votes: state.members().digest(),
+        };
+        beat.encode()
+    }
+
+    /// Says this to a node, which answers with what it has heard.
+    pub(crate) async fn say(self: &Rc<Self>, node: NodeId, body: Vec<u8>) -> Result<(), Fault> {
+        let chain = {
             let state = self.state.borrow();
             let (chain, _) = state.own().ok_or_else(|| Fault::unavailable(5000, "no SVID"))?;
-            (chain.to_vec(), state.bundle()?.sequence())
+            chain.to_vec()
         };
         let at_us = self.ticks.borrow_mut().next(self.now_us());
         let (from, to) = (service_of(self.vat.node())?, service_of(node)?);
-        let statement = Statement { from, to, at_us, body: beat(bundle) };
+        let statement = Statement { from, to, at_us, body };
         let (bytes, signature) = statement.sign(&self.secret());
-        self.with_member(node, async |member: member::Client| {
+        let answered = self.with_member(node, async |member: member::Client| {
             let mut request = member.tell_request();
             let mut said = request.get();
             said.set_statement(&bytes);
             said.set_signature(&signature);
             write_chain(&chain, said.init_chain(chain.len() as u32));
-            request.send().promise.await.map(drop).map_err(|e| fault_of(&e))
-        })
-        .await
+            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            let answer = answer.get().map_err(|e| fault_of(&e))?;
+            let votes = answer.get_votes().map_err(|e| fault_of(&e))?;
+            Ok((answer.get_configuration(), votes.to_vec()))
+        });
+        let (configuration, votes) = answered.await?;
+        self.compare(node, configuration, &votes);
+        Ok(())
     }
 
     /// Takes what a node has said and signed, over whatever connection it came: once.
     pub(crate) fn hear(
-        &self,
+        self: &Rc<Self>,
         bytes: &[u8],
         signature: &[u8],
         chain: &[Vec<u8>],
@@ -113,12 +159,18 @@ impl NetworkService {
             let (state, heard) = (self.state.borrow(), self.heard.borrow());
             state.hears(&heard, bytes, signature, chain, self.now_us())?
         };
-        let bundle = read_beat(&said.body)?;
+        let what = read(&said.body)?;
         self.note_heard(&said)?;
         let Subject::Service { node, .. } = said.from else { return Ok(()) };
-        let change = self.alive.borrow_mut().heard(node, bundle, self.clock_ms());
-        change.iter().for_each(|change| self.tell_change(change));
-        Ok(())
+        match what {
+            Said::Here(beat) => {
+                let change = self.alive.borrow_mut().heard(node, beat.bundle, self.clock_ms());
+                change.iter().for_each(|change| self.tell_change(change));
+                self.compare(node, beat.configuration, &beat.votes);
+                Ok(())
+            }
+            Said::Votes(cast) => self.hear_votes(vec![cast]),
+        }
     }
 
     /// Lets a statement have its effect, and none again, also after a restart.
@@ -140,10 +192,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_beat_is_refused() {
-        assert_eq!(read_beat(&beat(7)), Ok(7));
-        for other in [&[][..], &[BEAT], &[2, 0, 0, 0, 0, 0, 0, 0, 7], &[BEAT; 10]] {
-            assert!(read_beat(other).is_err(), "{other:?}");
+    fn what_is_neither_a_beat_nor_a_vote_is_refused() {
+        let beat = Beat { bundle: 7, configuration: 3, votes: [9; 32] };
+        assert_eq!(read(&beat.encode()), Ok(Said::Here(beat)));
+        for other in [&[][..], &[BEAT], &[VOTE], &[VOTE; 49], &[3; 49], &[BEAT; 48], &[BEAT; 50]] {
+            assert!(read(other).is_err(), "{other:?}");
         }
     }
 }

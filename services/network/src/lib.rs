@@ -29,5 +29,6 @@ mod keys;
 mod mesh;
 mod server;
 mod state;
+mod votes;
 
 pub use server::run;

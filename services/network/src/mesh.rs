@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
-use distos_identity::{SpiffeId, Subject, prove};
+use distos_identity::{Peer, SpiffeId, Subject, prove};
+use distos_membership::Stance;
 use distos_quic::{Arrivals, Connection, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
@@ -17,6 +18,7 @@ use distos_types::HolderSecret;
 use crate::asked::Question;
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
+use crate::votes::{PAGE, read_known, read_place, write_place};
 
 /// The device by which the image gives this service its socket.
 const SOCKET: &str = "quic";
@@ -92,10 +94,16 @@ impl NetworkService {
         }
     }
 
-    fn expire_once(&self) -> Result<(), Fault> {
-        let (now_s, mut late) = (self.now_s(), Vec::new());
+    fn expire_once(self: &Rc<Self>) -> Result<(), Fault> {
+        let (now_s, mut late, mut casts) = (self.now_s(), Vec::new(), Vec::new());
         let next = self.changed(|state| {
             late = state.expire(now_s);
+            for peer in &late {
+                let Peer::Node(node) = peer else { continue };
+                let taken_back =
+                    state.vote(&self.issuer_secret, *node, Stance::None, now_s * 1_000_000)?;
+                casts.extend(taken_back);
+            }
             Ok(())
         })?;
         if late.is_empty() {
@@ -106,6 +114,7 @@ impl NetworkService {
         for peer in late {
             self.report(format!("{peer} was invited and has not come"));
         }
+        self.clone().spread_all(casts);
         Ok(())
     }
 
@@ -167,11 +176,11 @@ impl NetworkService {
     ) -> Result<(Vec<Vec<u8>>, Own), Fault> {
         let (id, nodes) = {
             let state = self.state.borrow();
-            (state.id_of(service.clone())?, state.reachable())
+            (state.id_of(service.clone())?, state.reachable(self.now_s()))
         };
         self.opened()?;
         let mut why = "no peer with an address is in the list: `distos peers add`".to_owned();
-        for (node, _) in nodes {
+        for node in nodes {
             let signed = self
                 .with_member(node, async |member: member::Client| {
                     signed_by(&member, service, key, proof).await
@@ -227,7 +236,7 @@ impl NetworkService {
         let endpoint = self.opened()?;
         let (address, cluster) = {
             let state = self.state.borrow();
-            (state.address(node)?, state.id()?.cluster)
+            (state.address(node, self.now_s())?, state.id()?.cluster)
         };
         let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
         let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
@@ -248,7 +257,7 @@ impl NetworkService {
         asking: &VatName,
     ) -> Result<SocketAddr, Fault> {
         // What this node knows itself is not believed for a while, but known.
-        let address = self.state.borrow().address(node)?;
+        let address = self.state.borrow().address(node, self.now_s())?;
         let at = |port: u16| SocketAddr::new(address.ip(), port);
         let whom = (node, service.clone());
         let known = self.located.borrow().get(&whom).cloned();
@@ -363,7 +372,7 @@ impl member::Server for MemberServer {
     async fn tell(
         self: Rc<Self>,
         params: member::TellParams,
-        _: member::TellResults,
+        mut results: member::TellResults,
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let service = &self.service;
@@ -373,7 +382,44 @@ impl member::Server for MemberServer {
         heard.map_err(|fault| {
             service.report(format!("node/{} has said something in vain: {fault}", self.node));
             fail(fault)
-        })
+        })?;
+        let state = service.state.borrow();
+        results.get().set_configuration(state.members().number());
+        results.get().set_votes(&state.members().digest());
+        Ok(())
+    }
+
+    async fn configuration(
+        self: Rc<Self>,
+        _: member::ConfigurationParams,
+        mut results: member::ConfigurationResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Votes)?;
+        let state = self.service.state.borrow();
+        if let Some(signed) = state.members().signed() {
+            results.get().set_configuration(signed.to_json());
+        }
+        Ok(())
+    }
+
+    async fn votes(
+        self: Rc<Self>,
+        params: member::VotesParams,
+        mut results: member::VotesResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        self.once_more(Question::Votes)?;
+        let known = read_known(params.get_known()?).map_err(fail)?;
+        let after = read_place(params.get_after()?).map_err(fail)?;
+        let state = self.service.state.borrow();
+        let (page, next) = state.members().page(&known, after, PAGE);
+        let mut reply = results.get();
+        reply.set_after(&write_place(next));
+        let mut votes = reply.init_votes(page.len() as u32);
+        for (index, cast) in (0..).zip(page) {
+            votes.set(index, cast.bytes());
+        }
+        Ok(())
     }
 
     async fn locate(

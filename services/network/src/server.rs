@@ -13,8 +13,9 @@ use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
 use distos_identity::{
-    Bundle, Heard, MAX_SVID_LIFETIME_S, Peer, Serial, Ticks, Trust, verify_proof,
+    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, Ticks, Trust, verify_proof,
 };
+use distos_membership::{Signed, Stance};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
@@ -30,6 +31,7 @@ use crate::asked::{Asked, Question};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
+use crate::votes::{load_votes, vote_body};
 
 /// The objects have no bytes.
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
@@ -37,7 +39,7 @@ const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
 const LIFETIME: &str = "svid_s";
 const LIFETIME_S: u64 = 3600;
 /// How long a change of the list waits for the services to say that they know.
-const HEARD_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const HEARD_WAIT: Duration = Duration::from_secs(2);
 const HEARD_LOOK: Duration = Duration::from_millis(5);
 /// The longest chain that is taken: two certificates.
 const MAX_CHAIN: u32 = 2;
@@ -94,7 +96,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
     let state = match kept {
-        Some(kept) => State::restore(vat.node(), own, kept)?,
+        Some(kept) => State::restore(vat.node(), own, kept, &|key| load_votes(directory, key))?,
         None => State::new(vat.node(), own),
     };
     let service = Rc::new(NetworkService {
@@ -119,6 +121,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         ticks: RefCell::default(),
         speaking: RefCell::default(),
         members: RefCell::default(),
+        kept_votes: RefCell::default(),
+        asking: RefCell::default(),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
@@ -187,6 +191,10 @@ pub(crate) struct NetworkService {
     pub(crate) speaking: RefCell<BTreeSet<NodeId>>,
     /// Connections to other nodes' network services.
     pub(crate) members: RefCell<BTreeMap<NodeId, Rc<Member>>>,
+    /// What is on disk of the votes that were signed with each key.
+    pub(crate) kept_votes: RefCell<BTreeMap<HolderKey, [u8; 32]>>,
+    /// Those who are being asked for what this node has not heard.
+    pub(crate) asking: RefCell<BTreeSet<NodeId>>,
 }
 
 impl NetworkService {
@@ -201,6 +209,7 @@ impl NetworkService {
 
     /// Puts what is known on disk.
     pub(crate) fn save(&self) -> Result<(), Fault> {
+        self.save_votes()?;
         let disk = Disk {
             key: self.secret().key().to_string(),
             issuer_key: self.issuer_secret.key().to_string(),
@@ -222,8 +231,7 @@ impl NetworkService {
         &self,
         change: impl FnOnce(&mut State) -> Result<(), Fault>,
     ) -> Result<State, Fault> {
-        let keys = (self.secret().key(), self.issuer_secret.key());
-        let mut next = State::restore(self.vat.node(), keys, self.state.borrow().keep())?;
+        let mut next = self.state.borrow().clone();
         change(&mut next)?;
         Ok(next)
     }
@@ -412,6 +420,9 @@ impl network::Server for NetworkServer {
             status.set_until_s(own.until_s);
         }
         status.set_bundle(state.bundle().map_or(0, Bundle::sequence));
+        if let Some(signed) = state.members().signed() {
+            status.set_configuration(signed.to_json());
+        }
         status.set_issues(state.issues());
         // Those that have ended are of no interest any more.
         let here = service.vat.holders(kind::CREDENTIALS);
@@ -477,11 +488,18 @@ impl network::Server for NetworkServer {
         let service = &self.service;
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
         let validity = validity(now_s, lifetime_s);
-        let mut chain = Vec::new();
+        let (mut chain, mut cast) = (Vec::new(), None);
         self.change(|state| {
             chain = state.invite(&service.issuer_secret, node, key, validity, serial)?;
+            cast = state.vote(
+                &service.issuer_secret,
+                node,
+                Stance::Admit(None),
+                now_s.saturating_mul(1_000_000),
+            )?;
             Ok(())
         })?;
+        service.clone().spread_all(cast);
         service.report(format!("node/{node} is invited with key {key}"));
         let bundle = service.state.borrow().bundle().map_err(fail)?.to_json();
         let mut reply = self.facet.reply(&mut results);
@@ -530,11 +548,31 @@ impl network::Server for NetworkServer {
         self.check(Rights::LIST)?;
         let state = self.service.state.borrow();
         let reply = self.facet.reply(&mut results);
-        let mut list = reply.init_peers(state.peers().len() as u32);
-        for (index, (peer, address)) in (0..).zip(state.peers()) {
+        let nodes = state.nodes(self.service.now_s());
+        let standings = state.members().standings();
+        let spoken_of = standings.keys().filter(|node| **node != self.service.vat.node());
+        let spoken_of = spoken_of.map(|node| Peer::Node(*node));
+        let known: BTreeSet<Peer> = state.peers().keys().cloned().chain(spoken_of).collect();
+        let mut list = reply.init_peers(known.len() as u32);
+        for (index, peer) in (0..).zip(&known) {
             let mut entry = list.reborrow().get(index);
             entry.set_name(peer.to_string());
             entry.set_invited_s(state.invited_s(peer).unwrap_or(0));
+            let mut address = state.peers().get(peer).copied().flatten();
+            entry.set_let_in(true);
+            if let Peer::Node(node) = peer {
+                entry.set_let_in(nodes.contains_key(node));
+                address = nodes.get(node).copied().flatten().or(address);
+            }
+            if let Peer::Node(node) = peer
+                && let Some(standing) = standings.get(node)
+            {
+                let names = |nodes: &BTreeSet<NodeId>| -> Vec<String> {
+                    nodes.iter().map(|node| Peer::Node(*node).to_string()).collect()
+                };
+                entry.set_admit(names(&standing.admit).as_slice())?;
+                entry.set_remove(names(&standing.remove).as_slice())?;
+            }
             let now_ms = self.service.clock_ms();
             let alive = self.service.alive.borrow();
             let word = match peer {
@@ -573,9 +611,26 @@ impl network::Server for NetworkServer {
                 };
             (peer, address)
         };
-        self.change(|state| state.add(peer.clone(), address))?;
-        self.service.report(format!("{peer} is let in"));
-        let behind = self.service.until_heard().await;
+        let service = &self.service;
+        let mut cast = None;
+        self.change(|state| {
+            state.add(peer.clone(), address)?;
+            if let Peer::Node(node) = &peer {
+                let stance = Stance::Admit(address);
+                cast = state.vote(&service.issuer_secret, *node, stance, service.now_us())?;
+            }
+            Ok(())
+        })?;
+        let is_in = match &peer {
+            Peer::Node(node) => service.state.borrow().nodes(service.now_s()).contains_key(node),
+            Peer::Tenant(_) => true,
+        };
+        service.report(match is_in {
+            true => format!("{peer} is let in"),
+            false => format!("{peer} would be let in if more of the cluster's voters were for it"),
+        });
+        service.clone().spread_all(cast);
+        let behind = service.until_heard().await;
         self.facet.reply(&mut results).set_behind(behind.as_slice())
     }
 
@@ -586,9 +641,41 @@ impl network::Server for NetworkServer {
     ) -> Result<(), capnp::Error> {
         self.check(Rights::ADMIN)?;
         let peer: Peer = params.get()?.get_name()?.to_str()?.parse().map_err(fail)?;
-        self.change(|state| state.remove(&peer))?;
-        self.service.report(format!("{peer} is no longer let in"));
-        let behind = self.service.until_heard().await;
+        let service = &self.service;
+        let mut cast = None;
+        self.change(|state| {
+            state.remove(&peer)?;
+            if let Peer::Node(node) = &peer {
+                let secret = &service.issuer_secret;
+                cast = state.vote(secret, *node, Stance::Remove, service.now_us())?;
+            }
+            Ok(())
+        })?;
+        service.report(format!("{peer} is no longer let in"));
+        let said = service.spread(cast.as_ref().map(vote_body));
+        let (mut behind, unheard) = futures::join!(service.until_heard(), said);
+        behind.extend(unheard.iter().map(|node| Peer::Node(*node).to_string()));
+        self.facet.reply(&mut results).set_behind(behind.as_slice())
+    }
+
+    async fn configure(
+        self: Rc<Self>,
+        params: network::ConfigureParams,
+        mut results: network::ConfigureResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let signed = Signed::parse(params.get()?.get_configuration()?.to_str()?).map_err(fail)?;
+        let (service, number) = (&self.service, signed.configuration().number);
+        let (mut is_new, mut casts) = (false, Vec::new());
+        self.change(|state| {
+            let secret = &service.issuer_secret;
+            (is_new, casts) = state.configure(signed, secret, service.now_us())?;
+            Ok(())
+        })?;
+        if is_new {
+            service.configured(number, casts);
+        }
+        let behind = service.until_heard().await;
         self.facet.reply(&mut results).set_behind(behind.as_slice())
     }
 }
@@ -674,6 +761,7 @@ impl credentials::Server for CredentialsServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_revision(current);
         reply.set_bundle(trust.bundle.to_json());
+        reply.set_hybrid_only(trust.exchange == KeyExchange::HybridOnly);
         let nodes = trust.peers.nodes.iter().map(|node| Peer::Node(*node));
         let tenants = trust.peers.tenants.iter().map(|tenant| Peer::Tenant(tenant.clone()));
         let peers: Vec<String> = nodes.chain(tenants).map(|peer| peer.to_string()).collect();

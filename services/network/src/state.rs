@@ -1,6 +1,6 @@
 //! What this node knows about its cluster, and what may be done with it. No I/O; time is an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use distos_abi::{Fault, HolderKey, NodeId, VatName};
@@ -8,6 +8,7 @@ use distos_identity::{
     Bundle, Heard, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peer, Peers, Serial, SpiffeId,
     Statement, Subject, Trust, Usage, Validity, verify_proof,
 };
+use distos_membership::{Cast, Members, Signed, Stance};
 use distos_types::HolderSecret;
 use serde::{Deserialize, Serialize};
 
@@ -31,9 +32,16 @@ pub(crate) struct Kept {
     /// Nodes that were invited and have not come yet, and until when they may.
     #[serde(default)]
     invited: BTreeMap<String, u64>,
+    /// Nodes that its operator has put out, whoever votes for them.
+    #[serde(default)]
+    banned: BTreeSet<String>,
+    /// The cluster's configuration, as its root has signed it. Votes are kept elsewhere.
+    #[serde(default)]
+    configuration: Option<String>,
 }
 
 /// Who somebody is until when.
+#[derive(Clone)]
 pub(crate) struct Own {
     pub(crate) id: SpiffeId,
     pub(crate) from_s: u64,
@@ -41,6 +49,7 @@ pub(crate) struct Own {
 }
 
 /// What this node knows about its cluster.
+#[derive(Clone)]
 pub(crate) struct State {
     node: NodeId,
     /// The keys of this service's SVID, and of its issuer.
@@ -51,6 +60,9 @@ pub(crate) struct State {
     peers: BTreeMap<Peer, Option<SocketAddr>>,
     /// Of these peers, those that were invited and have not come yet, and until when they may.
     invited: BTreeMap<Peer, u64>,
+    /// Where the cluster votes on its nodes: those that this node lets in in no case.
+    banned: BTreeSet<NodeId>,
+    members: Members,
 }
 
 impl State {
@@ -64,14 +76,17 @@ impl State {
             issuer: None,
             peers: BTreeMap::new(),
             invited: BTreeMap::new(),
+            banned: BTreeSet::new(),
+            members: Members::default(),
         }
     }
 
-    /// As it was kept. An SVID whose time is over is still this node's name.
+    /// As it was kept, with the votes that were. An SVID whose time is over is still this node's name.
     pub(crate) fn restore(
         node: NodeId,
         keys: (HolderKey, HolderKey),
         kept: Kept,
+        votes: Votes<'_>,
     ) -> Result<State, Fault> {
         let mut state = State::new(node, keys);
         state.bundle = kept.bundle.as_deref().map(Bundle::parse).transpose()?;
@@ -81,6 +96,19 @@ impl State {
         }
         for (name, until_s) in kept.invited {
             state.invited.insert(name.parse()?, until_s);
+        }
+        for name in kept.banned {
+            match name.parse()? {
+                Peer::Node(node) => drop(state.banned.insert(node)),
+                Peer::Tenant(_) => return Err(Fault::malformed("a tenant is not voted on")),
+            }
+        }
+        if let Some(configuration) = kept.configuration.as_deref().map(Signed::parse).transpose()? {
+            let voting = configuration.configuration().voting.as_ref();
+            let voters = voting.map(|voting| voting.voters.values().copied());
+            let casts: Result<Vec<_>, Fault> = voters.into_iter().flatten().map(votes).collect();
+            let casts = casts?.into_iter().flatten();
+            state.members = Members::restore(Some(configuration), casts);
         }
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
@@ -95,6 +123,8 @@ impl State {
             issuer: self.issuer.clone(),
             peers: self.peers.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
             invited: self.invited.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
+            banned: self.banned.iter().map(|node| Peer::Node(*node).to_string()).collect(),
+            configuration: self.members.signed().map(Signed::to_json),
         }
     }
 
@@ -228,9 +258,7 @@ impl State {
             .issuer
             .clone()
             .ok_or_else(|| Fault::unavailable(60_000, "this node is no issuer: ask another one"))?;
-        let peer = Peer::Node(asks.node);
-        let late = self.invited.get(&peer).is_some_and(|until_s| *until_s <= now_s);
-        if late || !self.peers.contains_key(&peer) {
+        if !self.nodes(now_s).contains_key(&asks.node) {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
         let service = VatName::new(asks.service)?;
@@ -255,7 +283,8 @@ impl State {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
         let peer = Peer::Node(node);
-        if self.peers.contains_key(&peer) && !self.invited.contains_key(&peer) {
+        let is_in = self.peers.contains_key(&peer) || self.members.standing(node).is_member;
+        if is_in && !self.invited.contains_key(&peer) {
             return Err(Fault::Exists(format!("{peer} is a peer")));
         }
         let issuer = Issuer::new(certificate, secret)?;
@@ -295,28 +324,111 @@ impl State {
 
     /// Whom to let in.
     pub(crate) fn trust(&self, now_s: u64) -> Result<Trust, Fault> {
-        let mut peers = Peers::default();
-        let late = |peer: &&Peer| self.invited.get(*peer).is_some_and(|until_s| *until_s <= now_s);
-        for peer in self.peers.keys().filter(|peer| !late(peer)) {
-            match peer {
-                Peer::Node(node) => drop(peers.nodes.insert(*node)),
-                Peer::Tenant(tenant) => drop(peers.tenants.insert(tenant.clone())),
+        let tenants = self.peers.keys().filter_map(|peer| match peer {
+            Peer::Tenant(tenant) => Some(tenant.clone()),
+            Peer::Node(_) => None,
+        });
+        let nodes = self.nodes(now_s).into_keys().collect();
+        let peers = Peers { nodes, tenants: tenants.collect() };
+        let (bundle, exchange) = (self.bundle()?.clone(), self.members.key_exchange());
+        Ok(Trust { bundle, peers, own: Some(self.node), exchange })
+    }
+
+    /// The nodes that are let in, and where their network services listen: those of this node's own list or,
+    /// where the cluster votes on its nodes, those that were voted in and that its operator has not put out.
+    pub(crate) fn nodes(&self, now_s: u64) -> BTreeMap<NodeId, Option<SocketAddr>> {
+        let listed = self.peers.iter().filter_map(|(peer, at)| match peer {
+            Peer::Node(node) => Some((*node, *at)),
+            Peer::Tenant(_) => None,
+        });
+        let mut nodes: BTreeMap<NodeId, Option<SocketAddr>> = listed.collect();
+        if self.members.voting().is_some() {
+            let own = nodes;
+            let voted = self.members.standings().into_iter().filter(|(node, standing)| {
+                standing.is_member && *node != self.node && !self.banned.contains(node)
+            });
+            let at = |(node, standing): (NodeId, distos_membership::Standing)| {
+                (node, own.get(&node).copied().flatten().or(standing.address))
+            };
+            nodes = voted.map(at).collect();
+        }
+        for (peer, until_s) in &self.invited {
+            if let Peer::Node(node) = peer
+                && *until_s <= now_s
+            {
+                nodes.remove(node);
             }
         }
-        Ok(Trust { bundle: self.bundle()?.clone(), peers, own: Some(self.node) })
+        nodes
+    }
+
+    /// What was heard of the cluster's configuration and of its voters.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Takes votes that were heard, from whomever; how many of them are new. Whatever is wrong with one says nothing
+    /// about the others.
+    pub(crate) fn take(&mut self, casts: impl IntoIterator<Item = Cast>) -> (usize, Option<Fault>) {
+        let (mut new, mut wrong) = (0, None);
+        for cast in casts {
+            match self.members.take(cast) {
+                Ok(is_new) => new += usize::from(is_new),
+                Err(fault) => wrong = Some(fault),
+            }
+        }
+        (new, wrong)
+    }
+
+    /// Goes by this configuration; whether it is another than before. Whom the operator of a voter has let in, the
+    /// voter is for: these are the votes that it casts.
+    pub(crate) fn configure(
+        &mut self,
+        signed: Signed,
+        secret: &HolderSecret,
+        now_us: u64,
+    ) -> Result<(bool, Vec<Cast>), Fault> {
+        let bundle = self.bundle()?.clone();
+        let is_new = self.members.configure(signed, &bundle, now_us / 1_000_000)?;
+        let key = self.members.voting().and_then(|voting| voting.voters.get(&self.node));
+        if !is_new || key != Some(&secret.key()) {
+            return Ok((is_new, Vec::new()));
+        }
+        let mut casts = Vec::new();
+        for (peer, address) in self.peers.clone() {
+            let Peer::Node(node) = peer else { continue };
+            if self.members.stance(self.node, node) == Stance::None {
+                casts.extend(self.vote(secret, node, Stance::Admit(address), now_us)?);
+            }
+        }
+        Ok((is_new, casts))
+    }
+
+    /// What this node says of another from now on, as its own vote; `None` if it has none, or says so already.
+    pub(crate) fn vote(
+        &mut self,
+        secret: &HolderSecret,
+        node: NodeId,
+        stance: Stance,
+        now_us: u64,
+    ) -> Result<Option<Cast>, Fault> {
+        let votes = self.members.voting().is_some_and(|v| v.voters.contains_key(&self.node));
+        if !votes || self.members.stance(self.node, node) == stance {
+            return Ok(None);
+        }
+        let cast = self.members.cast((self.node, secret), node, stance, now_us)?;
+        self.members.take(cast.clone())?;
+        Ok(Some(cast))
     }
 
     pub(crate) fn peers(&self) -> &BTreeMap<Peer, Option<SocketAddr>> {
         &self.peers
     }
 
-    /// The nodes in the list that have come.
-    pub(crate) fn members(&self) -> Vec<NodeId> {
-        let nodes = self.peers.keys().filter_map(|peer| match peer {
-            Peer::Node(node) if !self.invited.contains_key(peer) => Some(*node),
-            _ => None,
-        });
-        nodes.collect()
+    /// The nodes that are let in and have come.
+    pub(crate) fn watched(&self, now_s: u64) -> Vec<NodeId> {
+        let nodes = self.nodes(now_s).into_keys();
+        nodes.filter(|node| !self.invited.contains_key(&Peer::Node(*node))).collect()
     }
 
     /// What a node says to this one and signs, if its network service is let in and this was not heard before
@@ -342,9 +454,10 @@ impl State {
     }
 
     /// Where a node's network service listens.
-    pub(crate) fn address(&self, node: NodeId) -> Result<SocketAddr, Fault> {
-        let peer = self.peers.get(&Peer::Node(node));
-        let address = peer.ok_or_else(|| Fault::not_found(format!("node/{node} is no peer")))?;
+    pub(crate) fn address(&self, node: NodeId, now_s: u64) -> Result<SocketAddr, Fault> {
+        let nodes = self.nodes(now_s);
+        let found = nodes.get(&node);
+        let address = found.ok_or_else(|| Fault::not_found(format!("node/{node} is no peer")))?;
         address.ok_or_else(|| {
             Fault::not_found(format!(
                 "the list has no address of node/{node}: `distos peers add node/{node} --at ADDRESS`"
@@ -353,12 +466,9 @@ impl State {
     }
 
     /// Nodes that can be asked for an SVID.
-    pub(crate) fn reachable(&self) -> Vec<(NodeId, SocketAddr)> {
-        let reachable = self.peers.iter().filter_map(|(peer, at)| match (peer, at) {
-            (Peer::Node(node), Some(at)) => Some((*node, *at)),
-            _ => None,
-        });
-        reachable.collect()
+    pub(crate) fn reachable(&self, now_s: u64) -> Vec<NodeId> {
+        let nodes = self.nodes(now_s).into_iter();
+        nodes.filter_map(|(node, at)| at.map(|_| node)).collect()
     }
 
     pub(crate) fn add(&mut self, peer: Peer, address: Option<SocketAddr>) -> Result<(), Fault> {
@@ -368,18 +478,30 @@ impl State {
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&peer) {
             return Err(Fault::malformed(format!("a node has {MAX_PEERS} peers at most")));
         }
-        // Whoever is named is no longer only invited.
+        // Whoever is named is no longer only invited, nor put out.
         self.invited.remove(&peer);
+        if let Peer::Node(node) = &peer {
+            self.banned.remove(node);
+        }
         self.peers.insert(peer, address);
         Ok(())
     }
 
     pub(crate) fn remove(&mut self, peer: &Peer) -> Result<(), Fault> {
         self.invited.remove(peer);
-        let found = self.peers.remove(peer);
-        found.map(drop).ok_or_else(|| Fault::not_found(format!("{peer} is no peer")))
+        let mut found = self.peers.remove(peer).is_some();
+        if let Peer::Node(node) = peer
+            && self.members.standings().contains_key(node)
+        {
+            found = true;
+            self.banned.insert(*node);
+        }
+        found.then_some(()).ok_or_else(|| Fault::not_found(format!("{peer} is no peer")))
     }
 }
+
+/// The votes that were kept of whoever votes with this key.
+pub(crate) type Votes<'a> = &'a dyn Fn(HolderKey) -> Result<Vec<Cast>, Fault>;
 
 /// From a little before now, for so long, and no longer than an SVID holds.
 pub(crate) fn validity(now_s: u64, lifetime_s: u64) -> Validity {
@@ -477,6 +599,10 @@ mod tests {
 
     fn keys() -> (HolderKey, HolderKey) {
         (secret(10).key(), secret(11).key())
+    }
+
+    fn restored(state: &State, keys: (HolderKey, HolderKey)) -> State {
+        State::restore(NODE, keys, state.keep(), &|_| Ok(Vec::new())).unwrap()
     }
 
     fn me() -> String {
@@ -612,7 +738,7 @@ mod tests {
         let mut thief = State::new(OTHER, (secret(42).key(), secret(41).key()));
         assert!(thief.join(cluster.bundle(1), chain, NOW_S).is_err(), "another key");
         // Nobody came in time; the invitation is good for nothing after that.
-        let mut restarted = State::restore(NODE, keys(), state.keep()).unwrap();
+        let mut restarted = restored(&state, keys());
         assert_eq!(restarted.expire(until_s - 1), []);
         let service: Subject = format!("node/{OTHER}/service/network").parse().unwrap();
         let proof = distos_identity::prove(&service, &secret(40));
@@ -642,14 +768,102 @@ mod tests {
             .unwrap();
         state.add("tenant/red".parse().unwrap(), None).unwrap();
         state.add(Peer::Node(OTHER), Some(([127, 0, 0, 1], 7400).into())).unwrap();
-        let back = State::restore(NODE, keys(), state.keep()).unwrap();
+        let back = restored(&state, keys());
         assert_eq!(back.peers(), state.peers());
-        assert_eq!(back.reachable(), [(OTHER, ([127, 0, 0, 1], 7400).into())]);
+        assert_eq!(back.address(OTHER, NOW_S), Ok(([127, 0, 0, 1], 7400).into()));
+        assert_eq!(back.reachable(NOW_S), [OTHER]);
         assert!(back.issues() && back.trust(NOW_S).unwrap().peers.nodes.contains(&OTHER));
         let (own, before) = (back.own().unwrap(), state.own().unwrap());
         assert_eq!((own.0, &own.1.id, own.1.until_s), (before.0, &before.1.id, before.1.until_s));
         // Another key: what was signed for the old one is not this node's.
-        let other = State::restore(NODE, (secret(9).key(), keys().1), state.keep()).unwrap();
+        let other = restored(&state, (secret(9).key(), keys().1));
         assert!(other.own().is_none());
+    }
+
+    /// The root of `cluster` says who votes, and how many it takes.
+    fn configuration(
+        cluster: &Cluster,
+        number: u64,
+        voters: &[(NodeId, u8)],
+        admit: u32,
+    ) -> Signed {
+        let voters = voters.iter().map(|(node, key)| (*node, secret(*key).key())).collect();
+        let voting = Some(distos_membership::Voting { voters, admit, remove: 1 });
+        let cluster_name = cluster.name.clone();
+        let configuration = distos_membership::Configuration {
+            cluster: cluster_name,
+            number,
+            key_exchange: distos_identity::KeyExchange::HybridOnly,
+            voting,
+        };
+        configuration.sign(&cluster.root).unwrap()
+    }
+
+    /// Where a cluster votes, an operator alone lets nobody in, and can put out whomever others are for.
+    #[test]
+    fn who_is_let_in_is_for_the_voters_to_say_and_for_each_operator_to_refuse() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        let (voter, third) = (NodeId([7; 32]), NodeId([8; 32]));
+        let (own, now_us) = (secret(11), NOW_S * 1_000_000);
+        let address: SocketAddr = ([127, 0, 0, 1], 7400).into();
+        let at = Some(address);
+        state.add(Peer::Node(OTHER), at).unwrap();
+        state.add("tenant/red".parse().unwrap(), None).unwrap();
+        let lets_in = |state: &State| state.trust(NOW_S).unwrap().peers.nodes;
+        assert_eq!(lets_in(&state), BTreeSet::from([OTHER]));
+        // This node is one of two voters: it is for whom it has let in, and that is not enough any more.
+        let signed = configuration(&cluster, 1, &[(NODE, 11), (voter, 12)], 2);
+        let (is_new, casts) = state.configure(signed.clone(), &own, now_us).unwrap();
+        assert!(is_new && casts.len() == 1 && casts[0].vote().stance == Stance::Admit(at));
+        assert_eq!(lets_in(&state), BTreeSet::from([voter]));
+        let trust = state.trust(NOW_S).unwrap();
+        assert_eq!(trust.exchange, distos_identity::KeyExchange::HybridOnly);
+        assert_eq!(trust.peers.tenants.len(), 1, "tenants are not voted on");
+        assert_eq!(state.configure(signed, &own, now_us).unwrap(), (false, Vec::new()));
+        // The other voter says so too.
+        let mut other = Members::restore(state.members().signed().cloned(), []);
+        let mut says = |state: &mut State, node: NodeId, stance: Stance| {
+            let cast = other.cast((voter, &secret(12)), node, stance, now_us).unwrap();
+            other.take(cast.clone()).unwrap();
+            assert_eq!(state.take([cast]), (1, None));
+        };
+        says(&mut state, OTHER, Stance::Admit(None));
+        assert_eq!(lets_in(&state), BTreeSet::from([OTHER, voter]));
+        assert_eq!(state.address(OTHER, NOW_S), Ok(address));
+        // One whom its operator has put out stays out, whatever the others say.
+        state.remove(&Peer::Node(OTHER)).unwrap();
+        assert_eq!(lets_in(&state), BTreeSet::from([voter]));
+        let kept = |key| match key == secret(12).key() {
+            true => Ok(state.members().casts(voter).cloned().collect()),
+            false => Ok(state.members().casts(NODE).cloned().collect()),
+        };
+        let mut back = State::restore(NODE, keys(), state.keep(), &kept).unwrap();
+        assert_eq!((lets_in(&back), lets_in(&state)), (BTreeSet::from([voter]), lets_in(&back)));
+        back.add(Peer::Node(OTHER), None).unwrap();
+        assert_eq!(lets_in(&back), BTreeSet::from([OTHER, voter]));
+        // A stranger is let in by nobody, and refused by name.
+        assert!(back.remove(&Peer::Node(third)).is_err());
+        // One vote against it is enough here, and the root's next word ends the other's.
+        says(&mut back, OTHER, Stance::Remove);
+        assert_eq!(lets_in(&back), BTreeSet::from([voter]));
+        let alone = configuration(&cluster, 2, &[(NODE, 11)], 1);
+        back.configure(alone, &own, now_us).unwrap();
+        assert_eq!(lets_in(&back), BTreeSet::from([OTHER]));
+    }
+
+    #[test]
+    fn a_node_that_is_named_with_another_key_has_no_vote_and_goes_by_those_of_others() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        state.add(Peer::Node(OTHER), None).unwrap();
+        let signed = configuration(&cluster, 1, &[(NODE, 10)], 1);
+        let (is_new, casts) = state.configure(signed, &secret(11), NOW_S * 1_000_000).unwrap();
+        assert!(is_new && casts.is_empty());
+        let now_us = NOW_S * 1_000_000;
+        assert!(state.vote(&secret(11), OTHER, Stance::Remove, now_us).is_err());
+        assert!(state.trust(NOW_S).unwrap().peers.nodes.is_empty());
+        let older = configuration(&cluster, 0, &[(NODE, 11)], 1);
+        assert!(state.configure(older, &secret(11), now_us).is_err());
     }
 }

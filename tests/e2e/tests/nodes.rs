@@ -277,6 +277,107 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     });
 }
 
+/// Casts the vote of `voter` for `peer`, which is reached there; whether `voter` lets it in now.
+fn is_for(voter: &Member, peer: &Member) -> bool {
+    let (name, at) = (format!("node/{}", peer.number), peer.address("network"));
+    voter.node.json(&["peers", "add", &name, "--at", &at])["let_in"] == true
+}
+
+fn lets_in(at: &Member, peer: &Member) -> bool {
+    let name = format!("node/{}", peer.number);
+    let peers = at.node.json(&["peers", "list"]);
+    peers["peers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|one| one["name"] == name && one["let_in"] == true)
+}
+
+/// Where a cluster votes on its nodes, no operator lets one in alone, and one that was put out is put out everywhere.
+#[test]
+fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
+    let desk = Desk::new();
+    let (one, mut two) = two(&desk, 3600);
+    let key = |member: &Member| {
+        let status = member.node.json(&["network", "status"]);
+        format!("node/{}={}", member.number, status["issuer_key"].as_str().unwrap())
+    };
+    let voters = [key(&one), key(&two)];
+    let configure = ["cluster", "configure", "--voter", &voters[0], "--voter", &voters[1]];
+    let said = desk.ok(&[&configure[..], &["--admit", "2", "--require-hybrid"]].concat());
+    assert!(said.contains("configuration 1") && said.contains("2 of 2 votes"), "{said}");
+    let file = desk.text("configuration.json");
+    // Nobody but the root says what holds in the cluster.
+    let foreign = Desk::new();
+    foreign.ok(&["cluster", "configure", "--require-hybrid"]);
+    let other = foreign.text("configuration.json");
+    one.node.refused(&["network", "configure", &other], UNAUTHENTICATED);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(desk.path("changed.json"), text.replacen("\"admit\": 2", "\"admit\": 1", 1)).unwrap();
+    one.node.refused(&["network", "configure", &desk.text("changed.json")], UNAUTHENTICATED);
+    // One node is told, and the other hears of it.
+    one.node.ok(&["network", "configure", &file]);
+    eventually("the other goes by it, too", VOUCHED, || {
+        (two.node.json(&["network", "status"])["configuration"]["number"] == 1).then_some(())
+    });
+    assert!(lets_in(&one, &two) && lets_in(&two, &one), "they vote");
+
+    // A third: one voter invites it, and that is not enough.
+    let (node, ports) = alone(3600);
+    let status = node.json(&["network", "status"]);
+    let (number, key) = (status["node"].as_str().unwrap(), status["key"].as_str().unwrap());
+    let (name, at) = (format!("node/{number}"), one.address("network"));
+    let invitation = node.file("invitation.json").to_str().unwrap().to_owned();
+    one.node.ok(&["network", "invite", &name, key, "--at", &at, "--out", &invitation]);
+    let root = desk.text("root.pub");
+    node.ok(&["network", "accept", &invitation, "--root", &root]);
+    let mut third = Member { number: number.to_owned(), node, host: LOOPBACK, ports };
+    assert!(!lets_in(&one, &third) && !lets_in(&two, &third));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(third.until_s("memory").is_none(), "nobody signs for it");
+    // The first says where it is, the second is for it, and both let it in; it hears who the others are.
+    assert!(!is_for(&one, &third));
+    assert!(is_for(&two, &third));
+    eventually("it is let in and has its SVIDs", VOUCHED, || {
+        SERVICES[1..].iter().all(|service| third.until_s(service).is_some()).then_some(())
+    });
+    eventually("it lets the others in", VOUCHED, || {
+        (lets_in(&third, &one) && lets_in(&third, &two) && lets_in(&one, &third)).then_some(())
+    });
+    let status = third.node.json(&["network", "status"]);
+    assert_eq!(status["configuration"]["hybrid_only"], true);
+    // It has no vote itself, and one of another number is not taken.
+    third.node.ok(&["peers", "add", "tenant/red"]);
+    let stranger = format!("node/{}", "ab".repeat(32));
+    assert_eq!(third.node.json(&["peers", "add", &stranger])["let_in"], false);
+
+    // It is away while it is put out: by one vote, and everywhere. The other voter hears of it at once.
+    third.node.crash();
+    one.node.ok(&["peers", "remove", &name]);
+    assert!(!lets_in(&one, &third) && !lets_in(&two, &third));
+    let records = two.node.ok(&["audit", "list"]).text();
+    assert!(records.contains("is no longer let in"), "{records}");
+    // After a restart it is so still, and a vote for it takes back the one against it.
+    two.node.crash();
+    two.node.reboot();
+    assert!(!lets_in(&two, &third));
+    assert!(is_for(&one, &third));
+    eventually("the other hears of that, too", VOUCHED, || lets_in(&two, &third).then_some(()));
+
+    // An older configuration is refused, and a later one holds.
+    let older = text;
+    desk.ok(&["cluster", "configure", "--voter", &voters[0]]);
+    one.node.ok(&["network", "configure", &file]);
+    fs::write(desk.path("older.json"), older).unwrap();
+    let told = one.node.refused(&["network", "configure", &desk.text("older.json")], MALFORMED);
+    assert!(told.contains("number 1") && told.contains("number 2"), "{told}");
+    eventually("the other has lost its vote", VOUCHED, || {
+        let status = two.node.json(&["network", "status"]);
+        (status["configuration"]["number"] == 2).then_some(())
+    });
+    assert!(lets_in(&two, &one), "a voter");
+}
+
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.
 #[test]
 fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_list() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use distos_identity::{
-    Bundle, ClusterName, Home, Issuer, Peers, Root, Serial, SpiffeId, Subject, Trust, Validity,
+    Bundle, ClusterName, Home, Issuer, KeyExchange, Peers, Root, Serial, SpiffeId, Subject, Trust,
+    Validity,
 };
 use distos_quic::{Arrivals, Credentials, Endpoint, Settings};
 use distos_types::HolderSecret;
@@ -62,7 +63,8 @@ impl Cluster {
 
     /// What lets these in.
     pub fn trust(&self, peers: Peers) -> Trust {
-        Trust { bundle: self.bundle.clone(), peers, own: None }
+        let exchange = KeyExchange::default();
+        Trust { bundle: self.bundle.clone(), peers, own: None, exchange }
     }
 
     /// An endpoint of somebody's on this machine's loopback, on the calling thread's `LocalSet`.

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use distos_abi::Fault;
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, MAX_BUNDLE_BYTES, MAX_PEM_BYTES,
-    MAX_SVID_LIFETIME_S, Root, Serial, SpiffeId, Subject, Usage, Validity, did, from_pem, to_pem,
+    Bundle, ClusterName, Home, Identity, Issuer, KeyExchange, MAX_BUNDLE_BYTES, MAX_PEM_BYTES,
+    MAX_SVID_LIFETIME_S, Peer, Root, Serial, SpiffeId, Subject, Usage, Validity, did, from_pem,
+    to_pem,
 };
+use distos_membership::{Configuration, MAX_CONFIGURATION_BYTES, Signed, Voting};
 use distos_types::HolderSecret;
 use serde_json::{Value, json};
 
@@ -48,6 +50,17 @@ Examples:
 writes node.pem: the SVID, and its issuer's certificate behind it. `distos cluster did` shows a key as
 agents are named. The issuer's certificate stands beside its key, as issuer.pem.")]
     Svid(SvidArgs),
+    /// Say what holds for the whole cluster: who votes on its nodes, and how keys are agreed on
+    #[command(after_help = "\
+Examples:
+  distos cluster configure --voter node/1f95…=KEY --voter node/77c0…=KEY --voter node/c2a1…=KEY --admit 2
+  distos cluster configure --require-hybrid
+writes configuration.json, signed by the root; give it to any node with `distos network configure`, and that
+one tells the others. KEY is a node's issuer key, as `distos network status` shows it there: with that it signs
+its votes. Each configuration says all that holds, and has a greater number than the one before it: one more
+than that of the file that it replaces, unless --number says otherwise. Without a voter, each node's operator
+decides whom that node lets in.")]
+    Configure(ConfigureArgs),
     /// Check an SVID, and say whose it is
     #[command(after_help = "\
 Example:
@@ -120,6 +133,35 @@ pub struct SvidArgs {
     out: Option<PathBuf>,
 }
 
+/// Arguments of `cluster configure`.
+#[derive(Args)]
+pub struct ConfigureArgs {
+    /// A node that votes, and the key with which it signs its votes: once for each
+    #[arg(long = "voter", value_name = "NODE=KEY")]
+    voters: Vec<String>,
+    /// How many voters it takes to let a node in [default: more than half]
+    #[arg(long, value_name = "VOTES", requires = "voters")]
+    admit: Option<u32>,
+    /// How many voters it takes to put a node out
+    #[arg(long, value_name = "VOTES", default_value_t = 1, requires = "voters")]
+    remove: u32,
+    /// No connection whose keys were not agreed on with ML-KEM, which holds against quantum computers
+    #[arg(long)]
+    require_hybrid: bool,
+    /// The configuration's number [default: one more than that of the file that it replaces]
+    #[arg(long, value_name = "NUMBER")]
+    number: Option<u64>,
+    /// The root's secret key
+    #[arg(long, value_name = "FILE", default_value = "root.key")]
+    root: PathBuf,
+    /// The cluster's bundle
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = "configuration.json")]
+    out: PathBuf,
+}
+
 /// Arguments of `cluster verify`.
 #[derive(Args)]
 pub struct VerifyArgs {
@@ -158,6 +200,7 @@ pub(super) async fn command(command: ClusterCommand) -> Result<Report, Fault> {
         ClusterCommand::Init(args) => init(&args),
         ClusterCommand::Issuer(args) => issuer(&args),
         ClusterCommand::Svid(args) => svid(&args),
+        ClusterCommand::Configure(args) => configure(&args),
         ClusterCommand::Verify(args) => verify(&args),
         ClusterCommand::Did(args) => did(&args),
     }
@@ -197,17 +240,22 @@ fn init(args: &InitArgs) -> Result<Report, Fault> {
     Ok(Report { json, text })
 }
 
-fn issuer(args: &IssuerArgs) -> Result<Report, Fault> {
-    let key = public_key(&args.key)?;
-    let home: Home = args.home.parse()?;
-    let bundle = read_bundle(&args.bundle)?;
-    let secret = read_secret_file(&args.root)?;
-    if !bundle.keys().any(|root| root == secret.key()) {
-        let (root, bundle) = (args.root.display(), args.bundle.display());
+/// The cluster's bundle and the secret key of one of its roots.
+fn bundle_and_root(bundle: &Path, root: &Path) -> Result<(Bundle, HolderSecret), Fault> {
+    let (read, secret) = (read_bundle(bundle)?, read_secret_file(root)?);
+    if !read.keys().any(|root| root == secret.key()) {
+        let (root, bundle) = (root.display(), bundle.display());
         return Err(Fault::Unauthenticated(format!(
             "{root} is no root of {bundle}: nobody would take what it signs"
         )));
     }
+    Ok((read, secret))
+}
+
+fn issuer(args: &IssuerArgs) -> Result<Report, Fault> {
+    let key = public_key(&args.key)?;
+    let home: Home = args.home.parse()?;
+    let (bundle, secret) = bundle_and_root(&args.bundle, &args.root)?;
     let out = out(args.out.as_deref(), &args.key, 1)?;
     let root = Root::new(bundle.cluster().clone(), &secret);
     let validity = from_now(args.lasting)?;
@@ -248,6 +296,93 @@ fn svid(args: &SvidArgs) -> Result<Report, Fault> {
         "id": id.to_string(), "key": key.to_string(), "svid": at, "until_s": validity.until_s,
     });
     Ok(Report { json, text })
+}
+
+fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
+    let (bundle, secret) = bundle_and_root(&args.bundle, &args.root)?;
+    let before = match std::fs::symlink_metadata(&args.out) {
+        Ok(_) => Some(read_configuration(&args.out)?),
+        Err(_) => None,
+    };
+    // Another file is not replaced, nor another cluster's configuration.
+    let before = before.map(|before| before.verify(&bundle, now_ms() / 1000).cloned());
+    let before = before.transpose().map_err(|fault| named(&args.out, fault))?;
+    let next = before.map_or(1, |before| before.number.saturating_add(1));
+    let number = args.number.unwrap_or(next);
+    if number < next {
+        let why = format!(
+            "it replaces a configuration with number {}, and {number} is not greater",
+            next - 1
+        );
+        return Err(named(&args.out, Fault::malformed(why)));
+    }
+    let mut voters = std::collections::BTreeMap::new();
+    for voter in &args.voters {
+        let Some((Ok(Peer::Node(node)), key)) =
+            voter.split_once('=').map(|(node, key)| (node.parse(), key))
+        else {
+            return Err(Fault::malformed(format!("'{voter}' is no voter: node/N=KEY")));
+        };
+        if voters.insert(node, public_key(key)?).is_some() {
+            return Err(Fault::malformed(format!("node/{node} has one vote")));
+        }
+    }
+    let voting = (!voters.is_empty()).then(|| Voting {
+        admit: args.admit.unwrap_or(voters.len() as u32 / 2 + 1),
+        remove: args.remove,
+        voters,
+    });
+    let key_exchange = match args.require_hybrid {
+        true => KeyExchange::HybridOnly,
+        false => KeyExchange::HybridPreferred,
+    };
+    let cluster = bundle.cluster().clone();
+    let signed = Configuration { cluster, number, key_exchange, voting }.sign(&secret)?;
+    signed.verify(&bundle, now_ms() / 1000)?;
+    files::write(&args.out, signed.to_json().as_bytes(), files::PUBLIC)?;
+    let (at, found) = (args.out.display().to_string(), signed.configuration());
+    let text = format!("{}\n  {at}  give it to a node of the cluster", configuration_text(found));
+    let json = json!({ "configuration": configuration_json(found), "file": at });
+    Ok(Report { json, text })
+}
+
+/// What a configuration says.
+pub(super) fn configuration_text(configuration: &Configuration) -> String {
+    let Configuration { cluster, number, key_exchange, voting } = configuration;
+    let mut lines = vec![format!("configuration {number} of {cluster}")];
+    lines.push(match key_exchange {
+        KeyExchange::HybridOnly => "  keys        X25519MLKEM768 only".to_owned(),
+        KeyExchange::HybridPreferred => "  keys        X25519MLKEM768, or X25519".to_owned(),
+    });
+    let Some(voting) = voting else {
+        lines.push("  nodes       each operator's own list".to_owned());
+        return lines.join("\n");
+    };
+    let Voting { voters, admit, remove } = voting;
+    lines.push(format!("  let in by   {admit} of {} votes", voters.len()));
+    lines.push(format!("  put out by  {remove} of {} votes", voters.len()));
+    lines.extend(voters.keys().map(|node| format!("  voter       node/{node}")));
+    lines.join("\n")
+}
+
+/// The same for programs.
+pub(super) fn configuration_json(configuration: &Configuration) -> Value {
+    let Configuration { cluster, number, key_exchange, voting } = configuration;
+    let voting = voting.as_ref().map(|voting| {
+        let voters = voting.voters.iter();
+        let voters = voters.map(|(node, key)| (format!("node/{node}"), key.to_string().into()));
+        let voters: serde_json::Map<String, Value> = voters.collect();
+        json!({ "voters": voters, "admit": voting.admit, "remove": voting.remove })
+    });
+    json!({
+        "cluster": cluster.as_str(), "number": number, "voting": voting,
+        "hybrid_only": *key_exchange == KeyExchange::HybridOnly,
+    })
+}
+
+pub(super) fn read_configuration(path: &Path) -> Result<Signed, Fault> {
+    let text = files::read_text(path, MAX_CONFIGURATION_BYTES as u64)?;
+    Signed::parse(&text).map_err(|fault| named(path, fault))
 }
 
 fn verify(args: &VerifyArgs) -> Result<Report, Fault> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use distos_abi::{Fault, VatName};
 use distos_client::Connection;
-use distos_identity::{Peers, SpiffeId, Subject, Trust};
+use distos_identity::{KeyExchange, Peers, SpiffeId, Subject, Trust};
 use distos_quic::{ConnectionError, Credentials, Endpoint, Link, Settings, why_closed};
 use distos_rpc::transport::Bounds;
 use distos_schemas::capability_capnp::capability;
@@ -130,7 +130,8 @@ pub(super) async fn command(context: &Context, args: ConnectArgs) -> Result<Repo
     };
     let socket = UdpSocket::bind(any).map_err(Fault::internal)?;
     let own = credentials(&svid, &secret)?;
-    let (trust, clock) = (Trust { bundle, peers, own: None }, distos_quic::system_clock());
+    let trust = Trust { bundle, peers, own: None, exchange: KeyExchange::default() };
+    let clock = distos_quic::system_clock();
     // Nobody connects to it: dropping arrivals refuses whoever tries.
     let (endpoint, _) =
         Endpoint::new(socket, own, trust, Settings::default(), clock).map_err(Fault::internal)?;

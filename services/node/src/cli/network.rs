@@ -8,12 +8,13 @@ use distos_abi::{Fault, HolderKey, NodeId};
 use distos_identity::{
     Bundle, Home, Identity, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer, Usage,
 };
+use distos_membership::Signed;
 use distos_schemas::network_capnp::{network, peer};
 use serde_json::{Value, json};
 
 use super::cap::Ended;
 use super::cap::public_key;
-use super::cluster::read_pem;
+use super::cluster::{configuration_json, configuration_text, read_configuration, read_pem};
 use super::holder::{call, named, now_ms, read};
 use super::text::{self, row};
 use super::{Context, Report, cap, files};
@@ -54,6 +55,15 @@ Example: where the root is, with the number and the issuer's key that `distos ne
 and then here
   distos network certify issuer.pem")]
     Certify(CertifyArgs),
+    /// Go by a configuration of the cluster that its root has signed, and tell the others
+    #[command(after_help = "\
+Example: where the root is
+  distos cluster configure --voter node/1f95…=KEY --admit 1
+and then here
+  distos network configure configuration.json
+An older one is refused. Where the cluster votes on its nodes, a voter is at once for those that are in its own
+list; `distos peers list` shows who is for whom.")]
+    Configure(ConfigureArgs),
     /// Change this node's key in the cluster for a new one; connections go on
     #[command(after_help = "\
 Example:
@@ -112,6 +122,14 @@ pub struct CertifyArgs {
     certificate: PathBuf,
 }
 
+/// Arguments of `network configure`.
+#[derive(Args)]
+pub struct ConfigureArgs {
+    /// The configuration
+    #[arg(default_value = "configuration.json")]
+    configuration: PathBuf,
+}
+
 /// Commands about whom this node lets in.
 #[derive(Subcommand)]
 pub enum PeersCommand {
@@ -121,7 +139,8 @@ Examples:
   distos peers add node/1f95… --at 10.0.0.7:7400
   distos peers add tenant/red
 The address is where the node's network service listens (`distos network status` there): without it this
-node does not ask that one for SVIDs. A certificate of the cluster alone opens nothing.")]
+node does not ask that one for SVIDs. A certificate of the cluster alone opens nothing. Where the cluster votes
+on its nodes, this is this node's vote, which every node hears.")]
     Add(AddArgs),
     /// Close a peer's connections, let it in no more, and revoke what it holds here
     #[command(after_help = "\
@@ -131,7 +150,8 @@ Examples:
 When it returns, the peer's connections are closed, nothing that it sent and that was not read will be, and
 what a tenant was given here has no effect any more: its jobs end, and what it passed on ends too. Its
 regions stay, for whoever is given them. A capability that it was given and has never used is not known to the
-node: revoke its file with `distos cap revoke`.")]
+node: revoke its file with `distos cap revoke`. Where the cluster votes on its nodes, this is this node's vote
+against one, too.")]
     Remove(RemoveArgs),
     /// Whom this node lets in
     #[command(after_help = "Example:\n  distos peers list")]
@@ -181,6 +201,7 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             let key = read(|| Ok(key_text(answer.get()?.get_key()?)))?;
             Ok(Report { text: format!("this node's key is {key}"), json: json!({ "key": key }) })
         }
+        NetworkCommand::Configure(args) => configure(&client, &args).await,
         NetworkCommand::Certify(args) => {
             let chain = pem(&args.certificate, 1, "an issuer has one certificate")?;
             let mut request = client.certify_request();
@@ -205,6 +226,45 @@ async fn join(client: &network::Client, bundle: &str, chain: &[Vec<u8>]) -> Resu
     let json = read(|| status_json(answer.get()?.get_status()?))?;
     let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
     Ok(Report { text, json })
+}
+
+async fn configure(client: &network::Client, args: &ConfigureArgs) -> Result<Report, Fault> {
+    let signed = read_configuration(&args.configuration)?;
+    let mut request = client.configure_request();
+    request.get().set_configuration(signed.to_json());
+    let answer = call(request).await.map_err(|fault| named(&args.configuration, fault))?;
+    let behind = read(|| texts(answer.get()?.get_behind()?))?;
+    let peers = listed(client).await?;
+    let configuration = signed.configuration();
+    let mut text = configuration_text(configuration);
+    let out = peers.iter().filter(|peer| peer["let_in"] != true);
+    for peer in out {
+        let (name, votes) = (peer["name"].as_str().unwrap_or_default(), votes_text(peer));
+        text += &format!("\n  not let in  {name}: {votes}");
+    }
+    if !behind.is_empty() {
+        text += &format!("\n  not yet by  {}", behind.join(", "));
+    }
+    let json = json!({
+        "configuration": configuration_json(configuration), "behind": behind, "peers": peers,
+    });
+    Ok(Report { text, json })
+}
+
+/// Whom this node knows of, as `peers list` shows them.
+async fn listed(client: &network::Client) -> Result<Vec<Value>, Fault> {
+    let answer = call(client.peers_request()).await?;
+    read(|| answer.get()?.get_peers()?.iter().map(peer_json).collect())
+}
+
+/// Who is for a node, and who is against it.
+fn votes_text(peer: &Value) -> String {
+    let count = |key: &str| peer[key].as_array().map_or(0, Vec::len);
+    match (count("admit"), count("remove")) {
+        (0, 0) => "nobody has voted".to_owned(),
+        (admit, 0) => format!("{admit} for it"),
+        (admit, remove) => format!("{admit} for it, {remove} against it"),
+    }
 }
 
 async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, Fault> {
@@ -295,7 +355,18 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
             }
             let answer = call(request).await?;
             let behind = read(|| texts(answer.get()?.get_behind()?))?;
-            Ok(changed(&args.peer, "is let in", &behind))
+            let name = args.peer.to_string();
+            let found = listed(&client).await?.into_iter().find(|peer| peer["name"] == *name);
+            let is_in = found.as_ref().is_none_or(|peer| peer["let_in"] == true);
+            let what = match (is_in, &found) {
+                (false, Some(peer)) => {
+                    format!("is not let in yet: {} (see `distos network status`)", votes_text(peer))
+                }
+                _ => "is let in".to_owned(),
+            };
+            let mut report = changed(&args.peer, &what, &behind);
+            report.json["let_in"] = is_in.into();
+            Ok(report)
         }
         PeersCommand::Remove(args) => {
             let mut request = client.remove_peer_request();
@@ -313,8 +384,8 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
                 return Err(Fault::unavailable(
                     1000,
                     format!(
-                        "{peer} is off the list, and these services have not said that they know: \
-                         {behind} (see `distos network status`){and}"
+                        "{peer} is off the list, and these have not said that they know: \
+                         {behind} (see `distos network status` and `distos peers list`){and}"
                     ),
                 ));
             }
@@ -328,12 +399,7 @@ pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Re
             Ok(report)
         }
         PeersCommand::List => {
-            let answer = call(client.peers_request()).await?;
-            let json = read(|| {
-                let peers: capnp::Result<Vec<Value>> =
-                    answer.get()?.get_peers()?.iter().map(peer_json).collect();
-                Ok(json!({ "peers": peers? }))
-            })?;
+            let json = json!({ "peers": listed(&client).await? });
             Ok(Report { text: peers_text(&json), json })
         }
     }
@@ -358,8 +424,14 @@ fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
         "name": peer.get_name()?.to_str()?,
         "address": if address.is_empty() { Value::Null } else { address.into() },
         "invited_s": peer.get_invited_s(), "heard_ms": heard_ms, "suspect": peer.get_suspect(),
-        "bundle": peer.get_bundle(),
+        "bundle": peer.get_bundle(), "let_in": peer.get_let_in(),
+        "admit": texts(peer.get_admit()?)?, "remove": texts(peer.get_remove()?)?,
     }))
+}
+
+/// Whether anybody votes on it.
+fn votes(peer: &Value) -> bool {
+    ["admit", "remove"].iter().any(|key| peer[*key].as_array().is_some_and(|list| !list.is_empty()))
 }
 
 fn peers_text(json: &Value) -> String {
@@ -367,7 +439,10 @@ fn peers_text(json: &Value) -> String {
     if peers.is_empty() {
         return "nobody: add peers with `distos peers add`".to_owned();
     }
-    let mut rows = vec![row(["peer", "network service at", "heard", "invited until"])];
+    let votes = peers.iter().any(|peer| peer["let_in"] != true || votes(peer));
+    let head = ["peer", "network service at", "heard", "invited until", "let in", "votes"];
+    let shown = if votes { head.len() } else { head.len() - 2 };
+    let mut rows = vec![head[..shown].iter().map(|name| (*name).to_owned()).collect()];
     for peer in peers {
         let name = peer["name"].as_str().unwrap_or_default();
         let until = match peer["invited_s"].as_u64().unwrap_or(0) {
@@ -381,7 +456,14 @@ fn peers_text(json: &Value) -> String {
             (false, Some(ms)) => format!("{} s ago", ms / 1000),
             (true, Some(ms)) => format!("{} s ago: suspect", ms / 1000),
         };
-        rows.push(row([name, peer["address"].as_str().unwrap_or("-"), &heard, &until]));
+        let let_in = if peer["let_in"] == true { "yes" } else { "no" };
+        let address = peer["address"].as_str().unwrap_or("-");
+        let said = match name.starts_with("node/") {
+            true => votes_text(peer),
+            false => "-".to_owned(),
+        };
+        let cells = [name, address, &heard, &until, let_in, &said];
+        rows.push(cells[..shown].iter().map(|cell| (*cell).to_owned()).collect());
     }
     text::table(&rows)
 }
@@ -403,7 +485,12 @@ fn status_json(status: distos_schemas::network_capnp::status::Reader<'_>) -> cap
             }))
         })
         .collect();
+    let configuration = match status.get_configuration()?.to_str()? {
+        "" => Value::Null,
+        text => Signed::parse(text).map_or(Value::Null, |s| configuration_json(s.configuration())),
+    };
     Ok(json!({
+        "configuration": configuration,
         "node": NodeId(node).to_string(), "key": key_text(status.get_key()?),
         "issuer_key": key_text(status.get_issuer_key()?),
         "address": filled(status.get_address()?.to_str()?),
@@ -429,6 +516,7 @@ fn status_text(json: &Value) -> String {
         format!("  issues      {}", if json["issues"] == true { "yes" } else { "no" }),
         format!("  address     {}", text("address")),
     ];
+    lines.extend(configured_text(json));
     let services = json["services"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !services.is_empty() {
         let mut rows = vec![row(["service", "lets in whom it should", "SVID until"])];
@@ -440,6 +528,32 @@ fn status_text(json: &Value) -> String {
         lines.push(text::table(&rows));
     }
     lines.join("\n")
+}
+
+/// What the cluster's configuration says, and what it means for this node.
+fn configured_text(status: &Value) -> Vec<String> {
+    let configuration = &status["configuration"];
+    let Some(number) = configuration["number"].as_u64() else { return Vec::new() };
+    let mut lines = vec![format!("  configuration  {number}")];
+    if configuration["hybrid_only"] == true {
+        lines.push("    keys      X25519MLKEM768 only".to_owned());
+    }
+    let voting = &configuration["voting"];
+    let Some(voters) = voting["voters"].as_object() else { return lines };
+    let (admit, remove) = (&voting["admit"], &voting["remove"]);
+    lines.push(format!(
+        "    nodes     {admit} of {} votes let one in, {remove} put it out",
+        voters.len()
+    ));
+    let me = format!("node/{}", status["node"].as_str().unwrap_or_default());
+    lines.push(match voters.get(&me) {
+        None => "    its vote  none".to_owned(),
+        Some(key) if *key == status["issuer_key"] => "    its vote  one".to_owned(),
+        Some(_) => {
+            "    its vote  none: it is named with another key than its issuer key".to_owned()
+        }
+    });
+    lines
 }
 
 #[cfg(test)]

@@ -1,0 +1,569 @@
+//! What a node has heard of its cluster's configuration and votes, and what follows from it.
+
+use std::cell::OnceCell;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use distos_abi::{Fault, NodeId};
+use distos_identity::{Bundle, KeyExchange};
+use distos_types::HolderSecret;
+
+use crate::configuration::{Configuration, Signed, Voting};
+use crate::vote::{Cast, Stance, Vote};
+
+/// Of how many nodes a voter says something: who has said so much is heard no more.
+const MAX_NODES: usize = 1536;
+
+/// What a node has heard of its cluster's configuration, and of its voters.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    configuration: Option<Signed>,
+    /// By voter. Of those that the configuration names, and of nobody else.
+    ballots: BTreeMap<NodeId, Ballot>,
+}
+
+/// What one voter says, by the node of which it says it.
+#[derive(Clone, Debug, Default)]
+struct Ballot {
+    casts: BTreeMap<NodeId, Cast>,
+    digest: OnceCell<[u8; 32]>,
+}
+
+impl Ballot {
+    fn digest(&self) -> [u8; 32] {
+        *self.digest.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            for cast in self.casts.values() {
+                hasher.update(blake3::hash(cast.bytes()).as_bytes());
+            }
+            *hasher.finalize().as_bytes()
+        })
+    }
+
+    /// Whether this one is new.
+    fn take(&mut self, cast: Cast) -> bool {
+        match self.casts.entry(cast.vote().node) {
+            Entry::Occupied(known) if !cast.is_after(known.get()) => return false,
+            Entry::Occupied(mut known) => drop(known.insert(cast)),
+            Entry::Vacant(place) => drop(place.insert(cast)),
+        }
+        self.digest = OnceCell::new();
+        true
+    }
+}
+
+/// Where somebody who reads all votes page by page goes on: behind this voter's vote about this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The voter.
+    pub voter: NodeId,
+    /// The node.
+    pub node: NodeId,
+}
+
+/// What the voters say of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Those who are for it.
+    pub admit: BTreeSet<NodeId>,
+    /// Those who are against it.
+    pub remove: BTreeSet<NodeId>,
+    /// Where its network service may be reached, as the latest of those who are for it says.
+    pub address: Option<SocketAddr>,
+    /// Whether it belongs to the cluster.
+    pub is_member: bool,
+}
+
+impl Members {
+    /// As it was kept: what it had verified before.
+    pub fn restore(
+        configuration: Option<Signed>,
+        casts: impl IntoIterator<Item = Cast>,
+    ) -> Members {
+        let mut members = Members { configuration, ballots: BTreeMap::new() };
+        for cast in casts {
+            let voter = cast.vote().voter;
+            if members.voting().is_some_and(|voting| voting.voters.contains_key(&voter)) {
+                members.ballots.entry(voter).or_default().take(cast);
+            }
+        }
+        members
+    }
+
+    /// The configuration; `None` as long as none was taken.
+    pub fn configuration(&self) -> Option<&Configuration> {
+        self.configuration.as_ref().map(Signed::configuration)
+    }
+
+    /// The same as its root has signed it.
+    pub fn signed(&self) -> Option<&Signed> {
+        self.configuration.as_ref()
+    }
+
+    /// The configuration's number; 0 without one.
+    pub fn number(&self) -> u64 {
+        self.configuration().map_or(0, |configuration| configuration.number)
+    }
+
+    /// How keys are agreed on.
+    pub fn key_exchange(&self) -> KeyExchange {
+        self.configuration().map_or_else(KeyExchange::default, |found| found.key_exchange)
+    }
+
+    /// Who votes, if anybody does.
+    pub fn voting(&self) -> Option<&Voting> {
+        self.configuration()?.voting.as_ref()
+    }
+
+    /// Goes by this configuration; whether it is another than before. Votes of those whom it does not name, or
+    /// names with another key, are forgotten.
+    ///
+    /// # Errors
+    /// [`Fault::Unauthenticated`] if no root of the cluster has signed it; [`Fault::Malformed`] if it is another
+    /// cluster's, older than the present one, or another one with the same number.
+    pub fn configure(
+        &mut self,
+        signed: Signed,
+        bundle: &Bundle,
+        now_s: u64,
+    ) -> Result<bool, Fault> {
+        let number = signed.verify(bundle, now_s)?.number;
+        let present = self.number();
+        if self.configuration() == Some(signed.configuration()) {
+            return Ok(false);
+        }
+        if number < present {
+            return Err(Fault::malformed(format!(
+                "this configuration is number {number}, and this node has number {present}"
+            )));
+        }
+        if number == present && self.configuration.is_some() {
+            return Err(Fault::malformed(format!(
+                "this node has another configuration with number {number}: sign it with a greater one"
+            )));
+        }
+        let key_of = |members: &Members, voter: &NodeId| {
+            members.voting().and_then(|voting| voting.voters.get(voter).copied())
+        };
+        let before = std::mem::take(self);
+        self.configuration = Some(signed);
+        let same = |voter: &NodeId| {
+            let key = key_of(self, voter);
+            key.is_some() && key == key_of(&before, voter)
+        };
+        let kept = before.ballots.iter().filter(|(voter, _)| same(voter));
+        self.ballots = kept.map(|(voter, ballot)| (*voter, ballot.clone())).collect();
+        Ok(true)
+    }
+
+    /// The vote that this node casts with its key: later than whatever it has said before.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] if this node has no vote, or not by this key, or says it of itself.
+    pub fn cast(
+        &self,
+        (voter, secret): (NodeId, &HolderSecret),
+        node: NodeId,
+        stance: Stance,
+        now_us: u64,
+    ) -> Result<Cast, Fault> {
+        let configuration = self.configuration();
+        let key = self.voting().and_then(|voting| voting.voters.get(&voter));
+        let (Some(configuration), Some(key)) = (configuration, key) else {
+            return Err(Fault::malformed("this node has no vote"));
+        };
+        if *key != secret.key() {
+            return Err(Fault::malformed(format!(
+                "this node votes with key {key}, by the cluster's configuration, and has {}",
+                secret.key()
+            )));
+        }
+        let said = self.ballots.get(&voter).into_iter().flat_map(|ballot| ballot.casts.values());
+        let last = said.map(|cast| cast.vote().number).max().unwrap_or(0);
+        let number = now_us.max(last.saturating_add(1));
+        let cluster = configuration.cluster.clone();
+        Ok(Vote { cluster, voter, node, number, stance }.sign(secret))
+    }
+
+    /// Takes a vote, from whomever it comes; whether it is new.
+    ///
+    /// # Errors
+    /// [`Fault::Unauthenticated`] if it is not by a voter of the cluster; [`Fault::Malformed`] if it is another
+    /// cluster's, a voter's about itself, or one too many.
+    pub fn take(&mut self, cast: Cast) -> Result<bool, Fault> {
+        let vote = cast.vote();
+        let configuration = self.configuration().ok_or_else(|| {
+            Fault::Unauthenticated("this node has no configuration that names voters".into())
+        })?;
+        if vote.cluster != configuration.cluster {
+            return Err(Fault::malformed(format!("this vote is of cluster {}", vote.cluster)));
+        }
+        let (voter, node) = (vote.voter, vote.node);
+        if voter == node {
+            return Err(Fault::malformed("nobody votes about itself"));
+        }
+        let key = configuration.voting.as_ref().and_then(|voting| voting.voters.get(&voter));
+        let key = *key.ok_or_else(|| {
+            Fault::Unauthenticated(format!("node/{voter} has no vote in {}", vote.cluster))
+        })?;
+        // What is known need not be looked at.
+        let known = self.ballots.get(&voter);
+        if known.and_then(|known| known.casts.get(&node)).is_some_and(|known| !cast.is_after(known))
+        {
+            return Ok(false);
+        }
+        if known
+            .is_some_and(|known| known.casts.len() >= MAX_NODES && !known.casts.contains_key(&node))
+        {
+            return Err(Fault::malformed(format!("a voter speaks of {MAX_NODES} nodes at most")));
+        }
+        cast.verify(key)?;
+        Ok(self.ballots.entry(voter).or_default().take(cast))
+    }
+
+    /// What this voter says of this node.
+    pub fn stance(&self, voter: NodeId, node: NodeId) -> Stance {
+        let ballot = self.ballots.get(&voter);
+        let cast = ballot.and_then(|ballot| ballot.casts.get(&node));
+        cast.map_or(Stance::None, |cast| cast.vote().stance)
+    }
+
+    /// What the voters say of a node.
+    pub fn standing(&self, node: NodeId) -> Standing {
+        let Some(voting) = self.voting() else { return Standing::default() };
+        let mut found = Standing::default();
+        let mut latest = None;
+        for (voter, ballot) in &self.ballots {
+            let Some(vote) = ballot.casts.get(&node).map(Cast::vote) else { continue };
+            match vote.stance {
+                Stance::None => {}
+                Stance::Remove => drop(found.remove.insert(*voter)),
+                Stance::Admit(address) => {
+                    found.admit.insert(*voter);
+                    latest = latest.max(address.map(|at| (vote.number, *voter, at)));
+                }
+            }
+        }
+        found.address = latest.map(|(_, _, at)| at);
+        // Whom the root names as a voter belongs to the cluster without anybody's vote.
+        let is_in = voting.voters.contains_key(&node) || found.admit.len() >= voting.admit as usize;
+        found.is_member = is_in && found.remove.len() < voting.remove as usize;
+        found
+    }
+
+    /// The voters, and all nodes of which they say something, with what they say.
+    pub fn standings(&self) -> BTreeMap<NodeId, Standing> {
+        let Some(voting) = self.voting() else { return BTreeMap::new() };
+        let spoken_of = self.ballots.values().flat_map(|ballot| ballot.casts.keys());
+        let nodes: BTreeSet<NodeId> = voting.voters.keys().chain(spoken_of).copied().collect();
+        nodes.into_iter().map(|node| (node, self.standing(node))).collect()
+    }
+
+    /// The votes of one voter, in the order in which they are kept.
+    pub fn casts(&self, voter: NodeId) -> impl Iterator<Item = &Cast> {
+        self.ballots.get(&voter).into_iter().flat_map(|ballot| ballot.casts.values())
+    }
+
+    // What two nodes say to one another in order to have heard the same.
+
+    /// What all votes are, in short: the same at two nodes that have heard the same.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for (voter, digest) in self.digests() {
+            hasher.update(&voter.0).update(&digest);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// The same by voter.
+    pub fn digests(&self) -> impl Iterator<Item = (NodeId, [u8; 32])> {
+        let said = self.ballots.iter().filter(|(_, ballot)| !ballot.casts.is_empty());
+        said.map(|(voter, ballot)| (*voter, ballot.digest()))
+    }
+
+    /// Up to `limit` votes behind `after` of those voters of whom somebody who knows `known` has not heard the
+    /// same; and where to go on, if there may be more.
+    pub fn page(
+        &self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Place>,
+        limit: usize,
+    ) -> (Vec<&Cast>, Option<Place>) {
+        let differs = |(voter, ballot): &(&NodeId, &Ballot)| {
+            known.get(voter).is_none_or(|known| *known != ballot.digest())
+        };
+        let place = |cast: &Cast| Place { voter: cast.vote().voter, node: cast.vote().node };
+        let first = after.map_or(NodeId([0; 32]), |after| after.voter);
+        let found = self.ballots.range(first..).filter(differs);
+        let casts = found.flat_map(|(_, ballot)| ballot.casts.values());
+        let casts = casts.filter(|cast| after.is_none_or(|after| place(cast) > after));
+        let page: Vec<&Cast> = casts.take(limit).collect();
+        let next = page.last().filter(|_| page.len() == limit).map(|cast| place(cast));
+        (page, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use distos_identity::{ClusterName, Root, Serial, Validity};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW_S: u64 = 1_800_000_000;
+    const NOW_US: u64 = NOW_S * 1_000_000;
+
+    fn secret(seed: u8) -> HolderSecret {
+        HolderSecret::from_seed([seed; 32])
+    }
+
+    fn node(number: u8) -> NodeId {
+        NodeId([number; 32])
+    }
+
+    fn cluster() -> ClusterName {
+        ClusterName::new("demo").unwrap()
+    }
+
+    fn bundle() -> Bundle {
+        let root = secret(1);
+        let validity = Validity { from_s: NOW_S, until_s: NOW_S + 100 };
+        let root = Root::new(cluster(), &root).certificate(validity, Serial([1; 16])).unwrap();
+        Bundle::new(vec![root], 1).unwrap()
+    }
+
+    fn signed(number: u64, voters: &[u8], admit: u32, remove: u32) -> Signed {
+        let voters = voters.iter().map(|n| (node(*n), secret(*n).key())).collect();
+        let voting = Some(Voting { voters, admit, remove });
+        let key_exchange = KeyExchange::HybridPreferred;
+        Configuration { cluster: cluster(), number, key_exchange, voting }.sign(&secret(1)).unwrap()
+    }
+
+    /// Nodes 10, 11 and 12 vote; two let somebody in, two put somebody out.
+    fn members() -> Members {
+        let mut members = Members::default();
+        assert_eq!(members.configure(signed(1, &[10, 11, 12], 2, 2), &bundle(), NOW_S), Ok(true));
+        members
+    }
+
+    fn cast(members: &Members, voter: u8, about: u8, stance: Stance) -> Cast {
+        members.cast((node(voter), &secret(voter)), node(about), stance, NOW_US).unwrap()
+    }
+
+    fn says(members: &mut Members, voter: u8, about: u8, stance: Stance) {
+        let cast = cast(members, voter, about, stance);
+        assert_eq!(members.take(cast), Ok(true));
+    }
+
+    fn is_member(members: &Members, number: u8) -> bool {
+        members.standing(node(number)).is_member
+    }
+
+    const ADMIT: Stance = Stance::Admit(None);
+
+    #[test]
+    fn a_node_is_let_in_and_put_out_by_as_many_votes_as_the_root_has_said() {
+        let mut members = members();
+        assert!(is_member(&members, 10), "a voter");
+        says(&mut members, 10, 50, ADMIT);
+        assert!(!is_member(&members, 50), "one of two");
+        let again = cast(&members, 10, 50, ADMIT);
+        assert_eq!(members.take(again), Ok(true));
+        assert!(!is_member(&members, 50), "the same voter twice");
+        says(&mut members, 11, 50, ADMIT);
+        assert!(is_member(&members, 50));
+        says(&mut members, 12, 50, Stance::Remove);
+        assert!(is_member(&members, 50), "one of two against it");
+        says(&mut members, 11, 50, Stance::Remove);
+        assert!(!is_member(&members, 50));
+        // Who was put out comes back when they think better of it.
+        says(&mut members, 11, 50, ADMIT);
+        assert!(is_member(&members, 50));
+        says(&mut members, 10, 50, Stance::None);
+        assert!(!is_member(&members, 50));
+        // Voters can put a voter out.
+        says(&mut members, 10, 12, Stance::Remove);
+        says(&mut members, 11, 12, Stance::Remove);
+        assert!(!is_member(&members, 12) && is_member(&members, 11));
+    }
+
+    #[test]
+    fn nobodys_vote_counts_but_a_voters_in_its_own_cluster_about_others() {
+        let mut members = members();
+        let vote = |voter: u8, about: u8| Vote {
+            cluster: cluster(),
+            voter: node(voter),
+            node: node(about),
+            number: 5,
+            stance: ADMIT,
+        };
+        let refused = |members: &mut Members, cast: Cast| {
+            let before = members.digest();
+            assert!(members.take(cast).is_err());
+            assert_eq!(members.digest(), before);
+        };
+        refused(&mut members, vote(50, 51).sign(&secret(50)));
+        refused(&mut members, vote(10, 51).sign(&secret(50)));
+        refused(&mut members, vote(10, 10).sign(&secret(10)));
+        let other = ClusterName::new("other").unwrap();
+        refused(&mut members, Vote { cluster: other, ..vote(10, 51) }.sign(&secret(10)));
+        assert!(members.cast((node(50), &secret(50)), node(51), ADMIT, NOW_US).is_err());
+        assert!(members.cast((node(10), &secret(50)), node(51), ADMIT, NOW_US).is_err());
+        let mut alone = Members::default();
+        refused(&mut alone, vote(10, 51).sign(&secret(10)));
+        assert!(alone.standings().is_empty() && alone.voting().is_none());
+    }
+
+    #[test]
+    fn an_earlier_vote_has_no_effect_again_however_late_it_comes() {
+        let mut members = members();
+        let first = cast(&members, 10, 50, ADMIT);
+        says(&mut members, 10, 50, ADMIT);
+        // The voter's clock was put back meanwhile.
+        let early = members.cast((node(10), &secret(10)), node(50), Stance::Remove, 3).unwrap();
+        assert!(early.vote().number > first.vote().number);
+        assert_eq!(members.take(early), Ok(true));
+        assert_eq!(members.take(first), Ok(false));
+        assert_eq!(members.stance(node(10), node(50)), Stance::Remove);
+    }
+
+    #[test]
+    fn an_older_an_unsigned_and_a_second_configuration_of_one_number_are_refused() {
+        let mut members = Members::default();
+        let mut take = |signed: Signed| members.configure(signed, &bundle(), NOW_S);
+        assert_eq!(take(signed(5, &[10, 11], 1, 1)), Ok(true));
+        assert_eq!(take(signed(5, &[10, 11], 1, 1)), Ok(false));
+        assert!(take(signed(4, &[10, 11], 1, 1)).is_err(), "older");
+        assert!(take(signed(5, &[10], 1, 1)).is_err(), "the same number");
+        let other = signed(6, &[10], 1, 1).configuration().clone().sign(&secret(2)).unwrap();
+        assert!(take(other).is_err(), "not the root's");
+        assert_eq!(members.number(), 5);
+        // It counts whose votes it names, and with which keys.
+        says(&mut members, 10, 50, ADMIT);
+        says(&mut members, 11, 51, ADMIT);
+        assert!(is_member(&members, 50) && is_member(&members, 51));
+        assert_eq!(members.configure(signed(6, &[10, 12], 1, 1), &bundle(), NOW_S), Ok(true));
+        assert!(is_member(&members, 50) && !is_member(&members, 51));
+        let mut other = signed(7, &[10], 1, 1).configuration().clone();
+        let voters = other.voting.as_mut().unwrap();
+        voters.voters.insert(node(10), secret(60).key());
+        members.configure(other.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
+        assert!(!is_member(&members, 50), "it votes by another key now");
+        // And one by which nobody votes.
+        let without = Configuration {
+            voting: None,
+            number: 8,
+            ..signed(7, &[10], 1, 1).configuration().clone()
+        };
+        members.configure(without.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
+        assert!(members.voting().is_none() && members.standings().is_empty());
+    }
+
+    #[test]
+    fn a_nodes_address_is_what_the_latest_voter_for_it_says() {
+        let mut members = members();
+        let at = |port: u16| Some(SocketAddr::from(([10, 0, 0, 7], port)));
+        says(&mut members, 10, 50, Stance::Admit(at(1)));
+        says(&mut members, 11, 50, ADMIT);
+        assert_eq!(members.standing(node(50)).address, at(1));
+        let later = (node(11), &secret(11));
+        let later = members.cast(later, node(50), Stance::Admit(at(2)), NOW_US + 9).unwrap();
+        members.take(later).unwrap();
+        assert_eq!(members.standing(node(50)).address, at(2));
+        says(&mut members, 11, 50, Stance::Remove);
+        assert_eq!(members.standing(node(50)).address, at(1));
+    }
+
+    /// Asks as long as there is more, as a node does.
+    fn hear_all(members: &mut Members, of: &Members) -> usize {
+        let known: BTreeMap<_, _> = members.digests().collect();
+        let (mut after, mut pages) = (None, 0);
+        loop {
+            let (page, next) = of.page(&known, after, 3);
+            pages += 1;
+            let page: Vec<Cast> = page.into_iter().cloned().collect();
+            for cast in page {
+                members.take(cast).unwrap();
+            }
+            match next {
+                Some(_) => after = next,
+                None => return pages,
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_node_has_missed_it_hears_from_any_other() {
+        let mut known = members();
+        for about in 50..60 {
+            says(&mut known, 10, about, ADMIT);
+            says(&mut known, 12, about, Stance::Remove);
+        }
+        let mut behind = members();
+        assert_eq!(hear_all(&mut behind, &known), 7, "20 votes, three a page");
+        assert_eq!(behind.digest(), known.digest());
+        assert_eq!(hear_all(&mut behind, &known), 1, "there is nothing to be said");
+        // Of two that each know what the other does not.
+        says(&mut known, 10, 70, ADMIT);
+        says(&mut behind, 11, 71, ADMIT);
+        hear_all(&mut behind, &known);
+        hear_all(&mut known, &behind);
+        assert_eq!(behind.digest(), known.digest());
+        let casts = [10, 11, 12].map(node).into_iter().flat_map(|voter| known.casts(voter));
+        let restored = Members::restore(known.signed().cloned(), casts.cloned());
+        assert_eq!(restored.digest(), known.digest());
+        assert_eq!(restored.standings(), known.standings());
+    }
+
+    #[test]
+    fn a_voter_speaks_of_so_many_nodes_and_no_more() {
+        let mut members = members();
+        let cast = |members: &Members, number: usize| {
+            let mut about = [0; 32];
+            about[..8].copy_from_slice(&number.to_be_bytes());
+            let secret = (node(10), &secret(10));
+            members.cast(secret, NodeId(about), ADMIT, number as u64 + 1).unwrap()
+        };
+        let last = cast(&members, MAX_NODES);
+        for number in 0..MAX_NODES {
+            let next = Vote {
+                number: 1,
+                ..cast(&Members { ballots: BTreeMap::new(), ..members.clone() }, number)
+                    .vote()
+                    .clone()
+            };
+            assert_eq!(members.take(next.sign(&secret(10))), Ok(true));
+        }
+        assert!(members.take(last).is_err());
+        let again = cast(&members, 0);
+        assert_eq!(members.take(again), Ok(true), "of those it may say something else");
+    }
+
+    proptest! {
+        /// In whatever order votes come, and however often, what was heard is the same.
+        #[test]
+        fn two_nodes_that_have_heard_the_same_agree(
+            votes in proptest::collection::vec((10u8..13, 50u8..54, 0u64..4, 0u8..3), 1..40),
+            order in any::<u64>(),
+        ) {
+            let cast = |(voter, about, number, stance): &(u8, u8, u64, u8)| {
+                let stance = [Stance::None, ADMIT, Stance::Remove][usize::from(*stance)];
+                Vote {
+                    cluster: cluster(), voter: node(*voter), node: node(*about), number: *number, stance,
+                }.sign(&secret(*voter))
+            };
+            let (mut one, mut other) = (members(), members());
+            for vote in &votes {
+                one.take(cast(vote)).unwrap();
+            }
+            let mut shuffled = votes.clone();
+            shuffled.sort_by_key(|vote| blake3::hash(format!("{order}{vote:?}").as_bytes()).as_bytes().to_vec());
+            for vote in shuffled.iter().chain(&votes[..votes.len() / 2]) {
+                other.take(cast(vote)).unwrap();
+            }
+            prop_assert_eq!(one.digest(), other.digest());
+            prop_assert_eq!(one.standings(), other.standings());
+        }
+    }
+}
