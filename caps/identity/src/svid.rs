@@ -101,8 +101,8 @@ pub enum Refusal {
     /// It is somebody else than was asked for.
     #[error("it is {0}, and somebody else was asked for")]
     Another(Box<SpiffeId>),
-    /// Keys were agreed on in a way that the cluster does not allow.
-    #[error("its keys were not agreed on with ML-KEM, which the cluster's configuration requires")]
+    /// Keys may have been agreed on in a way that the cluster does not allow any more.
+    #[error("its handshake began before the cluster required ML-KEM: connect again")]
     KeyExchange,
     /// The issuer runs on the node that it vouches for.
     #[error("its issuer runs on the node that it speaks of")]

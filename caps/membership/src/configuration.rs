@@ -32,12 +32,22 @@ pub struct Configuration {
 /// Who decides which nodes belong to a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Voting {
-    /// The nodes that vote, and the key with which each signs its votes: 1 to [`MAX_VOTERS`].
-    pub voters: BTreeMap<NodeId, HolderKey>,
+    /// The nodes that vote: 1 to [`MAX_VOTERS`].
+    pub voters: BTreeMap<NodeId, Voter>,
     /// How many of them it takes to let a node in: 1 to all of them.
     pub admit: u32,
     /// How many of them it takes to put a node out: 1 to all of them.
     pub remove: u32,
+}
+
+/// One who votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Voter {
+    /// The key with which it signs its votes.
+    pub key: HolderKey,
+    /// Votes count whose number is greater. A voter that was left out and is named again has a greater one than
+    /// before: what it had said is forgotten, and nobody can bring it up again.
+    pub since: u64,
 }
 
 impl Voting {
@@ -53,7 +63,7 @@ impl Voting {
                 format!("{voters} vote: it takes 1 to {voters} votes to let a node in or out");
             return Err(Fault::malformed(why));
         }
-        let mut keys: Vec<&HolderKey> = self.voters.values().collect();
+        let mut keys: Vec<&HolderKey> = self.voters.values().map(|voter| &voter.key).collect();
         keys.sort_unstable();
         if keys.windows(2).any(|two| two[0] == two[1]) {
             return Err(Fault::malformed("two voters have the same key"));
@@ -92,9 +102,10 @@ impl Configuration {
             return bytes;
         };
         bytes.push(voting.voters.len() as u8);
-        for (node, key) in &voting.voters {
+        for (node, voter) in &voting.voters {
             bytes.extend_from_slice(&node.0);
-            bytes.extend_from_slice(&key.0);
+            bytes.extend_from_slice(&voter.key.0);
+            bytes.extend_from_slice(&voter.since.to_be_bytes());
         }
         bytes.extend_from_slice(&voting.admit.to_be_bytes());
         bytes.extend_from_slice(&voting.remove.to_be_bytes());
@@ -136,9 +147,16 @@ enum KeyExchangeText {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VotingText {
-    voters: BTreeMap<String, String>,
+    voters: BTreeMap<String, VoterText>,
     admit: u32,
     remove: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VoterText {
+    key: String,
+    since: u64,
 }
 
 impl Signed {
@@ -233,8 +251,10 @@ fn key(text: &str) -> Result<HolderKey, Fault> {
 
 impl VotingText {
     fn of(voting: &Voting) -> VotingText {
-        let voter =
-            |(node, key): (&NodeId, &HolderKey)| (Peer::Node(*node).to_string(), key.to_string());
+        let voter = |(node, voter): (&NodeId, &Voter)| {
+            let text = VoterText { key: voter.key.to_string(), since: voter.since };
+            (Peer::Node(*node).to_string(), text)
+        };
         let Voting { voters, admit, remove } = voting;
         VotingText { voters: voters.iter().map(voter).collect(), admit: *admit, remove: *remove }
     }
@@ -244,11 +264,11 @@ impl VotingText {
             return Err(Fault::malformed(format!("a cluster has 1 to {MAX_VOTERS} voters")));
         }
         let mut voters = BTreeMap::new();
-        for (name, key) in self.voters {
+        for (name, voter) in self.voters {
             let Peer::Node(node) = name.parse()? else {
                 return Err(Fault::malformed(format!("{name} is no node, and votes for nothing")));
             };
-            voters.insert(node, self::key(&key)?);
+            voters.insert(node, Voter { key: key(&voter.key)?, since: voter.since });
         }
         let voting = Voting { voters, admit: self.admit, remove: self.remove };
         voting.check()?;
@@ -276,7 +296,8 @@ mod tests {
     }
 
     fn configuration(voters: &[u8], admit: u32, remove: u32) -> Configuration {
-        let voters = voters.iter().map(|n| (NodeId([*n; 32]), secret(*n).key())).collect();
+        let voter = |n: &u8| (NodeId([*n; 32]), Voter { key: secret(*n).key(), since: 5 });
+        let voters = voters.iter().map(voter).collect();
         Configuration {
             cluster: ClusterName::new("demo").unwrap(),
             number: 3,
@@ -309,6 +330,7 @@ mod tests {
             ("hybrid only", "hybrid preferred"),
             ("\"admit\": 2", "\"admit\": 1"),
             ("\"remove\": 1", "\"remove\": 3"),
+            ("\"since\": 5", "\"since\": 4"),
             (other.as_str(), &NodeId([13; 32]).to_string()),
             (&secret(11).key().to_string(), &secret(14).key().to_string()),
         ] {
@@ -339,14 +361,14 @@ mod tests {
         refused(configuration(&[10, 11], 1, 0));
         refused(configuration(&(10..10 + MAX_VOTERS as u8 + 1).collect::<Vec<_>>(), 1, 1));
         let mut same = configuration(&[10, 11], 2, 1);
-        for key in same.voting.iter_mut().flat_map(|voting| voting.voters.values_mut()) {
-            *key = secret(10).key();
+        for voter in same.voting.iter_mut().flat_map(|voting| voting.voters.values_mut()) {
+            voter.key = secret(10).key();
         }
         refused(same);
         // One that everybody could sign for.
         let mut weak = configuration(&[10], 1, 1);
-        for key in weak.voting.iter_mut().flat_map(|voting| voting.voters.values_mut()) {
-            *key = HolderKey([0; 32]);
+        for voter in weak.voting.iter_mut().flat_map(|voting| voting.voters.values_mut()) {
+            voter.key = HolderKey([0; 32]);
         }
         refused(weak);
     }

@@ -15,6 +15,8 @@ mod configuration;
 mod members;
 mod vote;
 
-pub use configuration::{Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voting};
-pub use members::{Members, Place, Standing};
+pub use configuration::{
+    Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voter, Voting,
+};
+pub use members::{Members, Place, Standing, Summary};
 pub use vote::{Cast, MAX_VOTE_BYTES, Stance, Vote};

@@ -9,7 +9,7 @@ use distos_abi::{Fault, NodeId};
 use distos_identity::{Bundle, KeyExchange};
 use distos_types::HolderSecret;
 
-use crate::configuration::{Configuration, Signed, Voting};
+use crate::configuration::{Configuration, Signed, Voter, Voting};
 use crate::vote::{Cast, Stance, Vote};
 
 /// Of how many nodes a voter says something: who has said so much is heard no more.
@@ -35,7 +35,7 @@ impl Ballot {
         *self.digest.get_or_init(|| {
             let mut hasher = blake3::Hasher::new();
             for cast in self.casts.values() {
-                hasher.update(blake3::hash(cast.bytes()).as_bytes());
+                hasher.update(cast.hash());
             }
             *hasher.finalize().as_bytes()
         })
@@ -51,6 +51,15 @@ impl Ballot {
         self.digest = OnceCell::new();
         true
     }
+}
+
+/// What somebody has heard, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The configuration's number; 0 without one.
+    pub configuration: u64,
+    /// BLAKE3 of the voters and their digests, in order.
+    pub votes: [u8; 32],
 }
 
 /// Where somebody who reads all votes page by page goes on: behind this voter's vote about this node.
@@ -83,8 +92,9 @@ impl Members {
     ) -> Members {
         let mut members = Members { configuration, ballots: BTreeMap::new() };
         for cast in casts {
-            let voter = cast.vote().voter;
-            if members.voting().is_some_and(|voting| voting.voters.contains_key(&voter)) {
+            let Vote { voter, number, .. } = *cast.vote();
+            let known = members.voting().and_then(|voting| voting.voters.get(&voter));
+            if known.is_some_and(|known| known.since < number) {
                 members.ballots.entry(voter).or_default().take(cast);
             }
         }
@@ -117,7 +127,7 @@ impl Members {
     }
 
     /// Goes by this configuration; whether it is another than before. Votes of those whom it does not name, or
-    /// names with another key, are forgotten.
+    /// names with another key, are forgotten, and those from before it names them.
     ///
     /// # Errors
     /// [`Fault::Unauthenticated`] if no root of the cluster has signed it; [`Fault::Malformed`] if it is another
@@ -143,17 +153,17 @@ impl Members {
                 "this node has another configuration with number {number}: sign it with a greater one"
             )));
         }
-        let key_of = |members: &Members, voter: &NodeId| {
-            members.voting().and_then(|voting| voting.voters.get(voter).copied())
-        };
         let before = std::mem::take(self);
-        self.configuration = Some(signed);
-        let same = |voter: &NodeId| {
-            let key = key_of(self, voter);
-            key.is_some() && key == key_of(&before, voter)
-        };
-        let kept = before.ballots.iter().filter(|(voter, _)| same(voter));
-        self.ballots = kept.map(|(voter, ballot)| (*voter, ballot.clone())).collect();
+        let key_before =
+            |voter| before.voting().and_then(|voting| voting.voters.get(voter)).map(|v| v.key);
+        let voters = signed.configuration().voting.iter().flat_map(|voting| &voting.voters);
+        let same: BTreeSet<NodeId> = voters
+            .filter(|(node, voter)| key_before(node) == Some(voter.key))
+            .map(|(node, _)| *node)
+            .collect();
+        let casts = before.ballots.into_iter().filter(|(voter, _)| same.contains(voter));
+        let casts = casts.flat_map(|(_, ballot)| ballot.casts.into_values());
+        *self = Members::restore(Some(signed), casts);
         Ok(true)
     }
 
@@ -169,18 +179,20 @@ impl Members {
         now_us: u64,
     ) -> Result<Cast, Fault> {
         let configuration = self.configuration();
-        let key = self.voting().and_then(|voting| voting.voters.get(&voter));
-        let (Some(configuration), Some(key)) = (configuration, key) else {
+        let known = self.voting().and_then(|voting| voting.voters.get(&voter));
+        let (Some(configuration), Some(known)) = (configuration, known) else {
             return Err(Fault::malformed("this node has no vote"));
         };
-        if *key != secret.key() {
+        if known.key != secret.key() {
             return Err(Fault::malformed(format!(
-                "this node votes with key {key}, by the cluster's configuration, and has {}",
+                "this node votes with key {}, by the cluster's configuration, and has {}",
+                known.key,
                 secret.key()
             )));
         }
         let said = self.ballots.get(&voter).into_iter().flat_map(|ballot| ballot.casts.values());
         let last = said.map(|cast| cast.vote().number).max().unwrap_or(0);
+        let last = last.max(known.since);
         let number = now_us.max(last.saturating_add(1));
         let cluster = configuration.cluster.clone();
         Ok(Vote { cluster, voter, node, number, stance }.sign(secret))
@@ -203,10 +215,14 @@ impl Members {
         if voter == node {
             return Err(Fault::malformed("nobody votes about itself"));
         }
-        let key = configuration.voting.as_ref().and_then(|voting| voting.voters.get(&voter));
-        let key = *key.ok_or_else(|| {
+        let named = configuration.voting.as_ref().and_then(|voting| voting.voters.get(&voter));
+        let Voter { key, since } = *named.ok_or_else(|| {
             Fault::Unauthenticated(format!("node/{voter} has no vote in {}", vote.cluster))
         })?;
+        if vote.number <= since {
+            let why = format!("this vote of node/{voter} is from before it was named as a voter");
+            return Err(Fault::Unauthenticated(why));
+        }
         // What is known need not be looked at.
         let known = self.ballots.get(&voter);
         if known.and_then(|known| known.casts.get(&node)).is_some_and(|known| !cast.is_after(known))
@@ -222,11 +238,14 @@ impl Members {
         Ok(self.ballots.entry(voter).or_default().take(cast))
     }
 
-    /// What this voter says of this node.
+    /// What this voter says of this node, if it has ever said anything.
+    pub fn vote(&self, voter: NodeId, node: NodeId) -> Option<&Vote> {
+        self.ballots.get(&voter)?.casts.get(&node).map(Cast::vote)
+    }
+
+    /// What this voter thinks of this node.
     pub fn stance(&self, voter: NodeId, node: NodeId) -> Stance {
-        let ballot = self.ballots.get(&voter);
-        let cast = ballot.and_then(|ballot| ballot.casts.get(&node));
-        cast.map_or(Stance::None, |cast| cast.vote().stance)
+        self.vote(voter, node).map_or(Stance::None, |vote| vote.stance)
     }
 
     /// What the voters say of a node.
@@ -267,16 +286,23 @@ impl Members {
 
     // What two nodes say to one another in order to have heard the same.
 
-    /// What all votes are, in short: the same at two nodes that have heard the same.
-    pub fn digest(&self) -> [u8; 32] {
+    /// What was heard, in short: the same at two nodes that have heard the same.
+    pub fn summary(&self) -> Summary {
         let mut hasher = blake3::Hasher::new();
         for (voter, digest) in self.digests() {
             hasher.update(&voter.0).update(&digest);
         }
-        *hasher.finalize().as_bytes()
+        Summary { configuration: self.number(), votes: *hasher.finalize().as_bytes() }
     }
 
-    /// The same by voter.
+    /// Whether somebody with this summary may know what is not known here, and is to be asked.
+    pub fn is_behind(&self, theirs: &Summary) -> bool {
+        let own = self.summary();
+        theirs.configuration > own.configuration
+            || (theirs.configuration == own.configuration && theirs.votes != own.votes)
+    }
+
+    /// The digest of what each voter has said.
     pub fn digests(&self) -> impl Iterator<Item = (NodeId, [u8; 32])> {
         let said = self.ballots.iter().filter(|(_, ballot)| !ballot.casts.is_empty());
         said.map(|(voter, ballot)| (*voter, ballot.digest()))
@@ -334,7 +360,8 @@ mod tests {
     }
 
     fn signed(number: u64, voters: &[u8], admit: u32, remove: u32) -> Signed {
-        let voters = voters.iter().map(|n| (node(*n), secret(*n).key())).collect();
+        let voter = |n: &u8| (node(*n), Voter { key: secret(*n).key(), since: 0 });
+        let voters = voters.iter().map(voter).collect();
         let voting = Some(Voting { voters, admit, remove });
         let key_exchange = KeyExchange::HybridPreferred;
         Configuration { cluster: cluster(), number, key_exchange, voting }.sign(&secret(1)).unwrap()
@@ -399,9 +426,9 @@ mod tests {
             stance: ADMIT,
         };
         let refused = |members: &mut Members, cast: Cast| {
-            let before = members.digest();
+            let before = members.summary();
             assert!(members.take(cast).is_err());
-            assert_eq!(members.digest(), before);
+            assert_eq!(members.summary(), before);
         };
         refused(&mut members, vote(50, 51).sign(&secret(50)));
         refused(&mut members, vote(10, 51).sign(&secret(50)));
@@ -447,7 +474,7 @@ mod tests {
         assert!(is_member(&members, 50) && !is_member(&members, 51));
         let mut other = signed(7, &[10], 1, 1).configuration().clone();
         let voters = other.voting.as_mut().unwrap();
-        voters.voters.insert(node(10), secret(60).key());
+        voters.voters.insert(node(10), Voter { key: secret(60).key(), since: 0 });
         members.configure(other.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
         assert!(!is_member(&members, 50), "it votes by another key now");
         // And one by which nobody votes.
@@ -458,6 +485,28 @@ mod tests {
         };
         members.configure(without.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
         assert!(members.voting().is_none() && members.standings().is_empty());
+    }
+
+    /// Or somebody could bring up what it had said, and taken back meanwhile.
+    #[test]
+    fn what_a_voter_had_said_before_it_was_left_out_is_never_heard_again() {
+        let mut members = members();
+        says(&mut members, 10, 50, ADMIT);
+        says(&mut members, 11, 50, ADMIT);
+        let old = members.casts(node(11)).next().unwrap().clone();
+        let mut later = signed(2, &[10, 11, 12], 2, 2).configuration().clone();
+        let voters = &mut later.voting.as_mut().unwrap().voters;
+        let since = NOW_US + 100;
+        voters.insert(node(11), Voter { key: secret(11).key(), since });
+        members.configure(later.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
+        assert!(!is_member(&members, 50), "one of two");
+        assert!(members.take(old.clone()).is_err() && !is_member(&members, 50));
+        let restored = Members::restore(members.signed().cloned(), [old]);
+        assert_eq!(restored.standing(node(50)), Standing::default());
+        // What it says now counts, whatever its clock shows.
+        says(&mut members, 11, 50, ADMIT);
+        assert!(is_member(&members, 50));
+        assert_eq!(members.vote(node(11), node(50)).unwrap().number, since + 1);
     }
 
     #[test]
@@ -502,17 +551,17 @@ mod tests {
         }
         let mut behind = members();
         assert_eq!(hear_all(&mut behind, &known), 7, "20 votes, three a page");
-        assert_eq!(behind.digest(), known.digest());
+        assert_eq!(behind.summary(), known.summary());
         assert_eq!(hear_all(&mut behind, &known), 1, "there is nothing to be said");
         // Of two that each know what the other does not.
         says(&mut known, 10, 70, ADMIT);
         says(&mut behind, 11, 71, ADMIT);
         hear_all(&mut behind, &known);
         hear_all(&mut known, &behind);
-        assert_eq!(behind.digest(), known.digest());
+        assert_eq!(behind.summary(), known.summary());
         let casts = [10, 11, 12].map(node).into_iter().flat_map(|voter| known.casts(voter));
         let restored = Members::restore(known.signed().cloned(), casts.cloned());
-        assert_eq!(restored.digest(), known.digest());
+        assert_eq!(restored.summary(), known.summary());
         assert_eq!(restored.standings(), known.standings());
     }
 
@@ -544,7 +593,7 @@ mod tests {
         /// In whatever order votes come, and however often, what was heard is the same.
         #[test]
         fn two_nodes_that_have_heard_the_same_agree(
-            votes in proptest::collection::vec((10u8..13, 50u8..54, 0u64..4, 0u8..3), 1..40),
+            votes in proptest::collection::vec((10u8..13, 50u8..54, 1u64..5, 0u8..3), 1..40),
             order in any::<u64>(),
         ) {
             let cast = |(voter, about, number, stance): &(u8, u8, u64, u8)| {
@@ -562,7 +611,7 @@ mod tests {
             for vote in shuffled.iter().chain(&votes[..votes.len() / 2]) {
                 other.take(cast(vote)).unwrap();
             }
-            prop_assert_eq!(one.digest(), other.digest());
+            prop_assert_eq!(one.summary(), other.summary());
             prop_assert_eq!(one.standings(), other.standings());
         }
     }

@@ -97,7 +97,7 @@ impl Vote {
         let mut bytes = self.encode();
         let signature = secret.sign(&[DOMAIN, &bytes].concat());
         bytes.extend_from_slice(&signature);
-        Cast { vote: self, bytes }
+        Cast::new(self, bytes)
     }
 }
 
@@ -106,9 +106,16 @@ impl Vote {
 pub struct Cast {
     vote: Vote,
     bytes: Vec<u8>,
+    /// BLAKE3 of the bytes.
+    hash: [u8; 32],
 }
 
 impl Cast {
+    fn new(vote: Vote, bytes: Vec<u8>) -> Cast {
+        let hash = *blake3::hash(&bytes).as_bytes();
+        Cast { vote, bytes, hash }
+    }
+
     /// What it says.
     pub fn vote(&self) -> &Vote {
         &self.vote
@@ -124,7 +131,7 @@ impl Cast {
     pub fn decode(bytes: &[u8]) -> Result<Cast, Fault> {
         let read = || {
             let (vote, _) = bytes.split_last_chunk::<SIGNATURE_BYTES>()?;
-            Some(Cast { vote: Vote::decode(vote)?, bytes: bytes.to_vec() })
+            Some(Cast::new(Vote::decode(vote)?, bytes.to_vec()))
         };
         let fits = bytes.len() <= MAX_VOTE_BYTES;
         fits.then(read).flatten().ok_or_else(|| Fault::malformed("this is no vote"))
@@ -136,6 +143,11 @@ impl Cast {
             return Err(Fault::malformed("this is no vote"));
         };
         verify_signature(key, &[DOMAIN, vote].concat(), signature)
+    }
+
+    /// BLAKE3 of its bytes.
+    pub(crate) fn hash(&self) -> &[u8; 32] {
+        &self.hash
     }
 
     /// Whether it replaces another one of the same voter about the same node. Two of one number are a voter's

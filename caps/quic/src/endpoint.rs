@@ -176,8 +176,9 @@ impl Endpoint {
         self.room.own.send_replace(own);
     }
 
-    /// Trusts these from now on. When it returns, the connections of others are closed, and of those whose keys
-    /// were agreed on as is not allowed any more, and nothing that they have sent and that was not read will be.
+    /// Trusts these from now on. When it returns, the connections of others are closed, and nothing
+    /// that they have sent and that was not read will be. If keys have to be agreed on in another way than before, so
+    /// are those of everybody who has connected before: they connect again.
     pub fn trust(&self, trust: Trust) {
         self.room.shared.set_trust(trust);
         for known in self.room.open.borrow().values() {
@@ -200,7 +201,7 @@ impl Endpoint {
         let seat = room.outgoing.take(&whom.subject).ok_or_else(|| {
             Fault::unavailable(100, format!("there are too many connections to {whom}"))
         })?;
-        let (verdict, own) = (Verdict::default(), room.own.subscribe());
+        let (verdict, own) = (Verdict::begin(&room.shared), room.own.subscribe());
         let tls = room.tls.client(whom, &verdict).map_err(Fault::internal)?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(room.transport.clone());
@@ -217,7 +218,7 @@ impl Endpoint {
             (Err(error), _) => return Err(why_closed(address, &error)),
             (Ok(_), None) => return Err(Fault::internal("a handshake that checked nobody")),
         };
-        let opening = Opening::new(room, connection, seat, own)
+        let opening = Opening::new(room, (connection, verdict.exchange), seat, own)
             .map_err(|refusal| Fault::Unauthenticated(format!("{address}: {refusal}")))?;
         let stream = opening.known.connection.open_bi().await;
         let stream = stream.map_err(|e| why_closed(address, &e))?;
@@ -362,7 +363,7 @@ impl Room {
         incoming: quinn::Incoming,
         handshake: Seat<IpAddr>,
     ) -> Result<Link, String> {
-        let (verdict, own) = (Verdict::default(), self.own.subscribe());
+        let (verdict, own) = (Verdict::begin(&self.shared), self.own.subscribe());
         let config = server_config(&self.tls, &verdict, &self.transport);
         let config = config.map_err(|e| e.to_string())?;
         let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| told(&e))?;
@@ -377,7 +378,8 @@ impl Room {
             connection.close(code::BUSY.into(), b"");
             return Err(format!("there are too many connections of {}", peer.id));
         };
-        let opening = Opening::new(self, connection, seat, own).map_err(|e| e.to_string())?;
+        let opening = Opening::new(self, (connection, verdict.exchange), seat, own);
+        let opening = opening.map_err(|e| e.to_string())?;
         let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
         Ok(Link { opening, stream })
     }

@@ -78,9 +78,10 @@ impl Shared {
         self.trust.read().unwrap_or_else(PoisonError::into_inner).exchange
     }
 
-    /// Whether keys that were agreed on so are good enough for the cluster.
-    pub(crate) fn allows(&self, is_hybrid: bool) -> bool {
-        is_hybrid || self.exchange() == KeyExchange::HybridPreferred
+    /// Whether what is required now was required in a handshake. (Which way was taken, if several were open, QUIC
+    /// does not tell.)
+    pub(crate) fn allows(&self, exchange: KeyExchange) -> bool {
+        exchange == KeyExchange::HybridOnly || self.exchange() == KeyExchange::HybridPreferred
     }
 
     pub(crate) fn set_trust(&self, trust: Trust) {
@@ -105,15 +106,24 @@ impl fmt::Debug for Shared {
 /// What one handshake found: who the other side is, or why it is not let in. Empty until it has shown
 /// its certificates.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Verdict(Arc<Mutex<Option<Result<Identity, Refusal>>>>);
+pub(crate) struct Verdict {
+    found: Arc<Mutex<Option<Result<Identity, Refusal>>>>,
+    /// How keys are agreed on in it.
+    pub(crate) exchange: KeyExchange,
+}
 
 impl Verdict {
+    /// Of a handshake that begins now.
+    pub(crate) fn begin(shared: &Shared) -> Verdict {
+        Verdict { exchange: shared.exchange(), ..Verdict::default() }
+    }
+
     fn set(&self, found: Result<Identity, Refusal>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
     pub(crate) fn take(&self) -> Option<Result<Identity, Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -133,8 +143,8 @@ impl Tls {
         Tls { preferred, only: provider(vec![hybrid]), shared }
     }
 
-    fn provider(&self) -> Arc<CryptoProvider> {
-        match self.shared.exchange() {
+    fn provider(&self, exchange: KeyExchange) -> Arc<CryptoProvider> {
+        match exchange {
             KeyExchange::HybridPreferred => self.preferred.clone(),
             KeyExchange::HybridOnly => self.only.clone(),
         }
@@ -143,12 +153,15 @@ impl Tls {
     /// For one connection, or for none: `verdict` will hold who came.
     pub(crate) fn server(&self, verdict: &Verdict) -> Result<QuicServerConfig, Unusable> {
         let own = self.shared.clone();
-        let verdict = verdict.clone();
-        let checks = Arc::new(Checks { shared: own.clone(), expected: None, verdict });
-        let mut config = rustls::ServerConfig::builder_with_details(self.provider(), self.time())
-            .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(checks)
-            .with_cert_resolver(Arc::new(Shows(own)));
+        let checks =
+            Arc::new(Checks { shared: own.clone(), expected: None, verdict: verdict.clone() });
+        let mut config = rustls::ServerConfig::builder_with_details(
+            self.provider(verdict.exchange),
+            self.time(),
+        )
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(checks)
+        .with_cert_resolver(Arc::new(Shows(own)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -163,13 +176,16 @@ impl Tls {
         verdict: &Verdict,
     ) -> Result<QuicClientConfig, Unusable> {
         let own = self.shared.clone();
-        let (expected, verdict) = (Some(expected.clone()), verdict.clone());
-        let checks = Checks { shared: own.clone(), expected, verdict };
-        let mut config = rustls::ClientConfig::builder_with_details(self.provider(), self.time())
-            .with_protocol_versions(&[&TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(checks))
-            .with_client_cert_resolver(Arc::new(Shows(own)));
+        let expected = Some(expected.clone());
+        let checks = Checks { shared: own.clone(), expected, verdict: verdict.clone() };
+        let mut config = rustls::ClientConfig::builder_with_details(
+            self.provider(verdict.exchange),
+            self.time(),
+        )
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(checks))
+        .with_client_cert_resolver(Arc::new(Shows(own)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;

@@ -6,10 +6,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use distos_identity::{Identity, Refusal, SpiffeId, Usage};
-use quinn::crypto::rustls::HandshakeData;
+use distos_identity::{Identity, KeyExchange, Refusal, SpiffeId, Usage};
 use quinn::{Connection, RecvStream};
-use rustls::NamedGroup;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{oneshot, watch};
 
@@ -43,8 +41,8 @@ pub(crate) struct Known {
     usage: Usage,
     /// Who it is: a newer SVID says the same.
     id: SpiffeId,
-    /// Whether its keys were agreed on with ML-KEM.
-    is_hybrid: bool,
+    /// How keys had to be agreed on when it was opened.
+    exchange: KeyExchange,
     shown: RefCell<Shown>,
 }
 
@@ -74,7 +72,7 @@ impl Known {
 
     /// Whether one of the SVIDs that the peer has shown lets it in. The others are forgotten.
     pub(crate) fn is_admitted(&self, room: &Room) -> bool {
-        if !room.shared.allows(self.is_hybrid) {
+        if !room.shared.allows(self.exchange) {
             return false;
         }
         let now_s = room.shared.now_s();
@@ -106,7 +104,7 @@ impl Opening {
     /// in now is asked once more, because nobody watched meanwhile.
     pub(crate) fn new(
         room: &Rc<Room>,
-        connection: Connection,
+        (connection, exchange): (Connection, KeyExchange),
         seat: Place,
         own: watch::Receiver<Credentials>,
     ) -> Result<Opening, Refusal> {
@@ -115,8 +113,7 @@ impl Opening {
             quinn::Side::Server => Usage::Client,
         };
         let (chain, now_s) = (chain(&connection), room.shared.now_s());
-        let is_hybrid = is_hybrid(&connection);
-        let peer = match room.shared.allows(is_hybrid) {
+        let peer = match room.shared.allows(exchange) {
             true => room.shared.admit(&chain, now_s, usage),
             false => Err(Refusal::KeyExchange),
         };
@@ -124,7 +121,7 @@ impl Opening {
         let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
         shown.lasts(peer.until_s, now_s);
         let (id, shown) = (peer.id.clone(), RefCell::new(shown));
-        let known = Rc::new(Known { connection, usage, id, is_hybrid, shown });
+        let known = Rc::new(Known { connection, usage, id, exchange, shown });
         let number = room.next.replace(room.next.get() + 1);
         room.open.borrow_mut().insert(number, known.clone());
         let (held, dropped) = oneshot::channel();
@@ -140,12 +137,6 @@ impl Opening {
         });
         Ok(Opening { peer, known, seat, held })
     }
-}
-
-/// Whether a connection's keys were agreed on with ML-KEM.
-fn is_hybrid(connection: &Connection) -> bool {
-    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-    data.is_some_and(|data| data.negotiated_key_exchange_group == NamedGroup::X25519MLKEM768)
 }
 
 /// Ends a connection when it is time.

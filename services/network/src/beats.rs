@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{Bundle, Statement, Subject};
-use distos_membership::Cast;
+use distos_membership::{Cast, Summary};
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::member;
 
@@ -16,47 +16,35 @@ use crate::state::SERVICE;
 
 /// By how much a beat comes earlier or later, so that nodes that were started together do not all speak at once.
 const JITTER_MS: u64 = 500;
-/// The first byte of what a node says when it says that it is there; the numbers of its bundle and of its
-/// configuration follow (8 bytes each, big-endian), and the digest of the votes that it has heard (32).
+/// The first byte of what a node says: that it is there. The numbers of its bundle and of its configuration
+/// follow (8 bytes each, big-endian), the digest of the votes that it has heard (32), and a vote with its
+/// signature, if it has something to say about that.
 const BEAT: u8 = 1;
-/// And when it says how it votes; the vote with its signature follows.
-pub(crate) const VOTE: u8 = 2;
-
-/// What a node says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Beat {
-    bundle: u64,
-    configuration: u64,
-    votes: [u8; 32],
-}
 
 /// What a node says.
-#[derive(Debug, PartialEq, Eq)]
-enum Said {
-    Here(Beat),
-    Votes(Cast),
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Beat {
+    bundle: u64,
+    summary: Summary,
+    vote: Option<Cast>,
 }
 
 impl Beat {
     fn encode(&self) -> Vec<u8> {
-        let numbers = [self.bundle, self.configuration].map(u64::to_be_bytes);
-        [&[BEAT][..], &numbers.concat(), &self.votes].concat()
+        let numbers = [self.bundle, self.summary.configuration].map(u64::to_be_bytes);
+        let vote = self.vote.as_ref().map_or(&[][..], Cast::bytes);
+        [&[BEAT][..], &numbers.concat(), &self.summary.votes, vote].concat()
     }
 
-    fn decode(body: &[u8]) -> Option<Beat> {
-        let (bundle, rest) = body.split_first_chunk::<8>()?;
-        let (configuration, votes) = rest.split_first_chunk::<8>()?;
+    fn decode(body: &[u8]) -> Result<Beat, Fault> {
+        let unknown = || Fault::malformed("a statement of no known kind");
+        let rest = body.strip_prefix(&[BEAT]).ok_or_else(unknown)?;
+        let (bundle, rest) = rest.split_first_chunk::<8>().ok_or_else(unknown)?;
+        let (configuration, rest) = rest.split_first_chunk::<8>().ok_or_else(unknown)?;
+        let (votes, vote) = rest.split_first_chunk::<32>().ok_or_else(unknown)?;
         let [bundle, configuration] = [*bundle, *configuration].map(u64::from_be_bytes);
-        Some(Beat { bundle, configuration, votes: votes.try_into().ok()? })
-    }
-}
-
-fn read(body: &[u8]) -> Result<Said, Fault> {
-    let unknown = || Fault::malformed("a statement of no known kind");
-    match body.split_first() {
-        Some((&BEAT, beat)) => Beat::decode(beat).map(Said::Here).ok_or_else(unknown),
-        Some((&VOTE, vote)) => Cast::decode(vote).map(Said::Votes),
-        _ => Err(unknown()),
+        let vote = (!vote.is_empty()).then(|| Cast::decode(vote)).transpose()?;
+        Ok(Beat { bundle, summary: Summary { configuration, votes: *votes }, vote })
     }
 }
 
@@ -91,7 +79,7 @@ impl NetworkService {
                 if self.speaking.borrow_mut().insert(node) {
                     let service = self.clone();
                     tokio::task::spawn_local(async move {
-                        if let Err(fault) = service.say(node, service.beat_body()).await {
+                        if let Err(fault) = service.say(node, service.beat(None)).await {
                             tracing::debug!(%node, %fault, "a node was not told that this one is there");
                         }
                         service.speaking.borrow_mut().remove(&node);
@@ -110,15 +98,11 @@ impl NetworkService {
         });
     }
 
-    /// That this node is there, and what it has heard.
-    pub(crate) fn beat_body(&self) -> Vec<u8> {
+    /// That this node is there, what it has heard, and this vote.
+    pub(crate) fn beat(&self, vote: Option<Cast>) -> Vec<u8> {
         let state = self.state.borrow();
-        let beat = Beat {
-            bundle: state.bundle().map_or(0, Bundle::sequence),
-            configuration: state.members().number(),
-            votes: state.members().digest(),
-        };
-        beat.encode()
+        let bundle = state.bundle().map_or(0, Bundle::sequence);
+        Beat { bundle, summary: state.members().summary(), vote }.encode()
     }
 
     /// Says this to a node, which answers with what it has heard.
@@ -140,11 +124,12 @@ impl NetworkService {
             write_chain(&chain, said.init_chain(chain.len() as u32));
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let answer = answer.get().map_err(|e| fault_of(&e))?;
-            let votes = answer.get_votes().map_err(|e| fault_of(&e))?;
-            Ok((answer.get_configuration(), votes.to_vec()))
+            let votes = answer.get_votes().map_err(|e| fault_of(&e))?.try_into();
+            let votes = votes.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
+            Ok(Summary { configuration: answer.get_configuration(), votes })
         });
-        let (configuration, votes) = answered.await?;
-        self.compare(node, configuration, &votes);
+        let theirs = answered.await?;
+        self.compare(node, &theirs);
         Ok(())
     }
 
@@ -159,18 +144,15 @@ impl NetworkService {
             let (state, heard) = (self.state.borrow(), self.heard.borrow());
             state.hears(&heard, bytes, signature, chain, self.now_us())?
         };
-        let what = read(&said.body)?;
+        let beat = Beat::decode(&said.body)?;
         self.note_heard(&said)?;
         let Subject::Service { node, .. } = said.from else { return Ok(()) };
-        match what {
-            Said::Here(beat) => {
-                let change = self.alive.borrow_mut().heard(node, beat.bundle, self.clock_ms());
-                change.iter().for_each(|change| self.tell_change(change));
-                self.compare(node, beat.configuration, &beat.votes);
-                Ok(())
-            }
-            Said::Votes(cast) => self.hear_votes(vec![cast]),
-        }
+        let change = self.alive.borrow_mut().heard(node, beat.bundle, self.clock_ms());
+        change.iter().for_each(|change| self.tell_change(change));
+        let taken = beat.vote.map_or(Ok(()), |vote| self.hear_votes(vec![vote]));
+        // What it can make nothing of, it may understand once it has heard the rest.
+        let is_behind = self.compare(node, &beat.summary);
+        taken.or_else(|fault| is_behind.then_some(()).ok_or(fault))
     }
 
     /// Lets a statement have its effect, and none again, also after a restart.
@@ -193,10 +175,18 @@ mod tests {
 
     #[test]
     fn what_is_neither_a_beat_nor_a_vote_is_refused() {
-        let beat = Beat { bundle: 7, configuration: 3, votes: [9; 32] };
-        assert_eq!(read(&beat.encode()), Ok(Said::Here(beat)));
-        for other in [&[][..], &[BEAT], &[VOTE], &[VOTE; 49], &[3; 49], &[BEAT; 48], &[BEAT; 50]] {
-            assert!(read(other).is_err(), "{other:?}");
+        let summary = Summary { configuration: 3, votes: [9; 32] };
+        let cluster = distos_identity::ClusterName::new("demo").unwrap();
+        let (voter, node) = (NodeId([1; 32]), NodeId([2; 32]));
+        let stance = distos_membership::Stance::Remove;
+        let vote = distos_membership::Vote { cluster, voter, node, number: 4, stance };
+        let vote = vote.sign(&distos_types::HolderSecret::from_seed([1; 32]));
+        for vote in [None, Some(vote)] {
+            let beat = Beat { bundle: 7, summary, vote };
+            assert_eq!(Beat::decode(&beat.encode()), Ok(beat));
+        }
+        for other in [&[][..], &[BEAT], &[BEAT; 48], &[BEAT; 50], &[2; 49]] {
+            assert!(Beat::decode(other).is_err(), "{other:?}");
         }
     }
 }

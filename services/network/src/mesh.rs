@@ -384,8 +384,9 @@ impl member::Server for MemberServer {
             fail(fault)
         })?;
         let state = service.state.borrow();
-        results.get().set_configuration(state.members().number());
-        results.get().set_votes(&state.members().digest());
+        let summary = state.members().summary();
+        results.get().set_configuration(summary.configuration);
+        results.get().set_votes(&summary.votes);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ use crate::asked::{Asked, Question};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
-use crate::votes::{load_votes, vote_body};
+use crate::votes::load_votes;
 
 /// The objects have no bytes.
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
@@ -652,7 +652,7 @@ impl network::Server for NetworkServer {
             Ok(())
         })?;
         service.report(format!("{peer} is no longer let in"));
-        let said = service.spread(cast.as_ref().map(vote_body));
+        let said = service.spread(cast.map(|cast| service.beat(Some(cast))));
         let (mut behind, unheard) = futures::join!(service.until_heard(), said);
         behind.extend(unheard.iter().map(|node| Peer::Node(*node).to_string()));
         self.facet.reply(&mut results).set_behind(behind.as_slice())

@@ -105,7 +105,7 @@ impl State {
         }
         if let Some(configuration) = kept.configuration.as_deref().map(Signed::parse).transpose()? {
             let voting = configuration.configuration().voting.as_ref();
-            let voters = voting.map(|voting| voting.voters.values().copied());
+            let voters = voting.map(|voting| voting.voters.values().map(|voter| voter.key));
             let casts: Result<Vec<_>, Fault> = voters.into_iter().flatten().map(votes).collect();
             let casts = casts?.into_iter().flatten();
             state.members = Members::restore(Some(configuration), casts);
@@ -390,8 +390,8 @@ impl State {
     ) -> Result<(bool, Vec<Cast>), Fault> {
         let bundle = self.bundle()?.clone();
         let is_new = self.members.configure(signed, &bundle, now_us / 1_000_000)?;
-        let key = self.members.voting().and_then(|voting| voting.voters.get(&self.node));
-        if !is_new || key != Some(&secret.key()) {
+        let named = self.members.voting().and_then(|voting| voting.voters.get(&self.node));
+        if !is_new || named.map(|voter| voter.key) != Some(secret.key()) {
             return Ok((is_new, Vec::new()));
         }
         let mut casts = Vec::new();
@@ -787,7 +787,10 @@ mod tests {
         voters: &[(NodeId, u8)],
         admit: u32,
     ) -> Signed {
-        let voters = voters.iter().map(|(node, key)| (*node, secret(*key).key())).collect();
+        let voter = |(node, key): &(NodeId, u8)| {
+            (*node, distos_membership::Voter { key: secret(*key).key(), since: 0 })
+        };
+        let voters = voters.iter().map(voter).collect();
         let voting = Some(distos_membership::Voting { voters, admit, remove: 1 });
         let cluster_name = cluster.name.clone();
         let configuration = distos_membership::Configuration {

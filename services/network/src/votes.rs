@@ -8,7 +8,7 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_membership::{Cast, Place, Signed};
+use distos_membership::{Cast, Place, Signed, Summary, Voter};
 use distos_rpc::fault_of;
 use distos_rpc::record::Record;
 use distos_schemas::network_capnp::{known, member};
@@ -47,7 +47,7 @@ impl NetworkService {
         let voters = members.voting().map(|voting| voting.voters.clone()).unwrap_or_default();
         let digests: BTreeMap<NodeId, [u8; 32]> = members.digests().collect();
         let mut kept = self.kept_votes.borrow_mut();
-        for (voter, key) in &voters {
+        for (voter, Voter { key, .. }) in &voters {
             let Some(digest) = digests.get(voter) else { continue };
             if kept.get(key) != Some(digest) {
                 let votes = members.casts(*voter).map(|cast| STANDARD.encode(cast.bytes()));
@@ -55,7 +55,7 @@ impl NetworkService {
                 kept.insert(*key, *digest);
             }
         }
-        let voting: BTreeSet<&HolderKey> = voters.values().collect();
+        let voting: BTreeSet<&HolderKey> = voters.values().map(|voter| &voter.key).collect();
         let gone: Vec<HolderKey> =
             kept.keys().filter(|key| !voting.contains(key)).copied().collect();
         for key in gone {
@@ -122,7 +122,7 @@ impl NetworkService {
         let service = self.clone();
         tokio::task::spawn_local(async move {
             // Others hear of it at once, and ask for it.
-            service.spread(Some(service.beat_body())).await;
+            service.spread(Some(service.beat(None))).await;
             service.spread_all(casts);
         });
     }
@@ -152,32 +152,29 @@ impl NetworkService {
 
     /// Says these votes to everybody, meanwhile.
     pub(crate) fn spread_all(self: Rc<Self>, casts: impl IntoIterator<Item = Cast>) {
-        let bodies: Vec<Vec<u8>> = casts.into_iter().map(|cast| vote_body(&cast)).collect();
+        let casts: Vec<Cast> = casts.into_iter().collect();
         tokio::task::spawn_local(async move {
-            for body in bodies {
-                self.spread(Some(body)).await;
+            for cast in casts {
+                self.spread(Some(self.beat(Some(cast)))).await;
             }
         });
     }
 
-    /// A node has said what it has: asks it, if this one has heard something else.
-    pub(crate) fn compare(self: &Rc<Self>, node: NodeId, number: u64, digest: &[u8]) {
-        let is_behind = {
-            let state = self.state.borrow();
-            let (own, members) = (state.members().number(), state.members());
-            number > own || (number == own && digest != members.digest())
-        };
+    /// A node has said what it has: asks it, if this one has heard something else, and says so.
+    pub(crate) fn compare(self: &Rc<Self>, node: NodeId, theirs: &Summary) -> bool {
+        let is_behind = self.state.borrow().members().is_behind(theirs);
         let mut asking = self.asking.borrow_mut();
         if !is_behind || asking.len() >= MAX_ASKED || !asking.insert(node) {
-            return;
+            return is_behind;
         }
-        let service = self.clone();
+        let (service, number) = (self.clone(), theirs.configuration);
         tokio::task::spawn_local(async move {
             if let Err(fault) = service.catch_up(node, number).await {
                 tracing::debug!(%node, %fault, "a node did not say what this one has not heard");
             }
             service.asking.borrow_mut().remove(&node);
         });
+        true
     }
 
     /// Asks a node for what this one has not heard.
@@ -230,11 +227,6 @@ pub(crate) fn load_votes(directory: &std::path::Path, key: HolderKey) -> Result<
     let broken = |_| Fault::Corrupt("a vote on disk is not in base64".into());
     let read = |text: &String| Cast::decode(&STANDARD.decode(text).map_err(broken)?);
     disk.votes.iter().map(read).collect()
-}
-
-/// What a node says when it says how it votes: a byte, and the vote with its signature.
-pub(crate) fn vote_body(cast: &Cast) -> Vec<u8> {
-    [&[crate::beats::VOTE][..], cast.bytes()].concat()
 }
 
 fn read_casts(list: capnp::data_list::Reader<'_>) -> Result<Vec<Cast>, Fault> {

@@ -10,7 +10,7 @@ use distos_identity::{
     MAX_SVID_LIFETIME_S, Peer, Root, Serial, SpiffeId, Subject, Usage, Validity, did, from_pem,
     to_pem,
 };
-use distos_membership::{Configuration, MAX_CONFIGURATION_BYTES, Signed, Voting};
+use distos_membership::{Configuration, MAX_CONFIGURATION_BYTES, Signed, Voter, Voting};
 use distos_types::HolderSecret;
 use serde_json::{Value, json};
 
@@ -307,7 +307,9 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
     // Another file is not replaced, nor another cluster's configuration.
     let before = before.map(|before| before.verify(&bundle, now_ms() / 1000).cloned());
     let before = before.transpose().map_err(|fault| named(&args.out, fault))?;
-    let next = before.map_or(1, |before| before.number.saturating_add(1));
+    let next = before.as_ref().map_or(1, |before| before.number.saturating_add(1));
+    let known = before.and_then(|before| before.voting).map(|voting| voting.voters);
+    let known = known.unwrap_or_default();
     let number = args.number.unwrap_or(next);
     if number < next {
         let why = format!(
@@ -323,7 +325,12 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
         else {
             return Err(Fault::malformed(format!("'{voter}' is no voter: node/N=KEY")));
         };
-        if voters.insert(node, public_key(key)?).is_some() {
+        // Whoever votes already goes on; of whoever does not, or not by this key, nothing counts that it has said.
+        let key = public_key(key)?;
+        let since = now_ms().saturating_mul(1000);
+        let goes_on = known.get(&node).filter(|voter| voter.key == key);
+        let voter = goes_on.copied().unwrap_or(Voter { key, since });
+        if voters.insert(node, voter).is_some() {
             return Err(Fault::malformed(format!("node/{node} has one vote")));
         }
     }
@@ -370,7 +377,8 @@ pub(super) fn configuration_json(configuration: &Configuration) -> Value {
     let Configuration { cluster, number, key_exchange, voting } = configuration;
     let voting = voting.as_ref().map(|voting| {
         let voters = voting.voters.iter();
-        let voters = voters.map(|(node, key)| (format!("node/{node}"), key.to_string().into()));
+        let voters =
+            voters.map(|(node, voter)| (format!("node/{node}"), voter.key.to_string().into()));
         let voters: serde_json::Map<String, Value> = voters.collect();
         json!({ "voters": voters, "admit": voting.admit, "remove": voting.remove })
     });

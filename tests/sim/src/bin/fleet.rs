@@ -2,11 +2,12 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its report")]
 #![forbid(unsafe_code)]
 
+use std::panic::UnwindSafe;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use distos_sim::fleet::{Plan, Report, run};
+use distos_sim::fleet::{Plan, Report, joining, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Runs fleets of nodes in simulated time, and looks whether any promise is broken
@@ -18,6 +19,7 @@ Examples:
   distos-fleet                                  1,000 small fleets and 20 of 1,024 nodes
   distos-fleet --seeds 100 --large 0            100 small ones
   distos-fleet --seed 7 --nodes 5 --seconds 60  one again
+  distos-fleet --seed 7 --nodes 5 --joining     one of those in which nodes join and leave
 
 Exit codes: 0 no promise was broken, 1 one was, 2 wrong arguments."
 )]
@@ -43,6 +45,9 @@ struct Args {
     /// Every node of it holds one and the same capability, which is revoked halfway
     #[arg(long, requires = "seed")]
     shared: bool,
+    /// Nodes join it and are put out, and do nothing else
+    #[arg(long, requires = "seed", conflicts_with_all = ["shared", "seconds"])]
+    joining: bool,
 }
 
 const SMALL_S: u64 = 60;
@@ -54,13 +59,13 @@ fn main() -> ExitCode {
     if let Some(seed) = args.seed {
         let (nodes, seconds) = (args.nodes.max(2), args.seconds);
         let (troubles, shared) = (!args.calm, args.shared);
-        return match one(Plan { nodes, seed, seconds, troubles, shared }) {
-            Some(report) => {
-                println!("{report}");
-                ExitCode::SUCCESS
-            }
-            None => ExitCode::FAILURE,
+        let report = match args.joining {
+            true => one_joining(joining::Plan { nodes: nodes.max(4), seed, troubles })
+                .map(|report| println!("{}", joining_text(&[report]))),
+            false => one(Plan { nodes, seed, seconds, troubles, shared })
+                .map(|report| println!("{report}")),
         };
+        return report.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     let begun = Instant::now();
     let small = (0..args.seeds).map(|seed| {
@@ -77,7 +82,7 @@ fn main() -> ExitCode {
         ("the same while things go wrong", (0..args.large.min(3)).map(large(true, true)).collect()),
     ];
     for (what, plans) in all {
-        let Some(reports) = many(what, &plans) else { return ExitCode::FAILURE };
+        let Some(reports) = many(what, &plans, one, runs_text) else { return ExitCode::FAILURE };
         for (plan, report) in plans.iter().zip(&reports).filter(|(plan, _)| plan.shared) {
             match report.shared {
                 Some(_) => println!("  {report}"),
@@ -87,32 +92,62 @@ fn main() -> ExitCode {
             }
         }
     }
+    let small = (0..args.seeds).map(|seed| {
+        let nodes = 4 + seed as usize % 5;
+        joining::Plan { nodes, seed, troubles: true }
+    });
+    let large = (0..args.large).map(|seed| joining::Plan { nodes: 64, seed, troubles: true });
+    let calm =
+        (0..args.large.min(1)).map(|seed| joining::Plan { nodes: LARGE, seed, troubles: false });
+    let all = [
+        ("who joins and leaves", small.collect::<Vec<_>>()),
+        ("the same of 64 nodes", large.collect()),
+        ("1,024 nodes join, one is put out", calm.collect()),
+    ];
+    for (what, plans) in all {
+        if many(what, &plans, one_joining, joining_text).is_none() {
+            return ExitCode::FAILURE;
+        }
+    }
     println!("no promise was broken, in {:.0} s", begun.elapsed().as_secs_f64());
     ExitCode::SUCCESS
 }
 
 /// One run; says what to do if a promise is broken.
 fn one(plan: Plan) -> Option<Report> {
+    let Plan { nodes, seed, seconds, troubles, shared } = plan;
+    let calm = if troubles { "" } else { " --calm" };
+    let shared = if shared { " --shared" } else { "" };
+    let again = format!("--seed {seed} --nodes {nodes} --seconds {seconds}{calm}{shared}");
+    told(&again, || run(plan).map_err(|violation| violation.to_string()))
+}
+
+fn one_joining(plan: joining::Plan) -> Option<joining::Report> {
+    let joining::Plan { nodes, seed, troubles } = plan;
+    let calm = if troubles { "" } else { " --calm" };
+    let again = format!("--seed {seed} --nodes {nodes} --joining{calm}");
+    told(&again, || joining::run(plan).map_err(|violation| violation.to_string()))
+}
+
+fn told<R>(again: &str, run: impl Fn() -> Result<R, String> + UnwindSafe) -> Option<R> {
     // A panic is a finding like any other.
-    let ran = std::panic::catch_unwind(|| run(plan).map_err(|violation| violation.to_string()));
-    match ran.unwrap_or_else(|_| Err("by a panic".to_owned())) {
+    match std::panic::catch_unwind(run).unwrap_or_else(|_| Err("by a panic".to_owned())) {
         Ok(report) => Some(report),
         Err(violation) => {
-            let Plan { nodes, seed, seconds, troubles, shared } = plan;
-            let calm = if troubles { "" } else { " --calm" };
-            let shared = if shared { " --shared" } else { "" };
-            eprintln!("seed {seed} breaks a promise {violation}");
-            eprintln!(
-                "again: cargo run --release -p distos-sim --bin distos-fleet -- \
-                 --seed {seed} --nodes {nodes} --seconds {seconds}{calm}{shared}"
-            );
+            eprintln!("a promise is broken {violation}");
+            eprintln!("again: cargo run --release -p distos-sim --bin distos-fleet -- {again}");
             None
         }
     }
 }
 
 /// All of these, on two threads.
-fn many(what: &str, plans: &[Plan]) -> Option<Vec<Report>> {
+fn many<P: Copy + Sync, R: Send>(
+    what: &str,
+    plans: &[P],
+    one: fn(P) -> Option<R>,
+    text: fn(&[R]) -> String,
+) -> Option<Vec<R>> {
     if plans.is_empty() {
         return Some(Vec::new());
     }
@@ -124,7 +159,7 @@ fn many(what: &str, plans: &[Plan]) -> Option<Vec<Report>> {
     bar.enable_steady_tick(Duration::from_secs(1));
     let begun = Instant::now();
     let (one_half, other_half) = plans.split_at(plans.len() / 2);
-    let work = |plans: &[Plan]| -> Option<Vec<Report>> {
+    let work = |plans: &[P]| -> Option<Vec<R>> {
         let ran = plans.iter().map(|plan| {
             let report = one(*plan);
             bar.inc(1);
@@ -139,13 +174,17 @@ fn many(what: &str, plans: &[Plan]) -> Option<Vec<Report>> {
         (first.join().ok().flatten(), second)
     });
     bar.finish_and_clear();
-    let reports: Vec<Report> = first?.into_iter().chain(second?).collect();
+    let reports: Vec<R> = first?.into_iter().chain(second?).collect();
+    let (runs, s) = (reports.len(), begun.elapsed().as_secs_f64());
+    println!("{what}: {runs} runs in {s:.0} s; {}", text(&reports));
+    Some(reports)
+}
+
+fn runs_text(reports: &[Report]) -> String {
     let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
-    println!(
-        "{what}: {} runs in {:.0} s; {} messages, {} leases, {} uses, {} of {} revocations returned, \
+    format!(
+        "{} messages, {} leases, {} uses, {} of {} revocations returned, \
          {} gifts, {} statements heard and {} refused, {} crashes",
-        reports.len(),
-        begun.elapsed().as_secs_f64(),
         sum(|r| r.messages),
         sum(|r| r.loans),
         sum(|r| r.uses),
@@ -155,6 +194,26 @@ fn many(what: &str, plans: &[Plan]) -> Option<Vec<Report>> {
         sum(|r| r.heard),
         sum(|r| r.refused),
         sum(|r| r.crashes),
+    )
+}
+
+fn joining_text(reports: &[joining::Report]) -> String {
+    let sum = |count: fn(&joining::Report) -> u64| reports.iter().map(count).sum::<u64>();
+    let mut text = format!(
+        "{} messages, {} configurations, {} votes cast, {} heard and {} refused, {} crashes",
+        sum(|r| r.messages),
+        sum(|r| r.configurations),
+        sum(|r| r.cast),
+        sum(|r| r.taken),
+        sum(|r| r.refused),
+        sum(|r| r.crashes),
     );
-    Some(reports)
+    for report in reports {
+        for (what, step) in [("all have joined", report.joined), ("one is out", report.removed)] {
+            if let Some(step) = step {
+                text += &format!("\n  {what} after {step}");
+            }
+        }
+    }
+    text
 }

@@ -10,11 +10,13 @@
 //! once, unchanged, and within five minutes (N3).
 //!
 //! **What is not here:** connections, facets, guards and disks, which the rest of this crate runs; who waits how long
-//! for whom, and what `revoke` answers; and joining, for a node's list is its own and nothing travels. So A1 is not
-//! checked.
+//! for whom, and what `revoke` answers. Who belongs to the cluster is in [`joining`]; evidence (A1) is in neither,
+//! for nothing about it travels between nodes.
 
 mod clock;
+pub mod joining;
 mod kernel;
+mod network;
 mod node;
 mod truth;
 mod wire;
@@ -28,9 +30,10 @@ pub use self::truth::Violation;
 use distos_abi::CapId;
 
 use self::clock::Clock;
+use self::network::Network;
 use self::node::{Node, Timer};
 use self::truth::Truth;
-use self::wire::{Message, Network};
+use self::wire::Message;
 use crate::random::Random;
 
 /// What a run is like.

@@ -1,9 +1,10 @@
-//! What nodes say to one another, and the network between them.
+//! What nodes say to one another.
 
 use distos_abi::CapId;
 use distos_core::LinkClaim;
 use distos_lease::{Ask, Loan, News};
 
+use super::network::{Travels, flipped};
 use crate::random::Random;
 
 /// A capability at rest.
@@ -50,72 +51,23 @@ pub(super) enum Message {
     Statement(Vec<u8>, [u8; 64]),
 }
 
-pub(super) struct Network {
-    /// On which side of a cut each node is.
-    side: Vec<bool>,
-    cut: bool,
-    troubles: bool,
-}
-
-impl Network {
-    pub(super) fn new(nodes: usize, troubles: bool) -> Network {
-        Network { side: vec![false; nodes], cut: false, troubles }
+impl Travels for Message {
+    fn is_overheard(&self) -> bool {
+        matches!(self, Message::Statement(..))
     }
 
-    pub(super) fn cut(&mut self, random: &mut Random) {
-        self.cut = true;
-        let share = 1 + random.below(4);
-        for side in &mut self.side {
-            *side = random.below(5) < share;
-        }
-    }
-
-    pub(super) fn mend(&mut self) {
-        self.cut = false;
-    }
-
-    /// When a message arrives, and as what: never, once, or several times.
-    pub(super) fn arrivals(
-        &self,
-        random: &mut Random,
-        (from, to): (usize, usize),
-        message: &Message,
-        now_us: u64,
-    ) -> Vec<(u64, Message)> {
-        let mut once = |message: Message| {
-            let mut delay_us = 100 + random.below(400);
-            if self.troubles && random.below(20) == 0 {
-                delay_us += random.below(3_000_000);
-            }
-            (now_us + delay_us, message)
-        };
-        let first = once(message.clone());
-        if !self.troubles {
-            return vec![first];
-        }
-        let second = once(message.clone());
-        if (self.cut && self.side[from] != self.side[to]) || random.below(50) == 0 {
-            return Vec::new();
-        }
-        match message {
-            // Somebody listens, repeats, and changes.
+    /// Somebody listens, repeats, and changes.
+    fn changed(&self, random: &mut Random) -> Option<Message> {
+        match self {
             Message::Statement(bytes, signature) => {
-                let mut bytes = bytes.clone();
-                let place = random.below(bytes.len() as u64) as usize;
-                bytes[place] ^= 1 << random.below(8);
-                let late_us = now_us + random.below(20_000_000);
-                let changed = (late_us, Message::Statement(bytes, *signature));
-                match random.below(8) {
-                    0 => vec![first, second],
-                    1 => vec![first, (late_us, message.clone())],
-                    2 => vec![changed, first],
-                    _ => vec![first],
-                }
+                Some(Message::Statement(flipped(bytes, random), *signature))
             }
-            // A connection gives nothing back twice.
-            Message::Renew(_, _, released) if !released.is_empty() => vec![first],
-            _ if random.below(30) == 0 => vec![first, second],
-            _ => vec![first],
+            _ => None,
         }
+    }
+
+    /// A connection gives nothing back twice.
+    fn is_repeated(&self) -> bool {
+        !matches!(self, Message::Renew(_, _, released) if !released.is_empty())
     }
 }

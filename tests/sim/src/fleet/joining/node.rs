@@ -1,0 +1,268 @@
+//! A node, as far as it matters who belongs to its cluster. What it has heard is on its disk.
+
+use std::collections::BTreeMap;
+
+use distos_abi::NodeId;
+use distos_membership::{Cast, Members, Place, Signed, Stance, Summary};
+use distos_types::HolderSecret;
+
+use super::{BEGIN_US, World};
+use crate::fleet::network::{Travels, flipped};
+use crate::fleet::truth::Violation;
+use crate::random::Random;
+
+/// Votes in one answer, as in services/network.
+const PAGE: usize = 256;
+/// Nodes that are asked at one time for what this one has not heard.
+const MAX_ASKED: usize = 4;
+/// How long an answer may take.
+const ASK_US: u64 = 5_000_000;
+
+/// What somebody has heard, by voter.
+pub(super) type Known = BTreeMap<NodeId, [u8; 32]>;
+
+#[derive(Clone, Debug)]
+pub(super) enum Message {
+    /// It is there, has heard this, and votes so.
+    Beat(Summary, Option<Vec<u8>>),
+    /// What is answered to that.
+    Answer(Summary),
+    AskConfiguration,
+    Configuration(Option<Signed>),
+    AskVotes(Known, Option<Place>),
+    Votes(Vec<Vec<u8>>, Option<Place>),
+}
+
+impl Message {
+    /// Whether it is more than a heartbeat and its answer.
+    pub(super) fn is_news(&self) -> bool {
+        !matches!(self, Message::Beat(_, None) | Message::Answer(_))
+    }
+}
+
+impl Travels for Message {
+    /// Whoever takes a vote along may repeat and change it, now or much later.
+    fn is_overheard(&self) -> bool {
+        matches!(self, Message::Beat(_, Some(_)) | Message::Votes(..))
+    }
+
+    fn changed(&self, random: &mut Random) -> Option<Message> {
+        match self {
+            Message::Beat(summary, Some(vote)) => {
+                Some(Message::Beat(*summary, Some(flipped(vote, random))))
+            }
+            Message::Votes(votes, next) if !votes.is_empty() => {
+                let mut votes = votes.clone();
+                let place = random.below(votes.len() as u64) as usize;
+                votes[place] = flipped(&votes[place], random);
+                Some(Message::Votes(votes, *next))
+            }
+            _ => None,
+        }
+    }
+
+    fn is_repeated(&self) -> bool {
+        true
+    }
+}
+
+/// A node that is being asked.
+struct Asked {
+    since_us: u64,
+    /// What was known when it began.
+    known: Known,
+}
+
+pub(super) struct Node {
+    pub(super) index: usize,
+    pub(super) is_up: bool,
+    /// Which of its lives it is.
+    pub(super) life: u32,
+    pub(super) members: Members,
+    /// Who has invited it: whom it lets in before it knows anything.
+    inviting: usize,
+    asked: BTreeMap<usize, Asked>,
+    secret: HolderSecret,
+}
+
+/// The key with which a node signs its votes.
+pub(super) fn secret(index: usize) -> HolderSecret {
+    let mut seed = [7; 32];
+    seed[..8].copy_from_slice(&index.to_le_bytes());
+    HolderSecret::from_seed(seed)
+}
+
+pub(super) fn id(index: usize) -> NodeId {
+    let mut node = [5; 32];
+    node[..8].copy_from_slice(&index.to_le_bytes());
+    NodeId(node)
+}
+
+fn index_of(node: NodeId) -> usize {
+    let first = node.0.first_chunk::<8>().copied().unwrap_or_default();
+    usize::from_le_bytes(first)
+}
+
+impl Node {
+    pub(super) fn new(index: usize, inviting: usize) -> Node {
+        Node {
+            index,
+            is_up: true,
+            life: 0,
+            members: Members::default(),
+            inviting,
+            asked: BTreeMap::new(),
+            secret: secret(index),
+        }
+    }
+
+    pub(super) fn crash(&mut self) {
+        self.is_up = false;
+        self.life += 1;
+        self.asked.clear();
+    }
+
+    fn lets_in(&self, other: usize) -> bool {
+        match self.members.voting() {
+            Some(_) => self.members.standing(id(other)).is_member,
+            None => self.inviting == other,
+        }
+    }
+
+    /// Whom it speaks to.
+    fn others(&self) -> Vec<usize> {
+        if self.members.voting().is_none() {
+            return vec![self.inviting];
+        }
+        let standings = self.members.standings().into_iter();
+        let members = standings.filter(|(_, standing)| standing.is_member);
+        members.map(|(node, _)| index_of(node)).filter(|index| *index != self.index).collect()
+    }
+
+    fn spread(&self, vote: Option<&Cast>, world: &mut World) {
+        let summary = self.members.summary();
+        for other in self.others() {
+            let vote = vote.map(|cast| cast.bytes().to_vec());
+            world.send(self.index, other, Message::Beat(summary, vote));
+        }
+    }
+
+    pub(super) fn beat(&mut self, world: &mut World) {
+        self.spread(None, world);
+    }
+
+    pub(super) fn configure(&mut self, signed: Signed, world: &mut World) {
+        let now_s = BEGIN_US / 1_000_000;
+        if self.members.configure(signed, &world.bundle, now_s) == Ok(true) {
+            self.spread(None, world);
+        }
+    }
+
+    /// Its operator says what it thinks of a node.
+    pub(super) fn vote(
+        &mut self,
+        about: usize,
+        stance: Stance,
+        world: &mut World,
+    ) -> Result<(), Violation> {
+        if self.members.stance(id(self.index), id(about)) == stance {
+            return Ok(());
+        }
+        let own = (id(self.index), &self.secret);
+        let cast = self.members.cast(own, id(about), stance, BEGIN_US + world.now_us);
+        // It may not have heard yet that it votes, or not know that it does not any more.
+        let Ok(cast) = cast else { return Ok(()) };
+        self.take(&[cast.bytes().to_vec()], world);
+        world.has_cast(&cast)?;
+        self.spread(Some(&cast), world);
+        Ok(())
+    }
+
+    fn take(&mut self, votes: &[Vec<u8>], world: &mut World) {
+        for vote in votes {
+            let taken = Cast::decode(vote).and_then(|cast| self.members.take(cast));
+            world.report.taken += u64::from(taken == Ok(true));
+            world.report.refused += u64::from(taken.is_err());
+        }
+    }
+
+    fn compare(&mut self, with: usize, theirs: &Summary, world: &mut World) {
+        let now_us = world.now_us;
+        self.asked.retain(|_, asked| now_us < asked.since_us + ASK_US);
+        if !self.members.is_behind(theirs)
+            || self.asked.len() >= MAX_ASKED
+            || self.asked.contains_key(&with)
+        {
+            return;
+        }
+        if theirs.configuration > self.members.number() {
+            self.asked.insert(with, Asked { since_us: now_us, known: Known::new() });
+            world.send(self.index, with, Message::AskConfiguration);
+        } else {
+            self.ask_votes(with, world);
+        }
+    }
+
+    fn ask_votes(&mut self, of: usize, world: &mut World) {
+        let known: Known = self.members.digests().collect();
+        self.asked.insert(of, Asked { since_us: world.now_us, known: known.clone() });
+        world.send(self.index, of, Message::AskVotes(known, None));
+    }
+
+    pub(super) fn receive(
+        &mut self,
+        from: usize,
+        message: Message,
+        world: &mut World,
+    ) -> Result<(), Violation> {
+        if !self.lets_in(from) {
+            return Ok(());
+        }
+        world.lets_in(&self.members, self.index, id(from))?;
+        let answer = match message {
+            Message::Beat(theirs, vote) => {
+                self.take(vote.as_slice(), world);
+                self.compare(from, &theirs, world);
+                Some(Message::Answer(self.members.summary()))
+            }
+            Message::Answer(theirs) => {
+                self.compare(from, &theirs, world);
+                None
+            }
+            Message::AskConfiguration => {
+                Some(Message::Configuration(self.members.signed().cloned()))
+            }
+            Message::Configuration(signed) => {
+                if let Some(signed) = signed {
+                    self.configure(signed, world);
+                }
+                // Whom it lets in now may be others.
+                if self.asked.remove(&from).is_some() {
+                    self.ask_votes(from, world);
+                }
+                None
+            }
+            Message::AskVotes(known, after) => {
+                let (page, next) = self.members.page(&known, after, PAGE);
+                let page = page.into_iter().map(|cast| cast.bytes().to_vec()).collect();
+                Some(Message::Votes(page, next))
+            }
+            Message::Votes(votes, next) => {
+                self.take(&votes, world);
+                match (next, self.asked.get(&from)) {
+                    (Some(next), Some(asked)) => {
+                        Some(Message::AskVotes(asked.known.clone(), Some(next)))
+                    }
+                    _ => {
+                        self.asked.remove(&from);
+                        None
+                    }
+                }
+            }
+        };
+        if let Some(answer) = answer {
+            world.send(self.index, from, answer);
+        }
+        Ok(())
+    }
+}
