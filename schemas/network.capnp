@@ -55,7 +55,7 @@ interface Network extends(Cap.Capability) {
   removePeer @5 (name :Text) -> (behind :List(Text));
   # Needs "admin". Durable. When it returns, its connections to all services that hold credentials but those `behind` are
   # closed, and nothing that it sent and that was not read will be. Fails: "not-found". Where the cluster votes, this is
-  # this node's vote against a node, too; `behind` then names those nodes ("node/N") that have not heard it in time.
+  # this node's vote against a node, too; `behind` then names those nodes ("node/N") that have not said in time that they have heard it.
   rotate @6 () -> (key :Data);
   # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
   # signs; connections go on. The issuer's key stays: the root has signed that. Fails: "unavailable" (no other
@@ -64,9 +64,10 @@ interface Network extends(Cap.Capability) {
   # Needs "admin". Durable. What the network service of another node needs to join: an SVID for its `key`
   # alone, and a place in the list, which ends with the SVID unless the node has come by then. Fails: "unavailable"
   # (this node is no issuer), "exists" (the node is in the list, and not only invited).
-  configure @8 (configuration :Text) -> (behind :List(Text));
+  configure @8 (configuration :Text) -> (behind :List(Text), out :List(Text));
   # Needs "admin". Durable. Goes by this configuration of the cluster (JSON) from now on, and tells others of it.
-  # Fails: "unauthenticated" (no root of the cluster has signed it), "malformed" (it is older than the present one).
+  # `out` are the nodes that this one let in before and does not any more. Fails: "unauthenticated" (no root of the
+  # cluster has signed it), "malformed" (it is older than the present one).
 }
 
 interface Credentials extends(Cap.Capability) {

@@ -45,8 +45,9 @@ pub struct Voting {
 pub struct Voter {
     /// The key with which it signs its votes.
     pub key: HolderKey,
-    /// Votes count whose number is greater. A voter that was left out and is named again has a greater one than
-    /// before: what it had said is forgotten, and nobody can bring it up again.
+    /// The number of the configuration that has named it with this key, and that each of its votes repeats. A voter
+    /// that was left out and is named again has another one: what it had said counts no more, and nobody can bring it
+    /// up again.
     pub since: u64,
 }
 
@@ -160,6 +161,11 @@ struct VoterText {
 }
 
 impl Signed {
+    /// BLAKE3 of what was signed.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        *blake3::hash(&self.configuration.signed()).as_bytes()
+    }
+
     /// What was signed, if `verify` says so.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration

@@ -1,6 +1,7 @@
 //! What a node has heard of its cluster's configuration and votes, and what follows from it.
 
 use std::cell::OnceCell;
+use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,7 +13,8 @@ use distos_types::HolderSecret;
 use crate::configuration::{Configuration, Signed, Voter, Voting};
 use crate::vote::{Cast, Stance, Vote};
 
-/// Of how many nodes a voter says something: who has said so much is heard no more.
+/// Of how many nodes a voter says something. Of one that has said more, the latest are heard: whatever order they
+/// come in, they are the same everywhere.
 const MAX_NODES: usize = 1536;
 
 /// What a node has heard of its cluster's configuration, and of its voters.
@@ -43,13 +45,19 @@ impl Ballot {
 
     /// Whether this one is new.
     fn take(&mut self, cast: Cast) -> bool {
-        match self.casts.entry(cast.vote().node) {
+        let node = cast.vote().node;
+        match self.casts.entry(node) {
             Entry::Occupied(known) if !cast.is_after(known.get()) => return false,
             Entry::Occupied(mut known) => drop(known.insert(cast)),
             Entry::Vacant(place) => drop(place.insert(cast)),
         }
+        if self.casts.len() > MAX_NODES {
+            let rank = |cast: &Cast| (cast.vote().number, *cast.hash());
+            let least = self.casts.iter().min_by_key(|(_, cast)| rank(cast)).map(|(node, _)| *node);
+            least.map(|node| self.casts.remove(&node));
+        }
         self.digest = OnceCell::new();
-        true
+        self.casts.contains_key(&node)
     }
 }
 
@@ -58,7 +66,7 @@ impl Ballot {
 pub struct Summary {
     /// The configuration's number; 0 without one.
     pub configuration: u64,
-    /// BLAKE3 of the voters and their digests, in order.
+    /// BLAKE3 of the configuration's hash, the voters and their digests, in order.
     pub votes: [u8; 32],
 }
 
@@ -78,7 +86,8 @@ pub struct Standing {
     pub admit: BTreeSet<NodeId>,
     /// Those who are against it.
     pub remove: BTreeSet<NodeId>,
-    /// Where its network service may be reached, as the latest of those who are for it says.
+    /// Where its network service may be reached, as most of those who are for it say; if as many say something else,
+    /// as was said first. So one alone leads nobody astray who has been told before.
     pub address: Option<SocketAddr>,
     /// Whether it belongs to the cluster.
     pub is_member: bool,
@@ -92,9 +101,9 @@ impl Members {
     ) -> Members {
         let mut members = Members { configuration, ballots: BTreeMap::new() };
         for cast in casts {
-            let Vote { voter, number, .. } = *cast.vote();
+            let Vote { voter, since, .. } = *cast.vote();
             let known = members.voting().and_then(|voting| voting.voters.get(&voter));
-            if known.is_some_and(|known| known.since < number) {
+            if known.is_some_and(|known| known.since == since) {
                 members.ballots.entry(voter).or_default().take(cast);
             }
         }
@@ -127,7 +136,7 @@ impl Members {
     }
 
     /// Goes by this configuration; whether it is another than before. Votes of those whom it does not name, or
-    /// names with another key, are forgotten, and those from before it names them.
+    /// names anew or with another key, are forgotten.
     ///
     /// # Errors
     /// [`Fault::Unauthenticated`] if no root of the cluster has signed it; [`Fault::Malformed`] if it is another
@@ -170,7 +179,7 @@ impl Members {
     /// The vote that this node casts with its key: later than whatever it has said before.
     ///
     /// # Errors
-    /// [`Fault::Malformed`] if this node has no vote, or not by this key, or says it of itself.
+    /// [`Fault::Malformed`] if this node has no vote, or not by this key, or has said too much.
     pub fn cast(
         &self,
         (voter, secret): (NodeId, &HolderSecret),
@@ -190,19 +199,26 @@ impl Members {
                 secret.key()
             )));
         }
-        let said = self.ballots.get(&voter).into_iter().flat_map(|ballot| ballot.casts.values());
-        let last = said.map(|cast| cast.vote().number).max().unwrap_or(0);
-        let last = last.max(known.since);
-        let number = now_us.max(last.saturating_add(1));
-        let cluster = configuration.cluster.clone();
-        Ok(Vote { cluster, voter, node, number, stance }.sign(secret))
+        let said = self.ballots.get(&voter).map(|ballot| &ballot.casts);
+        // It would be forgotten, or something else that was said.
+        if said.is_some_and(|said| said.len() >= MAX_NODES && !said.contains_key(&node)) {
+            return Err(Fault::malformed(format!("a voter speaks of {MAX_NODES} nodes at most")));
+        }
+        let last = said.into_iter().flat_map(BTreeMap::values).map(|cast| cast.vote().number).max();
+        let Some(next) = last.unwrap_or(0).checked_add(1) else {
+            let why = "no vote of this node can be later than its last: have the root name it anew";
+            return Err(Fault::malformed(why));
+        };
+        let (cluster, since) = (configuration.cluster.clone(), known.since);
+        let number = now_us.max(next);
+        Ok(Vote { cluster, voter, since, node, number, stance }.sign(secret))
     }
 
     /// Takes a vote, from whomever it comes; whether it is new.
     ///
     /// # Errors
-    /// [`Fault::Unauthenticated`] if it is not by a voter of the cluster; [`Fault::Malformed`] if it is another
-    /// cluster's, a voter's about itself, or one too many.
+    /// [`Fault::Unauthenticated`] if it is not by a voter of the cluster, as this is named now; [`Fault::Malformed`]
+    /// if it is another cluster's, or a voter's about itself.
     pub fn take(&mut self, cast: Cast) -> Result<bool, Fault> {
         let vote = cast.vote();
         let configuration = self.configuration().ok_or_else(|| {
@@ -219,8 +235,9 @@ impl Members {
         let Voter { key, since } = *named.ok_or_else(|| {
             Fault::Unauthenticated(format!("node/{voter} has no vote in {}", vote.cluster))
         })?;
-        if vote.number <= since {
-            let why = format!("this vote of node/{voter} is from before it was named as a voter");
+        if vote.since != since {
+            let why =
+                format!("node/{voter} was named anew as a voter, and this vote is not from then");
             return Err(Fault::Unauthenticated(why));
         }
         // What is known need not be looked at.
@@ -229,30 +246,32 @@ impl Members {
         {
             return Ok(false);
         }
-        if known
-            .is_some_and(|known| known.casts.len() >= MAX_NODES && !known.casts.contains_key(&node))
-        {
-            return Err(Fault::malformed(format!("a voter speaks of {MAX_NODES} nodes at most")));
-        }
         cast.verify(key)?;
         Ok(self.ballots.entry(voter).or_default().take(cast))
     }
 
     /// What this voter says of this node, if it has ever said anything.
-    pub fn vote(&self, voter: NodeId, node: NodeId) -> Option<&Vote> {
-        self.ballots.get(&voter)?.casts.get(&node).map(Cast::vote)
+    pub fn said(&self, voter: NodeId, node: NodeId) -> Option<&Cast> {
+        self.ballots.get(&voter)?.casts.get(&node)
     }
 
     /// What this voter thinks of this node.
     pub fn stance(&self, voter: NodeId, node: NodeId) -> Stance {
-        self.vote(voter, node).map_or(Stance::None, |vote| vote.stance)
+        self.said(voter, node).map_or(Stance::None, |cast| cast.vote().stance)
+    }
+
+    /// The voters, and all nodes of which they say something.
+    pub fn nodes(&self) -> BTreeSet<NodeId> {
+        let Some(voting) = self.voting() else { return BTreeSet::new() };
+        let spoken_of = self.ballots.values().flat_map(|ballot| ballot.casts.keys());
+        voting.voters.keys().chain(spoken_of).copied().collect()
     }
 
     /// What the voters say of a node.
     pub fn standing(&self, node: NodeId) -> Standing {
         let Some(voting) = self.voting() else { return Standing::default() };
         let mut found = Standing::default();
-        let mut latest = None;
+        let mut said: BTreeMap<SocketAddr, (usize, Reverse<(u64, NodeId)>)> = BTreeMap::new();
         for (voter, ballot) in &self.ballots {
             let Some(vote) = ballot.casts.get(&node).map(Cast::vote) else { continue };
             match vote.stance {
@@ -260,23 +279,24 @@ impl Members {
                 Stance::Remove => drop(found.remove.insert(*voter)),
                 Stance::Admit(address) => {
                     found.admit.insert(*voter);
-                    latest = latest.max(address.map(|at| (vote.number, *voter, at)));
+                    if let Some(address) = address {
+                        let since = Reverse((vote.number, *voter));
+                        let (voters, first) = said.entry(address).or_insert((0, since));
+                        (*voters, *first) = (*voters + 1, since.max(*first));
+                    }
                 }
             }
         }
-        found.address = latest.map(|(_, _, at)| at);
+        found.address = said.into_iter().max_by_key(|(_, rank)| *rank).map(|(at, _)| at);
         // Whom the root names as a voter belongs to the cluster without anybody's vote.
         let is_in = voting.voters.contains_key(&node) || found.admit.len() >= voting.admit as usize;
         found.is_member = is_in && found.remove.len() < voting.remove as usize;
         found
     }
 
-    /// The voters, and all nodes of which they say something, with what they say.
+    /// The same, with what they say.
     pub fn standings(&self) -> BTreeMap<NodeId, Standing> {
-        let Some(voting) = self.voting() else { return BTreeMap::new() };
-        let spoken_of = self.ballots.values().flat_map(|ballot| ballot.casts.keys());
-        let nodes: BTreeSet<NodeId> = voting.voters.keys().chain(spoken_of).copied().collect();
-        nodes.into_iter().map(|node| (node, self.standing(node))).collect()
+        self.nodes().into_iter().map(|node| (node, self.standing(node))).collect()
     }
 
     /// The votes of one voter, in the order in which they are kept.
@@ -289,6 +309,9 @@ impl Members {
     /// What was heard, in short: the same at two nodes that have heard the same.
     pub fn summary(&self) -> Summary {
         let mut hasher = blake3::Hasher::new();
+        if let Some(signed) = &self.configuration {
+            hasher.update(&signed.hash());
+        }
         for (voter, digest) in self.digests() {
             hasher.update(&voter.0).update(&digest);
         }
@@ -360,7 +383,7 @@ mod tests {
     }
 
     fn signed(number: u64, voters: &[u8], admit: u32, remove: u32) -> Signed {
-        let voter = |n: &u8| (node(*n), Voter { key: secret(*n).key(), since: 0 });
+        let voter = |n: &u8| (node(*n), Voter { key: secret(*n).key(), since: 1 });
         let voters = voters.iter().map(voter).collect();
         let voting = Some(Voting { voters, admit, remove });
         let key_exchange = KeyExchange::HybridPreferred;
@@ -422,6 +445,7 @@ mod tests {
             cluster: cluster(),
             voter: node(voter),
             node: node(about),
+            since: 1,
             number: 5,
             stance: ADMIT,
         };
@@ -474,7 +498,7 @@ mod tests {
         assert!(is_member(&members, 50) && !is_member(&members, 51));
         let mut other = signed(7, &[10], 1, 1).configuration().clone();
         let voters = other.voting.as_mut().unwrap();
-        voters.voters.insert(node(10), Voter { key: secret(60).key(), since: 0 });
+        voters.voters.insert(node(10), Voter { key: secret(60).key(), since: 7 });
         members.configure(other.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
         assert!(!is_member(&members, 50), "it votes by another key now");
         // And one by which nobody votes.
@@ -496,31 +520,41 @@ mod tests {
         let old = members.casts(node(11)).next().unwrap().clone();
         let mut later = signed(2, &[10, 11, 12], 2, 2).configuration().clone();
         let voters = &mut later.voting.as_mut().unwrap().voters;
-        let since = NOW_US + 100;
-        voters.insert(node(11), Voter { key: secret(11).key(), since });
+        voters.insert(node(11), Voter { key: secret(11).key(), since: 2 });
         members.configure(later.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
         assert!(!is_member(&members, 50), "one of two");
         assert!(members.take(old.clone()).is_err() && !is_member(&members, 50));
         let restored = Members::restore(members.signed().cloned(), [old]);
         assert_eq!(restored.standing(node(50)), Standing::default());
-        // What it says now counts, whatever its clock shows.
+        // What it says now counts.
         says(&mut members, 11, 50, ADMIT);
         assert!(is_member(&members, 50));
-        assert_eq!(members.vote(node(11), node(50)).unwrap().number, since + 1);
     }
 
     #[test]
-    fn a_nodes_address_is_what_the_latest_voter_for_it_says() {
+    fn a_nodes_address_is_what_most_say_and_else_what_was_said_first() {
         let mut members = members();
         let at = |port: u16| Some(SocketAddr::from(([10, 0, 0, 7], port)));
         says(&mut members, 10, 50, Stance::Admit(at(1)));
         says(&mut members, 11, 50, ADMIT);
         assert_eq!(members.standing(node(50)).address, at(1));
-        let later = (node(11), &secret(11));
-        let later = members.cast(later, node(50), Stance::Admit(at(2)), NOW_US + 9).unwrap();
-        members.take(later).unwrap();
+        let says = |members: &mut Members, voter: u8, port: u16| {
+            let later = (node(voter), &secret(voter));
+            let stance = Stance::Admit(at(port));
+            let later = members.cast(later, node(50), stance, NOW_US + u64::from(port)).unwrap();
+            members.take(later).unwrap();
+        };
+        says(&mut members, 11, 2);
+        assert_eq!(members.standing(node(50)).address, at(1));
+        says(&mut members, 12, 2);
         assert_eq!(members.standing(node(50)).address, at(2));
-        says(&mut members, 11, 50, Stance::Remove);
+        let mut members = members.clone();
+        let mut cast = |voter: u8, stance: Stance| {
+            let cast = members.cast((node(voter), &secret(voter)), node(50), stance, NOW_US + 9);
+            members.take(cast.unwrap()).unwrap();
+        };
+        cast(12, Stance::Remove);
+        cast(11, Stance::Remove);
         assert_eq!(members.standing(node(50)).address, at(1));
     }
 
@@ -565,28 +599,35 @@ mod tests {
         assert_eq!(restored.standings(), known.standings());
     }
 
+    /// Or two nodes that hear more than they keep could differ for ever.
     #[test]
-    fn a_voter_speaks_of_so_many_nodes_and_no_more() {
-        let mut members = members();
-        let cast = |members: &Members, number: usize| {
+    fn of_a_voter_that_says_too_much_the_latest_is_heard_in_whatever_order_it_comes() {
+        let vote = |number: usize| {
             let mut about = [0; 32];
             about[..8].copy_from_slice(&number.to_be_bytes());
-            let secret = (node(10), &secret(10));
-            members.cast(secret, NodeId(about), ADMIT, number as u64 + 1).unwrap()
+            let (cluster, voter, number) = (cluster(), node(10), number as u64);
+            let vote =
+                Vote { cluster, voter, since: 1, node: NodeId(about), number, stance: ADMIT };
+            vote.sign(&secret(10))
         };
-        let last = cast(&members, MAX_NODES);
-        for number in 0..MAX_NODES {
-            let next = Vote {
-                number: 1,
-                ..cast(&Members { ballots: BTreeMap::new(), ..members.clone() }, number)
-                    .vote()
-                    .clone()
-            };
-            assert_eq!(members.take(next.sign(&secret(10))), Ok(true));
+        let votes: Vec<Cast> = (1..=MAX_NODES + 3).map(vote).collect();
+        let (mut one, mut other) = (members(), members());
+        for cast in &votes {
+            one.take(cast.clone()).unwrap();
         }
-        assert!(members.take(last).is_err());
-        let again = cast(&members, 0);
-        assert_eq!(members.take(again), Ok(true), "of those it may say something else");
+        for cast in votes.iter().rev().chain(&votes[..9]) {
+            other.take(cast.clone()).unwrap();
+        }
+        assert_eq!(one.summary(), other.summary());
+        assert_eq!(one.casts(node(10)).count(), MAX_NODES);
+        // Its own node does not let it say so much, and lets it say something else of those.
+        let own = (node(10), &secret(10));
+        assert!(one.cast(own, node(99), ADMIT, NOW_US).is_err());
+        assert!(one.cast(own, votes[9].vote().node, Stance::Remove, NOW_US).is_ok());
+        // Whoever has its key cannot silence it without an error.
+        let last = Vote { number: u64::MAX, ..votes[9].vote().clone() }.sign(&secret(10));
+        assert_eq!(one.take(last), Ok(true));
+        assert!(one.cast(own, votes[9].vote().node, Stance::Remove, NOW_US).is_err());
     }
 
     proptest! {
@@ -599,7 +640,7 @@ mod tests {
             let cast = |(voter, about, number, stance): &(u8, u8, u64, u8)| {
                 let stance = [Stance::None, ADMIT, Stance::Remove][usize::from(*stance)];
                 Vote {
-                    cluster: cluster(), voter: node(*voter), node: node(*about), number: *number, stance,
+                    cluster: cluster(), voter: node(*voter), since: 1, node: node(*about), number: *number, stance,
                 }.sign(&secret(*voter))
             };
             let (mut one, mut other) = (members(), members());

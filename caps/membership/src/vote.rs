@@ -30,20 +30,22 @@ pub struct Vote {
     pub cluster: ClusterName,
     /// Who says it.
     pub voter: NodeId,
+    /// The number of the configuration that has named this voter.
+    pub since: u64,
     /// Of which node.
     pub node: NodeId,
-    /// The later of two votes of a voter has the greater number: microseconds since the Unix epoch, if nothing
-    /// else is the matter with its clock.
+    /// The later of two votes of a voter has the greater number: microseconds since the Unix epoch by the voter's
+    /// clock, or one more than the last if that shows less.
     pub number: u64,
     /// What.
     pub stance: Stance,
 }
 
 impl Vote {
-    /// As bytes: number (8 bytes, big-endian), voter, node (32 each), stance (1), the address and the
-    /// cluster's name as text, each behind its length (1).
+    /// As bytes: number, the configuration's number (8 bytes each, big-endian), voter, node (32 each), stance (1),
+    /// the address and the cluster's name as text, each behind its length (1).
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.number.to_be_bytes().to_vec();
+        let mut bytes = [self.number, self.since].map(u64::to_be_bytes).concat();
         bytes.extend_from_slice(&self.voter.0);
         bytes.extend_from_slice(&self.node.0);
         let (stance, address) = match self.stance {
@@ -63,6 +65,7 @@ impl Vote {
 
     fn decode(bytes: &[u8]) -> Option<Vote> {
         let (number, rest) = bytes.split_first_chunk::<8>()?;
+        let (since, rest) = rest.split_first_chunk::<8>()?;
         let (voter, rest) = rest.split_first_chunk::<32>()?;
         let (node, rest) = rest.split_first_chunk::<32>()?;
         let (stance, mut rest) = rest.split_first()?;
@@ -79,6 +82,7 @@ impl Vote {
         let vote = Vote {
             cluster: ClusterName::new(&text(&mut rest)?).ok()?,
             voter: NodeId(*voter),
+            since: u64::from_be_bytes(*since),
             node: NodeId(*node),
             number: u64::from_be_bytes(*number),
             stance: match stance {
@@ -165,7 +169,8 @@ mod tests {
 
     fn vote(stance: Stance) -> Vote {
         let cluster = ClusterName::new("demo").unwrap();
-        Vote { cluster, voter: NodeId([1; 32]), node: NodeId([2; 32]), number: 7, stance }
+        let (voter, node) = (NodeId([1; 32]), NodeId([2; 32]));
+        Vote { cluster, voter, since: 3, node, number: 7, stance }
     }
 
     #[test]

@@ -149,10 +149,24 @@ impl NetworkService {
         let Subject::Service { node, .. } = said.from else { return Ok(()) };
         let change = self.alive.borrow_mut().heard(node, beat.bundle, self.clock_ms());
         change.iter().for_each(|change| self.tell_change(change));
-        let taken = beat.vote.map_or(Ok(()), |vote| self.hear_votes(vec![vote]));
-        // What it can make nothing of, it may understand once it has heard the rest.
+        // Who was invited has come, at whomever it shows up.
+        self.came(node)?;
+        let taken = beat.vote.map_or(Ok(()), |vote| self.hear_vote(vote));
         let is_behind = self.compare(node, &beat.summary);
-        taken.or_else(|fault| is_behind.then_some(()).ok_or(fault))
+        taken.map_err(|fault| match is_behind {
+            // What it can make nothing of, it may understand once it has heard the rest.
+            true => Fault::unavailable(1000, format!("not before it has caught up: {fault}")),
+            false => fault,
+        })
+    }
+
+    /// Takes a vote that somebody was told by whoever has cast it, or says so; not more of one voter than of anybody
+    /// who asks. Those that are too many are heard when this node asks for them.
+    fn hear_vote(&self, vote: Cast) -> Result<(), Fault> {
+        if !self.told.borrow_mut().may(vote.vote().voter, self.now_s()) {
+            return Err(Fault::unavailable(10_000, "this voter says too much"));
+        }
+        self.hear_votes(vec![vote])
     }
 
     /// Lets a statement have its effect, and none again, also after a restart.
@@ -179,7 +193,7 @@ mod tests {
         let cluster = distos_identity::ClusterName::new("demo").unwrap();
         let (voter, node) = (NodeId([1; 32]), NodeId([2; 32]));
         let stance = distos_membership::Stance::Remove;
-        let vote = distos_membership::Vote { cluster, voter, node, number: 4, stance };
+        let vote = distos_membership::Vote { cluster, voter, since: 1, node, number: 4, stance };
         let vote = vote.sign(&distos_types::HolderSecret::from_seed([1; 32]));
         for vote in [None, Some(vote)] {
             let beat = Beat { bundle: 7, summary, vote };

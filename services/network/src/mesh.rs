@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId, VatName};
 use distos_identity::{Peer, SpiffeId, Subject, prove};
-use distos_membership::Stance;
 use distos_quic::{Arrivals, Connection, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
@@ -95,13 +94,16 @@ impl NetworkService {
     }
 
     fn expire_once(self: &Rc<Self>) -> Result<(), Fault> {
+        if !self.state.borrow().has_late(self.now_s()) {
+            return Ok(());
+        }
         let (now_s, mut late, mut casts) = (self.now_s(), Vec::new(), Vec::new());
         let next = self.changed(|state| {
             late = state.expire(now_s);
             for peer in &late {
                 let Peer::Node(node) = peer else { continue };
-                let taken_back =
-                    state.vote(&self.issuer_secret, *node, Stance::None, now_s * 1_000_000)?;
+                let now_us = now_s.saturating_mul(1_000_000);
+                let taken_back = state.take_back(&self.issuer_secret, *node, now_us)?;
                 casts.extend(taken_back);
             }
             Ok(())
@@ -119,7 +121,7 @@ impl NetworkService {
     }
 
     /// Notes that a node has come that was invited.
-    fn came(&self, node: NodeId) -> Result<(), Fault> {
+    pub(crate) fn came(&self, node: NodeId) -> Result<(), Fault> {
         let came = self.state.borrow_mut().came(node);
         let Some(until_s) = came else { return Ok(()) };
         self.save().inspect_err(|_| self.state.borrow_mut().not_come(node, until_s))?;
@@ -380,7 +382,9 @@ impl member::Server for MemberServer {
         let chain = certificates(params.get_chain()?)?;
         let heard = service.hear(params.get_statement()?, params.get_signature()?, &chain);
         heard.map_err(|fault| {
-            service.report(format!("node/{} has said something in vain: {fault}", self.node));
+            if !matches!(fault, Fault::Unavailable { .. }) {
+                service.report(format!("node/{} has said something in vain: {fault}", self.node));
+            }
             fail(fault)
         })?;
         let state = service.state.borrow();

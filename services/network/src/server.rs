@@ -123,6 +123,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         members: RefCell::default(),
         kept_votes: RefCell::default(),
         asking: RefCell::default(),
+        told: RefCell::default(),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
@@ -193,8 +194,10 @@ pub(crate) struct NetworkService {
     pub(crate) members: RefCell<BTreeMap<NodeId, Rc<Member>>>,
     /// What is on disk of the votes that were signed with each key.
     pub(crate) kept_votes: RefCell<BTreeMap<HolderKey, [u8; 32]>>,
-    /// Those who are being asked for what this node has not heard.
-    pub(crate) asking: RefCell<BTreeSet<NodeId>>,
+    /// Those who are being asked for what this node has not heard, and until when the others are not asked again.
+    pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
+    /// How often votes of each voter were told lately.
+    pub(crate) told: RefCell<Asked<NodeId>>,
 }
 
 impl NetworkService {
@@ -215,7 +218,8 @@ impl NetworkService {
             issuer_key: self.issuer_secret.key().to_string(),
             state: self.state.borrow().keep(),
         };
-        self.record.save(&disk)
+        self.record.save(&disk)?;
+        self.forget_votes()
     }
 
     /// Puts on disk what may have been heard.
@@ -262,6 +266,8 @@ impl NetworkService {
         self.save().inspect_err(|_| {
             self.install(before);
             self.tell();
+            // What is there of it already does not hold after a restart either.
+            let _ = self.save_votes();
         })
     }
 
@@ -642,18 +648,24 @@ impl network::Server for NetworkServer {
         self.check(Rights::ADMIN)?;
         let peer: Peer = params.get()?.get_name()?.to_str()?.parse().map_err(fail)?;
         let service = &self.service;
-        let mut cast = None;
+        let mut cast = Ok(None);
         self.change(|state| {
             state.remove(&peer)?;
             if let Peer::Node(node) = &peer {
                 let secret = &service.issuer_secret;
-                cast = state.vote(secret, *node, Stance::Remove, service.now_us())?;
+                // It is put out here in any case.
+                cast = state.vote(secret, *node, Stance::Remove, service.now_us());
             }
             Ok(())
         })?;
         service.report(format!("{peer} is no longer let in"));
-        let said = service.spread(cast.map(|cast| service.beat(Some(cast))));
+        let vote = cast.as_ref().ok().cloned().flatten();
+        let said = service.spread(vote.map(|vote| service.beat(Some(vote))));
         let (mut behind, unheard) = futures::join!(service.until_heard(), said);
+        if let Err(fault) = cast {
+            let why = format!("{peer} is put out at this node, and it has not voted: {fault}");
+            return Err(fail(Fault::malformed(why)));
+        }
         behind.extend(unheard.iter().map(|node| Peer::Node(*node).to_string()));
         self.facet.reply(&mut results).set_behind(behind.as_slice())
     }
@@ -666,17 +678,22 @@ impl network::Server for NetworkServer {
         self.check(Rights::ADMIN)?;
         let signed = Signed::parse(params.get()?.get_configuration()?.to_str()?).map_err(fail)?;
         let (service, number) = (&self.service, signed.configuration().number);
-        let (mut is_new, mut casts) = (false, Vec::new());
+        let (mut is_new, before) = (false, service.let_in());
         self.change(|state| {
-            let secret = &service.issuer_secret;
-            (is_new, casts) = state.configure(signed, secret, service.now_us())?;
+            is_new = state.configure(signed, &service.issuer_secret, service.now_us())?;
             Ok(())
         })?;
+        let now = service.let_in();
+        let out = before.difference(&now).map(|node| Peer::Node(*node).to_string());
+        let out: Vec<String> = out.collect();
         if is_new {
-            service.configured(number, casts);
+            service.report_changes(&before);
+            service.configured(number);
         }
         let behind = service.until_heard().await;
-        self.facet.reply(&mut results).set_behind(behind.as_slice())
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_out(out.as_slice())?;
+        reply.set_behind(behind.as_slice())
     }
 }
 

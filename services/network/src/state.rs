@@ -258,7 +258,7 @@ impl State {
             .issuer
             .clone()
             .ok_or_else(|| Fault::unavailable(60_000, "this node is no issuer: ask another one"))?;
-        if !self.nodes(now_s).contains_key(&asks.node) {
+        if self.place(asks.node, now_s).is_none() {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
         let service = VatName::new(asks.service)?;
@@ -317,6 +317,11 @@ impl State {
         late
     }
 
+    /// Whether somebody was invited and has not come in time.
+    pub(crate) fn has_late(&self, now_s: u64) -> bool {
+        self.invited.values().any(|until_s| *until_s <= now_s)
+    }
+
     /// Until when a peer may come that was invited and has not.
     pub(crate) fn invited_s(&self, peer: &Peer) -> Option<u64> {
         self.invited.get(peer).copied()
@@ -337,29 +342,29 @@ impl State {
     /// The nodes that are let in, and where their network services listen: those of this node's own list or,
     /// where the cluster votes on its nodes, those that were voted in and that its operator has not put out.
     pub(crate) fn nodes(&self, now_s: u64) -> BTreeMap<NodeId, Option<SocketAddr>> {
-        let listed = self.peers.iter().filter_map(|(peer, at)| match peer {
-            Peer::Node(node) => Some((*node, *at)),
+        let listed = self.peers.keys().filter_map(|peer| match peer {
+            Peer::Node(node) => Some(*node),
             Peer::Tenant(_) => None,
         });
-        let mut nodes: BTreeMap<NodeId, Option<SocketAddr>> = listed.collect();
-        if self.members.voting().is_some() {
-            let own = nodes;
-            let voted = self.members.standings().into_iter().filter(|(node, standing)| {
-                standing.is_member && *node != self.node && !self.banned.contains(node)
-            });
-            let at = |(node, standing): (NodeId, distos_membership::Standing)| {
-                (node, own.get(&node).copied().flatten().or(standing.address))
-            };
-            nodes = voted.map(at).collect();
+        let known: BTreeSet<NodeId> = listed.chain(self.members.nodes()).collect();
+        known.into_iter().filter_map(|node| Some((node, self.place(node, now_s)?))).collect()
+    }
+
+    /// Where a node's network service listens, if that is known; `None` if the node is not let in.
+    fn place(&self, node: NodeId, now_s: u64) -> Option<Option<SocketAddr>> {
+        let peer = Peer::Node(node);
+        if self.invited.get(&peer).is_some_and(|until_s| *until_s <= now_s) {
+            return None;
         }
-        for (peer, until_s) in &self.invited {
-            if let Peer::Node(node) = peer
-                && *until_s <= now_s
-            {
-                nodes.remove(node);
-            }
+        let listed = self.peers.get(&peer).copied();
+        if self.members.voting().is_none() {
+            return listed;
         }
-        nodes
+        if node == self.node || self.banned.contains(&node) {
+            return None;
+        }
+        let standing = self.members.standing(node);
+        standing.is_member.then(|| listed.flatten().or(standing.address))
     }
 
     /// What was heard of the cluster's configuration and of its voters.
@@ -380,31 +385,33 @@ impl State {
         (new, wrong)
     }
 
-    /// Goes by this configuration; whether it is another than before. Whom the operator of a voter has let in, the
-    /// voter is for: these are the votes that it casts.
+    /// Goes by this configuration; whether it is another than before. A voter says at once what its operator has
+    /// said so far: it is for those in the list, and against those who were put out.
     pub(crate) fn configure(
         &mut self,
         signed: Signed,
         secret: &HolderSecret,
         now_us: u64,
-    ) -> Result<(bool, Vec<Cast>), Fault> {
+    ) -> Result<bool, Fault> {
         let bundle = self.bundle()?.clone();
         let is_new = self.members.configure(signed, &bundle, now_us / 1_000_000)?;
-        let named = self.members.voting().and_then(|voting| voting.voters.get(&self.node));
-        if !is_new || named.map(|voter| voter.key) != Some(secret.key()) {
-            return Ok((is_new, Vec::new()));
-        }
-        let mut casts = Vec::new();
-        for (peer, address) in self.peers.clone() {
-            let Peer::Node(node) = peer else { continue };
-            if self.members.stance(self.node, node) == Stance::None {
-                casts.extend(self.vote(secret, node, Stance::Admit(address), now_us)?);
+        let listed = self.peers.iter().filter_map(|(peer, address)| match peer {
+            Peer::Node(node) => Some((*node, Stance::Admit(*address))),
+            Peer::Tenant(_) => None,
+        });
+        let out = self.banned.iter().map(|node| (*node, Stance::Remove));
+        let said: Vec<(NodeId, Stance)> = out.chain(listed).collect();
+        for (node, stance) in said {
+            if is_new && self.members.stance(self.node, node) == Stance::None {
+                // Of more nodes than a voter may speak of, some stay unsaid.
+                let _ = self.vote(secret, node, stance, now_us);
             }
         }
-        Ok((is_new, casts))
+        Ok(is_new)
     }
 
-    /// What this node says of another from now on, as its own vote; `None` if it has none, or says so already.
+    /// What this node says of another from now on, as its own vote, which others are to be told, also if it has said
+    /// so before; `None` if it has no vote, or nothing to take back.
     pub(crate) fn vote(
         &mut self,
         secret: &HolderSecret,
@@ -412,13 +419,31 @@ impl State {
         stance: Stance,
         now_us: u64,
     ) -> Result<Option<Cast>, Fault> {
-        let votes = self.members.voting().is_some_and(|v| v.voters.contains_key(&self.node));
-        if !votes || self.members.stance(self.node, node) == stance {
+        let named = self.members.voting().and_then(|voting| voting.voters.get(&self.node));
+        if named.is_none_or(|voter| voter.key != secret.key()) {
             return Ok(None);
+        }
+        let said = self.members.said(self.node, node);
+        if self.members.stance(self.node, node) == stance {
+            return Ok(said.cloned());
         }
         let cast = self.members.cast((self.node, secret), node, stance, now_us)?;
         self.members.take(cast.clone())?;
         Ok(Some(cast))
+    }
+
+    /// This node's vote for one that was invited and has not come, taken back if nobody else is for it.
+    pub(crate) fn take_back(
+        &mut self,
+        secret: &HolderSecret,
+        node: NodeId,
+        now_us: u64,
+    ) -> Result<Option<Cast>, Fault> {
+        let alone = self.members.standing(node).admit.iter().all(|voter| *voter == self.node);
+        match alone && self.members.said(self.node, node).is_some() {
+            true => self.vote(secret, node, Stance::None, now_us),
+            false => Ok(None),
+        }
     }
 
     pub(crate) fn peers(&self) -> &BTreeMap<Peer, Option<SocketAddr>> {
@@ -455,8 +480,7 @@ impl State {
 
     /// Where a node's network service listens.
     pub(crate) fn address(&self, node: NodeId, now_s: u64) -> Result<SocketAddr, Fault> {
-        let nodes = self.nodes(now_s);
-        let found = nodes.get(&node);
+        let found = self.place(node, now_s);
         let address = found.ok_or_else(|| Fault::not_found(format!("node/{node} is no peer")))?;
         address.ok_or_else(|| {
             Fault::not_found(format!(
@@ -491,8 +515,13 @@ impl State {
         self.invited.remove(peer);
         let mut found = self.peers.remove(peer).is_some();
         if let Peer::Node(node) = peer
-            && self.members.standings().contains_key(node)
+            && *node != self.node
+            && (found || self.members.voting().is_some())
         {
+            if self.banned.len() >= MAX_PEERS && !self.banned.contains(node) {
+                return Err(Fault::malformed(format!("a node has put out {MAX_PEERS} at most")));
+            }
+            // Whoever votes for it, now or later.
             found = true;
             self.banned.insert(*node);
         }
@@ -788,7 +817,7 @@ mod tests {
         admit: u32,
     ) -> Signed {
         let voter = |(node, key): &(NodeId, u8)| {
-            (*node, distos_membership::Voter { key: secret(*key).key(), since: 0 })
+            (*node, distos_membership::Voter { key: secret(*key).key(), since: 1 })
         };
         let voters = voters.iter().map(voter).collect();
         let voting = Some(distos_membership::Voting { voters, admit, remove: 1 });
@@ -817,13 +846,13 @@ mod tests {
         assert_eq!(lets_in(&state), BTreeSet::from([OTHER]));
         // This node is one of two voters: it is for whom it has let in, and that is not enough any more.
         let signed = configuration(&cluster, 1, &[(NODE, 11), (voter, 12)], 2);
-        let (is_new, casts) = state.configure(signed.clone(), &own, now_us).unwrap();
-        assert!(is_new && casts.len() == 1 && casts[0].vote().stance == Stance::Admit(at));
+        assert!(state.configure(signed.clone(), &own, now_us).unwrap());
+        assert_eq!(state.members().stance(NODE, OTHER), Stance::Admit(at));
         assert_eq!(lets_in(&state), BTreeSet::from([voter]));
         let trust = state.trust(NOW_S).unwrap();
         assert_eq!(trust.exchange, distos_identity::KeyExchange::HybridOnly);
         assert_eq!(trust.peers.tenants.len(), 1, "tenants are not voted on");
-        assert_eq!(state.configure(signed, &own, now_us).unwrap(), (false, Vec::new()));
+        assert_eq!(state.configure(signed, &own, now_us), Ok(false));
         // The other voter says so too.
         let mut other = Members::restore(state.members().signed().cloned(), []);
         let mut says = |state: &mut State, node: NodeId, stance: Stance| {
@@ -845,8 +874,25 @@ mod tests {
         assert_eq!((lets_in(&back), lets_in(&state)), (BTreeSet::from([voter]), lets_in(&back)));
         back.add(Peer::Node(OTHER), None).unwrap();
         assert_eq!(lets_in(&back), BTreeSet::from([OTHER, voter]));
-        // A stranger is let in by nobody, and refused by name.
-        assert!(back.remove(&Peer::Node(third)).is_err());
+        // Also one of whom nobody has spoken yet.
+        back.remove(&Peer::Node(third)).unwrap();
+        let mut later = back.clone();
+        says(&mut later, third, Stance::Admit(None));
+        later.vote(&own, third, Stance::Admit(None), now_us).unwrap();
+        assert!(later.members().standing(third).is_member);
+        assert!(!lets_in(&later).contains(&third));
+        // What its operator has said it says again when it is named anew: against whom it has put out, too.
+        let anew = {
+            let signed = configuration(&cluster, 2, &[(NODE, 11), (voter, 12)], 1);
+            let mut anew = signed.configuration().clone();
+            let voters = &mut anew.voting.as_mut().unwrap().voters;
+            voters.get_mut(&NODE).unwrap().since = 2;
+            anew.sign(&cluster.root).unwrap()
+        };
+        let mut named = back.clone();
+        assert_eq!(named.configure(anew, &own, now_us), Ok(true));
+        assert_eq!(named.members().stance(NODE, third), Stance::Remove);
+        assert_eq!(named.members().stance(NODE, OTHER), Stance::Admit(None));
         // One vote against it is enough here, and the root's next word ends the other's.
         says(&mut back, OTHER, Stance::Remove);
         assert_eq!(lets_in(&back), BTreeSet::from([voter]));
@@ -861,11 +907,12 @@ mod tests {
         let mut state = joined(&cluster);
         state.add(Peer::Node(OTHER), None).unwrap();
         let signed = configuration(&cluster, 1, &[(NODE, 10)], 1);
-        let (is_new, casts) = state.configure(signed, &secret(11), NOW_S * 1_000_000).unwrap();
-        assert!(is_new && casts.is_empty());
         let now_us = NOW_S * 1_000_000;
-        assert!(state.vote(&secret(11), OTHER, Stance::Remove, now_us).is_err());
+        assert_eq!(state.configure(signed, &secret(11), now_us), Ok(true));
+        assert_eq!(state.vote(&secret(11), OTHER, Stance::Remove, now_us), Ok(None));
         assert!(state.trust(NOW_S).unwrap().peers.nodes.is_empty());
+        // Its operator refuses whom they like all the same.
+        state.remove(&Peer::Node(OTHER)).unwrap();
         let older = configuration(&cluster, 0, &[(NODE, 11)], 1);
         assert!(state.configure(older, &secret(11), now_us).is_err());
     }

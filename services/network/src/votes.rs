@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,15 +17,21 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
+use crate::alive::BEAT_MS;
 use crate::server::{HEARD_WAIT, NetworkService};
 use crate::state::State;
 
 /// Votes in one answer.
 pub(crate) const PAGE: usize = 256;
-/// Answers that are asked for at a time: all votes that there may be.
-const MAX_PAGES: usize = 192;
-/// Nodes that are asked at one time for what this one has not heard.
+/// How long it may take to ask for all of them.
+const PAGES_WAIT: Duration = Duration::from_secs(5);
+/// Nodes that are asked at one time for what this one has not heard, and how long one is not asked again: so that
+/// whoever does not answer is not in the way of those who do.
 const MAX_ASKED: usize = 4;
+const ASK_AGAIN_MS: u64 = BEAT_MS;
+const ASK_AGAIN_IN_VAIN_MS: u64 = 6 * BEAT_MS;
+/// Changes that are told one by one.
+const MAX_REPORTS: usize = 16;
 
 /// What is on disk of one voter.
 #[derive(Serialize, Deserialize)]
@@ -44,10 +51,9 @@ impl NetworkService {
     pub(crate) fn save_votes(&self) -> Result<(), Fault> {
         let state = self.state.borrow();
         let members = state.members();
-        let voters = members.voting().map(|voting| voting.voters.clone()).unwrap_or_default();
         let digests: BTreeMap<NodeId, [u8; 32]> = members.digests().collect();
         let mut kept = self.kept_votes.borrow_mut();
-        for (voter, Voter { key, .. }) in &voters {
+        for (voter, Voter { key, .. }) in members.voting().into_iter().flat_map(|v| &v.voters) {
             let Some(digest) = digests.get(voter) else { continue };
             if kept.get(key) != Some(digest) {
                 let votes = members.casts(*voter).map(|cast| STANDARD.encode(cast.bytes()));
@@ -55,9 +61,17 @@ impl NetworkService {
                 kept.insert(*key, *digest);
             }
         }
-        let voting: BTreeSet<&HolderKey> = voters.values().map(|voter| &voter.key).collect();
-        let gone: Vec<HolderKey> =
-            kept.keys().filter(|key| !voting.contains(key)).copied().collect();
+        Ok(())
+    }
+
+    /// Removes the votes of those who have none any more, by what is on disk.
+    pub(crate) fn forget_votes(&self) -> Result<(), Fault> {
+        let state = self.state.borrow();
+        let voting = state.members().voting();
+        let keys: BTreeSet<HolderKey> =
+            voting.into_iter().flat_map(|v| v.voters.values()).map(|voter| voter.key).collect();
+        let mut kept = self.kept_votes.borrow_mut();
+        let gone: Vec<HolderKey> = kept.keys().filter(|key| !keys.contains(key)).copied().collect();
         for key in gone {
             if let Err(error) = std::fs::remove_file(self.votes_record(key)?.path()) {
                 tracing::warn!(%error, "the votes of one who has none any more stay");
@@ -67,26 +81,27 @@ impl NetworkService {
         Ok(())
     }
 
-    fn let_in(&self) -> BTreeSet<NodeId> {
+    /// The nodes that are let in.
+    pub(crate) fn let_in(&self) -> BTreeSet<NodeId> {
         self.state.borrow().nodes(self.now_s()).into_keys().collect()
     }
 
-    /// Tells this node's services if other nodes are let in than `before`, and the auditors why.
-    pub(crate) fn tell_if_changed(&self, before: &BTreeSet<NodeId>) {
+    /// Tells the auditors who is let in now and was not `before`, and the other way round; whether anybody is.
+    pub(crate) fn report_changes(&self, before: &BTreeSet<NodeId>) -> bool {
         let now = self.let_in();
-        if now == *before {
-            return;
+        let (came, went) = (now.difference(before), before.difference(&now));
+        let changes = came.map(|node| (node, "is let in"));
+        let changes: Vec<_> =
+            changes.chain(went.map(|node| (node, "is no longer let in"))).collect();
+        for (node, what) in changes.iter().take(MAX_REPORTS) {
+            let standing = self.state.borrow().members().standing(**node);
+            let (yes, no) = (names(&standing.admit), names(&standing.remove));
+            self.report(format!("node/{node} {what}: for it {yes}, against it {no}"));
         }
-        self.tell();
-        let told = |nodes: Vec<&NodeId>, what: &str| {
-            for node in nodes {
-                let standing = self.state.borrow().members().standing(*node);
-                let (yes, no) = (names(&standing.admit), names(&standing.remove));
-                self.report(format!("node/{node} {what}: for it {yes}, against it {no}"));
-            }
-        };
-        told(now.difference(before).collect(), "is let in");
-        told(before.difference(&now).collect(), "is no longer let in");
+        if let Some(more @ 1..) = changes.len().checked_sub(MAX_REPORTS) {
+            self.report(format!("the same is so for {more} more nodes"));
+        }
+        !changes.is_empty()
     }
 
     /// Takes votes that came from somewhere: what follows from them has its effect at once.
@@ -94,37 +109,45 @@ impl NetworkService {
         let before = self.let_in();
         let (new, wrong) = self.state.borrow_mut().take(casts);
         if new > 0 {
-            self.tell_if_changed(&before);
-            self.save_votes()?;
+            self.follow(&before)?;
         }
         wrong.map_or(Ok(()), Err)
     }
 
+    /// Puts into effect what was heard, and then on disk.
+    fn follow(&self, before: &BTreeSet<NodeId>) -> Result<(), Fault> {
+        if self.report_changes(before) {
+            self.tell();
+        }
+        self.save_votes()
+    }
+
     /// Takes a configuration that came from another node.
     fn hear_configuration(self: &Rc<Self>, signed: Signed) -> Result<(), Fault> {
-        let number = signed.configuration().number;
-        let (mut is_new, mut casts) = (false, Vec::new());
+        let (number, before) = (signed.configuration().number, self.let_in());
+        let mut is_new = false;
         let next = self.changed(|state: &mut State| {
-            (is_new, casts) = state.configure(signed, &self.issuer_secret, self.now_us())?;
+            is_new = state.configure(signed, &self.issuer_secret, self.now_us())?;
             Ok(())
         })?;
         if is_new {
-            let before = self.install(next);
-            self.save_or(before)?;
-            self.configured(number, casts);
+            self.install(next);
+            self.report_changes(&before);
+            self.tell();
+            self.configured(number);
+            // It holds whether or not there is room on the disk: whom it leaves out does not come back for that.
+            self.save()
+                .unwrap_or_else(|fault| tracing::error!(%fault, "a configuration is not on disk"));
         }
         Ok(())
     }
 
-    /// What is to be done once this node goes by another configuration.
-    pub(crate) fn configured(self: &Rc<Self>, number: u64, casts: Vec<Cast>) {
+    /// What is to be done once this node goes by another configuration: others hear of it, and ask for it and for what
+    /// this node says by it.
+    pub(crate) fn configured(self: &Rc<Self>, number: u64) {
         self.report(format!("goes by configuration {number} of its cluster"));
         let service = self.clone();
-        tokio::task::spawn_local(async move {
-            // Others hear of it at once, and ask for it.
-            service.spread(Some(service.beat(None))).await;
-            service.spread_all(casts);
-        });
+        tokio::task::spawn_local(async move { service.spread(Some(service.beat(None))).await });
     }
 
     /// Says this to every node that is let in and can be reached; those that have not heard it in time. `None` is
@@ -132,7 +155,8 @@ impl NetworkService {
     pub(crate) async fn spread(self: &Rc<Self>, body: Option<Vec<u8>>) -> Vec<NodeId> {
         let Some(body) = body else { return Vec::new() };
         let nodes = self.state.borrow().reachable(self.now_s());
-        let mut unheard: BTreeSet<NodeId> = nodes.iter().copied().collect();
+        // Those of whom it is not known where they are, too.
+        let mut unheard = self.let_in();
         let said = nodes.into_iter().map(|node| {
             let (service, body) = (self.clone(), body.clone());
             // Who takes longer hears it all the same.
@@ -163,53 +187,79 @@ impl NetworkService {
     /// A node has said what it has: asks it, if this one has heard something else, and says so.
     pub(crate) fn compare(self: &Rc<Self>, node: NodeId, theirs: &Summary) -> bool {
         let is_behind = self.state.borrow().members().is_behind(theirs);
-        let mut asking = self.asking.borrow_mut();
-        if !is_behind || asking.len() >= MAX_ASKED || !asking.insert(node) {
+        let (mut asking, now_ms) = (self.asking.borrow_mut(), self.clock_ms());
+        asking.retain(|_, until_ms| until_ms.is_none_or(|until_ms| now_ms < until_ms));
+        let busy = asking.values().filter(|until_ms| until_ms.is_none()).count();
+        if !is_behind || busy >= MAX_ASKED || asking.contains_key(&node) {
             return is_behind;
         }
+        asking.insert(node, None);
         let (service, number) = (self.clone(), theirs.configuration);
         tokio::task::spawn_local(async move {
-            if let Err(fault) = service.catch_up(node, number).await {
-                tracing::debug!(%node, %fault, "a node did not say what this one has not heard");
+            let caught_up = service.catch_up(node, number).await;
+            let wait_ms = if caught_up.is_ok() { ASK_AGAIN_MS } else { ASK_AGAIN_IN_VAIN_MS };
+            if let Err(fault) = caught_up {
+                tracing::warn!(%node, %fault, "a node did not say what this one has not heard");
             }
-            service.asking.borrow_mut().remove(&node);
+            let until_ms = service.clock_ms() + wait_ms;
+            service.asking.borrow_mut().insert(node, Some(until_ms));
         });
         true
     }
 
-    /// Asks a node for what this one has not heard.
+    /// Asks a node for what this one has not heard. What it has said counts, however that ends.
     async fn catch_up(self: &Rc<Self>, node: NodeId, number: u64) -> Result<(), Fault> {
-        self.with_member(node, async |member: member::Client| {
-            if number > self.state.borrow().members().number() {
+        let (before, mut new) = (self.let_in(), 0);
+        let asked = self.with_member(node, async |member: member::Client| {
+            if number >= self.state.borrow().members().number() {
                 let answer = member.configuration_request().send().promise.await;
                 let answer = answer.map_err(|e| fault_of(&e))?;
                 let text = answer.get().and_then(|answer| answer.get_configuration());
                 let text = text.and_then(|text| Ok(text.to_str()?)).map_err(|e| fault_of(&e))?;
-                self.hear_configuration(Signed::parse(text)?)?;
-            }
-            let heard: Vec<_> = self.state.borrow().members().digests().collect();
-            let mut after = Vec::new();
-            for _ in 0..MAX_PAGES {
-                let mut request = member.votes_request();
-                request.get().set_after(&after);
-                let mut known = request.get().init_known(heard.len() as u32);
-                for (index, (voter, digest)) in (0..).zip(&heard) {
-                    let mut one = known.reborrow().get(index);
-                    one.set_voter(&voter.0);
-                    one.set_digest(digest);
-                }
-                let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-                let answer = answer.get().map_err(|e| fault_of(&e))?;
-                let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
-                self.hear_votes(casts)?;
-                after = answer.get_after().map_err(|e| fault_of(&e))?.to_vec();
-                if after.is_empty() {
-                    return Ok(());
+                if !text.is_empty() {
+                    self.hear_configuration(Signed::parse(text)?)?;
                 }
             }
-            Err(Fault::malformed("there is no end to its votes"))
-        })
-        .await
+            Ok(member)
+        });
+        let member = asked.await?;
+        let asked = tokio::time::timeout(PAGES_WAIT, self.ask_votes(&member, &mut new)).await;
+        if new > 0 {
+            self.follow(&before)?;
+        }
+        asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
+    }
+
+    /// Takes all votes that a node has and this one has not, page by page, and counts them.
+    async fn ask_votes(&self, member: &member::Client, new: &mut usize) -> Result<(), Fault> {
+        let heard: Vec<_> = self.state.borrow().members().digests().collect();
+        let (mut after, mut wrong) = (None, None);
+        loop {
+            let mut request = member.votes_request();
+            request.get().set_after(&write_place(after));
+            let mut known = request.get().init_known(heard.len() as u32);
+            for (index, (voter, digest)) in (0..).zip(&heard) {
+                let mut one = known.reborrow().get(index);
+                one.set_voter(&voter.0);
+                one.set_digest(digest);
+            }
+            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            let answer = answer.get().map_err(|e| fault_of(&e))?;
+            let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
+            let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
+            // What is wrong with one vote says nothing about the others.
+            let (taken, fault) = self.state.borrow_mut().take(casts);
+            *new += taken;
+            wrong = wrong.or(fault);
+            match next {
+                None => return wrong.map_or(Ok(()), Err),
+                // The pages come to an end.
+                Some(_) if next <= after => return Err(Fault::malformed("its votes go round")),
+                _ => after = next,
+            }
+            // Others have their turn.
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -366,7 +366,14 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
 
     // An older configuration is refused, and a later one holds.
     let older = text;
-    desk.ok(&["cluster", "configure", "--voter", &voters[0]]);
+    // What holds is not dropped by the way.
+    for dropping in [&["--require-hybrid"][..], &["--voter", &voters[0]], &["--number", "1"]] {
+        let output = desk.run(&[&["cluster", "configure"][..], dropping].concat());
+        assert_eq!(output.code, MALFORMED, "{dropping:?}: {}", output.stderr);
+    }
+    let lost = ["cluster", "configure", "--require-hybrid", "--number", "2", "--out", "lost.json"];
+    assert_eq!(desk.run(&lost).code, MALFORMED);
+    desk.ok(&["cluster", "configure", "--voter", &voters[0], "--require-hybrid"]);
     one.node.ok(&["network", "configure", &file]);
     fs::write(desk.path("older.json"), older).unwrap();
     let told = one.node.refused(&["network", "configure", &desk.text("older.json")], MALFORMED);
@@ -376,6 +383,15 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
         (status["configuration"]["number"] == 2).then_some(())
     });
     assert!(lets_in(&two, &one), "a voter");
+    // Whoever has no vote refuses whom it likes all the same, also of whom nobody has spoken yet.
+    two.node.ok(&["peers", "remove", &stranger]);
+    one.node.ok(&["peers", "add", &stranger]);
+    eventually("the other hears of it", VOUCHED, || {
+        let peers = two.node.json(&["peers", "list"]);
+        let peers = peers["peers"].as_array().unwrap();
+        let found = peers.iter().find(|one| one["name"] == stranger)?;
+        (found["admit"].as_array().unwrap().len() == 1).then(|| assert_eq!(found["let_in"], false))
+    });
 }
 
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.

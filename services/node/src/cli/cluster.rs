@@ -58,7 +58,7 @@ Examples:
 writes configuration.json, signed by the root; give it to any node with `distos network configure`, and that
 one tells the others. KEY is a node's issuer key, as `distos network status` shows it there: with that it signs
 its votes. Each configuration says all that holds, and has a greater number than the one before it: one more
-than that of the file that it replaces, unless --number says otherwise. Without a voter, each node's operator
+than that of the file that it replaces, which you keep. Without a voter, each node's operator
 decides whom that node lets in.")]
     Configure(ConfigureArgs),
     /// Check an SVID, and say whose it is
@@ -148,6 +148,10 @@ pub struct ConfigureArgs {
     /// No connection whose keys were not agreed on with ML-KEM, which holds against quantum computers
     #[arg(long)]
     require_hybrid: bool,
+    /// Begin anew: nothing of the configuration before it holds but what is said again, and no vote that was cast
+    /// counts; voters cast again what their own lists say
+    #[arg(long)]
+    anew: bool,
     /// The configuration's number [default: one more than that of the file that it replaces]
     #[arg(long, value_name = "NUMBER")]
     number: Option<u64>,
@@ -304,20 +308,27 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
         Ok(_) => Some(read_configuration(&args.out)?),
         Err(_) => None,
     };
-    // Another file is not replaced, nor another cluster's configuration.
-    let before = before.map(|before| before.verify(&bundle, now_ms() / 1000).cloned());
-    let before = before.transpose().map_err(|fault| named(&args.out, fault))?;
-    let next = before.as_ref().map_or(1, |before| before.number.saturating_add(1));
-    let known = before.and_then(|before| before.voting).map(|voting| voting.voters);
-    let known = known.unwrap_or_default();
-    let number = args.number.unwrap_or(next);
-    if number < next {
+    // Another file is not replaced, nor another cluster's configuration. The root that has signed it may be gone.
+    let before = before.map(|before| before.configuration().clone());
+    if let Some(before) = before.as_ref().filter(|before| before.cluster != *bundle.cluster()) {
         let why = format!(
-            "it replaces a configuration with number {}, and {number} is not greater",
-            next - 1
+            "this is the configuration of {}, and not of {}",
+            before.cluster,
+            bundle.cluster()
         );
         return Err(named(&args.out, Fault::malformed(why)));
     }
+    let last = before.as_ref().map_or(0, |before| before.number);
+    let number = args.number.unwrap_or(last.saturating_add(1));
+    if number <= last {
+        let why =
+            format!("it replaces a configuration with number {last}, and {number} is not greater");
+        return Err(named(&args.out, Fault::malformed(why)));
+    }
+    let before = before.filter(|_| !args.anew);
+    may_follow(args, number, before.as_ref()).map_err(|fault| named(&args.out, fault))?;
+    let known = before.and_then(|before| before.voting).map(|voting| voting.voters);
+    let known = known.unwrap_or_default();
     let mut voters = std::collections::BTreeMap::new();
     for voter in &args.voters {
         let Some((Ok(Peer::Node(node)), key)) =
@@ -327,9 +338,8 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
         };
         // Whoever votes already goes on; of whoever does not, or not by this key, nothing counts that it has said.
         let key = public_key(key)?;
-        let since = now_ms().saturating_mul(1000);
         let goes_on = known.get(&node).filter(|voter| voter.key == key);
-        let voter = goes_on.copied().unwrap_or(Voter { key, since });
+        let voter = goes_on.copied().unwrap_or(Voter { key, since: number });
         if voters.insert(node, voter).is_some() {
             return Err(Fault::malformed(format!("node/{node} has one vote")));
         }
@@ -351,6 +361,29 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
     let text = format!("{}\n  {at}  give it to a node of the cluster", configuration_text(found));
     let json = json!({ "configuration": configuration_json(found), "file": at });
     Ok(Report { json, text })
+}
+
+/// Whether nothing is dropped by the way that held before.
+fn may_follow(
+    args: &ConfigureArgs,
+    number: u64,
+    before: Option<&Configuration>,
+) -> Result<(), Fault> {
+    let why = match before {
+        _ if args.anew => return Ok(()),
+        None if number > 1 => {
+            "the configuration before it is not there: all votes that were cast would be forgotten, also those \
+             against nodes. Bring it back, or begin --anew"
+        }
+        Some(before) if before.voting.is_some() && args.voters.is_empty() => {
+            "the cluster votes, and this names no voter: name them all, or leave nodes to each operator with --anew"
+        }
+        Some(before) if before.key_exchange == KeyExchange::HybridOnly && !args.require_hybrid => {
+            "the cluster requires the hybrid key exchange: say --require-hybrid again, or drop it with --anew"
+        }
+        _ => return Ok(()),
+    };
+    Err(Fault::malformed(why))
 }
 
 /// What a configuration says.

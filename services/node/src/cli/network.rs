@@ -233,20 +233,23 @@ async fn configure(client: &network::Client, args: &ConfigureArgs) -> Result<Rep
     let mut request = client.configure_request();
     request.get().set_configuration(signed.to_json());
     let answer = call(request).await.map_err(|fault| named(&args.configuration, fault))?;
-    let behind = read(|| texts(answer.get()?.get_behind()?))?;
+    let (behind, out) = read(|| {
+        let answer = answer.get()?;
+        Ok((texts(answer.get_behind()?)?, texts(answer.get_out()?)?))
+    })?;
     let peers = listed(client).await?;
     let configuration = signed.configuration();
     let mut text = configuration_text(configuration);
-    let out = peers.iter().filter(|peer| peer["let_in"] != true);
-    for peer in out {
-        let (name, votes) = (peer["name"].as_str().unwrap_or_default(), votes_text(peer));
-        text += &format!("\n  not let in  {name}: {votes}");
+    for name in &out {
+        let votes = peers.iter().find(|peer| peer["name"] == **name).map(votes_text);
+        let votes = votes.unwrap_or_else(|| "nobody has voted".to_owned());
+        text += &format!("\n  let in no more  {name}: {votes}");
     }
     if !behind.is_empty() {
         text += &format!("\n  not yet by  {}", behind.join(", "));
     }
     let json = json!({
-        "configuration": configuration_json(configuration), "behind": behind, "peers": peers,
+        "configuration": configuration_json(configuration), "behind": behind, "out": out,
     });
     Ok(Report { text, json })
 }

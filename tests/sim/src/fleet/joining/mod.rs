@@ -29,9 +29,9 @@ use crate::random::Random;
 const BEGIN_US: u64 = 1_800_000_000_000_000;
 /// How often a node says that it is there.
 const BEAT_US: u64 = 5_000_000;
-/// How long nothing goes wrong at the end of a run, so that everybody hears everything: a heartbeat for each step
-/// from one who knows to one who does not, and one to begin with.
-const QUIET_US: u64 = 30_000_000;
+/// How long nothing goes wrong at the end of a run, so that everybody hears everything: until those are asked again
+/// who did not answer before, and a heartbeat for each step from one who knows to one who does not.
+const QUIET_US: u64 = 60_000_000;
 
 /// What a run is like.
 #[derive(Clone, Copy, Debug)]
@@ -155,18 +155,24 @@ impl World {
     fn lets_in(&mut self, by: &Members, own: usize, other: NodeId) -> Result<(), Violation> {
         self.report.let_in += 1;
         let Some(voting) = self.voting.get(&by.number()) else { return Ok(()) };
-        let mut were_for = 0;
+        let (mut were_for, mut against) = (0, 0);
         for voter in voting.voters.keys() {
             were_for += u32::from(self.ever.contains(&(*voter, other)));
-            let Some(vote) = by.vote(*voter, other).filter(|_| self.plan.troubles) else {
+            let Some(vote) = by.said(*voter, other).map(Cast::vote) else { continue };
+            against += u32::from(vote.stance == Stance::Remove);
+            if !self.plan.troubles {
                 continue;
-            };
+            }
             let gone_by = self.gone_by.entry((own, *voter, other)).or_default();
             if *gone_by > vote.number {
                 let what = format!("N3: {own} goes by an older vote of {voter} about {other}");
                 return Err(Violation { at_us: self.now_us, what });
             }
             *gone_by = vote.number;
+        }
+        if against >= voting.remove {
+            let what = format!("N2: {own} lets {other} in, and {against} are against it");
+            return Err(Violation { at_us: self.now_us, what });
         }
         if !voting.voters.contains_key(&other) && were_for < voting.admit {
             let what = format!(
@@ -193,7 +199,7 @@ impl World {
     fn sign(&mut self, voters: &[usize], admit: u32, remove: u32) -> Signed {
         let before = self.truth.voting().map(|voting| voting.voters.clone()).unwrap_or_default();
         let voter = |index: &usize| {
-            let new = Voter { key: secret(*index).key(), since: BEGIN_US + self.now_us };
+            let new = Voter { key: secret(*index).key(), since: self.truth.number() + 1 };
             (node::id(*index), before.get(&node::id(*index)).copied().unwrap_or(new))
         };
         let voters = voters.iter().map(voter).collect();

@@ -15,8 +15,10 @@ use crate::random::Random;
 const PAGE: usize = 256;
 /// Nodes that are asked at one time for what this one has not heard.
 const MAX_ASKED: usize = 4;
-/// How long an answer may take.
+/// How long all answers may take, and how long one who was asked is not asked again: in vain, or not.
 const ASK_US: u64 = 5_000_000;
+const AGAIN_US: u64 = 5_000_000;
+const AGAIN_IN_VAIN_US: u64 = 30_000_000;
 
 /// What somebody has heard, by voter.
 pub(super) type Known = BTreeMap<NodeId, [u8; 32]>;
@@ -66,11 +68,12 @@ impl Travels for Message {
     }
 }
 
-/// A node that is being asked.
+/// A node that was asked.
 struct Asked {
-    since_us: u64,
-    /// What was known when it began.
-    known: Known,
+    /// Until when it is not asked again.
+    until_us: u64,
+    /// What was known when it began, while it has not said all.
+    known: Option<Known>,
 }
 
 pub(super) struct Node {
@@ -188,25 +191,18 @@ impl Node {
 
     fn compare(&mut self, with: usize, theirs: &Summary, world: &mut World) {
         let now_us = world.now_us;
-        self.asked.retain(|_, asked| now_us < asked.since_us + ASK_US);
+        self.asked.retain(|_, asked| now_us < asked.until_us);
+        let late = |asked: &Asked| now_us + AGAIN_IN_VAIN_US >= asked.until_us;
+        let busy = self.asked.values().filter(|asked| asked.known.is_some() && !late(asked));
         if !self.members.is_behind(theirs)
-            || self.asked.len() >= MAX_ASKED
+            || busy.count() >= MAX_ASKED
             || self.asked.contains_key(&with)
         {
             return;
         }
-        if theirs.configuration > self.members.number() {
-            self.asked.insert(with, Asked { since_us: now_us, known: Known::new() });
-            world.send(self.index, with, Message::AskConfiguration);
-        } else {
-            self.ask_votes(with, world);
-        }
-    }
-
-    fn ask_votes(&mut self, of: usize, world: &mut World) {
-        let known: Known = self.members.digests().collect();
-        self.asked.insert(of, Asked { since_us: world.now_us, known: known.clone() });
-        world.send(self.index, of, Message::AskVotes(known, None));
+        let until_us = now_us + ASK_US + AGAIN_IN_VAIN_US;
+        self.asked.insert(with, Asked { until_us, known: Some(Known::new()) });
+        world.send(self.index, with, Message::AskConfiguration);
     }
 
     pub(super) fn receive(
@@ -237,10 +233,12 @@ impl Node {
                     self.configure(signed, world);
                 }
                 // Whom it lets in now may be others.
-                if self.asked.remove(&from).is_some() {
-                    self.ask_votes(from, world);
-                }
-                None
+                let known: Known = self.members.digests().collect();
+                let asked = self.asked.get_mut(&from).filter(|asked| asked.known.is_some());
+                asked.map(|asked| {
+                    asked.known = Some(known.clone());
+                    Message::AskVotes(known, None)
+                })
             }
             Message::AskVotes(known, after) => {
                 let (page, next) = self.members.page(&known, after, PAGE);
@@ -249,15 +247,14 @@ impl Node {
             }
             Message::Votes(votes, next) => {
                 self.take(&votes, world);
-                match (next, self.asked.get(&from)) {
-                    (Some(next), Some(asked)) => {
-                        Some(Message::AskVotes(asked.known.clone(), Some(next)))
-                    }
-                    _ => {
-                        self.asked.remove(&from);
+                let again_us = world.now_us + AGAIN_US;
+                self.asked.get_mut(&from).and_then(|asked| match next {
+                    Some(next) => Some(Message::AskVotes(asked.known.clone()?, Some(next))),
+                    None => {
+                        *asked = Asked { until_us: again_us, known: None };
                         None
                     }
-                }
+                })
             }
         };
         if let Some(answer) = answer {
