@@ -15,8 +15,27 @@ macro_rules! targets {
 }
 
 targets!(
-    chain, capfile, keyfile, fault, manifest, image, record, journal, auditlog, regionlog,
-    evidence, svid, renewal, statement, bundle, name, job, wasm, rpc,
+    chain,
+    capfile,
+    keyfile,
+    fault,
+    manifest,
+    image,
+    record,
+    journal,
+    auditlog,
+    regionlog,
+    evidence,
+    svid,
+    renewal,
+    statement,
+    bundle,
+    configuration,
+    vote,
+    name,
+    job,
+    wasm,
+    rpc,
 );
 
 #[test]

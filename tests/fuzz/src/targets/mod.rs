@@ -7,6 +7,7 @@ mod identity;
 mod image;
 mod job;
 mod journal;
+mod membership;
 mod plain;
 mod region;
 mod wasm;
@@ -55,6 +56,13 @@ pub const TARGETS: &[Target] = &[
         seeds: identity::bundle_seeds,
         max_bytes: 8_000,
     },
+    Target {
+        name: "configuration",
+        run: membership::configuration,
+        seeds: membership::configuration_seeds,
+        max_bytes: 4_000,
+    },
+    Target { name: "vote", run: membership::vote, seeds: membership::vote_seeds, max_bytes: 600 },
     Target { name: "name", run: identity::name, seeds: identity::name_seeds, max_bytes: 400 },
     Target { name: "job", run: job::spec, seeds: job::seeds, max_bytes: 16_000 },
     Target { name: "wasm", run: wasm::module, seeds: wasm::seeds, max_bytes: 16_000 },
