@@ -13,8 +13,9 @@ struct Peer {
   suspect  @4 :Bool;   # Nothing was heard of it for 15 seconds.
   bundle   @5 :UInt64; # The number of its bundle, as it said; 0 if unknown.
   letIn    @6 :Bool;   # Whether this node lets it in.
-  admit    @7 :List(Text); # Of the cluster's voters, those who are for a node: "node/N".
-  remove   @8 :List(Text); # And those who are against it.
+  admit    @7 :UInt32; # How many of the cluster's voters are for a node.
+  remove   @8 :UInt32; # And how many are against it.
+  putOut   @9 :Bool;   # Whether this node's own operator has put it out, whoever is for it.
 }
 
 struct Attending {
@@ -54,7 +55,8 @@ interface Network extends(Cap.Capability) {
   # node's vote for one, if it has any; whether that one is let in, `peers` says.
   removePeer @5 (name :Text) -> (behind :List(Text));
   # Needs "admin". Durable. When it returns, its connections to all services that hold credentials but those `behind` are
-  # closed, and nothing that it sent and that was not read will be. Fails: "not-found". Where the cluster votes, this is
+  # closed, and nothing that it sent and that was not read will be. Fails: "not-found", "malformed" (it is put out
+  # here, and this node could not vote). Where the cluster votes, this is
   # this node's vote against a node, too; `behind` then names those nodes ("node/N") that have not said in time that they have heard it.
   rotate @6 () -> (key :Data);
   # Needs "admin". Durable. Changes the key of the network service's SVID for a new one, which another node
@@ -107,7 +109,7 @@ interface Member {
   # first), over whatever connection it comes: that it is there, or how it votes. Heard once, and only by whom it is
   # for. The answer is what this node has: its configuration's number, and the digest of all votes that it has heard.
   # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
-  # minutes), "malformed".
+  # minutes), "unavailable" (it has to catch up first, or there was too much; it will ask), "malformed".
   configuration @3 () -> (configuration :Text);
   # The cluster's, as its root has signed it (JSON); empty without one.
   votes @4 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);

@@ -79,11 +79,18 @@ impl Voting {
 impl Configuration {
     /// Signed by a root of the cluster. [`Fault::Malformed`] if it makes no sense.
     pub fn sign(self, root: &HolderSecret) -> Result<Signed, Fault> {
-        if let Some(voting) = &self.voting {
-            voting.check()?;
-        }
+        self.check()?;
         let signature = root.sign(&self.signed());
         Ok(Signed { configuration: self, by: root.key(), signature })
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        let Some(voting) = &self.voting else { return Ok(()) };
+        voting.check()?;
+        match voting.voters.values().all(|voter| voter.since <= self.number) {
+            true => Ok(()),
+            false => Err(Fault::malformed("a voter is named by a configuration that is to come")),
+        }
     }
 
     /// The bytes that are signed: numbers big-endian, the name behind its length, the voters behind their number.
@@ -200,6 +207,7 @@ impl Signed {
             },
             voting: read.voting.map(VotingText::read).transpose()?,
         };
+        configuration.check()?;
         Ok(Signed { configuration, by: key(&read.by)?, signature })
     }
 
@@ -276,9 +284,7 @@ impl VotingText {
             };
             voters.insert(node, Voter { key: key(&voter.key)?, since: voter.since });
         }
-        let voting = Voting { voters, admit: self.admit, remove: self.remove };
-        voting.check()?;
-        Ok(voting)
+        Ok(Voting { voters, admit: self.admit, remove: self.remove })
     }
 }
 
@@ -302,7 +308,7 @@ mod tests {
     }
 
     fn configuration(voters: &[u8], admit: u32, remove: u32) -> Configuration {
-        let voter = |n: &u8| (NodeId([*n; 32]), Voter { key: secret(*n).key(), since: 5 });
+        let voter = |n: &u8| (NodeId([*n; 32]), Voter { key: secret(*n).key(), since: 2 });
         let voters = voters.iter().map(voter).collect();
         Configuration {
             cluster: ClusterName::new("demo").unwrap(),
@@ -336,7 +342,7 @@ mod tests {
             ("hybrid only", "hybrid preferred"),
             ("\"admit\": 2", "\"admit\": 1"),
             ("\"remove\": 1", "\"remove\": 3"),
-            ("\"since\": 5", "\"since\": 4"),
+            ("\"since\": 2", "\"since\": 1"),
             (other.as_str(), &NodeId([13; 32]).to_string()),
             (&secret(11).key().to_string(), &secret(14).key().to_string()),
         ] {
@@ -350,6 +356,7 @@ mod tests {
             ("\"distos\": \"configuration\"", "\"distos\": \"invitation\""),
             ("\"number\": 3", "\"number\": 3, \"more\": 1"),
             ("\"admit\": 2", "\"admit\": 4"),
+            ("\"since\": 2", "\"since\": 4"),
         ] {
             let changed = text.replacen(what, with, 1);
             assert!(matches!(Signed::parse(&changed), Err(Fault::Malformed(_))), "{what}");

@@ -87,7 +87,7 @@ pub struct Standing {
     /// Those who are against it.
     pub remove: BTreeSet<NodeId>,
     /// Where its network service may be reached, as most of those who are for it say; if as many say something else,
-    /// as was said first. So one alone leads nobody astray who has been told before.
+    /// as the vote with the smallest number does.
     pub address: Option<SocketAddr>,
     /// Whether it belongs to the cluster.
     pub is_member: bool,
@@ -140,7 +140,7 @@ impl Members {
     ///
     /// # Errors
     /// [`Fault::Unauthenticated`] if no root of the cluster has signed it; [`Fault::Malformed`] if it is another
-    /// cluster's, older than the present one, or another one with the same number.
+    /// cluster's, older than the present one, another one with the same number, or names a voter as an older one did.
     pub fn configure(
         &mut self,
         signed: Signed,
@@ -160,6 +160,16 @@ impl Members {
         if number == present && self.configuration.is_some() {
             return Err(Fault::malformed(format!(
                 "this node has another configuration with number {number}: sign it with a greater one"
+            )));
+        }
+        let named = |voter| self.voting().and_then(|voting| voting.voters.get(voter));
+        let voters = signed.configuration().voting.iter().flat_map(|voting| &voting.voters);
+        let mut older = voters.filter(|(node, voter)| {
+            named(node).is_some_and(|known| known.key == voter.key && known.since > voter.since)
+        });
+        if let Some((node, _)) = older.next() {
+            return Err(Fault::malformed(format!(
+                "this configuration names node/{node} as an older one did: votes would count again that do not"
             )));
         }
         let before = std::mem::take(self);
@@ -220,6 +230,12 @@ impl Members {
     /// [`Fault::Unauthenticated`] if it is not by a voter of the cluster, as this is named now; [`Fault::Malformed`]
     /// if it is another cluster's, or a voter's about itself.
     pub fn take(&mut self, cast: Cast) -> Result<bool, Fault> {
+        let voter = cast.vote().voter;
+        Ok(self.check(&cast)? && self.ballots.entry(voter).or_default().take(cast))
+    }
+
+    /// Whether a vote would be new. Fails as [`Members::take`] does.
+    pub fn check(&self, cast: &Cast) -> Result<bool, Fault> {
         let vote = cast.vote();
         let configuration = self.configuration().ok_or_else(|| {
             Fault::Unauthenticated("this node has no configuration that names voters".into())
@@ -247,7 +263,7 @@ impl Members {
             return Ok(false);
         }
         cast.verify(key)?;
-        Ok(self.ballots.entry(voter).or_default().take(cast))
+        Ok(true)
     }
 
     /// What this voter says of this node, if it has ever said anything.
@@ -524,6 +540,9 @@ mod tests {
         members.configure(later.sign(&secret(1)).unwrap(), &bundle(), NOW_S).unwrap();
         assert!(!is_member(&members, 50), "one of two");
         assert!(members.take(old.clone()).is_err() && !is_member(&members, 50));
+        // Not even the root names it as it was named before.
+        let back = signed(3, &[10, 11, 12], 2, 2);
+        assert!(members.configure(back, &bundle(), NOW_S).is_err());
         let restored = Members::restore(members.signed().cloned(), [old]);
         assert_eq!(restored.standing(node(50)), Standing::default());
         // What it says now counts.

@@ -71,6 +71,7 @@ impl NetworkService {
             let _ = getrandom::fill(&mut random);
             let jitter_ms = u64::from_ne_bytes(random) % (2 * JITTER_MS + 1);
             tokio::time::sleep(Duration::from_millis(BEAT_MS - JITTER_MS + jitter_ms)).await;
+            self.save_if_not();
             let nodes = self.state.borrow().watched(self.now_s());
             let changes = self.alive.borrow_mut().look(&nodes, self.clock_ms());
             changes.iter().for_each(|change| self.tell_change(change));
@@ -150,7 +151,9 @@ impl NetworkService {
         let change = self.alive.borrow_mut().heard(node, beat.bundle, self.clock_ms());
         change.iter().for_each(|change| self.tell_change(change));
         // Who was invited has come, at whomever it shows up.
-        self.came(node)?;
+        if let Err(fault) = self.came(node) {
+            tracing::warn!(%node, %fault, "that it has come is not on disk");
+        }
         let taken = beat.vote.map_or(Ok(()), |vote| self.hear_vote(vote));
         let is_behind = self.compare(node, &beat.summary);
         taken.map_err(|fault| match is_behind {
@@ -160,10 +163,12 @@ impl NetworkService {
         })
     }
 
-    /// Takes a vote that somebody was told by whoever has cast it, or says so; not more of one voter than of anybody
-    /// who asks. Those that are too many are heard when this node asks for them.
+    /// Takes a vote that somebody tells; not more of one voter than of anybody who asks, and none counts against it
+    /// that it has not cast. Those that are too many are heard when this node asks for them.
     fn hear_vote(&self, vote: Cast) -> Result<(), Fault> {
-        if !self.told.borrow_mut().may(vote.vote().voter, self.now_s()) {
+        let voter = vote.vote().voter;
+        let is_new = self.state.borrow().members().check(&vote)?;
+        if is_new && !self.told.borrow_mut().may(voter, self.now_s()) {
             return Err(Fault::unavailable(10_000, "this voter says too much"));
         }
         self.hear_votes(vec![vote])

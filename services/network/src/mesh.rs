@@ -103,8 +103,8 @@ impl NetworkService {
             for peer in &late {
                 let Peer::Node(node) = peer else { continue };
                 let now_us = now_s.saturating_mul(1_000_000);
-                let taken_back = state.take_back(&self.issuer_secret, *node, now_us)?;
-                casts.extend(taken_back);
+                // It is off the list in any case.
+                casts.extend(state.take_back(&self.issuer_secret, *node, now_us).ok().flatten());
             }
             Ok(())
         })?;

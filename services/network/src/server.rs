@@ -41,6 +41,8 @@ const LIFETIME_S: u64 = 3600;
 /// How long a change of the list waits for the services to say that they know.
 pub(crate) const HEARD_WAIT: Duration = Duration::from_secs(2);
 const HEARD_LOOK: Duration = Duration::from_millis(5);
+/// Peers in one answer, as long as there are no more in this node's own list and among those that it lets in.
+const MAX_LISTED: usize = 4096;
 /// The longest chain that is taken: two certificates.
 const MAX_CHAIN: u32 = 2;
 
@@ -99,6 +101,11 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some(kept) => State::restore(vat.node(), own, kept, &|key| load_votes(directory, key))?,
         None => State::new(vat.node(), own),
     };
+    let kept_votes = state.members().digests().filter_map(|(voter, digest)| {
+        let voting = state.members().voting()?;
+        Some((voting.voters.get(&voter)?.key, digest))
+    });
+    let kept_votes = kept_votes.collect();
     let service = Rc::new(NetworkService {
         vat,
         record,
@@ -121,9 +128,10 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         ticks: RefCell::default(),
         speaking: RefCell::default(),
         members: RefCell::default(),
-        kept_votes: RefCell::default(),
+        kept_votes: RefCell::new(kept_votes),
         asking: RefCell::default(),
         told: RefCell::default(),
+        is_unsaved: Cell::new(false),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
@@ -196,6 +204,8 @@ pub(crate) struct NetworkService {
     pub(crate) kept_votes: RefCell<BTreeMap<HolderKey, [u8; 32]>>,
     /// Those who are being asked for what this node has not heard, and until when the others are not asked again.
     pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
+    /// Whether a configuration is followed that is not on disk.
+    pub(crate) is_unsaved: Cell<bool>,
     /// How often votes of each voter were told lately.
     pub(crate) told: RefCell<Asked<NodeId>>,
 }
@@ -558,7 +568,14 @@ impl network::Server for NetworkServer {
         let standings = state.members().standings();
         let spoken_of = standings.keys().filter(|node| **node != self.service.vat.node());
         let spoken_of = spoken_of.map(|node| Peer::Node(*node));
-        let known: BTreeSet<Peer> = state.peers().keys().cloned().chain(spoken_of).collect();
+        // Those of whom it matters, if voters speak of too many for one answer.
+        let mut known: BTreeSet<Peer> = state.peers().keys().cloned().collect();
+        known.extend(nodes.keys().map(|node| Peer::Node(*node)));
+        for peer in spoken_of {
+            if known.len() < MAX_LISTED {
+                known.insert(peer);
+            }
+        }
         let mut list = reply.init_peers(known.len() as u32);
         for (index, peer) in (0..).zip(&known) {
             let mut entry = list.reborrow().get(index);
@@ -573,11 +590,9 @@ impl network::Server for NetworkServer {
             if let Peer::Node(node) = peer
                 && let Some(standing) = standings.get(node)
             {
-                let names = |nodes: &BTreeSet<NodeId>| -> Vec<String> {
-                    nodes.iter().map(|node| Peer::Node(*node).to_string()).collect()
-                };
-                entry.set_admit(names(&standing.admit).as_slice())?;
-                entry.set_remove(names(&standing.remove).as_slice())?;
+                entry.set_admit(standing.admit.len() as u32);
+                entry.set_remove(standing.remove.len() as u32);
+                entry.set_put_out(state.is_banned(*node));
             }
             let now_ms = self.service.clock_ms();
             let alive = self.service.alive.borrow();

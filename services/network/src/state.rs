@@ -317,6 +317,11 @@ impl State {
         late
     }
 
+    /// Whether this node's operator has put it out.
+    pub(crate) fn is_banned(&self, node: NodeId) -> bool {
+        self.banned.contains(&node)
+    }
+
     /// Whether somebody was invited and has not come in time.
     pub(crate) fn has_late(&self, now_s: u64) -> bool {
         self.invited.values().any(|until_s| *until_s <= now_s)
@@ -518,12 +523,16 @@ impl State {
             && *node != self.node
             && (found || self.members.voting().is_some())
         {
-            if self.banned.len() >= MAX_PEERS && !self.banned.contains(node) {
-                return Err(Fault::malformed(format!("a node has put out {MAX_PEERS} at most")));
-            }
-            // Whoever votes for it, now or later.
+            // Whoever votes for it, now or later. If they are too many, one is forgotten that nobody wants.
             found = true;
             self.banned.insert(*node);
+            if self.banned.len() > MAX_PEERS {
+                let unwanted = |banned: &&NodeId| {
+                    *banned != node && self.members.standing(**banned).admit.is_empty()
+                };
+                let unwanted = self.banned.iter().find(unwanted).copied();
+                unwanted.map(|unwanted| self.banned.remove(&unwanted));
+            }
         }
         found.then_some(()).ok_or_else(|| Fault::not_found(format!("{peer} is no peer")))
     }
@@ -817,7 +826,7 @@ mod tests {
         admit: u32,
     ) -> Signed {
         let voter = |(node, key): &(NodeId, u8)| {
-            (*node, distos_membership::Voter { key: secret(*key).key(), since: 1 })
+            (*node, distos_membership::Voter { key: secret(*key).key(), since: number.min(1) })
         };
         let voters = voters.iter().map(voter).collect();
         let voting = Some(distos_membership::Voting { voters, admit, remove: 1 });

@@ -106,20 +106,30 @@ impl NetworkService {
 
     /// Takes votes that came from somewhere: what follows from them has its effect at once.
     pub(crate) fn hear_votes(&self, casts: Vec<Cast>) -> Result<(), Fault> {
-        let before = self.let_in();
-        let (new, wrong) = self.state.borrow_mut().take(casts);
-        if new > 0 {
-            self.follow(&before)?;
-        }
+        let (_, wrong) = self.follow(casts);
+        // Also what was heard before, if there was no room for it then.
+        self.save_votes()?;
         wrong.map_or(Ok(()), Err)
     }
 
-    /// Puts into effect what was heard, and then on disk.
-    fn follow(&self, before: &BTreeSet<NodeId>) -> Result<(), Fault> {
-        if self.report_changes(before) {
+    /// Puts into effect what was heard; how many votes are new, and what is wrong with one of the others.
+    fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
+        let before = self.let_in();
+        let taken = self.state.borrow_mut().take(casts);
+        if taken.0 > 0 && self.report_changes(&before) {
             self.tell();
         }
-        self.save_votes()
+        taken
+    }
+
+    /// Puts on disk what did not get there before, or tries again later.
+    pub(crate) fn save_if_not(&self) {
+        if self.is_unsaved.get() {
+            match self.save() {
+                Ok(()) => self.is_unsaved.set(false),
+                Err(fault) => tracing::error!(%fault, "a configuration is not on disk"),
+            }
+        }
     }
 
     /// Takes a configuration that came from another node.
@@ -136,8 +146,8 @@ impl NetworkService {
             self.tell();
             self.configured(number);
             // It holds whether or not there is room on the disk: whom it leaves out does not come back for that.
-            self.save()
-                .unwrap_or_else(|fault| tracing::error!(%fault, "a configuration is not on disk"));
+            self.is_unsaved.set(true);
+            self.save_if_not();
         }
         Ok(())
     }
@@ -156,7 +166,8 @@ impl NetworkService {
         let Some(body) = body else { return Vec::new() };
         let nodes = self.state.borrow().reachable(self.now_s());
         // Those of whom it is not known where they are, too.
-        let mut unheard = self.let_in();
+        let mut unheard: BTreeSet<NodeId> =
+            self.state.borrow().watched(self.now_s()).into_iter().collect();
         let said = nodes.into_iter().map(|node| {
             let (service, body) = (self.clone(), body.clone());
             // Who takes longer hears it all the same.
@@ -196,8 +207,12 @@ impl NetworkService {
         asking.insert(node, None);
         let (service, number) = (self.clone(), theirs.configuration);
         tokio::task::spawn_local(async move {
+            let begun_ms = service.clock_ms();
             let caught_up = service.catch_up(node, number).await;
-            let wait_ms = if caught_up.is_ok() { ASK_AGAIN_MS } else { ASK_AGAIN_IN_VAIN_MS };
+            let least_ms = if caught_up.is_ok() { ASK_AGAIN_MS } else { ASK_AGAIN_IN_VAIN_MS };
+            // Who takes long has a smaller share of the places.
+            let took_ms = service.clock_ms().saturating_sub(begun_ms);
+            let wait_ms = least_ms.max(took_ms.saturating_mul(12));
             if let Err(fault) = caught_up {
                 tracing::warn!(%node, %fault, "a node did not say what this one has not heard");
             }
@@ -209,7 +224,6 @@ impl NetworkService {
 
     /// Asks a node for what this one has not heard. What it has said counts, however that ends.
     async fn catch_up(self: &Rc<Self>, node: NodeId, number: u64) -> Result<(), Fault> {
-        let (before, mut new) = (self.let_in(), 0);
         let asked = self.with_member(node, async |member: member::Client| {
             if number >= self.state.borrow().members().number() {
                 let answer = member.configuration_request().send().promise.await;
@@ -223,15 +237,13 @@ impl NetworkService {
             Ok(member)
         });
         let member = asked.await?;
-        let asked = tokio::time::timeout(PAGES_WAIT, self.ask_votes(&member, &mut new)).await;
-        if new > 0 {
-            self.follow(&before)?;
-        }
+        let asked = tokio::time::timeout(PAGES_WAIT, self.ask_votes(&member)).await;
+        self.save_votes()?;
         asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
     }
 
-    /// Takes all votes that a node has and this one has not, page by page, and counts them.
-    async fn ask_votes(&self, member: &member::Client, new: &mut usize) -> Result<(), Fault> {
+    /// Takes all votes that a node has and this one has not, page by page.
+    async fn ask_votes(&self, member: &member::Client) -> Result<(), Fault> {
         let heard: Vec<_> = self.state.borrow().members().digests().collect();
         let (mut after, mut wrong) = (None, None);
         loop {
@@ -248,9 +260,7 @@ impl NetworkService {
             let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
             let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
             // What is wrong with one vote says nothing about the others.
-            let (taken, fault) = self.state.borrow_mut().take(casts);
-            *new += taken;
-            wrong = wrong.or(fault);
+            wrong = wrong.or(self.follow(casts).1);
             match next {
                 None => return wrong.map_or(Ok(()), Err),
                 // The pages come to an end.

@@ -373,7 +373,10 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
     }
     let lost = ["cluster", "configure", "--require-hybrid", "--number", "2", "--out", "lost.json"];
     assert_eq!(desk.run(&lost).code, MALFORMED);
-    desk.ok(&["cluster", "configure", "--voter", &voters[0], "--require-hybrid"]);
+    // Nor is the number of votes: two do not come from one voter.
+    let one_voter = ["cluster", "configure", "--voter", &voters[0], "--require-hybrid"];
+    assert_eq!(desk.run(&one_voter).code, MALFORMED);
+    desk.ok(&[&one_voter[..], &["--admit", "1"]].concat());
     one.node.ok(&["network", "configure", &file]);
     fs::write(desk.path("older.json"), older).unwrap();
     let told = one.node.refused(&["network", "configure", &desk.text("older.json")], MALFORMED);
@@ -390,8 +393,46 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
         let peers = two.node.json(&["peers", "list"]);
         let peers = peers["peers"].as_array().unwrap();
         let found = peers.iter().find(|one| one["name"] == stranger)?;
-        (found["admit"].as_array().unwrap().len() == 1).then(|| assert_eq!(found["let_in"], false))
+        (found["admit"] == 1 && found["put_out"] == true)
+            .then(|| assert_eq!(found["let_in"], false))
     });
+}
+
+/// Whom all had let in stays let in when the cluster begins to vote: what services are told is what the list says.
+#[test]
+fn whoever_all_had_let_in_is_reached_on_when_the_cluster_begins_to_vote() {
+    let desk = Desk::new();
+    let (one, two) = two(&desk, 3600);
+    let third = Member::join(&desk, 3600);
+    for voter in [&one, &two] {
+        acquaint(voter, &third);
+    }
+    let key = |member: &Member| {
+        let status = member.node.json(&["network", "status"]);
+        format!("node/{}={}", member.number, status["issuer_key"].as_str().unwrap())
+    };
+    let voters = [key(&one), key(&two)];
+    desk.ok(&["cluster", "configure", "--voter", &voters[0], "--voter", &voters[1]]);
+    one.node.ok(&["network", "configure", &desk.text("configuration.json")]);
+    let all = [&one, &two, &third];
+    let pairs = || all.iter().flat_map(|at| all.iter().map(move |peer| (at, peer)));
+    let others = || pairs().filter(|(at, peer)| at.number != peer.number);
+    eventually("all go by it, and let one another in", VOUCHED, || {
+        let number = |at: &Member| {
+            at.node.json(&["network", "status"])["configuration"]["number"].as_u64() == Some(1)
+        };
+        let done = all.iter().all(|at| number(at)) && others().all(|(at, peer)| lets_in(at, peer));
+        done.then_some(())
+    });
+    // Not only in the list: each hears each again, after two heartbeats would have been missed.
+    std::thread::sleep(Duration::from_secs(11));
+    for (at, peer) in others() {
+        let name = format!("node/{}", peer.number);
+        let peers = at.node.json(&["peers", "list"]);
+        let found = peers["peers"].as_array().unwrap().iter().find(|one| one["name"] == name);
+        let heard_ms = found.unwrap()["heard_ms"].as_u64().unwrap();
+        assert!(heard_ms < 10_000, "{} has not heard {name} for {heard_ms} ms", at.number);
+    }
 }
 
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.

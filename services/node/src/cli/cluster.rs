@@ -139,12 +139,12 @@ pub struct ConfigureArgs {
     /// A node that votes, and the key with which it signs its votes: once for each
     #[arg(long = "voter", value_name = "NODE=KEY")]
     voters: Vec<String>,
-    /// How many voters it takes to let a node in [default: more than half]
+    /// How many voters it takes to let a node in [default: as before, or more than half]
     #[arg(long, value_name = "VOTES", requires = "voters")]
     admit: Option<u32>,
-    /// How many voters it takes to put a node out
-    #[arg(long, value_name = "VOTES", default_value_t = 1, requires = "voters")]
-    remove: u32,
+    /// How many voters it takes to put a node out [default: as before, or one]
+    #[arg(long, value_name = "VOTES", requires = "voters")]
+    remove: Option<u32>,
     /// No connection whose keys were not agreed on with ML-KEM, which holds against quantum computers
     #[arg(long)]
     require_hybrid: bool,
@@ -327,8 +327,9 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
     }
     let before = before.filter(|_| !args.anew);
     may_follow(args, number, before.as_ref()).map_err(|fault| named(&args.out, fault))?;
-    let known = before.and_then(|before| before.voting).map(|voting| voting.voters);
-    let known = known.unwrap_or_default();
+    let before = before.and_then(|before| before.voting);
+    let (admit, remove) = (before.as_ref().map(|v| v.admit), before.as_ref().map(|v| v.remove));
+    let known = before.map(|voting| voting.voters).unwrap_or_default();
     let mut voters = std::collections::BTreeMap::new();
     for voter in &args.voters {
         let Some((Ok(Peer::Node(node)), key)) =
@@ -345,8 +346,8 @@ fn configure(args: &ConfigureArgs) -> Result<Report, Fault> {
         }
     }
     let voting = (!voters.is_empty()).then(|| Voting {
-        admit: args.admit.unwrap_or(voters.len() as u32 / 2 + 1),
-        remove: args.remove,
+        admit: args.admit.or(admit).unwrap_or(voters.len() as u32 / 2 + 1),
+        remove: args.remove.or(remove).unwrap_or(1),
         voters,
     });
     let key_exchange = match args.require_hybrid {

@@ -260,13 +260,17 @@ async fn listed(client: &network::Client) -> Result<Vec<Value>, Fault> {
     read(|| answer.get()?.get_peers()?.iter().map(peer_json).collect())
 }
 
-/// Who is for a node, and who is against it.
+/// How many are for a node, and how many against it.
 fn votes_text(peer: &Value) -> String {
-    let count = |key: &str| peer[key].as_array().map_or(0, Vec::len);
-    match (count("admit"), count("remove")) {
+    let count = |key: &str| peer[key].as_u64().unwrap_or(0);
+    let text = match (count("admit"), count("remove")) {
         (0, 0) => "nobody has voted".to_owned(),
         (admit, 0) => format!("{admit} for it"),
         (admit, remove) => format!("{admit} for it, {remove} against it"),
+    };
+    match peer["put_out"] == true {
+        true => format!("{text}; put out here"),
+        false => text,
     }
 }
 
@@ -428,13 +432,13 @@ fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
         "address": if address.is_empty() { Value::Null } else { address.into() },
         "invited_s": peer.get_invited_s(), "heard_ms": heard_ms, "suspect": peer.get_suspect(),
         "bundle": peer.get_bundle(), "let_in": peer.get_let_in(),
-        "admit": texts(peer.get_admit()?)?, "remove": texts(peer.get_remove()?)?,
+        "admit": peer.get_admit(), "remove": peer.get_remove(), "put_out": peer.get_put_out(),
     }))
 }
 
 /// Whether anybody votes on it.
 fn votes(peer: &Value) -> bool {
-    ["admit", "remove"].iter().any(|key| peer[*key].as_array().is_some_and(|list| !list.is_empty()))
+    ["admit", "remove"].iter().any(|key| peer[*key].as_u64().is_some_and(|count| count > 0))
 }
 
 fn peers_text(json: &Value) -> String {
