@@ -107,7 +107,7 @@ interface Member {
   tell @2 (statement :Data, signature :Data, chain :List(Data)) -> (configuration :UInt64, votes :Data);
   # What a node says and signs with the key of its network service's SVID (`chain`, DER, its own certificate
   # first), over whatever connection it comes: that it is there, or how it votes. Heard once, and only by whom it is
-  # for. The answer is what this node has: its configuration's number, and the digest of all votes that it has heard.
+  # for. The answer is what this node has: its configuration's number, and the digest of that and of all votes.
   # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
   # minutes), "unavailable" (it has to catch up first, or there was too much; it will ask), "malformed".
   configuration @3 () -> (configuration :Text);

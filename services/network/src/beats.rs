@@ -17,7 +17,7 @@ use crate::state::SERVICE;
 /// By how much a beat comes earlier or later, so that nodes that were started together do not all speak at once.
 const JITTER_MS: u64 = 500;
 /// The first byte of what a node says: that it is there. The numbers of its bundle and of its configuration
-/// follow (8 bytes each, big-endian), the digest of the votes that it has heard (32), and a vote with its
+/// follow (8 bytes each, big-endian), the digest of that and of the votes that it has heard (32), and a vote with its
 /// signature, if it has something to say about that.
 const BEAT: u8 = 1;
 

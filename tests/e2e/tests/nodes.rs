@@ -396,6 +396,12 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
         (found["admit"] == 1 && found["put_out"] == true)
             .then(|| assert_eq!(found["let_in"], false))
     });
+    // Whoever has not heard that a node was put out goes on letting it in: so it is named, and again when it is said again.
+    two.node.crash();
+    for _ in 0..2 {
+        let told = one.node.refused(&["peers", "remove", &stranger], UNAVAILABLE);
+        assert!(told.contains(&format!("node/{}", two.number)), "{told}");
+    }
 }
 
 /// Whom all had let in stays let in when the cluster begins to vote: what services are told is what the list says.
