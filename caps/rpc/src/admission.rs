@@ -31,6 +31,16 @@ const MOST_WORK: Duration = Duration::from_millis(10);
 /// comes byte by byte is no work that is waited for.
 const PROMPT_TURNS: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Turns in which so few bytes came, and left a message unfinished, are followed by pauses: the first
+/// few by none, as the network may cut a message anywhere, and then each by one twice as long as the
+/// last. A turn costs a vat that has nothing else to do a hundred times what a byte costs its sender.
+const FEW_BYTES: usize = 512;
+const PROMPT_DRIPS: u32 = 1;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// What is read of a stranger in one turn: a few dozen calls, in two parts at most, of which the
+/// second finds out that there is no more.
+const TURN_BYTES: usize = 4 << 10;
+const TURN_READS: u32 = 2;
 /// How often it is looked whether others wait.
 const LOOK: Duration = Duration::from_millis(500);
 /// Users whose books are kept; beyond it those who are not connected are forgotten.
@@ -49,6 +59,47 @@ pub enum Party {
     User(u32),
     /// Somebody whom a connection over the network has authenticated: the BLAKE3 hash of its name.
     Peer([u8; 32]),
+}
+
+/// What is known of a connection on which nothing was restored.
+#[derive(Default)]
+pub(crate) struct Stranger {
+    /// Whether something was: it is a holder's.
+    pub(crate) restored: Cell<bool>,
+    /// Answers that it waits for: presenting a capability may take the kernel a while.
+    pub(crate) asks: Cell<u32>,
+    /// What has been read in this turn.
+    reads: Cell<u32>,
+    bytes: Cell<usize>,
+    /// Whether a message was read to its end in this turn, and whether one has been begun and not ended.
+    ended: Cell<bool>,
+    amid: Cell<bool>,
+}
+
+impl Stranger {
+    fn begin_turn(&self) {
+        self.reads.set(0);
+        self.bytes.set(0);
+        self.ended.set(false);
+    }
+
+    /// How many bytes may still be read in this turn.
+    pub(crate) fn may_read(&self) -> usize {
+        if self.reads.get() >= TURN_READS { 0 } else { TURN_BYTES - self.bytes.get() }
+    }
+
+    /// That so much was read, whether a message ended there, and whether one is unfinished.
+    pub(crate) fn has_read(&self, bytes: usize, ended: bool, amid: bool) {
+        self.reads.set(self.reads.get() + 1);
+        self.bytes.set((self.bytes.get() + bytes).min(TURN_BYTES));
+        self.ended.set(self.ended.get() || ended);
+        self.amid.set(amid);
+    }
+
+    /// Whether this turn was for next to nothing: a message that comes byte by byte.
+    fn dripped(&self) -> bool {
+        (1..FEW_BYTES).contains(&self.bytes.get()) && self.amid.get() && !self.ended.get()
+    }
 }
 
 /// Strangers of one party.
@@ -119,24 +170,25 @@ pub(crate) struct Place {
 
 impl Place {
     /// Drives what `start` makes to its end: as a stranger, in turns that its user's share pays
-    /// for, until `restored` says that it is a holder. `None` if it has to go: it restored nothing in
+    /// for, until it has restored something. `None` if it has to go: it restored nothing in
     /// time, or not soon enough for those who wait. Time does not count while it waits for its turn, or
-    /// for an answer to what it `asks`.
+    /// for an answer to what it asks.
     pub(crate) async fn drive<F: Future>(
         &self,
-        restored: &Cell<bool>,
-        asks: &Cell<u32>,
+        stranger: &Stranger,
         start: impl FnOnce() -> F,
     ) -> Option<F::Output> {
+        let Stranger { restored, asks, .. } = stranger;
         let seat = self.seat().await;
         let turn = self.turn().await;
         let begun = thread_time();
         let mut system = Some(Box::pin(start()));
         let (mut paid, mut silent) = (Duration::ZERO, Duration::ZERO);
         let mut turn = Some((turn, begun));
-        let mut turns = 0;
+        let (mut turns, mut drips) = (0, 0);
         loop {
             let mut output = None;
+            stranger.begin_turn();
             if let (Some((turn, begun)), Some(running)) = (turn.take(), &mut system) {
                 if let Poll::Ready(ended) = poll_once(running.as_mut()).await {
                     output = Some(ended);
@@ -162,14 +214,16 @@ impl Place {
             if paid >= MOST_WORK && asks.get() == 0 && self.makes_room() {
                 return None;
             }
+            drips = if stranger.dripped() { drips + 1 } else { 0 };
             silent += self.woken(silent, asks).await?;
             turns += 1;
             if let Some(socket) = &self.socket {
                 socket.hush();
             }
-            if turns > PROMPT_TURNS && asks.get() == 0 {
-                tokio::time::sleep(PAUSE).await;
-                silent += PAUSE;
+            let pause = if asks.get() == 0 { pause(turns, drips) } else { Duration::ZERO };
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+                silent += pause;
                 if self.is_late(silent) {
                     return None;
                 }
@@ -263,6 +317,15 @@ impl Place {
     }
 }
 
+/// Before a stranger's next turn, after so many, of which the last `drips` were for next to nothing.
+fn pause(turns: u32, drips: u32) -> Duration {
+    let dripping = match drips.checked_sub(PROMPT_DRIPS + 1) {
+        None => Duration::ZERO,
+        Some(again) => PAUSE.saturating_mul(1 << again.min(16)).min(LONGEST_PAUSE),
+    };
+    if turns > PROMPT_TURNS { dripping.max(PAUSE) } else { dripping }
+}
+
 /// Polls a future once, for the waker of the task that waits for it.
 async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
@@ -319,9 +382,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
-            let (done, stranger, asks) = (Cell::new(0), Cell::new(false), Cell::new(0));
+            let (done, stranger) = (Cell::new(0), Stranger::default());
             let places: Vec<_> = (0..8).map(|_| admission.place(Party::User(1000), None)).collect();
-            let flood = places.iter().map(|place| place.drive(&stranger, &asks, || busy(&done)));
+            let flood = places.iter().map(|place| place.drive(&stranger, || busy(&done)));
             let begun = Instant::now();
             let end = tokio::time::sleep(200 * MS);
             tokio::select! {
@@ -334,23 +397,48 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_comes_byte_by_byte_takes_few_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let admission = Rc::new(Admission::new(STRANGERS_PART));
+            let turns_of = async |bytes: usize, ended: bool| {
+                let (stranger, turns) = (Stranger::default(), Cell::new(0));
+                let place = admission.place(Party::User(1000), None);
+                let work = || async {
+                    loop {
+                        stranger.has_read(bytes, ended, true);
+                        turns.set(turns.get() + 1);
+                        tokio::time::sleep(MS).await;
+                    }
+                };
+                let work = place.drive::<_>(&stranger, work);
+                let _: Result<Option<()>, _> = tokio::time::timeout(500 * MS, work).await;
+                turns.get()
+            };
+            assert!(turns_of(1, false).await <= 5, "byte by byte");
+            let others = [turns_of(1, true).await, turns_of(FEW_BYTES, false).await];
+            assert!(others.iter().all(|turns| *turns > PROMPT_TURNS as usize), "{others:?}");
+        });
+    }
+
+    #[test]
     fn who_restored_something_is_no_longer_held_back() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
-            let restored = Cell::new(false);
+            let stranger = Stranger::default();
             let place = admission.place(Party::User(1000), None);
             place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST * 2);
             let turns = Cell::new(0);
             let work = || async {
-                restored.set(true);
+                stranger.restored.set(true);
                 for _ in 0..100 {
                     turns.set(turns.get() + 1);
                     place.user.budget.borrow_mut().spend(admission.now(), STRANGERS_MOST);
                     tokio::task::yield_now().await;
                 }
             };
-            place.drive(&restored, &Cell::new(0), work).await;
+            place.drive(&stranger, work).await;
             assert_eq!(turns.get(), 100);
         });
     }
@@ -362,15 +450,15 @@ mod tests {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
             let begun = Instant::now();
             for _ in 0..100 {
-                let restored = Cell::new(false);
+                let stranger = Stranger::default();
                 let place = admission.place(Party::User(1000), None);
                 let work = || async {
                     let begun = thread_time();
                     while thread_time() - begun < MS / 4 {}
                     tokio::task::yield_now().await;
-                    restored.set(true);
+                    stranger.restored.set(true);
                 };
-                place.drive(&restored, &Cell::new(0), work).await;
+                place.drive(&stranger, work).await;
             }
             // As strangers, for 25 ms of work they would have waited for some 700.
             assert!(begun.elapsed() < 400 * MS, "{:?}", begun.elapsed());
@@ -382,17 +470,16 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let admission = Rc::new(Admission::new(STRANGERS_PART));
-            let (stranger, asks) = (Cell::new(false), Cell::new(0));
+            let stranger = Stranger::default();
             let places: Vec<_> = (0..MAX_STRANGERS_OF_A_USER)
                 .map(|_| admission.place(Party::User(1000), None))
                 .collect();
-            let silent =
-                places.iter().map(|place| place.drive(&stranger, &asks, std::future::pending));
+            let silent = places.iter().map(|place| place.drive(&stranger, std::future::pending));
             let mut silent: futures::stream::FuturesUnordered<_> = silent.collect();
             let alone = tokio::time::timeout(SEAT + SEAT / 4, silent.next()).await;
             assert!(alone.is_err(), "nobody waits, so nobody has to go");
             let next = admission.place(Party::User(1000), None);
-            let spoken = next.drive(&stranger, &asks, || async { "a word" });
+            let spoken = next.drive(&stranger, || async { "a word" });
             let (gone, spoken) = futures::join!(silent.next(), spoken);
             assert_eq!((gone, spoken), (Some(None::<()>), Some("a word")));
             let others = tokio::time::timeout(SEAT, silent.next()).await;

@@ -9,6 +9,7 @@ use distos_abi::{CapId, Fault, SessionId, TenantId};
 use distos_schemas::capability_capnp::{capability, door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
 
+use crate::admission::Stranger;
 use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
 use crate::gift;
@@ -28,10 +29,8 @@ pub(crate) struct Door {
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
     /// How often a capability was presented.
     pub(crate) restores: Rc<Cell<u32>>,
-    /// Whether anything was restored: a connection on which nothing is does not stay.
-    pub(crate) restored: Rc<Cell<bool>>,
-    /// What was asked of the kernel and not answered yet.
-    pub(crate) asks: Rc<Cell<u32>>,
+    /// Told of what is restored: a connection on which nothing is does not stay.
+    pub(crate) stranger: Rc<Stranger>,
 }
 
 impl door::Server for Door {
@@ -71,7 +70,7 @@ impl door::Server for Door {
             }
         };
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
-        self.restored.set(true);
+        self.stranger.restored.set(true);
         facet.reply(&mut results).set_cap(FromClientHook::new(hook));
         Ok(())
     }
@@ -92,7 +91,7 @@ impl door::Server for Door {
             }
         };
         let (facet, object) = taken;
-        self.restored.set(true);
+        self.stranger.restored.set(true);
         let who = self.peer.as_deref().unwrap_or_default();
         let detail = format!("{who} has taken what was given to it");
         self.vat.report("handoff", facet.tenant(), facet.cap_id(), detail);
@@ -122,9 +121,9 @@ impl Door {
         self.ask_once_more()?;
         let none = || Fault::not_found("nothing is left here for whoever has shown no SVID");
         let receiver = gift::receiver_of(self.peer.as_deref().ok_or_else(none)?)?;
-        self.asks.set(self.asks.get() + 1);
+        self.stranger.asks.set(self.stranger.asks.get() + 1);
         let taken = gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await;
-        self.asks.set(self.asks.get() - 1);
+        self.stranger.asks.set(self.stranger.asks.get() - 1);
         taken
     }
 
@@ -166,9 +165,9 @@ impl Door {
         let mut request = self.vat.kernel()?.redeem_request();
         request.get().set_chain(bytes);
         request.get().set_session(self.session.0);
-        self.asks.set(self.asks.get() + 1);
+        self.stranger.asks.set(self.stranger.asks.get() + 1);
         let response = request.send().promise.await;
-        self.asks.set(self.asks.get() - 1);
+        self.stranger.asks.set(self.stranger.asks.get() - 1);
         let response = response.map_err(|e| fault_of(&e))?;
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
         // A chain that decodes has at least its root.

@@ -27,7 +27,7 @@ const MAX_CONNECTIONS_OF_A_USER: usize = 192;
 const REFUSALS: Rate = Rate { part: 12, most: Duration::from_micros(10) };
 /// The longest that nobody is let in. Some refusals are dear, such as those that wake a sleeping
 /// processor for the client; they are not paid for in full.
-const LONGEST_PAUSE: Duration = Duration::from_micros(300);
+const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 /// Connections that may wait for their turn, and while others are turned away (one): whoever comes
 /// next then waits behind few.
 const BACKLOG: i32 = 128;

@@ -5,7 +5,7 @@
 //! as 32-bit little-endian numbers padded to a whole word; and then the segments
 //! (<https://capnproto.org/encoding.html#serialization-over-a-stream>).
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -13,6 +13,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use futures::AsyncRead;
+
+use crate::admission::Stranger;
 
 /// Most segments of a message: what the reader behind accepts.
 const MAX_SEGMENTS: u32 = 512;
@@ -27,22 +29,19 @@ pub(crate) struct Longest {
     pub(crate) words: u64,
     /// Until the other side has shown that it holds a capability here. What a stranger announces
     /// takes memory and time from everybody, and a certificate chain is short.
-    pub(crate) restored: Option<Rc<Cell<bool>>>,
+    pub(crate) stranger: Option<Rc<Stranger>>,
 }
 
 /// The longest message of a stranger.
 const STRANGERS_WORDS: u64 = (64 << 10) / 8;
 
-/// What is read of a stranger at one time: a few dozen calls.
-const STRANGERS_READ: usize = 4 << 10;
-
 impl Longest {
     fn words(&self) -> u64 {
-        if self.is_of_a_stranger() { self.words.min(STRANGERS_WORDS) } else { self.words }
+        if self.of_a_stranger().is_some() { self.words.min(STRANGERS_WORDS) } else { self.words }
     }
 
-    fn is_of_a_stranger(&self) -> bool {
-        self.restored.as_ref().is_some_and(|restored| !restored.get())
+    fn of_a_stranger(&self) -> Option<&Stranger> {
+        self.stranger.as_deref().filter(|stranger| !stranger.restored.get())
     }
 }
 
@@ -50,14 +49,12 @@ impl Longest {
 pub(crate) struct Framed<R> {
     inner: R,
     frames: Frames,
-    /// Whether others had their turn since something was read.
-    paused: bool,
 }
 
 impl<R> Framed<R> {
     pub(crate) fn new(inner: R, longest: Longest, lengths: Lengths) -> Framed<R> {
         let frames = Frames { longest, lengths, at: At::Table(Table::default()) };
-        Framed { inner, frames, paused: true }
+        Framed { inner, frames }
     }
 }
 
@@ -67,21 +64,23 @@ impl<R: AsyncRead + Unpin> AsyncRead for Framed<R> {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Framed { inner, frames, paused } = &mut *self;
+        let Framed { inner, frames } = &mut *self;
         let mut most = buffer.len();
-        if frames.longest.is_of_a_stranger() {
+        if let Some(stranger) = frames.longest.of_a_stranger() {
+            most = most.min(stranger.may_read());
             // However much a stranger has sent, others have their turn in between.
-            if !std::mem::replace(paused, true) {
+            if most == 0 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            most = most.min(STRANGERS_READ);
         }
         let read = Pin::new(inner).poll_read(cx, &mut buffer[..most]);
         read.map(|read| {
-            *paused = false;
             let read = read?;
-            frames.take(&buffer[..read])?;
+            let ended = frames.take(&buffer[..read])?;
+            if let Some(stranger) = frames.longest.of_a_stranger() {
+                stranger.has_read(read, ended, frames.are_amid());
+            }
             Ok(read)
         })
     }
@@ -113,7 +112,17 @@ struct Table {
 }
 
 impl Frames {
-    fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Whether a message has been begun and not ended.
+    fn are_amid(&self) -> bool {
+        match &self.at {
+            At::Table(table) => table.have > 0 || table.left.is_some(),
+            At::Segments(_) => true,
+        }
+    }
+
+    /// Whether a message ended in these bytes.
+    fn take(&mut self, mut bytes: &[u8]) -> io::Result<bool> {
+        let mut ended = false;
         while !bytes.is_empty() {
             match &mut self.at {
                 At::Segments(left) => {
@@ -121,6 +130,7 @@ impl Frames {
                     *left -= passed;
                     bytes = &bytes[passed as usize..];
                     if *left == 0 {
+                        ended = true;
                         self.at = At::Table(Table::default());
                     }
                 }
@@ -134,6 +144,7 @@ impl Frames {
                         }
                         self.lengths.borrow_mut().push_back(words);
                         self.at = if words == 0 {
+                            ended = true;
                             At::Table(Table::default())
                         } else {
                             At::Segments(words * 8)
@@ -143,7 +154,7 @@ impl Frames {
                 }
             }
         }
-        Ok(())
+        Ok(ended)
     }
 }
 
@@ -188,7 +199,7 @@ mod tests {
 
     fn frames(max_words: u64) -> (Frames, Lengths) {
         let lengths = Lengths::default();
-        let longest = Longest { words: max_words, restored: None };
+        let longest = Longest { words: max_words, stranger: None };
         (Frames { longest, lengths: lengths.clone(), at: At::Table(Table::default()) }, lengths)
     }
 
@@ -206,7 +217,9 @@ mod tests {
         let stream: Vec<u8> = all.iter().flat_map(|segments| message(segments)).collect();
         for step in [1, 3, 7, 64, stream.len()] {
             let (mut frames, lengths) = frames(100);
-            stream.chunks(step).for_each(|bytes| frames.take(bytes).unwrap());
+            stream.chunks(step).for_each(|bytes| {
+                frames.take(bytes).unwrap();
+            });
             assert_eq!(*lengths.borrow(), [1, 5, 6, 0, 36]);
         }
     }
@@ -237,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_stranger_announces_no_long_message_and_a_holder_may() {
-        let restored = Rc::new(Cell::new(false));
-        let longest = || Longest { words: 100_000, restored: Some(restored.clone()) };
+        let stranger = Rc::new(Stranger::default());
+        let longest = || Longest { words: 100_000, stranger: Some(stranger.clone()) };
         let frames = || Frames {
             longest: longest(),
             lengths: Lengths::default(),
@@ -247,7 +260,7 @@ mod tests {
         let announced = |words: u32| [0, words].map(u32::to_le_bytes).concat();
         assert!(frames().take(&announced(8192)).is_ok(), "a chain does not get through");
         assert!(frames().take(&announced(8193)).is_err());
-        restored.set(true);
+        stranger.restored.set(true);
         assert!(frames().take(&announced(100_000)).is_ok());
         assert!(frames().take(&announced(100_001)).is_err());
     }

@@ -24,6 +24,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use crate::admission::Stranger;
 use crate::framing::{Framed, Lengths, Longest};
 
 /// A call or reply that moves 64 KiB, with its table and its first segment, passes in one system
@@ -146,7 +147,7 @@ where
     system(reader, writer, side, bootstrap, bounds, None, None)
 }
 
-/// `restored` tells, where there is a door, whether the other side holds a capability here.
+/// `stranger` tells, where there is a door, whether the other side holds a capability here.
 pub(crate) fn system<R, W>(
     reader: R,
     writer: W,
@@ -154,7 +155,7 @@ pub(crate) fn system<R, W>(
     bootstrap: Option<capnp::capability::Client>,
     bounds: Bounds,
     checker: Option<Rc<Checker>>,
-    restored: Option<Rc<Cell<bool>>>,
+    stranger: Option<Rc<Stranger>>,
 ) -> RpcSystem<Side>
 where
     R: AsyncRead + Unpin + 'static,
@@ -164,7 +165,7 @@ where
     // Reading a field again counts again, so this is several times what a message may hold.
     options.traversal_limit_in_words(Some(bounds.message_words * TRAVERSALS)).nesting_limit(32);
     let lengths = Lengths::default();
-    let longest = Longest { words: bounds.message_words as u64, restored };
+    let longest = Longest { words: bounds.message_words as u64, stranger };
     let reader = Framed::new(reader.compat(), longest, lengths.clone());
     let network = twoparty::VatNetwork::new(
         BufReader::with_capacity(BUFFER_BYTES, reader),

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::admission::{self, Admission, Party};
+use crate::admission::{self, Admission, Party, Stranger};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::borrowing::Borrowing;
 use crate::control::Control;
@@ -641,19 +641,17 @@ impl Vat {
     {
         let place = self.core.admission.place(party, socket);
         let session = self.next_session();
-        let (restored, restores) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
-        let asks = Rc::new(Cell::new(0));
+        let (stranger, restores) = (Rc::new(Stranger::default()), Rc::new(Cell::new(0)));
         let door = Door {
             vat: self.clone(),
             session,
             peer,
             nonce: Cell::new(None),
             restores: restores.clone(),
-            restored: restored.clone(),
-            asks: asks.clone(),
+            stranger: stranger.clone(),
         };
         let vat = self.clone();
-        let told = restored.clone();
+        let told = stranger.clone();
         let start = move || async move {
             let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
             let door = capnp::capability::Client::new(door.into_client_hook());
@@ -671,7 +669,7 @@ impl Vat {
             tokio::select! {
                 biased;
                 () = over => {}
-                served = place.drive(&restored, &asks, start) => {
+                served = place.drive(&stranger, start) => {
                     if served.is_none() {
                         tracing::info!("a connection that restores nothing is closed");
                     }

@@ -13,7 +13,7 @@ use crate::processors::{self, Stay};
 use crate::report::Figure;
 
 const WINDOW: Duration = Duration::from_secs(3);
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 7;
 /// Names the one attack that is measured, if not all are.
 const ONLY: &str = "DISTOS_ATTACK";
 
