@@ -35,6 +35,8 @@ struct Status {
   issues    @7 :Bool;            # Whether it signs for other nodes.
   services  @8 :List(Attending);
   configuration @9 :Text;        # The cluster's, as its root has signed it (JSON); empty without one.
+  tokenKey  @10 :Data;           # The key with which it signs tokens for tenants' agents (P-256, compressed).
+  tokens    @11 :Bool;           # Whether the bundle names that key, so that others take such tokens.
 }
 
 interface Network extends(Cap.Capability) {
@@ -70,6 +72,23 @@ interface Network extends(Cap.Capability) {
   # Needs "admin". Durable. Goes by this configuration of the cluster (JSON) from now on, and tells others of it.
   # `out` are the nodes that this one let in before and does not any more. Fails: "unauthenticated" (no root of the
   # cluster has signed it), "malformed" (it is older than the present one).
+  agents @9 (tenant :Text) -> (agents :Agents, chain :Data);
+  # Needs "admin". Durable. The power to be one of this tenant's agents, to be handed to it; `chain` is the same as
+  # bytes, for the key of whoever asks. Revoking the capability by which this was called ends it.
+}
+
+interface Agents extends(Cap.Capability) {
+  # The power to be one of a tenant's agents: each by the key with which it holds this, which restoring it has
+  # shown. Whoever passes it on makes another agent of the same tenant, and can take that back: what was signed
+  # until then holds until its time is over.
+
+  sign @0 () -> (id :Text, chain :List(Data), bundle :Text);
+  # Needs "read". An SVID for this key (DER, its own certificate first), and the cluster's bundle. It holds no longer
+  # than this capability. Fails: "unavailable" (this node is in no cluster, or no issuer).
+  token @1 (audiences :List(Text)) -> (id :Text, token :Text, untilS :UInt64);
+  # Needs "create". A JWT SVID, for those that go by these names. Whoever sees it can show it to them until its time
+  # is over, in seconds since the Unix epoch: in five minutes. Fails: "unavailable" (in no cluster, or the bundle does not name
+  # this node's key for tokens), "malformed" (it would be for nobody, or for too many).
 }
 
 interface Credentials extends(Cap.Capability) {

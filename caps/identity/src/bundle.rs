@@ -1,4 +1,4 @@
-//! What one has to know in order to check a cluster's SVIDs: its root certificates.
+//! What one has to know in order to check a cluster's SVIDs: its root certificates, and the keys that sign tokens.
 //!
 //! Source: the SPIFFE Trust Domain and Bundle standard, section 4: a JSON web key set.
 
@@ -8,21 +8,27 @@ use distos_abi::{Fault, HolderKey};
 use serde::{Deserialize, Serialize};
 
 use crate::id::ClusterName;
-use crate::profile::{self, RootFacts};
+use crate::profile::{self, Home, RootFacts};
+use crate::token::{TokenAuthority, TokenKey};
 
 /// The longest bundle that is read, in bytes.
 pub const MAX_BUNDLE_BYTES: usize = 64 * 1024;
 /// Roots of one cluster: one, and those that follow it or that it follows.
 const MAX_ROOTS: usize = 8;
+/// Keys that sign tokens.
+const MAX_AUTHORITIES: usize = 128;
 /// What a key is for.
 const X509_USE: &str = "x509-svid";
+const JWT_USE: &str = "jwt-svid";
+const JWT_KEY: (&str, &str) = ("EC", "P-256");
 
-/// A cluster's roots.
+/// A cluster's roots, and whose tokens its members take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     cluster: ClusterName,
     sequence: u64,
     roots: Vec<(Vec<u8>, RootFacts)>,
+    authorities: Vec<TokenAuthority>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +48,14 @@ struct Jwk {
     #[serde(skip_serializing_if = "Option::is_none")]
     x: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    y: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     x5c: Option<Vec<String>>,
+    /// Of a key that signs tokens: where it is, if on a node. Not of the standard: others do not look at it.
+    #[serde(rename = "distos_home", skip_serializing_if = "Option::is_none")]
+    home: Option<String>,
 }
 
 impl Bundle {
@@ -62,7 +75,7 @@ impl Bundle {
         if read.iter().any(|(_, facts)| facts.cluster != cluster) {
             return Err(Fault::malformed("the bundle's roots are of several clusters"));
         }
-        Ok(Bundle { cluster, sequence, roots: read })
+        Ok(Bundle { cluster, sequence, roots: read, authorities: Vec::new() })
     }
 
     /// Reads a bundle's JSON. Keys for other uses are left out, as the standard has it.
@@ -83,7 +96,49 @@ impl Bundle {
                 Fault::malformed("a key in the bundle has not one certificate in x5c")
             })?);
         }
-        Bundle::new(roots, set.sequence)
+        let authority = |key: &Jwk| {
+            token_authority(key).ok_or_else(|| {
+                Fault::malformed("a key for tokens in the bundle is not one of P-256")
+            })
+        };
+        let tokens = set.keys.iter().filter(|key| key.usage == JWT_USE);
+        tokens
+            .map(authority)
+            .try_fold(Bundle::new(roots, set.sequence)?, |bundle, one| bundle.with_authority(one?))
+    }
+
+    /// The same, with one more whose tokens are taken. [`Fault::Exists`] if its key is there.
+    pub fn with_authority(mut self, authority: TokenAuthority) -> Result<Bundle, Fault> {
+        if self.authorities.iter().any(|one| one.key == authority.key) {
+            return Err(Fault::Exists("this key for tokens is in the bundle".into()));
+        }
+        if self.authorities.len() >= MAX_AUTHORITIES {
+            let why = format!("a bundle has {MAX_AUTHORITIES} keys for tokens at most");
+            return Err(Fault::malformed(why));
+        }
+        self.authorities.push(authority);
+        Ok(self)
+    }
+
+    /// The same, in its `sequence`-th version.
+    #[must_use]
+    pub fn numbered(self, sequence: u64) -> Bundle {
+        Bundle { sequence, ..self }
+    }
+
+    /// Whose tokens are taken.
+    pub fn authorities(&self) -> &[TokenAuthority] {
+        &self.authorities
+    }
+
+    /// The one whose key has this name.
+    pub(crate) fn authority(&self, id: &str) -> Option<&TokenAuthority> {
+        self.authorities.iter().find(|one| one.key.id() == id)
+    }
+
+    /// The keys for tokens alone, as other programs want them: a JSON web key set.
+    pub fn to_jwks(&self) -> String {
+        json(self.authorities.iter().filter_map(token_jwk).collect(), self.sequence)
     }
 
     /// The bundle as JSON.
@@ -93,12 +148,13 @@ impl Bundle {
             usage: X509_USE.into(),
             crv: Some("Ed25519".into()),
             x: Some(URL_SAFE_NO_PAD.encode(facts.facts.key.0)),
+            y: None,
+            kid: None,
             x5c: Some(vec![STANDARD.encode(der)]),
+            home: None,
         };
-        let set = KeySet { keys: self.roots.iter().map(key).collect(), sequence: self.sequence };
-        // Strings and numbers have a form in JSON.
-        let text = serde_json::to_string_pretty(&set).unwrap_or_default();
-        text + "\n"
+        let tokens = self.authorities.iter().filter_map(token_jwk);
+        json(self.roots.iter().map(key).chain(tokens).collect(), self.sequence)
     }
 
     /// The cluster.
@@ -132,6 +188,38 @@ impl Bundle {
         let held = self.roots.iter().filter(move |(_, facts)| holds(facts, now_s));
         held.map(|(der, facts)| (der.as_slice(), facts.facts.until_s))
     }
+}
+
+fn json(keys: Vec<Jwk>, sequence: u64) -> String {
+    // Strings and numbers have a form in JSON.
+    let text = serde_json::to_string_pretty(&KeySet { keys, sequence }).unwrap_or_default();
+    text + "\n"
+}
+
+/// Every key that is kept is a point with two coordinates.
+fn token_jwk(authority: &TokenAuthority) -> Option<Jwk> {
+    let (x, y) = authority.key.coordinates()?;
+    Some(Jwk {
+        kty: JWT_KEY.0.into(),
+        usage: JWT_USE.into(),
+        crv: Some(JWT_KEY.1.into()),
+        x: Some(URL_SAFE_NO_PAD.encode(x)),
+        y: Some(URL_SAFE_NO_PAD.encode(y)),
+        kid: Some(authority.key.id()),
+        x5c: None,
+        home: Some(authority.home.to_string()).filter(|_| authority.home != Home::Offline),
+    })
+}
+
+/// Its name follows from the key, whatever the bundle calls it.
+fn token_authority(key: &Jwk) -> Option<TokenAuthority> {
+    if (key.kty.as_str(), key.crv.as_deref()?) != JWT_KEY {
+        return None;
+    }
+    let number = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_deref()?).ok();
+    let point = TokenKey::at(&number(&key.x)?, &number(&key.y)?)?;
+    let home = key.home.as_deref().map_or(Some(Home::Offline), |home| home.parse().ok())?;
+    Some(TokenAuthority { key: point, home })
 }
 
 fn holds(root: &RootFacts, now_s: u64) -> bool {

@@ -1,4 +1,4 @@
-//! Who somebody is on the network: SPIFFE ids, X.509 SVIDs and who may issue them, trust bundles,
+//! Who somebody is on the network: SPIFFE ids, X.509 and JWT SVIDs and who may issue them, trust bundles,
 //! and `did:key`.
 //!
 //! A cluster has one **root**, an Ed25519 key that is kept offline. It certifies **issuers** and
@@ -21,6 +21,7 @@ mod profile;
 mod request;
 mod statement;
 mod svid;
+mod token;
 mod trust;
 
 pub use authority::{Issuer, Root, Serial, Validity};
@@ -32,4 +33,8 @@ pub use profile::{Home, key_of, since};
 pub use request::{prove, verify_proof};
 pub use statement::{DRIFT_US, Heard, MAX_STATEMENT_BYTES, Statement, Ticks};
 pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
+pub use token::{
+    MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME_S, Token, TokenAuthority, TokenKey, TokenRefusal,
+    TokenSecret,
+};
 pub use trust::{KeyExchange, Peer, Peers, Trust};

@@ -27,8 +27,10 @@ pub const NODE: Kind = Kind(10);
 pub const NETWORK: Kind = Kind(11);
 /// What a service needs to be reached over the network (root object of the network service, for services).
 pub const CREDENTIALS: Kind = Kind(12);
+/// The power to be one of a tenant's agents.
+pub const AGENTS: Kind = Kind(13);
 
-const NAMES: [(Kind, &str); 12] = [
+const NAMES: [(Kind, &str); 13] = [
     (REGIONS, "regions"),
     (REGION, "region"),
     (QUEUE, "queue"),
@@ -41,6 +43,7 @@ const NAMES: [(Kind, &str); 12] = [
     (NODE, "node"),
     (NETWORK, "network"),
     (CREDENTIALS, "credentials"),
+    (AGENTS, "agents"),
 ];
 
 /// The kind's name in images, capability files and `describe`; `unknown` if it has none.

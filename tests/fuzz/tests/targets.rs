@@ -30,6 +30,7 @@ targets!(
     renewal,
     statement,
     bundle,
+    token,
     configuration,
     vote,
     name,

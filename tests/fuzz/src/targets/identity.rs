@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use distos_abi::{NodeId, VatName};
 use distos_identity::{
     Bundle, ClusterName, Home, Identity, Invitation, Issuer, Peer, Root, Serial, SpiffeId,
-    Statement, Subject, TenantName, Usage, Validity, did, from_pem, to_pem,
+    Statement, Subject, TenantName, Token, TokenAuthority, TokenSecret, Usage, Validity, did,
+    from_pem, to_pem,
 };
 use distos_quic::renewal;
 use distos_types::HolderSecret;
@@ -53,8 +54,42 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         issuer.issue(&id, secret(3).key(), LONG, serial).unwrap()
     };
     let signed = subjects().map(issue).into();
-    World { bundle: Bundle::new(vec![own], 3).unwrap(), signed }
+    let authority = TokenAuthority { key: token_secret().key(), home: HOME };
+    let bundle = Bundle::new(vec![own], 3).unwrap().with_authority(authority).unwrap();
+    World { bundle, signed }
 });
+
+fn token_secret() -> TokenSecret {
+    TokenSecret::from_seed(&[8; 32]).unwrap()
+}
+
+/// Every token that was ever signed, and what it says.
+static TOKENS: LazyLock<Vec<(String, Token)>> = LazyLock::new(|| {
+    let token = |subject| {
+        let id = SpiffeId { cluster: cluster(), subject };
+        let validity = Validity { from_s: NOW_S, until_s: NOW_S + 300 };
+        let token = Token { id, audiences: vec!["shop".to_owned(), "other".to_owned()], validity };
+        (token.sign(&token_secret(), HOME).unwrap(), token)
+    };
+    subjects().map(token).into()
+});
+
+pub(super) fn token_seeds() -> Vec<(String, Vec<u8>)> {
+    let names = ["node", "service", "agent"];
+    names.iter().zip(&*TOKENS).map(|(name, (text, _))| seed(name, text.as_bytes())).collect()
+}
+
+/// Nobody becomes somebody by a token that says anything else than what was signed.
+pub(super) fn token(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(found) = Token::verify(text, &WORLD.bundle, "shop", NOW_S) {
+        // Of a signature of this kind there is a second one, which says the same.
+        let said = |text: &str| text.rsplit_once('.').map(|(said, _)| said.to_owned());
+        let signed = |(own, token): &(String, Token)| *token == found && said(own) == said(text);
+        assert!(TOKENS.iter().any(signed), "{found:?} is made up");
+    }
+    assert!(Token::verify(text, &WORLD.bundle, "shop", NOW_S + 301).is_err());
+}
 
 /// Two certificates, the first behind its length.
 fn presented(chain: &[Vec<u8>]) -> Vec<u8> {

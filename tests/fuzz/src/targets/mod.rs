@@ -56,6 +56,7 @@ pub const TARGETS: &[Target] = &[
         seeds: identity::bundle_seeds,
         max_bytes: 8_000,
     },
+    Target { name: "token", run: identity::token, seeds: identity::token_seeds, max_bytes: 2_000 },
     Target {
         name: "configuration",
         run: membership::configuration,
