@@ -3,7 +3,8 @@
 //! What it holds: a directory with two keys, the cluster's bundle, its own SVID, an issuer's certificate if
 //! this node has one, and the list of peers; a UDP socket, if the image gives it one; no other service and no
 //! tenant's data. What it serves: [`Network`](distos_schemas::network_capnp::network) to the operator, who
-//! joins a cluster and names peers; [`Credentials`](distos_schemas::network_capnp::credentials) to the
+//! joins a cluster and names peers; [`Agents`](distos_schemas::network_capnp::agents) to tenants, whose agents get SVIDs
+//! and tokens by it; [`Credentials`](distos_schemas::network_capnp::credentials) to the
 //! services of this node, which ask for SVIDs in their own names and hear at once whom to let in; and
 //! [`Member`](distos_schemas::network_capnp::member) to network services of other nodes, whose SVIDs it signs, whom
 //! it tells where this node's services listen, and whose statements it hears.
@@ -17,11 +18,11 @@
 //! Nodes say to one another that they are there, in signed statements that are heard once (N3). Whoever is not heard
 //! is suspect, which is told and has no other effect.
 //!
-//! What it does not do yet: let a vote decide who joins, agree with others on the list of peers (each operator
-//! keeps its own node's). What a removed tenant holds is revoked by the operator's command, at the services
+//! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod alive;
 mod asked;
 mod beats;

@@ -13,7 +13,8 @@ use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
 use distos_identity::{
-    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, Ticks, Trust, verify_proof,
+    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks, TokenSecret,
+    Trust, verify_proof,
 };
 use distos_membership::{Signed, Stance};
 use distos_quic::Endpoint;
@@ -26,6 +27,7 @@ use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::agents::AgentsServer;
 use crate::alive::Alive;
 use crate::asked::{Asked, Question};
 use crate::keys::Keys;
@@ -34,7 +36,7 @@ use crate::state::{Kept, State, validity};
 use crate::votes::load_votes;
 
 /// The objects have no bytes.
-const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
+pub(crate) const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
 /// The setting of an image that says how long an SVID holds that this node signs, in seconds.
 const LIFETIME: &str = "svid_s";
 const LIFETIME_S: u64 = 3600;
@@ -106,6 +108,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some((voting.voters.get(&voter)?.key, digest))
     });
     let kept_votes = kept_votes.collect();
+    let token_secret = TokenSecret::of_issuer(&issuer_secret)?;
     let service = Rc::new(NetworkService {
         vat,
         record,
@@ -113,6 +116,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         keys,
         secret: RefCell::new(Arc::new(secret)),
         issuer_secret,
+        token_secret,
         lifetime_s,
         state: RefCell::new(state),
         revision: watch::Sender::new(1),
@@ -176,6 +180,7 @@ pub(crate) struct NetworkService {
     /// The key of this service's SVID, and that of its issuer.
     secret: RefCell<Arc<HolderSecret>>,
     pub(crate) issuer_secret: HolderSecret,
+    pub(crate) token_secret: TokenSecret,
     pub(crate) lifetime_s: u64,
     pub(crate) state: RefCell<State>,
     /// The number of the present list. It begins anew with the service.
@@ -334,7 +339,11 @@ impl Service for NetworkService {
             kind::CREDENTIALS if facet.object() == ObjectId::ROOT => {
                 Ok(CredentialsServer { facet, service: self }.into_hook())
             }
-            _ => Err(Fault::not_found("this vat serves the network and credentials")),
+            kind::AGENTS => {
+                self.state.borrow().tenant_of(facet.object())?;
+                Ok(AgentsServer { facet, service: self }.into_hook())
+            }
+            _ => Err(Fault::not_found("this vat serves the network, credentials and agents")),
         }
     }
 
@@ -440,6 +449,9 @@ impl network::Server for NetworkServer {
             status.set_configuration(signed.to_json());
         }
         status.set_issues(state.issues());
+        let token_key = service.token_secret.key();
+        status.set_token_key(token_key.as_ref());
+        status.set_tokens(state.takes_tokens_of(token_key));
         // Those that have ended are of no interest any more.
         let here = service.vat.holders(kind::CREDENTIALS);
         service.attending.borrow_mut().retain(|name, _| here.contains(name));
@@ -709,6 +721,27 @@ impl network::Server for NetworkServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_out(out.as_slice())?;
         reply.set_behind(behind.as_slice())
+    }
+
+    async fn agents(
+        self: Rc<Self>,
+        params: network::AgentsParams,
+        mut results: network::AgentsResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let tenant = TenantName::new(params.get()?.get_tenant()?.to_str()?).map_err(fail)?;
+        let mut object = Ok(ObjectId::ROOT);
+        self.change(|state| {
+            object = state.agents_of(&tenant);
+            object.clone().map(drop)
+        })?;
+        let object = object.map_err(fail)?;
+        let minted = AgentsServer::mint(self.service.clone(), &self.facet, object).await;
+        let (server, chain) = minted.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_agents(capnp::capability::FromClientHook::new(server.into_hook()));
+        reply.set_chain(&chain);
+        Ok(())
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use distos_abi::{Fault, HolderKey, NodeId, VatName};
+use distos_abi::{Fault, HolderKey, NodeId, ObjectId, VatName};
 use distos_identity::{
     Bundle, Heard, Home, Identity, Issuer, MAX_SVID_LIFETIME_S, Peer, Peers, Serial, SpiffeId,
-    Statement, Subject, Trust, Usage, Validity, verify_proof,
+    Statement, Subject, TenantName, Token, TokenKey, TokenSecret, Trust, Usage, Validity,
+    verify_proof,
 };
 use distos_membership::{Cast, Members, Signed, Stance};
 use distos_types::HolderSecret;
@@ -18,6 +19,8 @@ pub(crate) const SERVICE: &str = "network";
 const SKEW_S: u64 = 60;
 /// Peers in the list.
 const MAX_PEERS: usize = 4096;
+/// Tenants whose agents get SVIDs here.
+const MAX_TENANTS: usize = 4096;
 
 /// What is kept on disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -38,6 +41,9 @@ pub(crate) struct Kept {
     /// The cluster's configuration, as its root has signed it. Votes are kept elsewhere.
     #[serde(default)]
     configuration: Option<String>,
+    /// Tenants whose agents get SVIDs here. The number of a tenant's object is its place.
+    #[serde(default)]
+    tenants: Vec<String>,
 }
 
 /// Who somebody is until when.
@@ -63,6 +69,8 @@ pub(crate) struct State {
     /// Where the cluster votes on its nodes: those that this node lets in in no case.
     banned: BTreeSet<NodeId>,
     members: Members,
+    /// Those whose agents get SVIDs here: each has an object, whose number is one more than its place.
+    tenants: Vec<TenantName>,
 }
 
 impl State {
@@ -78,6 +86,7 @@ impl State {
             invited: BTreeMap::new(),
             banned: BTreeSet::new(),
             members: Members::default(),
+            tenants: Vec::new(),
         }
     }
 
@@ -110,6 +119,9 @@ impl State {
             let casts = casts?.into_iter().flatten();
             state.members = Members::restore(Some(configuration), casts);
         }
+        let tenants: Result<_, Fault> =
+            kept.tenants.iter().map(|name| TenantName::new(name)).collect();
+        state.tenants = tenants?;
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
         }
@@ -125,6 +137,7 @@ impl State {
             invited: self.invited.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
             banned: self.banned.iter().map(|node| Peer::Node(*node).to_string()).collect(),
             configuration: self.members.signed().map(Signed::to_json),
+            tenants: self.tenants.iter().map(|tenant| tenant.as_str().to_owned()).collect(),
         }
     }
 
@@ -267,6 +280,77 @@ impl State {
         let issuer = Issuer::new(certificate, secret)?;
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
         issuer.issue(&id, asks.key, validity(now_s, lifetime_s), serial)
+    }
+
+    /// The number of the object that stands for a tenant's agents; a new one if there is none.
+    pub(crate) fn agents_of(&mut self, tenant: &TenantName) -> Result<ObjectId, Fault> {
+        let place = self.tenants.iter().position(|one| one == tenant);
+        let place = match place {
+            Some(place) => place,
+            None if self.tenants.len() >= MAX_TENANTS => {
+                return Err(Fault::malformed(format!("{MAX_TENANTS} tenants are enough")));
+            }
+            None => {
+                self.tenants.push(tenant.clone());
+                self.tenants.len() - 1
+            }
+        };
+        Ok(ObjectId(place as u64 + 1))
+    }
+
+    /// Whose agents an object stands for.
+    pub(crate) fn tenant_of(&self, object: ObjectId) -> Result<&TenantName, Fault> {
+        let place = object.0.checked_sub(1).and_then(|place| usize::try_from(place).ok());
+        let tenant = place.and_then(|place| self.tenants.get(place));
+        tenant.ok_or_else(|| Fault::not_found("nobody's agents have this number"))
+    }
+
+    fn agent(&self, object: ObjectId, agent: HolderKey) -> Result<SpiffeId, Fault> {
+        let tenant = self.tenant_of(object)?.clone();
+        let cluster = self.bundle()?.cluster().clone();
+        Ok(SpiffeId { cluster, subject: Subject::Agent { tenant, agent } })
+    }
+
+    /// An SVID for one of a tenant's agents, which has shown that it has `key`.
+    pub(crate) fn sign_agent(
+        &self,
+        secret: &HolderSecret,
+        object: ObjectId,
+        key: HolderKey,
+        validity: Validity,
+        serial: Serial,
+    ) -> Result<(SpiffeId, Vec<Vec<u8>>), Fault> {
+        let id = self.agent(object, key)?;
+        let certificate = self.issuer.clone().ok_or_else(|| {
+            Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
+        })?;
+        let chain = Issuer::new(certificate, secret)?.issue(&id, key, validity, serial)?;
+        Ok((id, chain))
+    }
+
+    /// Whether others take tokens that are signed with this key.
+    pub(crate) fn takes_tokens_of(&self, key: TokenKey) -> bool {
+        let authorities = self.bundle.as_ref().map(Bundle::authorities).unwrap_or_default();
+        authorities.iter().any(|one| one.key == key && one.home == Home::Node(self.node))
+    }
+
+    /// A token for one of a tenant's agents, which has shown that it has `key`.
+    pub(crate) fn sign_token(
+        &self,
+        secret: &TokenSecret,
+        object: ObjectId,
+        key: HolderKey,
+        audiences: Vec<String>,
+        validity: Validity,
+    ) -> Result<(SpiffeId, String), Fault> {
+        let id = self.agent(object, key)?;
+        if !self.takes_tokens_of(secret.key()) {
+            let why = "the cluster's bundle does not name this node's key for tokens: \
+                       `distos cluster tokens`, and `distos network join` with that bundle";
+            return Err(Fault::unavailable(60_000, why));
+        }
+        let token = Token { id: id.clone(), audiences, validity };
+        Ok((id, token.sign(secret, Home::Node(self.node))?))
     }
 
     /// What another node needs to join: an SVID for its network service with `key`, and a place in the

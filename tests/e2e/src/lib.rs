@@ -7,6 +7,7 @@
 
 pub mod attack;
 pub mod blue;
+pub mod cluster;
 pub mod disk;
 pub mod holder;
 pub mod images;

@@ -4,16 +4,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::UdpSocket;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use distos_e2e::cluster::{Desk, LOOPBACK, Member, SERVICES, VOUCHED, acquaint, alone, two};
 use distos_e2e::images::replaced;
 use distos_e2e::watch::Watched;
-use distos_e2e::{
-    COMMAND_TIMEOUT, Node, Output, distos, eventually, is_root, repository, run, wordcount,
-};
+use distos_e2e::{COMMAND_TIMEOUT, Node, Output, eventually, is_root, repository, wordcount};
 use serde_json::Value;
 
 const REVOKED: i32 = 11;
@@ -21,140 +19,6 @@ const MALFORMED: i32 = 16;
 const EXISTS: i32 = 19;
 const UNAUTHENTICATED: i32 = 22;
 const UNAVAILABLE: i32 = 17;
-/// How long a node may take to be vouched for by another.
-const VOUCHED: Duration = Duration::from_secs(30);
-const SERVICES: [&str; 7] =
-    ["network", "memory", "scheduler", "attestation", "audit", "gpu", "node"];
-
-/// Where a cluster is made: the root's and an issuer's keys.
-struct Desk(tempfile::TempDir);
-
-impl Desk {
-    fn new() -> Desk {
-        let desk = Desk(tempfile::tempdir().unwrap());
-        desk.ok(&["cluster", "init", "demo.example"]);
-        desk.ok(&["image", "keygen", "issuer.key"]);
-        desk.ok(&["cluster", "issuer", "issuer.pub"]);
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(distos());
-        command.args(args).current_dir(self.0.path());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        run(self.command(args), b"", COMMAND_TIMEOUT)
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.code, 0, "{args:?}: {}", output.stderr);
-        output.text()
-    }
-
-    /// An SVID for a tenant's key, as `NAME.pem` beside its capability file.
-    fn agent(&self, node: &Node, name: &str) {
-        for extension in ["cap", "key", "pub"] {
-            let file = format!("{name}.{extension}");
-            fs::copy(node.file(&file), self.path(&file)).unwrap();
-        }
-        let key = format!("{name}.pub");
-        let document: Value =
-            serde_json::from_str(&self.ok(&["cluster", "did", &key, "--json"])).unwrap();
-        let key_name = document["id"].as_str().unwrap().strip_prefix("did:key:").unwrap();
-        self.ok(&["cluster", "svid", &format!("tenant/{name}/agent/{key_name}"), &key]);
-    }
-}
-
-/// A node and where its services listen.
-struct Member {
-    node: Node,
-    number: String,
-    host: &'static str,
-    ports: Vec<u16>,
-}
-
-const LOOPBACK: &str = "127.0.0.1";
-
-/// Ports that nobody has now. They are told apart by being open at the same time.
-fn ports() -> Vec<u16> {
-    let open: Vec<UdpSocket> =
-        SERVICES.iter().map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-    open.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
-}
-
-impl Member {
-    /// A node that has joined the cluster of `desk`, signs for others, and knows none of them.
-    fn join(desk: &Desk, svid_s: u32) -> Member {
-        let (node, ports) = alone(svid_s);
-        Member::of(desk, node, LOOPBACK, ports)
-    }
-
-    /// The same of a node that runs already, and is reached there.
-    fn of(desk: &Desk, node: Node, host: &'static str, ports: Vec<u16>) -> Member {
-        let status = node.json(&["network", "status"]);
-        let text = |key: &str| status[key].as_str().unwrap().to_owned();
-        let number = text("node");
-        let me = format!("node/{number}/service/network");
-        desk.ok(&["cluster", "svid", &me, &text("key"), "--out", "network.pem"]);
-        let bundle = desk.text("bundle.json");
-        node.ok(&["network", "join", &desk.text("network.pem"), "--bundle", &bundle]);
-        let home = format!("node/{number}");
-        let issuer = ["cluster", "issuer", &text("issuer_key"), "--home", &home];
-        desk.ok(&[&issuer[..], &["--out", "certificate.pem"]].concat());
-        node.ok(&["network", "certify", &desk.text("certificate.pem")]);
-        for made in ["network.pem", "certificate.pem"] {
-            fs::remove_file(desk.path(made)).unwrap();
-        }
-        Member { node, number, host, ports }
-    }
-
-    fn address(&self, service: &str) -> String {
-        let at = SERVICES.iter().position(|name| *name == service).unwrap();
-        format!("{}:{}", self.host, self.ports[at])
-    }
-
-    fn meet(&self, other: &Member) {
-        let peer = format!("node/{}", other.number);
-        self.node.ok(&["peers", "add", &peer, "--at", &other.address("network")]);
-    }
-
-    /// Until when the SVID of a service holds; `None` while it has none.
-    fn until_s(&self, service: &str) -> Option<u64> {
-        let status = self.node.json(&["network", "status"]);
-        let services = status["services"].as_array()?;
-        let found = services.iter().find(|one| one["service"] == service)?;
-        found["until_s"].as_u64().filter(|until_s| *until_s > 0)
-    }
-}
-
-/// Two nodes that vouch for one another.
-fn two(desk: &Desk, svid_s: u32) -> (Member, Member) {
-    let (one, other) = (Member::join(desk, svid_s), Member::join(desk, svid_s));
-    acquaint(&one, &other);
-    (one, other)
-}
-
-/// Lets two nodes in at one another, and waits until they vouch for one another.
-fn acquaint(one: &Member, other: &Member) {
-    one.meet(other);
-    other.meet(one);
-    for member in [one, other] {
-        eventually("every service has an SVID", VOUCHED, || {
-            SERVICES[1..].iter().all(|service| member.until_s(service).is_some()).then_some(())
-        });
-    }
-}
 
 /// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
 fn connect(desk: &Desk, member: &Member, name: &str) -> Watched {
@@ -196,17 +60,6 @@ fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {
 fn is_refused(desk: &Desk, member: &Member, name: &str) {
     let output = ends(desk, member, name).expect("it was let in");
     assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
-}
-
-/// A node that has joined nothing yet.
-fn alone(svid_s: u32) -> (Node, Vec<u16>) {
-    let ports = ports();
-    let image = fs::read_to_string(repository().join("images/cluster.toml")).unwrap();
-    let image = replaced(&image, "svid_s = \"3600\"", &format!("svid_s = \"{svid_s}\""));
-    let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
-        replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
-    });
-    (Node::boot_with(&image), ports)
 }
 
 /// Whoever is invited needs nobody's offline key, and whoever is not cannot use another's invitation.

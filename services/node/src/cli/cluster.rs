@@ -7,8 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use distos_abi::Fault;
 use distos_identity::{
     Bundle, ClusterName, Home, Identity, Issuer, KeyExchange, MAX_BUNDLE_BYTES, MAX_PEM_BYTES,
-    MAX_SVID_LIFETIME_S, Peer, Root, Serial, SpiffeId, Subject, Usage, Validity, did, from_pem,
-    to_pem,
+    MAX_SVID_LIFETIME_S, MAX_TOKEN_BYTES, Peer, Root, Serial, SpiffeId, Subject, Token,
+    TokenAuthority, TokenKey, Usage, Validity, did, from_pem, to_pem,
 };
 use distos_membership::{Configuration, MAX_CONFIGURATION_BYTES, Signed, Voter, Voting};
 use distos_types::HolderSecret;
@@ -50,6 +50,20 @@ Examples:
 writes node.pem: the SVID, and its issuer's certificate behind it. `distos cluster did` shows a key as
 agents are named. The issuer's certificate stands beside its key, as issuer.pem.")]
     Svid(SvidArgs),
+    /// Have the members take tokens (JWT SVIDs) that a node signs for tenants' agents
+    #[command(after_help = "\
+Example: with the key for tokens that `distos network status` shows on that node
+  distos cluster tokens 02c4… --home node/1f95… --bundle bundle.json
+puts the key into the bundle, with the next number. Give that bundle to everybody: members take it with
+`distos network join`.")]
+    Tokens(TokensArgs),
+    /// Check a token (a JWT SVID), and say whose it is
+    #[command(after_help = "\
+Example:
+  distos workload token https://shop.example --as red.cap > token
+  distos cluster token token --audience https://shop.example --bundle bundle.json
+Exit codes as of `cluster verify`.")]
+    Token(TokenArgs),
     /// Say what holds for the whole cluster: who votes on its nodes, and how keys are agreed on
     #[command(after_help = "\
 Examples:
@@ -133,6 +147,36 @@ pub struct SvidArgs {
     out: Option<PathBuf>,
 }
 
+/// Arguments of `cluster tokens`.
+#[derive(Args)]
+pub struct TokensArgs {
+    /// The node's key for tokens
+    #[arg(value_name = "KEY")]
+    key: TokenKey,
+    /// The node that has it
+    #[arg(long, value_name = "NODE")]
+    home: String,
+    /// The cluster's bundle, which is changed
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+}
+
+/// Arguments of `cluster token`.
+#[derive(Args)]
+pub struct TokenArgs {
+    /// The token: a file with nothing else in it
+    file: PathBuf,
+    /// The name by which whoever takes it goes
+    #[arg(long, value_name = "NAME")]
+    audience: String,
+    /// The cluster's bundle
+    #[arg(long, value_name = "FILE", default_value = "bundle.json")]
+    bundle: PathBuf,
+    /// When, as 2026-11-22T10:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = text::parse_instant_s)]
+    at: Option<u64>,
+}
+
 /// Arguments of `cluster configure`.
 #[derive(Args)]
 pub struct ConfigureArgs {
@@ -204,6 +248,8 @@ pub(super) async fn command(command: ClusterCommand) -> Result<Report, Fault> {
         ClusterCommand::Init(args) => init(&args),
         ClusterCommand::Issuer(args) => issuer(&args),
         ClusterCommand::Svid(args) => svid(&args),
+        ClusterCommand::Tokens(args) => tokens(&args),
+        ClusterCommand::Token(args) => token(&args),
         ClusterCommand::Configure(args) => configure(&args),
         ClusterCommand::Verify(args) => verify(&args),
         ClusterCommand::Did(args) => did(&args),
@@ -298,6 +344,44 @@ fn svid(args: &SvidArgs) -> Result<Report, Fault> {
     let text = format!("{id}\n  key   {key}\n  until {}\n  {at}", until(validity.until_s));
     let json = json!({
         "id": id.to_string(), "key": key.to_string(), "svid": at, "until_s": validity.until_s,
+    });
+    Ok(Report { json, text })
+}
+
+fn tokens(args: &TokensArgs) -> Result<Report, Fault> {
+    let home: Home = args.home.parse()?;
+    if home == Home::Offline {
+        return Err(Fault::malformed("tokens are signed on a node: --home node/N"));
+    }
+    let bundle = read_bundle(&args.bundle)?;
+    let sequence = bundle.sequence().saturating_add(1);
+    let authority = TokenAuthority { key: args.key, home };
+    let next = bundle.with_authority(authority)?.numbered(sequence);
+    files::write_durably(&args.bundle, next.to_json().as_bytes(), files::PUBLIC)?;
+    let (cluster, at, key) = (next.cluster(), args.bundle.display().to_string(), args.key);
+    let text = format!("tokens of {home} count in {cluster}, from bundle {sequence} on\n  {at}");
+    let json = json!({
+        "cluster": cluster.as_str(), "key": key.to_string(), "home": home.to_string(),
+        "bundle": at, "sequence": sequence,
+    });
+    Ok(Report { json, text })
+}
+
+fn token(args: &TokenArgs) -> Result<Report, Fault> {
+    let bundle = read_bundle(&args.bundle)?;
+    let text = files::read_text(&args.file, MAX_TOKEN_BYTES as u64)?;
+    let at = args.at.unwrap_or(now_ms() / 1000);
+    let found = Token::verify(text.trim_end(), &bundle, &args.audience, at)
+        .map_err(|refusal| named(&args.file, refusal.into()))?;
+    let Validity { from_s, until_s } = found.validity;
+    let text = format!(
+        "{}\n  for    {}\n  until  {}",
+        found.id,
+        found.audiences.join(", "),
+        until(until_s)
+    );
+    let json = json!({
+        "id": found.id.to_string(), "audiences": found.audiences, "from_s": from_s, "until_s": until_s,
     });
     Ok(Report { json, text })
 }

@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::cluster::{read_bundle, read_pem};
 use super::holder::{pick, read_cap_file, read_secret};
-use super::{Context, Report, complain, files, say};
+use super::{Context, Report, complain, say, socket};
 
 /// How often the SVID's file is looked at: whoever renews it replaces it.
 const LOOK: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub struct ConnectArgs {
     #[arg(value_name = "ADDRESS")]
     address: SocketAddr,
     /// The socket to make: unix:PATH
-    #[arg(long, value_name = "unix:PATH", value_parser = socket_path)]
+    #[arg(long, value_name = "unix:PATH", value_parser = socket::path)]
     listen: PathBuf,
     /// The entry of the capability file that says which node and service it is
     #[arg(long, value_name = "NAME")]
@@ -52,23 +52,6 @@ pub struct ConnectArgs {
     /// The cluster's bundle
     #[arg(long, value_name = "FILE", default_value = "bundle.json")]
     bundle: PathBuf,
-}
-
-fn socket_path(text: &str) -> Result<PathBuf, String> {
-    match text.strip_prefix("unix:") {
-        Some(path) if !path.is_empty() => Ok(path.into()),
-        _ => Err("only Unix sockets: unix:PATH".into()),
-    }
-}
-
-/// A socket's file, removed with this.
-struct Place(PathBuf);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Whoever removed it before has done the same.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// Who speaks to whom.
@@ -138,7 +121,7 @@ pub(super) async fn command(context: &Context, args: ConnectArgs) -> Result<Repo
     let line = Rc::new(Line { endpoint, address: args.address, whom });
     // Whatever is wrong is told before anybody relies on it.
     line.try_out(chain, &secret).await?;
-    let (listener, _place) = listen(&args.listen)?;
+    let (listener, _place) = socket::listen(&args.listen)?;
     let at = args.listen.display();
     let told = match context.json {
         true => json!({ "listening": at.to_string(), "to": line.whom.to_string() }).to_string(),
@@ -159,21 +142,6 @@ fn service(bundle: &distos_identity::Bundle, node: distos_abi::NodeId, vat: VatN
 
 fn credentials(path: &Path, secret: &Arc<HolderSecret>) -> Result<Credentials, Fault> {
     Ok(Credentials { chain: read_pem(path)?, secret: secret.clone() })
-}
-
-/// A socket that only this user can connect to: whoever does speaks with this user's SVID.
-fn listen(path: &Path) -> Result<(UnixListener, Place), Fault> {
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
-    rustix::process::umask(before);
-    let listener = bound.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Fault::Exists(format!(
-            "{}: if no other `distos connect` made it, remove it",
-            path.display()
-        )),
-        _ => files::io_fault(path, &error),
-    })?;
-    Ok((listener, Place(path.to_owned())))
 }
 
 async fn serve(line: &Rc<Line>, listener: &UnixListener) {

@@ -16,9 +16,11 @@ pub mod network;
 pub mod node;
 pub mod region;
 pub mod run;
+mod socket;
 pub mod tenant;
 pub mod text;
 pub mod up;
+pub mod workload;
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -117,6 +119,9 @@ enum Command {
     Peers(network::PeersCommand),
     /// Make a local socket that leads to a service of another node, for programs without QUIC
     Connect(connect::ConnectArgs),
+    /// Be one of a tenant's agents, for programs that know SPIFFE and not DistOS
+    #[command(subcommand)]
+    Workload(workload::WorkloadCommand),
     /// Read and verify the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -246,6 +251,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Network(command) => interruptible(network::command(context, command)).await,
         Command::Peers(command) => interruptible(network::peers(context, command)).await,
         Command::Connect(args) => interruptible(connect::command(context, args)).await,
+        Command::Workload(command) => interruptible(workload::command(context, command)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
         Command::Gpu(command) => interruptible(gpu::command(context, command)).await,

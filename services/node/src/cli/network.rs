@@ -4,20 +4,21 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use distos_abi::{Fault, HolderKey, NodeId};
+use distos_abi::{Authority, Caveats, Fault, HolderKey, NodeId, Rights};
 use distos_identity::{
     Bundle, Home, Identity, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer, Usage,
 };
 use distos_membership::Signed;
 use distos_schemas::network_capnp::{network, peer};
+use distos_types::Chain;
 use serde_json::{Value, json};
 
 use super::cap::Ended;
 use super::cap::public_key;
 use super::cluster::{configuration_json, configuration_text, read_configuration, read_pem};
-use super::holder::{call, named, now_ms, read};
+use super::holder::{Holder, call, named, now_ms, random, read};
 use super::text::{self, row};
-use super::{Context, Report, cap, files};
+use super::{Context, Report, cap, files, workload};
 
 /// Commands about this node in its cluster.
 #[derive(Subcommand)]
@@ -70,6 +71,12 @@ Example:
   distos network rotate
 Services change theirs with each SVID, by themselves. The issuer's key stays until the root certifies another.")]
     Rotate,
+    /// Let whoever has a key be a tenant's agent: get SVIDs and tokens here, and pass that on
+    #[command(after_help = "\
+Example: for a tenant of which this node had not heard when it came into its cluster
+  distos network agents red --to red.pub --out red-agents.cap
+`distos tenant add` puts the same into the tenant's own file.")]
+    Agents(AgentsArgs),
 }
 
 /// Arguments of `network join`.
@@ -120,6 +127,19 @@ pub struct AcceptArgs {
 pub struct CertifyArgs {
     /// The issuer's certificate
     certificate: PathBuf,
+}
+
+/// Arguments of `network agents`.
+#[derive(Args)]
+pub struct AgentsArgs {
+    /// The tenant
+    tenant: String,
+    /// The public key of whoever is to have it: its file, or the key itself
+    #[arg(long, value_name = "PUBFILE")]
+    to: String,
+    /// The capability file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
 }
 
 /// Arguments of `network configure`.
@@ -202,6 +222,7 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             Ok(Report { text: format!("this node's key is {key}"), json: json!({ "key": key }) })
         }
         NetworkCommand::Configure(args) => configure(&client, &args).await,
+        NetworkCommand::Agents(args) => agents(&holder, &client, &args).await,
         NetworkCommand::Certify(args) => {
             let chain = pem(&args.certificate, 1, "an issuer has one certificate")?;
             let mut request = client.certify_request();
@@ -226,6 +247,35 @@ async fn join(client: &network::Client, bundle: &str, chain: &[Vec<u8>]) -> Resu
     let json = read(|| status_json(answer.get()?.get_status()?))?;
     let text = format!("this node is {}", json["id"].as_str().unwrap_or_default());
     Ok(Report { text, json })
+}
+
+/// The power to be a tenant's agent, delegated to whoever has `key`.
+pub(super) async fn agents_chain(
+    holder: &Holder,
+    client: &network::Client,
+    tenant: &str,
+    key: HolderKey,
+) -> Result<Chain, Fault> {
+    let mut request = client.agents_request();
+    request.get().set_tenant(tenant);
+    let answer = call(request).await?;
+    let chain = read(|| Ok(Chain::decode(answer.get()?.get_chain()?)))??;
+    let rights = Rights::READ.join(Rights::CREATE);
+    chain.delegate(&holder.secret, key, Authority { rights, caveats: Caveats::NONE }, random()?)
+}
+
+async fn agents(
+    holder: &Holder,
+    client: &network::Client,
+    args: &AgentsArgs,
+) -> Result<Report, Fault> {
+    let key = public_key(&args.to)?;
+    let chain = agents_chain(holder, client, &args.tenant, key).await?;
+    let file = holder.file_of(workload::ENTRY, chain);
+    files::write(&args.out, file.to_text().as_bytes(), files::SECRET)?;
+    let at = args.out.display().to_string();
+    let text = format!("{key} may be an agent of {}\n  {at}", args.tenant);
+    Ok(Report { text, json: json!({ "tenant": args.tenant, "key": key.to_string(), "cap": at }) })
 }
 
 async fn configure(client: &network::Client, args: &ConfigureArgs) -> Result<Report, Fault> {
@@ -500,6 +550,7 @@ fn status_json(status: distos_schemas::network_capnp::status::Reader<'_>) -> cap
         "configuration": configuration,
         "node": NodeId(node).to_string(), "key": key_text(status.get_key()?),
         "issuer_key": key_text(status.get_issuer_key()?),
+        "token_key": hex::encode(status.get_token_key()?), "tokens": status.get_tokens(),
         "address": filled(status.get_address()?.to_str()?),
         "id": filled(status.get_id()?.to_str()?), "until_s": status.get_until_s(),
         "bundle": status.get_bundle(), "issues": status.get_issues(), "services": services?,
@@ -521,6 +572,15 @@ fn status_text(json: &Value) -> String {
         format!("  key         {}", text("key")),
         format!("  issuer key  {}", text("issuer_key")),
         format!("  issues      {}", if json["issues"] == true { "yes" } else { "no" }),
+        format!("  token key   {}", text("token_key")),
+        format!(
+            "  tokens      {}",
+            if json["tokens"] == true {
+                "count"
+            } else {
+                "do not count: see `distos cluster tokens --help`"
+            }
+        ),
         format!("  address     {}", text("address")),
     ];
     lines.extend(configured_text(json));

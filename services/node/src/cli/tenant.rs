@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use distos_abi::{Authority, Caveats, Fault, Rights};
 use distos_identity::TenantName;
+use distos_schemas::network_capnp::network;
 use distos_schemas::node_capnp::node;
 use distos_types::{CapEntry, CapFile, HolderSecret, key_file_text};
 use serde_json::{Value, json};
 
 use super::holder::{Holder, call, named, random, read, read_secret};
-use super::{Context, Report, files, node as node_commands, text};
+use super::network::agents_chain;
+use super::{Context, Report, files, node as node_commands, text, workload};
+
+/// The operator's capability to the network service, which not every image has.
+const NETWORK: &str = "network";
 
 /// Commands about tenants.
 #[derive(Subcommand)]
@@ -146,7 +151,12 @@ pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Res
     };
     let public = key_file_text(secret.key());
     files::write(&cap.with_extension("pub"), public.as_bytes(), files::PUBLIC)?;
-    let file = delegated(holder, &secret, quotas)?;
+    let mut file = delegated(holder, &secret, quotas)?;
+    if holder.file.find(NETWORK).is_some() {
+        let network: network::Client = holder.root(NETWORK).await?;
+        let chain = agents_chain(holder, &network, name, secret.key()).await?;
+        file.entries.push(CapEntry { name: workload::ENTRY.to_owned(), chain });
+    }
     files::write(&cap, file.to_text().as_bytes(), files::SECRET)?;
     Ok(Added { id, name: name.to_owned(), cap, key: secret.key().to_string() })
 }
