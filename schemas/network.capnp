@@ -107,6 +107,9 @@ interface Credentials extends(Cap.Capability) {
   # Needs "read". Where a service of another node listens, "HOST:PORT" in numbers, as that node's network
   # service says. Nothing is to be believed of whoever answers there but what its handshake shows. Fails:
   # "not-found" (no such peer, or it has no such service), "unavailable" (it does not answer).
+  contact @3 () -> (voters :UInt32, heard :UInt32);
+  # Needs "read". How many vote on the cluster's nodes, and how many of them this node hears: itself, if it is one,
+  # and those of whom it has a word that is no older than 15 seconds. 0 of 0 where the cluster does not vote.
 }
 
 struct Known {

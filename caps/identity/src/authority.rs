@@ -100,6 +100,11 @@ impl Issuer<'_> {
         self.facts.home
     }
 
+    /// Until when its own certificate holds, in seconds since the Unix epoch.
+    pub fn until_s(&self) -> u64 {
+        self.facts.facts.until_s
+    }
+
     /// An SVID: the certificate of `id` with `key`, and this issuer's own, both DER. Whether `key`
     /// is that of whom `id` names is for the caller to know.
     ///

@@ -20,7 +20,7 @@ const MAX_AUTHORITIES: usize = 128;
 /// What a key is for.
 const X509_USE: &str = "x509-svid";
 const JWT_USE: &str = "jwt-svid";
-const JWT_KEY: (&str, &str) = ("EC", "P-256");
+const JWT_KEY: (&str, Option<&str>) = ("EC", Some("P-256"));
 
 /// A cluster's roots, and whose tokens its members take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,26 +98,33 @@ impl Bundle {
         }
         let authority = |key: &Jwk| {
             token_authority(key).ok_or_else(|| {
-                Fault::malformed("a key for tokens in the bundle is not one of P-256")
+                Fault::malformed("a key for tokens in the bundle is no point of P-256")
             })
         };
-        let tokens = set.keys.iter().filter(|key| key.usage == JWT_USE);
+        // Others are left out, likewise: section 4.2.1.
+        let is_ours = |key: &&Jwk| (key.kty.as_str(), key.crv.as_deref()) == JWT_KEY;
+        let tokens = set.keys.iter().filter(|key| key.usage == JWT_USE).filter(is_ours);
         tokens
             .map(authority)
             .try_fold(Bundle::new(roots, set.sequence)?, |bundle, one| bundle.with_authority(one?))
     }
 
-    /// The same, with one more whose tokens are taken. [`Fault::Exists`] if its key is there.
+    /// The same, with one more whose tokens are taken; or with another home for its key.
     pub fn with_authority(mut self, authority: TokenAuthority) -> Result<Bundle, Fault> {
-        if self.authorities.iter().any(|one| one.key == authority.key) {
-            return Err(Fault::Exists("this key for tokens is in the bundle".into()));
-        }
+        self.authorities.retain(|one| one.key != authority.key);
         if self.authorities.len() >= MAX_AUTHORITIES {
             let why = format!("a bundle has {MAX_AUTHORITIES} keys for tokens at most");
             return Err(Fault::malformed(why));
         }
         self.authorities.push(authority);
         Ok(self)
+    }
+
+    /// The same, without whoever signs tokens with this key.
+    #[must_use]
+    pub fn without_authority(mut self, key: TokenKey) -> Bundle {
+        self.authorities.retain(|one| one.key != key);
+        self
     }
 
     /// The same, in its `sequence`-th version.
@@ -202,7 +209,7 @@ fn token_jwk(authority: &TokenAuthority) -> Option<Jwk> {
     Some(Jwk {
         kty: JWT_KEY.0.into(),
         usage: JWT_USE.into(),
-        crv: Some(JWT_KEY.1.into()),
+        crv: JWT_KEY.1.map(str::to_owned),
         x: Some(URL_SAFE_NO_PAD.encode(x)),
         y: Some(URL_SAFE_NO_PAD.encode(y)),
         kid: Some(authority.key.id()),
@@ -213,9 +220,6 @@ fn token_jwk(authority: &TokenAuthority) -> Option<Jwk> {
 
 /// Its name follows from the key, whatever the bundle calls it.
 fn token_authority(key: &Jwk) -> Option<TokenAuthority> {
-    if (key.kty.as_str(), key.crv.as_deref()?) != JWT_KEY {
-        return None;
-    }
     let number = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_deref()?).ok();
     let point = TokenKey::at(&number(&key.x)?, &number(&key.y)?)?;
     let home = key.home.as_deref().map_or(Some(Home::Offline), |home| home.parse().ok())?;

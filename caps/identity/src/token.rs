@@ -49,7 +49,7 @@ impl TokenKey {
     /// How tokens name the key that signed them.
     pub(crate) fn id(&self) -> String {
         let hash = blake3::hash(&self.0);
-        hash.as_bytes()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&hash.as_bytes()[..16])
     }
 
     /// The key with these coordinates; `None` if that is no point of P-256.
@@ -98,7 +98,7 @@ impl AsRef<[u8]> for TokenKey {
 
 impl fmt::Display for TokenKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -106,11 +106,7 @@ impl FromStr for TokenKey {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<TokenKey, Fault> {
-        let digits = text.len() == 66 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-        let bytes: Option<Vec<u8>> =
-            if digits { (0..66).step_by(2).map(byte).collect() } else { None };
-        let bytes = bytes.ok_or_else(|| {
+        let bytes = hex::decode(text).map_err(|_| {
             Fault::malformed(
                 "a key for tokens is 66 hexadecimal digits, as `network status` shows it",
             )
@@ -293,7 +289,7 @@ impl Token {
         if now_s.saturating_add(SKEW_S) < validity.from_s {
             return Err(Refusal::NotYet { from_s: validity.from_s }.into());
         }
-        if now_s > validity.until_s {
+        if now_s >= validity.until_s {
             return Err(Refusal::Expired { until_s: validity.until_s }.into());
         }
         let lifetime = validity.until_s.saturating_sub(validity.from_s);
@@ -390,13 +386,13 @@ mod tests {
     fn whom_it_names_is_known_by_it_at_those_whom_it_names_and_while_it_holds() {
         let (bundle, token) = (bundle(), token(agent()));
         let text = token.sign(&secret(9), Home::Node(HERE)).unwrap();
-        for (audience, now_s) in [("other", NOW_S), ("https://shop.example", NOW_S + 300)] {
+        for (audience, now_s) in [("other", NOW_S), ("https://shop.example", NOW_S + 299)] {
             assert_eq!(Token::verify(&text, &bundle, audience, now_s), Ok(token.clone()));
         }
         let verify = |audience: &str, now_s| Token::verify(&text, &bundle, audience, now_s);
         assert_eq!(verify("https://shop", NOW_S), Err(TokenRefusal::Audience));
         assert_eq!(
-            verify("other", NOW_S + 301),
+            verify("other", NOW_S + 300),
             Err(Refusal::Expired { until_s: NOW_S + 300 }.into())
         );
         assert_eq!(verify("other", NOW_S - 61), Err(Refusal::NotYet { from_s: NOW_S }.into()));
@@ -495,9 +491,23 @@ mod tests {
         assert_eq!(jwks["keys"].as_array().unwrap().len(), 1);
         assert_eq!((&key["kty"], &key["crv"]), (&"EC".into(), &"P-256".into()));
         assert_eq!(key["kid"], secret(9).key().id());
-        let named =
-            bundle.with_authority(TokenAuthority { key: secret(9).key(), home: Home::Offline });
-        assert!(matches!(named, Err(Fault::Exists(_))));
+        // The same key at another place replaces it, and it can be taken out.
+        let moved = TokenAuthority { key: secret(9).key(), home: Home::Offline };
+        let moved_to = bundle.clone().with_authority(moved).unwrap();
+        assert_eq!(moved_to.authorities(), [moved]);
+        assert_eq!(moved_to.without_authority(secret(9).key()).authorities(), []);
+        // Keys of other kinds are others' business, and a broken one of this kind is not.
+        let with = |key: serde_json::Value| {
+            let mut json: serde_json::Value = serde_json::from_str(&bundle.to_json()).unwrap();
+            json["keys"].as_array_mut().unwrap().push(key);
+            Bundle::parse(&json.to_string())
+        };
+        let rsa = serde_json::json!({ "kty": "RSA", "use": "jwt-svid", "n": "AQAB", "e": "AQAB" });
+        assert_eq!(with(rsa), Ok(bundle.clone()));
+        let broken = serde_json::json!({
+            "kty": "EC", "crv": "P-256", "use": "jwt-svid", "x": "AA", "y": "AA",
+        });
+        assert!(with(broken).is_err());
     }
 
     #[test]

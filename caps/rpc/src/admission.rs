@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::ops::{Add, Sub};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -67,7 +68,7 @@ pub(crate) struct Stranger {
     /// Whether something was: it is a holder's.
     pub(crate) restored: Cell<bool>,
     /// Answers that it waits for: presenting a capability may take the kernel a while.
-    pub(crate) asks: Cell<u32>,
+    asks: Cell<u32>,
     /// What has been read in this turn.
     reads: Cell<u32>,
     bytes: Cell<usize>,
@@ -77,7 +78,12 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
-    fn begin_turn(&self) {
+    /// Counts one more answer that it waits for, until this is dropped: also if it gives the call up.
+    pub(crate) fn asking(&self) -> Counted<'_, u32> {
+        Counted::new(&self.asks)
+    }
+
+    pub(crate) fn begin_turn(&self) {
         self.reads.set(0);
         self.bytes.set(0);
         self.ended.set(false);
@@ -252,7 +258,7 @@ impl Place {
 
     /// Waits to be served.
     async fn seat(&self) -> Option<SemaphorePermit<'_>> {
-        let waits = Waits::new(&self.user.waiting);
+        let waits = Counted::new(&self.user.waiting);
         // An error would mean that the semaphore was closed, which nobody does.
         let seat = self.user.served.acquire().await.ok();
         drop(waits);
@@ -332,18 +338,18 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Outp
 }
 
 /// One of those that are counted, while it lives.
-struct Waits<'a>(&'a Cell<usize>);
+pub(crate) struct Counted<'a, T: Copy + From<u8> + Sub<Output = T>>(&'a Cell<T>);
 
-impl Waits<'_> {
-    fn new(count: &Cell<usize>) -> Waits<'_> {
-        count.set(count.get() + 1);
-        Waits(count)
+impl<T: Copy + From<u8> + Add<Output = T> + Sub<Output = T>> Counted<'_, T> {
+    fn new(count: &Cell<T>) -> Counted<'_, T> {
+        count.set(count.get() + T::from(1));
+        Counted(count)
     }
 }
 
-impl Drop for Waits<'_> {
+impl<T: Copy + From<u8> + Sub<Output = T>> Drop for Counted<'_, T> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.set(self.0.get() - T::from(1));
     }
 }
 
@@ -419,6 +425,18 @@ mod tests {
             let others = [turns_of(1, true).await, turns_of(FEW_BYTES, false).await];
             assert!(others.iter().all(|turns| *turns > PROMPT_TURNS as usize), "{others:?}");
         });
+    }
+
+    #[test]
+    fn whoever_gives_up_what_it_asked_for_waits_for_nothing() {
+        let stranger = Stranger::default();
+        let one = stranger.asking();
+        let other = stranger.asking();
+        assert_eq!(stranger.asks.get(), 2);
+        // A call that its caller gives up is dropped where it stands.
+        drop(one);
+        drop(other);
+        assert_eq!(stranger.asks.get(), 0);
     }
 
     #[test]

@@ -121,10 +121,8 @@ impl Door {
         self.ask_once_more()?;
         let none = || Fault::not_found("nothing is left here for whoever has shown no SVID");
         let receiver = gift::receiver_of(self.peer.as_deref().ok_or_else(none)?)?;
-        self.stranger.asks.set(self.stranger.asks.get() + 1);
-        let taken = gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await;
-        self.stranger.asks.set(self.stranger.asks.get() - 1);
-        taken
+        let _asking = self.stranger.asking();
+        gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await
     }
 
     /// Counts what is presented on this connection.
@@ -165,10 +163,9 @@ impl Door {
         let mut request = self.vat.kernel()?.redeem_request();
         request.get().set_chain(bytes);
         request.get().set_session(self.session.0);
-        self.stranger.asks.set(self.stranger.asks.get() + 1);
-        let response = request.send().promise.await;
-        self.stranger.asks.set(self.stranger.asks.get() - 1);
-        let response = response.map_err(|e| fault_of(&e))?;
+        let asking = self.stranger.asking();
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        drop(asking);
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
         // A chain that decodes has at least its root.
         let origin = chain.links().last().map_or(Origin::Session, |link| Origin::Link(link.hash));

@@ -248,6 +248,45 @@ mod tests {
         assert!(frames.take(&[0xff, 0xff, 0, 0]).is_err());
     }
 
+    #[derive(Default)]
+    struct Count(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn of_a_stranger_little_is_read_in_a_turn_and_whoever_waits_for_more_is_woken() {
+        let stranger = Rc::new(Stranger::default());
+        let longest = Longest { words: 100_000, stranger: Some(stranger.clone()) };
+        let sent = message(&[4096]);
+        let mut framed =
+            Framed::new(futures::io::Cursor::new(sent.clone()), longest, Lengths::default());
+        let count = std::sync::Arc::new(Count::default());
+        let waker = std::task::Waker::from(count.clone());
+        let woken = || count.0.swap(0, std::sync::atomic::Ordering::Relaxed);
+        let mut buffer = [0; 10_000];
+        let mut turn = |most: usize| {
+            stranger.begin_turn();
+            let (mut got, mut cx) = (0, Context::from_waker(&waker));
+            while let Poll::Ready(read) =
+                Pin::new(&mut framed).poll_read(&mut cx, &mut buffer[..most])
+            {
+                match read.unwrap() {
+                    0 => break,
+                    read => got += read,
+                }
+            }
+            got
+        };
+        assert_eq!((turn(10_000), woken()), (4096, 1), "as much as a turn has");
+        assert_eq!((turn(1), woken()), (2, 1), "two reads, however short");
+        stranger.restored.set(true);
+        assert_eq!((turn(10_000), woken()), (sent.len() - 4098, 0), "a holder's, to its end");
+    }
+
     #[test]
     fn a_stranger_announces_no_long_message_and_a_holder_may() {
         let stranger = Rc::new(Stranger::default());

@@ -49,10 +49,24 @@ impl AgentsServer {
         })
     }
 
-    /// Nothing that is signed holds for longer than the capability to it.
-    fn bounded(&self, validity: Validity) -> Validity {
+    /// Nothing that is signed holds for longer than the capability to it. An SVID holds to the end of its last second.
+    fn bounded(&self, validity: Validity, last_s: u64) -> Validity {
         let expires_s = self.facet.authority().caveats.expires_ms / 1000;
-        Validity { until_s: validity.until_s.min(expires_s), ..validity }
+        Validity { until_s: validity.until_s.min(expires_s.saturating_sub(last_s)), ..validity }
+    }
+
+    /// Counts what is signed for agents of this tenant: it takes time from all that this service does.
+    fn once_more(&self) -> Result<(), Fault> {
+        let mut asked = self.service.agents_asked.borrow_mut();
+        if asked.may(self.facet.object(), self.service.now_s()) {
+            return Ok(());
+        }
+        Err(Fault::unavailable(10_000, "this tenant's agents have had enough signed for now"))
+    }
+
+    fn report(&self, detail: String) {
+        let (tenant, cap) = (self.facet.tenant(), self.facet.cap_id());
+        self.service.vat.report("network", tenant, cap, detail);
     }
 }
 
@@ -77,13 +91,15 @@ impl agents::Server for AgentsServer {
         self.facet.check(Rights::READ).map_err(fail)?;
         let (service, key) = (&self.service, self.agent().map_err(fail)?);
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
-        let validity = self.bounded(validity(now_s, service.lifetime_s));
+        let validity = self.bounded(validity(now_s, service.lifetime_s), 1);
+        self.once_more().map_err(fail)?;
         let object = self.facet.object();
         let signed = self.facet.commit(Rights::READ, NO_BYTES, || {
             let secret = &service.issuer_secret;
             service.state.borrow().sign_agent(secret, object, key, validity, serial)
         });
         let (id, chain) = signed.and_then(|signed| signed).map_err(fail)?;
+        self.report(format!("signed {id}"));
         let bundle = service.state.borrow().bundle().map_err(fail)?.to_json();
         let mut reply = self.facet.reply(&mut results);
         reply.set_id(id.to_string());
@@ -108,13 +124,15 @@ impl agents::Server for AgentsServer {
         let (service, key) = (&self.service, self.agent().map_err(fail)?);
         let from_s = service.now_s();
         let until_s = from_s.saturating_add(MAX_TOKEN_LIFETIME_S);
-        let validity = self.bounded(Validity { from_s, until_s });
+        let validity = self.bounded(Validity { from_s, until_s }, 0);
+        self.once_more().map_err(fail)?;
         let object = self.facet.object();
         let signed = self.facet.commit(Rights::CREATE, NO_BYTES, || {
-            let secret = &service.token_secret;
+            let secret = &service.issuer_secret;
             service.state.borrow().sign_token(secret, object, key, audiences, validity)
         });
         let (id, token) = signed.and_then(|signed| signed).map_err(fail)?;
+        self.report(format!("signed a token of {id}"));
         let mut reply = self.facet.reply(&mut results);
         reply.set_id(id.to_string());
         reply.set_token(token);

@@ -58,6 +58,11 @@ impl Alive {
         changes
     }
 
+    /// Whether there is a word of this node that is new enough.
+    pub(crate) fn hears(&self, node: NodeId, now_ms: u64) -> bool {
+        self.of(node, now_ms).is_some_and(|(word, suspect)| word.heard && !suspect)
+    }
+
     /// What was heard of a node last, and whether it is suspect at `now_ms`.
     pub(crate) fn of(&self, node: NodeId, now_ms: u64) -> Option<(Word, bool)> {
         let word = self.0.get(&node)?;
@@ -76,12 +81,15 @@ mod tests {
     fn a_node_is_suspect_after_fifteen_seconds_and_no_longer_once_it_is_heard() {
         let mut alive = Alive::default();
         assert_eq!(alive.look(&[ONE, OTHER], 1000), []);
+        assert!(!alive.hears(ONE, 1000), "nothing was heard yet");
         assert_eq!(alive.heard(ONE, 7, 9000), None);
         assert_eq!(alive.look(&[ONE, OTHER], 16_000), []);
         assert_eq!(alive.look(&[ONE, OTHER], 16_001), [Change::Suspect(OTHER)]);
         assert_eq!(alive.look(&[ONE, OTHER], 17_000), [], "it is told once");
         assert!(alive.of(OTHER, 17_000).is_some_and(|(_, suspect)| suspect));
+        assert!(!alive.hears(OTHER, 17_000) && alive.hears(ONE, 17_000));
         assert_eq!(alive.heard(OTHER, 7, 18_000), Some(Change::Back(OTHER)));
+        assert!(alive.hears(OTHER, 33_000) && !alive.hears(OTHER, 33_001));
         assert!(
             alive.of(OTHER, 18_000).is_some_and(|(word, suspect)| !suspect && word.bundle == 7)
         );

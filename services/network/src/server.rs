@@ -13,8 +13,8 @@ use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
 use distos_identity::{
-    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks, TokenSecret,
-    Trust, verify_proof,
+    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks, TokenKey,
+    TokenSecret, Trust, verify_proof,
 };
 use distos_membership::{Signed, Stance};
 use distos_quic::Endpoint;
@@ -108,7 +108,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some((voting.voters.get(&voter)?.key, digest))
     });
     let kept_votes = kept_votes.collect();
-    let token_secret = TokenSecret::of_issuer(&issuer_secret)?;
+    let token_key = TokenSecret::of_issuer(&issuer_secret)?.key();
     let service = Rc::new(NetworkService {
         vat,
         record,
@@ -116,7 +116,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         keys,
         secret: RefCell::new(Arc::new(secret)),
         issuer_secret,
-        token_secret,
+        token_key,
         lifetime_s,
         state: RefCell::new(state),
         revision: watch::Sender::new(1),
@@ -135,6 +135,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         kept_votes: RefCell::new(kept_votes),
         asking: RefCell::default(),
         told: RefCell::default(),
+        agents_asked: RefCell::default(),
         is_unsaved: Cell::new(false),
     });
     if is_new {
@@ -180,7 +181,10 @@ pub(crate) struct NetworkService {
     /// The key of this service's SVID, and that of its issuer.
     secret: RefCell<Arc<HolderSecret>>,
     pub(crate) issuer_secret: HolderSecret,
-    pub(crate) token_secret: TokenSecret,
+    /// The public half of what it signs tokens with, which is made of the issuer's whenever it is used.
+    token_key: TokenKey,
+    /// How often agents of each tenant have had something signed lately.
+    pub(crate) agents_asked: RefCell<Asked<ObjectId>>,
     pub(crate) lifetime_s: u64,
     pub(crate) state: RefCell<State>,
     /// The number of the present list. It begins anew with the service.
@@ -449,7 +453,7 @@ impl network::Server for NetworkServer {
             status.set_configuration(signed.to_json());
         }
         status.set_issues(state.issues());
-        let token_key = service.token_secret.key();
+        let token_key = service.token_key;
         status.set_token_key(token_key.as_ref());
         status.set_tokens(state.takes_tokens_of(token_key));
         // Those that have ended are of no interest any more.
@@ -730,12 +734,10 @@ impl network::Server for NetworkServer {
     ) -> Result<(), capnp::Error> {
         self.check(Rights::ADMIN)?;
         let tenant = TenantName::new(params.get()?.get_tenant()?.to_str()?).map_err(fail)?;
-        let mut object = Ok(ObjectId::ROOT);
-        self.change(|state| {
-            object = state.agents_of(&tenant);
-            object.clone().map(drop)
-        })?;
-        let object = object.map_err(fail)?;
+        if !self.service.state.borrow().has_agents_of(&tenant) {
+            self.change(|state| state.agents_of(&tenant).map(drop))?;
+        }
+        let object = self.service.state.borrow_mut().agents_of(&tenant).map_err(fail)?;
         let minted = AgentsServer::mint(self.service.clone(), &self.facet, object).await;
         let (server, chain) = minted.map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
@@ -848,6 +850,22 @@ impl credentials::Server for CredentialsServer {
         let located = self.service.locate(node, &service, &asking).await;
         let address = located.map_err(fail)?;
         self.facet.reply(&mut results).set_address(address.to_string());
+        Ok(())
+    }
+
+    async fn contact(
+        self: Rc<Self>,
+        _: credentials::ContactParams,
+        mut results: credentials::ContactResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let service = &self.service;
+        let (alive, now_ms) = (service.alive.borrow(), service.clock_ms());
+        let hears = |node| alive.hears(node, now_ms);
+        let (voters, heard) = service.state.borrow().contact(hears);
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_voters(voters);
+        reply.set_heard(heard);
         Ok(())
     }
 }

@@ -21,6 +21,8 @@ const SKEW_S: u64 = 60;
 const MAX_PEERS: usize = 4096;
 /// Tenants whose agents get SVIDs here.
 const MAX_TENANTS: usize = 4096;
+/// What separates their numbers from everything else that is made of a name.
+const NUMBER: &str = "DistOS 2026-11-27 the object of a tenant's agents";
 
 /// What is kept on disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -41,7 +43,7 @@ pub(crate) struct Kept {
     /// The cluster's configuration, as its root has signed it. Votes are kept elsewhere.
     #[serde(default)]
     configuration: Option<String>,
-    /// Tenants whose agents get SVIDs here. The number of a tenant's object is its place.
+    /// Tenants whose agents get SVIDs here.
     #[serde(default)]
     tenants: Vec<String>,
 }
@@ -69,8 +71,8 @@ pub(crate) struct State {
     /// Where the cluster votes on its nodes: those that this node lets in in no case.
     banned: BTreeSet<NodeId>,
     members: Members,
-    /// Those whose agents get SVIDs here: each has an object, whose number is one more than its place.
-    tenants: Vec<TenantName>,
+    /// Those whose agents get SVIDs here, each by the number of the object that stands for them.
+    tenants: BTreeMap<ObjectId, TenantName>,
 }
 
 impl State {
@@ -86,7 +88,7 @@ impl State {
             invited: BTreeMap::new(),
             banned: BTreeSet::new(),
             members: Members::default(),
-            tenants: Vec::new(),
+            tenants: BTreeMap::new(),
         }
     }
 
@@ -119,9 +121,9 @@ impl State {
             let casts = casts?.into_iter().flatten();
             state.members = Members::restore(Some(configuration), casts);
         }
-        let tenants: Result<_, Fault> =
-            kept.tenants.iter().map(|name| TenantName::new(name)).collect();
-        state.tenants = tenants?;
+        for name in kept.tenants {
+            state.agents_of(&TenantName::new(&name)?)?;
+        }
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
         }
@@ -137,7 +139,7 @@ impl State {
             invited: self.invited.iter().map(|(peer, at)| (peer.to_string(), *at)).collect(),
             banned: self.banned.iter().map(|node| Peer::Node(*node).to_string()).collect(),
             configuration: self.members.signed().map(Signed::to_json),
-            tenants: self.tenants.iter().map(|tenant| tenant.as_str().to_owned()).collect(),
+            tenants: self.tenants.values().map(|tenant| tenant.as_str().to_owned()).collect(),
         }
     }
 
@@ -177,7 +179,7 @@ impl State {
         self.issuer.is_some()
     }
 
-    /// Joins a cluster, or takes a newer bundle of it. [`Fault::Unauthenticated`] if the SVID is nobody's
+    /// Joins a cluster, or takes a newer bundle of it; with the SVID that it has if `chain` is empty. [`Fault::Unauthenticated`] if the SVID is nobody's
     /// or another's; [`Fault::Malformed`] if the bundle is older than the present one or another
     /// cluster's.
     pub(crate) fn join(
@@ -204,6 +206,10 @@ impl State {
         let id = SpiffeId {
             cluster: bundle.cluster().clone(),
             subject: Subject::Service { node: self.node, service: VatName::new(SERVICE)? },
+        };
+        let chain = match &self.own {
+            Some((own, _)) if chain.is_empty() => own.clone(),
+            _ => chain,
         };
         let own = check(&bundle, &chain, &id, self.keys.0, now_s)?;
         self.bundle = Some(bundle);
@@ -282,26 +288,32 @@ impl State {
         issuer.issue(&id, asks.key, validity(now_s, lifetime_s), serial)
     }
 
-    /// The number of the object that stands for a tenant's agents; a new one if there is none.
+    /// Whether a tenant's agents get SVIDs here.
+    pub(crate) fn has_agents_of(&self, tenant: &TenantName) -> bool {
+        self.tenants.get(&number_of(tenant)) == Some(tenant)
+    }
+
+    /// Gives a tenant's agents SVIDs from now on; the number of the object that stands for them.
     pub(crate) fn agents_of(&mut self, tenant: &TenantName) -> Result<ObjectId, Fault> {
-        let place = self.tenants.iter().position(|one| one == tenant);
-        let place = match place {
-            Some(place) => place,
+        let number = number_of(tenant);
+        match self.tenants.get(&number) {
+            Some(known) if known == tenant => {}
+            Some(other) => {
+                return Err(Fault::Exists(format!(
+                    "{other} has the number that {tenant} would have"
+                )));
+            }
             None if self.tenants.len() >= MAX_TENANTS => {
                 return Err(Fault::malformed(format!("{MAX_TENANTS} tenants are enough")));
             }
-            None => {
-                self.tenants.push(tenant.clone());
-                self.tenants.len() - 1
-            }
-        };
-        Ok(ObjectId(place as u64 + 1))
+            None => drop(self.tenants.insert(number, tenant.clone())),
+        }
+        Ok(number)
     }
 
     /// Whose agents an object stands for.
     pub(crate) fn tenant_of(&self, object: ObjectId) -> Result<&TenantName, Fault> {
-        let place = object.0.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        let tenant = place.and_then(|place| self.tenants.get(place));
+        let tenant = self.tenants.get(&object);
         tenant.ok_or_else(|| Fault::not_found("nobody's agents have this number"))
     }
 
@@ -321,11 +333,25 @@ impl State {
         serial: Serial,
     ) -> Result<(SpiffeId, Vec<Vec<u8>>), Fault> {
         let id = self.agent(object, key)?;
+        let issuer = self.issuer_at(secret, validity.from_s)?;
+        // An SVID never holds longer than who has signed it.
+        let validity = Validity { until_s: validity.until_s.min(issuer.until_s()), ..validity };
+        let chain = issuer.issue(&id, key, validity, serial)?;
+        Ok((id, chain))
+    }
+
+    /// This node's issuer, if it may sign at that time.
+    fn issuer_at<'a>(&self, secret: &'a HolderSecret, at_s: u64) -> Result<Issuer<'a>, Fault> {
         let certificate = self.issuer.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
-        let chain = Issuer::new(certificate, secret)?.issue(&id, key, validity, serial)?;
-        Ok((id, chain))
+        let issuer = Issuer::new(certificate, secret)?;
+        if issuer.until_s() <= at_s.saturating_add(SKEW_S) {
+            let why =
+                "this node's certificate as an issuer has run out: have the root sign it again";
+            return Err(Fault::unavailable(60_000, why));
+        }
+        Ok(issuer)
     }
 
     /// Whether others take tokens that are signed with this key.
@@ -337,13 +363,16 @@ impl State {
     /// A token for one of a tenant's agents, which has shown that it has `key`.
     pub(crate) fn sign_token(
         &self,
-        secret: &TokenSecret,
+        secret: &HolderSecret,
         object: ObjectId,
         key: HolderKey,
         audiences: Vec<String>,
         validity: Validity,
     ) -> Result<(SpiffeId, String), Fault> {
         let id = self.agent(object, key)?;
+        // Whoever lets an issuer's certificate run out ends its tokens, too.
+        self.issuer_at(secret, validity.from_s)?;
+        let secret = &TokenSecret::of_issuer(secret)?;
         if !self.takes_tokens_of(secret.key()) {
             let why = "the cluster's bundle does not name this node's key for tokens: \
                        `distos cluster tokens`, and `distos network join` with that bundle";
@@ -399,6 +428,15 @@ impl State {
             self.peers.remove(peer);
         }
         late
+    }
+
+    /// How many vote on the cluster's nodes, and how many of them this node hears: itself, and those of whom `heard`
+    /// says so.
+    pub(crate) fn contact(&self, heard: impl Fn(NodeId) -> bool) -> (u32, u32) {
+        let Some(voting) = self.members.voting() else { return (0, 0) };
+        let heard =
+            voting.voters.keys().filter(|node| **node == self.node || heard(**node)).count();
+        (voting.voters.len() as u32, heard as u32)
     }
 
     /// Whether this node's operator has put it out.
@@ -630,6 +668,16 @@ pub(crate) fn validity(now_s: u64, lifetime_s: u64) -> Validity {
     let from_s = now_s.saturating_sub(SKEW_S);
     let until_s = now_s.saturating_add(lifetime_s).min(from_s.saturating_add(MAX_SVID_LIFETIME_S));
     Validity { from_s, until_s }
+}
+
+/// The number of the object that stands for a tenant's agents. It follows from the name, so that a capability to it
+/// never comes to stand for another tenant's, whatever becomes of this service's records.
+fn number_of(tenant: &TenantName) -> ObjectId {
+    let hash = blake3::derive_key(NUMBER, tenant.as_str().as_bytes());
+    let mut number = [0; 8];
+    number.copy_from_slice(&hash[..8]);
+    // Below the numbers that a signed integer can hold, and never that of the root object.
+    ObjectId((u64::from_le_bytes(number) >> 1).max(1))
 }
 
 /// What a network service asks another node's for.

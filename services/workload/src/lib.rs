@@ -6,7 +6,7 @@
 //! `distos workload`, a program of the tenant's, which holds the power to be that agent as any other capability (C3); one
 //! socket is one agent.
 //!
-//! What this room does not do: get an identity or keep one fresh. Its caller shows what there is ([`Shown`]) and
+//! What this room does not do: get an identity or keep one fresh. Its caller says what there is ([`Standing`]) and
 //! answers when a token is [`Asked`] for.
 #![forbid(unsafe_code)]
 
@@ -14,18 +14,21 @@ use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use distos_abi::Fault;
 use distos_identity::{Bundle, SpiffeId, Token};
 use distos_types::HolderSecret;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
@@ -41,8 +44,11 @@ mod messages;
 const HEADER: &str = "workload.spiffe.io";
 /// The longest request, in bytes: a token and some names.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
-/// Calls of one connection at one time.
+/// Connections at one time; whoever comes then waits. And calls of one connection at one time.
+const MAX_CONNECTIONS: usize = 64;
 const MAX_CALLS: u32 = 64;
+/// How long to wait after a fault of the system, such as too many open files.
+const FAULT_WAIT: Duration = Duration::from_millis(100);
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// An Ed25519 key in PKCS#8, up to its 32 bytes (RFC 8410, section 7).
 const PKCS8_ED25519: [u8; 16] =
@@ -58,7 +64,23 @@ pub struct Shown {
     pub secret: Arc<HolderSecret>,
     /// The cluster's bundle.
     pub bundle: Bundle,
+    /// Until when the SVID holds, in seconds since the Unix epoch: it is shown no longer than that.
+    pub until_s: u64,
 }
+
+/// What there is to be had.
+#[derive(Clone)]
+pub enum Standing {
+    /// This identity.
+    Held(Arc<Shown>),
+    /// Nothing now: it has run out, and could not be renewed yet.
+    Away,
+    /// Nothing any more, and why. Clients are told that it is not theirs, and then cease to use what they have.
+    Ended(Fault),
+}
+
+/// Tells the time, in seconds since the Unix epoch.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A token that somebody at the socket wants.
 pub struct Asked {
@@ -68,34 +90,97 @@ pub struct Asked {
     pub answer: oneshot::Sender<Result<String, Fault>>,
 }
 
-/// Serves whoever connects, until `over` resolves. What is `shown` may change at any time; while it is `None`, there is
-/// nothing to be had.
+/// Serves whoever connects, until `over` resolves. What there is may change at any time.
 pub async fn serve(
     listener: UnixListener,
-    shown: watch::Receiver<Option<Arc<Shown>>>,
+    standing: watch::Receiver<Standing>,
     asks: mpsc::Sender<Asked>,
+    clock: Clock,
     over: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let api = SpiffeWorkloadAPIServer::new(Api { shown, asks })
+    let api = SpiffeWorkloadAPIServer::new(Api { standing, asks, clock })
         .max_decoding_message_size(MAX_REQUEST_BYTES);
-    Server::builder()
+    let (arrive, arrivals) = mpsc::channel(1);
+    let served = Server::builder()
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .serve_with_incoming_shutdown(api, UnixListenerStream::new(listener), over)
-        .await
-        .map_err(io::Error::other)
+        .serve_with_incoming_shutdown(api, ReceiverStream::new(arrivals), over);
+    tokio::select! {
+        served = served => served.map_err(io::Error::other),
+        () = take(&listener, &arrive) => Ok(()),
+    }
+}
+
+/// Takes connections while there is room for more.
+async fn take(listener: &UnixListener, arrive: &mpsc::Sender<io::Result<Seated>>) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Nobody closes it.
+    while let Ok(seat) = room.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if arrive.send(Ok(Seated { stream, _seat: seat })).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(FAULT_WAIT).await;
+            }
+        }
+    }
+}
+
+/// A connection, and its place among all.
+struct Seated {
+    stream: UnixStream,
+    _seat: OwnedSemaphorePermit,
+}
+
+impl Connected for Seated {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Seated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Seated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 struct Api {
-    shown: watch::Receiver<Option<Arc<Shown>>>,
+    standing: watch::Receiver<Standing>,
     asks: mpsc::Sender<Asked>,
+    clock: Clock,
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Api {
     fn now(&self) -> Result<Arc<Shown>, Status> {
-        self.shown.borrow().clone().ok_or_else(nothing)
+        held(&self.standing.borrow(), (self.clock)())
     }
 
     /// What is shown now, and then whatever is shown instead.
@@ -103,15 +188,22 @@ impl Api {
         &self,
         of: impl Fn(&Shown) -> T + Send + 'static,
     ) -> Response<Updates<T>> {
-        let shown = WatchStream::new(self.shown.clone());
+        let (standing, clock) = (WatchStream::new(self.standing.clone()), self.clock.clone());
         Response::new(Box::pin(
-            shown.map(move |shown| shown.map(|one| of(&one)).ok_or_else(nothing)),
+            standing.map(move |standing| held(&standing, clock()).map(|shown| of(&shown))),
         ))
     }
 }
 
-fn nothing() -> Status {
-    Status::unavailable("the identity has run out and could not be renewed yet")
+/// What may be shown at this time.
+fn held(standing: &Standing, now_s: u64) -> Result<Arc<Shown>, Status> {
+    match standing {
+        Standing::Held(shown) if now_s <= shown.until_s => Ok(shown.clone()),
+        Standing::Held(_) | Standing::Away => {
+            Err(Status::unavailable("the identity has run out and could not be renewed yet"))
+        }
+        Standing::Ended(fault) => Err(Status::permission_denied(fault.to_string())),
+    }
 }
 
 /// Who calls without that header may be a web page's work.
@@ -226,8 +318,8 @@ impl SpiffeWorkloadAPI for Api {
         request: Request<messages::ValidateJwtSvidRequest>,
     ) -> Result<Response<messages::ValidateJwtSvidResponse>, Status> {
         let asked = allowed(request)?;
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let token = Token::verify(&asked.svid, &self.now()?.bundle, &asked.audience, now_s);
+        let token =
+            Token::verify(&asked.svid, &self.now()?.bundle, &asked.audience, (self.clock)());
         let token = token.map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
         let (spiffe_id, claims) = (token.id.to_string(), Some(claims(&token)));
         Ok(Response::new(messages::ValidateJwtSvidResponse { spiffe_id, claims }))
@@ -248,14 +340,12 @@ mod tests {
 
     use super::*;
 
-    fn now_s() -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-    }
+    const NOW_S: u64 = 1_800_000_000;
 
     fn shown() -> (Shown, TokenSecret) {
         let (root, secret) = (HolderSecret::from_seed([1; 32]), HolderSecret::from_seed([2; 32]));
         let cluster = ClusterName::new("demo.example").unwrap();
-        let validity = Validity { from_s: now_s() - 60, until_s: now_s() + 3600 };
+        let validity = Validity { from_s: NOW_S - 60, until_s: NOW_S + 3600 };
         let root = Root::new(cluster.clone(), &root).certificate(validity, Serial([3; 16]));
         let tokens = TokenSecret::from_seed(&[4; 32]).unwrap();
         let authority = TokenAuthority { key: tokens.key(), home: Home::Offline };
@@ -264,21 +354,23 @@ mod tests {
         let agent = Subject::Agent { tenant: TenantName::new("red").unwrap(), agent: secret.key() };
         let id = SpiffeId { cluster, subject: agent };
         let chain = vec![vec![5; 10], vec![6; 10]];
-        (Shown { id, chain, secret: Arc::new(secret), bundle }, tokens)
+        let shown = Shown { id, chain, secret: Arc::new(secret), bundle, until_s: NOW_S + 60 };
+        (shown, tokens)
     }
 
     /// A server at a socket of its own, and somebody who is connected to it.
     async fn served(
-        shown: Option<Shown>,
+        standing: Standing,
+        now_s: u64,
     ) -> (tempfile::TempDir, Grpc<tonic::transport::Channel>, mpsc::Receiver<Asked>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let (shows, shown) = watch::channel(shown.map(Arc::new));
+        let (shows, standing) = watch::channel(standing);
         let (asks, asked) = mpsc::channel(1);
         tokio::spawn(async move {
             let _shows = shows;
-            serve(listener, shown, asks, std::future::pending()).await
+            serve(listener, standing, asks, Arc::new(move || now_s), std::future::pending()).await
         });
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).unwrap();
         (dir, Grpc::new(endpoint.connect().await.unwrap()), asked)
@@ -310,7 +402,8 @@ mod tests {
     #[tokio::test]
     async fn who_calls_without_the_header_or_while_there_is_nothing_gets_nothing() {
         const SVID: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
-        let (_dir, mut client, _asked) = served(Some(shown().0)).await;
+        let held = || Standing::Held(Arc::new(shown().0));
+        let (_dir, mut client, _asked) = served(held(), NOW_S).await;
         let refused: Svid = call(&mut client, SVID, messages::X509SvidRequest {}, false).await;
         assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
         let given: Svid = call(&mut client, SVID, messages::X509SvidRequest {}, true).await;
@@ -318,9 +411,39 @@ mod tests {
         assert_eq!(svid.certificates, [[5; 10], [6; 10]].concat());
         assert_eq!(svid.key, [&PKCS8_ED25519[..], &[2; 32]].concat());
 
-        let (_dir, mut client, _asked) = served(None).await;
-        let nothing: Svid = call(&mut client, SVID, messages::X509SvidRequest {}, true).await;
-        assert_eq!(nothing.unwrap_err().code(), Code::Unavailable);
+        for (standing, now_s, code) in [
+            (Standing::Away, NOW_S, Code::Unavailable),
+            (held(), NOW_S + 61, Code::Unavailable),
+            (Standing::Ended(Fault::Revoked), NOW_S, Code::PermissionDenied),
+        ] {
+            let (_dir, mut client, _asked) = served(standing, now_s).await;
+            let nothing: Svid = call(&mut client, SVID, messages::X509SvidRequest {}, true).await;
+            assert_eq!(nothing.unwrap_err().code(), code);
+        }
+    }
+
+    #[tokio::test]
+    async fn there_is_a_most_of_connections_and_whoever_waits_is_served_in_turn() {
+        let (dir, mut client, _asked) = served(Standing::Away, NOW_S).await;
+        let socket = dir.path().join("api.sock");
+        let mut others = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            others.push(UnixStream::connect(&socket).await.unwrap());
+        }
+        // One that was let in goes on, and one that was not is not answered before another leaves.
+        let path = "/SpiffeWorkloadAPI/FetchX509SVID";
+        let told: Svid = call(&mut client, path, messages::X509SvidRequest {}, true).await;
+        assert_eq!(told.unwrap_err().code(), Code::Unavailable);
+        let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).unwrap();
+        let mut late = Grpc::new(endpoint.connect_lazy());
+        let waits = async {
+            let told: Svid = call(&mut late, path, messages::X509SvidRequest {}, true).await;
+            told.unwrap_err().code()
+        };
+        tokio::pin!(waits);
+        assert!(tokio::time::timeout(FAULT_WAIT, &mut waits).await.is_err());
+        drop(others);
+        assert_eq!(waits.await, Code::Unavailable);
     }
 
     #[tokio::test]
@@ -330,10 +453,10 @@ mod tests {
         type Checked = Result<messages::ValidateJwtSvidResponse, Status>;
         let (shown, secret) = shown();
         let id = shown.id.clone();
-        let validity = Validity { from_s: now_s(), until_s: now_s() + 60 };
+        let validity = Validity { from_s: NOW_S, until_s: NOW_S + 60 };
         let token = Token { id: id.clone(), audiences: vec!["shop".into()], validity };
         let token = token.sign(&secret, Home::Offline).unwrap();
-        let (_dir, mut client, mut asked) = served(Some(shown)).await;
+        let (_dir, mut client, mut asked) = served(Standing::Held(Arc::new(shown)), NOW_S).await;
         let made = token.clone();
         tokio::spawn(async move {
             let Asked { audiences, answer } = asked.recv().await.unwrap();

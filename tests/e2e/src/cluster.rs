@@ -25,8 +25,8 @@ pub struct Desk(tempfile::TempDir);
 
 impl Desk {
     /// A new cluster, with an issuer that is on no node.
-    pub fn new() -> Desk {
-        let desk = Desk(tempfile::tempdir().expect("it can be done here"));
+    pub fn set_up() -> Desk {
+        let desk = Desk(tempfile::tempdir().expect("the test's own files, sockets and commands"));
         desk.ok(&["cluster", "init", "demo.example"]);
         desk.ok(&["image", "keygen", "issuer.key"]);
         desk.ok(&["cluster", "issuer", "issuer.pub"]);
@@ -40,7 +40,7 @@ impl Desk {
 
     /// The same, as text.
     pub fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("it can be done here").to_owned()
+        self.path(name).to_str().expect("the test's own files, sockets and commands").to_owned()
     }
 
     /// A command of `distos`, to be run here.
@@ -66,16 +66,17 @@ impl Desk {
     pub fn agent(&self, node: &Node, name: &str) {
         for extension in ["cap", "key", "pub"] {
             let file = format!("{name}.{extension}");
-            fs::copy(node.file(&file), self.path(&file)).expect("it can be done here");
+            fs::copy(node.file(&file), self.path(&file))
+                .expect("the test's own files, sockets and commands");
         }
         let key = format!("{name}.pub");
         let document: Value = serde_json::from_str(&self.ok(&["cluster", "did", &key, "--json"]))
-            .expect("it can be done here");
+            .expect("the test's own files, sockets and commands");
         let key_name = document["id"]
             .as_str()
-            .expect("it can be done here")
+            .expect("the test's own files, sockets and commands")
             .strip_prefix("did:key:")
-            .expect("it can be done here");
+            .expect("the test's own files, sockets and commands");
         self.ok(&["cluster", "svid", &format!("tenant/{name}/agent/{key_name}"), &key]);
     }
 }
@@ -99,9 +100,15 @@ pub const LOOPBACK: &str = "127.0.0.1";
 pub fn ports() -> Vec<u16> {
     let open: Vec<UdpSocket> = SERVICES
         .iter()
-        .map(|_| UdpSocket::bind("127.0.0.1:0").expect("it can be done here"))
+        .map(|_| {
+            UdpSocket::bind("127.0.0.1:0").expect("the test's own files, sockets and commands")
+        })
         .collect();
-    open.iter().map(|socket| socket.local_addr().expect("it can be done here").port()).collect()
+    open.iter()
+        .map(|socket| {
+            socket.local_addr().expect("the test's own files, sockets and commands").port()
+        })
+        .collect()
 }
 
 impl Member {
@@ -114,7 +121,9 @@ impl Member {
     /// The same of a node that runs already, and is reached there.
     pub fn of(desk: &Desk, node: Node, host: &'static str, ports: Vec<u16>) -> Member {
         let status = node.json(&["network", "status"]);
-        let text = |key: &str| status[key].as_str().expect("it can be done here").to_owned();
+        let text = |key: &str| {
+            status[key].as_str().expect("the test's own files, sockets and commands").to_owned()
+        };
         let number = text("node");
         let me = format!("node/{number}/service/network");
         desk.ok(&["cluster", "svid", &me, &text("key"), "--out", "network.pem"]);
@@ -125,7 +134,7 @@ impl Member {
         desk.ok(&[&issuer[..], &["--out", "certificate.pem"]].concat());
         node.ok(&["network", "certify", &desk.text("certificate.pem")]);
         for made in ["network.pem", "certificate.pem"] {
-            fs::remove_file(desk.path(made)).expect("it can be done here");
+            fs::remove_file(desk.path(made)).expect("the test's own files, sockets and commands");
         }
         Member { node, number, host, ports }
     }
@@ -136,15 +145,15 @@ impl Member {
         let text = |key: &str| status[key].as_str().expect("a text").to_owned();
         let home = format!("node/{}", self.number);
         desk.ok(&["cluster", "tokens", &text("token_key"), "--home", &home]);
-        let me = format!("{home}/service/network");
-        desk.ok(&["cluster", "svid", &me, &text("key"), "--out", "again.pem"]);
-        let bundle = desk.text("bundle.json");
-        self.node.ok(&["network", "join", &desk.text("again.pem"), "--bundle", &bundle]);
+        self.node.ok(&["network", "join", "--bundle", &desk.text("bundle.json")]);
     }
 
     /// Where a service of it is reached.
     pub fn address(&self, service: &str) -> String {
-        let at = SERVICES.iter().position(|name| *name == service).expect("it can be done here");
+        let at = SERVICES
+            .iter()
+            .position(|name| *name == service)
+            .expect("the test's own files, sockets and commands");
         format!("{}:{}", self.host, self.ports[at])
     }
 
@@ -184,8 +193,8 @@ pub fn acquaint(one: &Member, other: &Member) {
 /// A node that has joined nothing yet.
 pub fn alone(svid_s: u32) -> (Node, Vec<u16>) {
     let ports = ports();
-    let image =
-        fs::read_to_string(repository().join("images/cluster.toml")).expect("it can be done here");
+    let image = fs::read_to_string(repository().join("images/cluster.toml"))
+        .expect("the test's own files, sockets and commands");
     let image = replaced(&image, "svid_s = \"3600\"", &format!("svid_s = \"{svid_s}\""));
     let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
         replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))

@@ -22,7 +22,7 @@ const SHOP: &str = "https://shop.example";
 
 /// A node with red, whose agent `shop` has a key of its own.
 fn shop(svid_s: u32) -> (Desk, Member) {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let member = Member::join(&desk, svid_s);
     let node = &member.node;
     node.tenants(&["red", "blue"]);
@@ -94,8 +94,10 @@ fn an_ordinary_spiffe_client_gets_its_identity_and_keeps_it_while_it_may() {
         let read = JwtSvid::parse_and_validate(&token, &bundles, &[SHOP]).unwrap();
         assert_eq!(read.spiffe_id().to_string(), id);
         assert!(JwtSvid::parse_and_validate(&token, &bundles, &["https://shop"]).is_err());
-        let (head, tail) = token.split_at(token.len() - 8);
-        let forged = format!("{head}{}", tail.chars().rev().collect::<String>());
+        // Another signature of the same form.
+        let at = token.len() - 40;
+        let other = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
+        let forged = format!("{}{other}{}", &token[..at], &token[at + 1..]);
         assert!(JwtSvid::parse_and_validate(&forged, &bundles, &[SHOP]).is_err());
         let found = client.validate_jwt_token(SHOP, &token).await.unwrap();
         assert_eq!(found.spiffe_id().to_string(), id);
@@ -160,6 +162,28 @@ fn nobody_is_an_agent_whom_the_tenant_did_not_make_one() {
     let full = node.json(&["workload", "svid", "--as", "shop.cap"]);
     let until = |svid: &serde_json::Value| svid["until_s"].as_u64().unwrap();
     assert!(until(&till) + 3000 < until(&full), "it holds no longer than its capability");
+    // Who serves an agent notices that it has ended, however long its SVID holds.
+    let (mut serving, endpoint) = serve(node);
+    node.ok(&["cap", "revoke", "shop.cap", "--as", "red.cap"]);
+    wait(async {
+        let client = WorkloadApiClient::connect_to(&endpoint).await.unwrap();
+        let begun = Instant::now();
+        while client.fetch_x509_svid().await.is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(15), "it goes on to be an agent");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    assert!(serving.run_for(Duration::ZERO), "it goes on, to tell whoever asks");
+    serving.signal(rustix::process::Signal::TERM);
+    let said = serving.finish(COMMAND_TIMEOUT).stderr;
+    assert!(said.contains("this agent has ended"), "{said}");
+    // What was given to red ends with red's place, its agents too.
+    node.ok(&["workload", "svid", "--as", "red.cap"]);
+    node.ok(&["peers", "add", "tenant/red"]);
+    node.ok(&["peers", "remove", "tenant/red"]);
+    for ended in ["red.cap", "till.cap"] {
+        assert_eq!(code(&["workload", "token", SHOP, "--as", ended]), REVOKED, "{ended}");
+    }
     // The SVID is what `connect` shows: the file is where it looks for it.
     let checked = ["cluster", "verify", "till.pem", "--bundle", &desk.text("bundle.json")];
     assert_eq!(code(&checked), 0);

@@ -496,30 +496,44 @@ pub async fn revoke_all(holder: &Holder, tenant: &str) -> Result<Ended, Fault> {
         if given.is_empty() {
             return Ok(ended);
         }
-        for Given { vat, kind, link, expires_ms } in given {
-            let own = holder.file.entries.iter().find(|entry| {
-                let root = entry.chain.root();
-                root.vat.as_str() == vat && root.kind == kind
-            });
-            let own = own.ok_or_else(|| {
-                Fault::Unauthenticated(format!(
-                    "somebody else has given it a capability at '{vat}': revoke that as whoever did"
-                ))
-            })?;
-            let root: capability::Client = holder.root(&own.name).await?;
-            let mut request = root.revoke_link_request();
-            request.get().set_link(&link);
-            request.get().set_expires_ms(expires_ms);
-            let answer = call(request).await?;
-            ended.given += 1;
-            let (derived, elsewhere_ms) =
-                read(|| Ok((answer.get()?.get_descendants(), answer.get()?.get_elsewhere_ms())))?;
-            ended.derived += derived;
-            ended.elsewhere_ms = ended.elsewhere_ms.max(elsewhere_ms);
+        let mut kept = None;
+        for one in given {
+            match revoke_given(holder, &one).await {
+                Ok((derived, elsewhere_ms)) => {
+                    ended.given += 1;
+                    ended.derived += derived;
+                    ended.elsewhere_ms = ended.elsewhere_ms.max(elsewhere_ms);
+                }
+                // What can be ended is, whatever cannot.
+                Err(fault) => kept = kept.or(Some(fault)),
+            }
+        }
+        if let Some(fault) = kept {
+            return Err(fault);
         }
     }
     let why = format!("{tenant} still has something after {ROUNDS} rounds: run this again");
     Err(Fault::unavailable(0, why))
+}
+
+/// Ends one; how many were derived from it, and within which time it has ended elsewhere.
+async fn revoke_given(holder: &Holder, given: &Given) -> Result<(u64, u32), Fault> {
+    let Given { vat, kind, link, expires_ms } = given;
+    let at = |entry: &&CapEntry| entry.chain.root().vat.as_str() == *vat;
+    let mut here = holder.file.entries.iter().filter(at);
+    // What was minted below a root object is of another kind than that.
+    let own = here.clone().find(|entry| entry.chain.root().kind == *kind).or_else(|| here.next());
+    let own = own.ok_or_else(|| {
+        Fault::Unauthenticated(format!(
+            "somebody else has given it a capability at '{vat}': revoke that as whoever did"
+        ))
+    })?;
+    let root: capability::Client = holder.root(&own.name).await?;
+    let mut request = root.revoke_link_request();
+    request.get().set_link(link);
+    request.get().set_expires_ms(*expires_ms);
+    let answer = call(request).await?;
+    read(|| Ok((answer.get()?.get_descendants(), answer.get()?.get_elsewhere_ms())))
 }
 
 /// A capability that was given to a tenant.

@@ -54,8 +54,9 @@ agents are named. The issuer's certificate stands beside its key, as issuer.pem.
     #[command(after_help = "\
 Example: with the key for tokens that `distos network status` shows on that node
   distos cluster tokens 02c4… --home node/1f95… --bundle bundle.json
-puts the key into the bundle, with the next number. Give that bundle to everybody: members take it with
-`distos network join`.")]
+  distos cluster tokens 02c4… --remove
+puts the key into the bundle, with the next number, or takes it out. Give that bundle to everybody: members take
+it with `distos network join --bundle bundle.json`.")]
     Tokens(TokensArgs),
     /// Check a token (a JWT SVID), and say whose it is
     #[command(after_help = "\
@@ -154,8 +155,11 @@ pub struct TokensArgs {
     #[arg(value_name = "KEY")]
     key: TokenKey,
     /// The node that has it
-    #[arg(long, value_name = "NODE")]
-    home: String,
+    #[arg(long, value_name = "NODE", required_unless_present = "remove")]
+    home: Option<String>,
+    /// Take its tokens no more
+    #[arg(long, conflicts_with = "home")]
+    remove: bool,
     /// The cluster's bundle, which is changed
     #[arg(long, value_name = "FILE", default_value = "bundle.json")]
     bundle: PathBuf,
@@ -349,19 +353,36 @@ fn svid(args: &SvidArgs) -> Result<Report, Fault> {
 }
 
 fn tokens(args: &TokensArgs) -> Result<Report, Fault> {
-    let home: Home = args.home.parse()?;
-    if home == Home::Offline {
+    let home: Option<Home> = args.home.as_deref().map(str::parse).transpose()?;
+    if home == Some(Home::Offline) {
         return Err(Fault::malformed("tokens are signed on a node: --home node/N"));
     }
     let bundle = read_bundle(&args.bundle)?;
     let sequence = bundle.sequence().saturating_add(1);
-    let authority = TokenAuthority { key: args.key, home };
-    let next = bundle.with_authority(authority)?.numbered(sequence);
+    let known = bundle.authorities().iter().find(|one| one.key == args.key).map(|one| one.home);
+    if known == home {
+        return Err(match home {
+            Some(home) => Fault::Exists(format!("tokens of {home} count already")),
+            None => Fault::not_found("no tokens that are signed with this key count"),
+        });
+    }
+    let next = match home {
+        Some(home) => bundle.with_authority(TokenAuthority { key: args.key, home })?,
+        None => bundle.without_authority(args.key),
+    };
+    let next = next.numbered(sequence);
     files::write_durably(&args.bundle, next.to_json().as_bytes(), files::PUBLIC)?;
     let (cluster, at, key) = (next.cluster(), args.bundle.display().to_string(), args.key);
-    let text = format!("tokens of {home} count in {cluster}, from bundle {sequence} on\n  {at}");
+    let text = match home {
+        Some(home) => {
+            format!("tokens of {home} count in {cluster}, from bundle {sequence} on\n  {at}")
+        }
+        None => {
+            format!("tokens by {key} count in {cluster} no more, from bundle {sequence} on\n  {at}")
+        }
+    };
     let json = json!({
-        "cluster": cluster.as_str(), "key": key.to_string(), "home": home.to_string(),
+        "cluster": cluster.as_str(), "key": key.to_string(), "home": home.map(|home| home.to_string()),
         "bundle": at, "sequence": sequence,
     });
     Ok(Report { json, text })

@@ -462,7 +462,7 @@ mod tests {
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
         let all = "attest audit cap cluster connect demo down drain gpu image network peers region run \
-                   status tenant up";
+                   status tenant up workload";
         assert_eq!(names.join(" "), all);
     }
 

@@ -82,8 +82,8 @@ Example: for a tenant of which this node had not heard when it came into its clu
 /// Arguments of `network join`.
 #[derive(Args)]
 pub struct JoinArgs {
-    /// The SVID: a file of two certificates
-    svid: PathBuf,
+    /// The SVID: a file of two certificates [default: the one that this node shows already]
+    svid: Option<PathBuf>,
     /// The cluster's bundle
     #[arg(long, value_name = "FILE", default_value = "bundle.json")]
     bundle: PathBuf,
@@ -211,7 +211,8 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
         }
         NetworkCommand::Join(args) => {
             let bundle = files::read_text(&args.bundle, MAX_BUNDLE_BYTES as u64)?;
-            let chain = pem(&args.svid, 2, "an SVID is two certificates")?;
+            let svid = args.svid.as_deref().map(|svid| pem(svid, 2, "an SVID is two certificates"));
+            let chain = svid.transpose()?.unwrap_or_default();
             join(&client, &bundle, &chain).await
         }
         NetworkCommand::Invite(args) => invite(&client, &args).await,

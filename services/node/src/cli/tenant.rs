@@ -139,8 +139,19 @@ pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Res
     }
     let secret = read_secret(&cap)?;
     let client: node::Client = holder.root("node").await?;
-    let id = match register(&client, name, &secret, quotas.quota_slots).await {
-        Ok(id) => id,
+    let made = async {
+        // Before there is a tenant: if the network service is away, nothing is half made.
+        let agents = match holder.file.find(NETWORK) {
+            Some(_) => {
+                let network: network::Client = holder.root(NETWORK).await?;
+                Some(agents_chain(holder, &network, name, secret.key()).await?)
+            }
+            None => None,
+        };
+        Ok((register(&client, name, &secret, quotas.quota_slots).await?, agents))
+    };
+    let (id, agents) = match made.await {
+        Ok(made) => made,
         Err(fault) => {
             if is_new {
                 // The node refused the key, so nothing depends on it.
@@ -152,9 +163,7 @@ pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Res
     let public = key_file_text(secret.key());
     files::write(&cap.with_extension("pub"), public.as_bytes(), files::PUBLIC)?;
     let mut file = delegated(holder, &secret, quotas)?;
-    if holder.file.find(NETWORK).is_some() {
-        let network: network::Client = holder.root(NETWORK).await?;
-        let chain = agents_chain(holder, &network, name, secret.key()).await?;
+    if let Some(chain) = agents {
         file.entries.push(CapEntry { name: workload::ENTRY.to_owned(), chain });
     }
     files::write(&cap, file.to_text().as_bytes(), files::SECRET)?;

@@ -4,26 +4,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use capnp::capability::FromClientHook as _;
 use clap::{Args, Subcommand};
 use distos_abi::Fault;
-use distos_identity::{Bundle, Identity, Usage, to_pem};
+use distos_identity::{Bundle, Identity, SpiffeId, Usage, to_pem};
+use distos_schemas::capability_capnp::capability;
 use distos_schemas::network_capnp::agents;
 use distos_types::HolderSecret;
-use distos_workload::{Asked, Shown};
+use distos_workload::{Asked, Shown, Standing};
+use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::holder::{Holder, call, now_ms, read, read_secret};
 use super::{Context, Report, complain, files, say, socket, text};
 
 /// The entry of a capability file that makes its holder an agent.
 pub(super) const ENTRY: &str = "agents";
-/// How long to wait before an SVID that was not renewed is asked for again.
-const AGAIN: Duration = Duration::from_secs(5);
-/// The shortest time between two SVIDs.
-const SHORTEST: Duration = Duration::from_secs(1);
-/// Tokens that are asked for at one time.
+/// How often it is looked whether the capability is still there, and whether it is time for another SVID. By the
+/// clock on the wall: a machine may have slept meanwhile.
+const LOOK: Duration = Duration::from_secs(5);
+/// The same where an SVID's time is short.
+const LOOK_OFTEN: Duration = Duration::from_secs(1);
+/// How long the node may take to answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// Tokens that wait, and those that are got at one time.
 const MAX_ASKED: usize = 16;
+const MAX_ASKING: usize = 4;
 
 /// Commands about being an agent.
 #[derive(Subcommand)]
@@ -47,8 +55,10 @@ writes red.pem: the SVID, and its issuer's certificate behind it.")]
     /// Get this agent a token for servers that do not look at certificates, and print it
     #[command(after_help = "\
 Example:
-  curl -H \"Authorization: Bearer $(distos workload token https://shop.example --as red.cap)\" https://shop.example
-It holds for five minutes, at those whom it names. Whoever sees it can show it to them.")]
+  printf 'header = \"Authorization: Bearer %s\"' \"$(distos workload token https://shop.example --as red.cap)\" |
+    curl -K - https://shop.example
+It holds for five minutes, at those whom it names. Whoever sees it can show it to them: do not put it on a command
+line, which every user of this machine can read.")]
     Token(TokenArgs),
 }
 
@@ -98,6 +108,12 @@ struct Agent<'a> {
     secret: Arc<HolderSecret>,
 }
 
+/// A connection to the node, and the capability over it.
+struct Session {
+    _holder: Holder,
+    client: agents::Client,
+}
+
 impl<'a> Agent<'a> {
     fn new(context: &'a Context, entry: &EntryArgs) -> Result<Agent<'a>, Fault> {
         let acting = context.acting().ok_or_else(|| {
@@ -107,17 +123,19 @@ impl<'a> Agent<'a> {
         Ok(Agent { context, acting, entry: entry.entry.clone(), secret })
     }
 
-    /// Over a connection of its own: the service may have been started anew since the last.
-    async fn restore(&self) -> Result<(Holder, agents::Client), Fault> {
+    async fn restore(&self) -> Result<Session, Fault> {
         let holder = Holder::load(self.acting, self.context.node.as_deref())?;
+        if holder.secret.key() != self.secret.key() {
+            let why = "its key is another one than before: start this again";
+            return Err(Fault::Unauthenticated(format!("{}: {why}", self.acting.display())));
+        }
         let client = holder.root(&self.entry).await?;
-        Ok((holder, client))
+        Ok(Session { _holder: holder, client })
     }
 
-    /// A new SVID, and until when it holds.
-    async fn svid(&self) -> Result<(Shown, u64), Fault> {
-        let (_holder, client) = self.restore().await?;
-        let answer = call(client.sign_request()).await?;
+    /// A new SVID.
+    async fn svid(&self, session: &Session) -> Result<Shown, Fault> {
+        let answer = in_time(call(session.client.sign_request())).await?;
         let (chain, bundle) = read(|| {
             let answer = answer.get()?;
             let chain = answer.get_chain()?.iter().map(|one| one.map(<[u8]>::to_vec));
@@ -125,24 +143,44 @@ impl<'a> Agent<'a> {
             Ok((chain, answer.get_bundle()?.to_str()?.to_owned()))
         })?;
         let bundle = Bundle::parse(&bundle)?;
-        let found = Identity::verify(&chain, &bundle, now_ms() / 1000, Usage::Client)?;
+        let found = Identity::verify(&chain, &bundle, now_s(), Usage::Client)?;
         if found.key != self.secret.key() {
             return Err(Fault::internal("the SVID is for another key"));
         }
-        let shown = Shown { id: found.id, chain, secret: self.secret.clone(), bundle };
-        Ok((shown, found.until_s))
+        let (id, secret, until_s) = (found.id, self.secret.clone(), found.until_s);
+        Ok(Shown { id, chain, secret, bundle, until_s })
     }
 
-    async fn token(&self, audiences: &[String]) -> Result<(String, u64), Fault> {
-        let (_holder, client) = self.restore().await?;
-        let mut request = client.token_request();
+    /// A token, whose it is, and until when it holds.
+    async fn token(&self, audiences: &[String]) -> Result<(String, SpiffeId, u64), Fault> {
+        let session = self.restore().await?;
+        let mut request = session.client.token_request();
         request.get().set_audiences(audiences).map_err(Fault::internal)?;
-        let answer = call(request).await?;
-        read(|| {
+        let answer = in_time(call(request)).await?;
+        let (token, id, until_s) = read(|| {
             let answer = answer.get()?;
-            Ok((answer.get_token()?.to_str()?.to_owned(), answer.get_until_s()))
-        })
+            let id = answer.get_id()?.to_str()?.to_owned();
+            Ok((answer.get_token()?.to_str()?.to_owned(), id, answer.get_until_s()))
+        })?;
+        Ok((token, id.parse()?, until_s))
     }
+}
+
+impl Session {
+    /// Whether the capability is still there.
+    async fn look(&self) -> Result<(), Fault> {
+        let capability: capability::Client = self.client.clone().cast_to();
+        in_time(call(capability.describe_request())).await.map(drop)
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let late = |_| Err(Fault::unavailable(1000, "the network service does not answer"));
+    tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or_else(late)
+}
+
+fn now_s() -> u64 {
+    now_ms() / 1000
 }
 
 pub(super) async fn command(context: &Context, command: WorkloadCommand) -> Result<Report, Fault> {
@@ -156,76 +194,138 @@ pub(super) async fn command(context: &Context, command: WorkloadCommand) -> Resu
 async fn svid(context: &Context, args: &SvidArgs) -> Result<Report, Fault> {
     let agent = Agent::new(context, &args.entry)?;
     let out = args.out.clone().unwrap_or_else(|| agent.acting.with_extension("pem"));
-    let (shown, until_s) = agent.svid().await?;
+    let shown = agent.svid(&agent.restore().await?).await?;
     files::write(&out, to_pem(&shown.chain)?.as_bytes(), files::PUBLIC)?;
-    let (id, at) = (shown.id.to_string(), out.display().to_string());
+    let (id, at, until_s) = (shown.id.to_string(), out.display().to_string(), shown.until_s);
     let text = format!("{id}\n  until {}\n  {at}", text::instant(until_s.saturating_mul(1000)));
     Ok(Report { text, json: json!({ "id": id, "svid": at, "until_s": until_s }) })
 }
 
 async fn token(context: &Context, args: &TokenArgs) -> Result<Report, Fault> {
     let agent = Agent::new(context, &args.entry)?;
-    let (token, until_s) = agent.token(&args.audiences).await?;
-    Ok(Report { json: json!({ "token": token, "until_s": until_s }), text: token })
+    let (token, id, until_s) = agent.token(&args.audiences).await?;
+    let json = json!({ "token": token, "id": id.to_string(), "until_s": until_s });
+    Ok(Report { json, text: token })
 }
 
 async fn serve(context: &Context, args: &ServeArgs) -> Result<Report, Fault> {
     let agent = Agent::new(context, &args.entry)?;
     // Whatever is wrong is told before anybody relies on it.
-    let (first, until_s) = agent.svid().await?;
+    let session = agent.restore().await?;
+    let first = Arc::new(agent.svid(&session).await?);
     let (listener, _place) = socket::listen(&args.listen)?;
-    let (at, id) = (args.listen.display().to_string(), first.id.to_string());
-    let (shows, shown) = watch::channel(Some(Arc::new(first)));
+    let (at, id) = (args.listen.display().to_string(), first.id.clone());
+    let (says, standing) = watch::channel(Standing::Held(first.clone()));
     let (asks, asked) = mpsc::channel(MAX_ASKED);
     say(&match context.json {
-        true => json!({ "listening": at, "id": id }).to_string(),
+        true => json!({ "listening": at, "id": id.to_string() }).to_string(),
         false => format!("whoever connects to {at} is {id}; Ctrl-C ends it"),
     });
+    let over = std::future::pending();
     tokio::select! {
-        served = distos_workload::serve(listener, shown, asks, std::future::pending()) => {
+        served = distos_workload::serve(listener, standing, asks, Arc::new(now_s), over) => {
             served.map_err(Fault::internal)?;
         }
-        () = renew(&agent, &shows, until_s) => {}
-        () = answer(&agent, asked) => {}
+        never = keep(&agent, &says, session, first) => match never {},
+        () = answer(&agent, &says, &id, asked) => {}
     }
     Ok(Report::nothing())
 }
 
-/// Shows a newer SVID when half of the present one's time is over, and none once it is.
-async fn renew(agent: &Agent<'_>, shows: &watch::Sender<Option<Arc<Shown>>>, until_s: u64) {
-    let left = |until_s: u64| Duration::from_millis((until_s * 1000).saturating_sub(now_ms()));
-    let mut until_s = until_s;
-    let mut pause = left(until_s) / 2;
+/// Shows a newer SVID when half of the present one's time is over, and none once it is or once the capability is gone.
+async fn keep(
+    agent: &Agent<'_>,
+    says: &watch::Sender<Standing>,
+    session: Session,
+    first: Arc<Shown>,
+) -> std::convert::Infallible {
+    let half = |shown: &Shown| now_s() + shown.until_s.saturating_sub(now_s()) / 2;
+    let (mut session, mut renew_at_s, mut shown) = (Some(session), half(&first), first);
+    let mut away = false;
     loop {
-        tokio::time::sleep(pause.max(SHORTEST)).await;
-        match agent.svid().await {
-            Ok((next, next_until_s)) => {
-                until_s = next_until_s;
-                pause = left(until_s) / 2;
-                shows.send_replace(Some(Arc::new(next)));
+        let is_short = shown.until_s.saturating_sub(now_s()) < 4 * LOOK.as_secs();
+        tokio::time::sleep(if is_short { LOOK_OFTEN } else { LOOK }).await;
+        if matches!(&*says.borrow(), Standing::Ended(_)) {
+            // Not even asked any more: each question would be one more refusal in the node's log.
+            return std::future::pending().await;
+        }
+        match next(agent, &mut session, now_s() >= renew_at_s).await {
+            Ok(None) => away = false,
+            Ok(Some(newer)) => {
+                away = false;
+                shown = Arc::new(newer);
+                renew_at_s = half(&shown);
+                says.send_replace(Standing::Held(shown.clone()));
             }
             Err(fault) => {
-                complain(&format!("distos: the SVID was not renewed: {fault}"));
-                let rest = left(until_s);
-                if rest.is_zero() || is_final(&fault) {
-                    shows.send_replace(None);
+                session = None;
+                if !end(says, &fault) {
+                    if !away {
+                        complain(&format!("distos: the node is away, and is asked again: {fault}"));
+                    }
+                    away = true;
+                    if now_s() > shown.until_s {
+                        says.send_replace(Standing::Away);
+                    }
                 }
-                pause = if rest.is_zero() { AGAIN } else { AGAIN.min(rest) };
             }
         }
     }
 }
 
-/// Whether the capability is gone, and not the service: nothing is shown any more of what it gave.
-fn is_final(fault: &Fault) -> bool {
-    matches!(fault, Fault::Revoked | Fault::Expired { .. } | Fault::Denied { .. })
+/// A newer SVID, if it is time for one.
+async fn next(
+    agent: &Agent<'_>,
+    session: &mut Option<Session>,
+    renew: bool,
+) -> Result<Option<Shown>, Fault> {
+    let session = match session {
+        Some(session) => session,
+        None => session.insert(agent.restore().await?),
+    };
+    match renew {
+        true => agent.svid(session).await.map(Some),
+        false => session.look().await.map(|()| None),
+    }
+}
+
+/// Shows nothing any more if the capability is gone, and not the service; whether it is.
+fn end(says: &watch::Sender<Standing>, fault: &Fault) -> bool {
+    let is_over = matches!(fault, Fault::Revoked | Fault::Expired { .. });
+    if is_over && !matches!(&*says.borrow(), Standing::Ended(_)) {
+        complain(&format!("distos: this agent has ended, and nothing is given any more: {fault}"));
+        says.send_replace(Standing::Ended(fault.clone()));
+    }
+    is_over
 }
 
 /// Gets tokens for those who ask.
-async fn answer(agent: &Agent<'_>, mut asked: mpsc::Receiver<Asked>) {
-    while let Some(Asked { audiences, answer }) = asked.recv().await {
-        let token = agent.token(&audiences).await.map(|(token, _)| token);
-        // Whoever asked may be gone.
-        let _ = answer.send(token);
-    }
+async fn answer(
+    agent: &Agent<'_>,
+    says: &watch::Sender<Standing>,
+    own: &SpiffeId,
+    asked: mpsc::Receiver<Asked>,
+) {
+    let get = |Asked { audiences, mut answer }: Asked| async move {
+        let got = async {
+            if let Standing::Ended(fault) = &*says.borrow() {
+                return Err(fault.clone());
+            }
+            let (token, id, _) = agent.token(&audiences).await?;
+            match id == *own {
+                true => Ok(token),
+                false => Err(Fault::Unauthenticated(format!("the token is {id}'s"))),
+            }
+        };
+        // Whoever asked may go before there is an answer.
+        let got = tokio::select! {
+            got = got => got,
+            () = answer.closed() => return,
+        };
+        if let Err(fault) = &got {
+            end(says, fault);
+        }
+        let _ = answer.send(got);
+    };
+    ReceiverStream::new(asked).for_each_concurrent(MAX_ASKING, get).await;
 }
