@@ -61,6 +61,8 @@ impl Limits {
 pub struct Policy {
     /// The node takes no new work.
     pub draining: bool,
+    /// Whether it is part of the cluster that it belongs to.
+    pub contact: Contact,
     /// The most that a task may use.
     pub caps: Limits,
 }
@@ -97,7 +99,44 @@ impl Policy {
         if self.draining {
             return Err(Fault::unavailable(5000, "the node is draining and takes no new jobs"));
         }
+        self.contact.check()?;
         self.decide(request)
+    }
+}
+
+/// Of how many of those who vote on its cluster's nodes this node hears. A node that is cut off from most of
+/// them cannot know whether they have put it out, or a tenant, so it places nothing new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// There is nobody to be cut off from: the image names no cluster, or the cluster does not vote.
+    Alone,
+    /// So many of so many, of whom there is at least one.
+    Voters {
+        /// Those that are heard.
+        heard: u32,
+        /// All of them.
+        of: u32,
+    },
+    /// Whoever would know does not answer.
+    Unknown,
+}
+
+impl Contact {
+    /// Whether this node hears more than half of them.
+    pub fn check(self) -> Result<(), Fault> {
+        let why = match self {
+            Contact::Alone => return Ok(()),
+            Contact::Voters { heard, of } if u64::from(heard) * 2 > u64::from(of) => return Ok(()),
+            Contact::Voters { heard, of } => format!(
+                "this node hears {heard} of the {of} nodes that vote in its cluster, and takes nothing new \
+                 while that is not more than half: see `distos peers list`"
+            ),
+            Contact::Unknown => {
+                "the network service does not say whether this node is cut off from its cluster"
+                    .to_owned()
+            }
+        };
+        Err(Fault::unavailable(5000, why))
     }
 }
 
@@ -157,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_no_rule_allows_is_refused() {
-        let policy = Policy { draining: false, caps: Limits::CAPS };
+        let policy = Policy { draining: false, contact: Contact::Alone, caps: Limits::CAPS };
         let request = Request { tenant: TenantId(3), limits: Limits::DEFAULT };
         assert_eq!(policy.admit(request), Ok(Rule("tenant-within-node-caps")));
         assert!(policy.admit(Request { tenant: TenantId::OPERATOR, ..request }).is_err());
@@ -166,6 +205,20 @@ mod tests {
         let draining = Policy { draining: true, ..policy };
         assert_eq!(draining.admit(request).unwrap_err().name(), "unavailable");
         assert!(draining.decide(request).is_ok());
+    }
+
+    #[test]
+    fn a_node_that_hears_half_of_the_voters_or_fewer_takes_nothing_new() {
+        let voters = |heard, of| Contact::Voters { heard, of };
+        for contact in [Contact::Alone, voters(1, 1), voters(2, 3), voters(3, 4), voters(32, 32)] {
+            assert_eq!(contact.check(), Ok(()), "{contact:?}");
+        }
+        for contact in [Contact::Unknown, voters(0, 1), voters(1, 2), voters(1, 3), voters(2, 4)] {
+            assert!(matches!(contact.check(), Err(Fault::Unavailable { .. })), "{contact:?}");
+            let policy = Policy { draining: false, contact, caps: Limits::CAPS };
+            let asked = Request { tenant: TenantId(1), limits: Limits::DEFAULT };
+            assert!(policy.admit(asked).is_err(), "{contact:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use distos_abi::{ByteRange, Fault, Meter, ObjectId, Rights, TenantId};
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::attestation_capnp::attestation;
 use distos_schemas::executor_capnp::executor;
+use distos_schemas::network_capnp::credentials;
 use distos_schemas::scheduler_capnp as wire;
 use distos_schemas::scheduler_capnp::{job, queue};
 use distos_types::kind;
@@ -19,7 +20,7 @@ use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::cut::{Cut, PAGE_BYTES};
-use crate::policy::{Evidence, Limits, Policy, Request};
+use crate::policy::{Contact, Evidence, Limits, Policy, Request};
 use crate::setback::Setbacks;
 use crate::spec::{self, Args, Payload, Submission};
 use crate::state::{Job, JobId, Placement, Refusal, Report, Slots, State, TaskState, Work};
@@ -27,6 +28,9 @@ use crate::state::{Job, JobId, Placement, Refusal, Report, Slots, State, TaskSta
 /// The image's template for executors, and the edge to the evidence.
 const EXECUTOR_TEMPLATE: &str = "executor";
 const ATTESTATION_EDGE: &str = "attestation";
+/// The setting of an image that names the edge to the service that knows whether this node is cut off from its
+/// cluster. Without it, nobody is asked.
+const CONTACT: &str = "contact";
 /// Workers of an executor, unless the image's `workers` says otherwise.
 const DEFAULT_WORKERS: u32 = 2;
 /// Tenants that can keep all of their workers busy at the same time, unless `node-tasks` says
@@ -97,8 +101,32 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    fn policy(&self) -> Policy {
-        Policy { draining: self.vat.draining(), caps: Limits::CAPS }
+    fn policy(&self, contact: Contact) -> Policy {
+        Policy { draining: self.vat.draining(), contact, caps: Limits::CAPS }
+    }
+
+    /// Whether this node is part of its cluster, as it is now.
+    async fn contact(&self) -> Contact {
+        let Some(edge) = self.vat.param(CONTACT) else { return Contact::Alone };
+        let asked = async {
+            let service: credentials::Client = self.vat.root(edge).await?;
+            let answer =
+                service.contact_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            let read = || -> capnp::Result<_> {
+                let answer = answer.get()?;
+                Ok((answer.get_heard(), answer.get_voters()))
+            };
+            read().map_err(|e| fault_of(&e))
+        };
+        match asked.await {
+            Ok((_, 0)) => Contact::Alone,
+            Ok((heard, of)) => Contact::Voters { heard, of },
+            Err(fault) => {
+                let fault: Fault = fault;
+                tracing::warn!(%fault, "it is not known whether this node is cut off");
+                Contact::Unknown
+            }
+        }
     }
 
     /// The evidence as it is now. A service that does not answer is no evidence.
@@ -171,8 +199,8 @@ impl Scheduler {
         submission: Submission,
     ) -> Result<JobServer, Fault> {
         let Submission { job, payload, args } = submission;
-        let evidence = self.evidence().await;
-        let (now_ms, policy) = (self.vat.now_ms(), self.policy());
+        let (evidence, contact) = futures::join!(self.evidence(), self.contact());
+        let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let admitted = facet.commit(Rights::RUN, EMPTY, || {
             let charge = |tasks| facet.charge(Meter::Tasks, tasks);
             self.state.borrow_mut().admit(now_ms, job, &evidence, &policy, charge)
@@ -234,8 +262,8 @@ impl Scheduler {
             }
             self.end_jobs_without_authority();
             if self.state.borrow().candidate().is_some() {
-                let evidence = self.evidence().await;
-                self.place_all(&evidence);
+                let (evidence, contact) = futures::join!(self.evidence(), self.contact());
+                self.place_all(&evidence, contact);
             }
         }
     }
@@ -252,13 +280,13 @@ impl Scheduler {
         }
     }
 
-    fn place_all(self: &Rc<Self>, evidence: &Evidence) {
+    fn place_all(self: &Rc<Self>, evidence: &Evidence, contact: Contact) {
         loop {
             let candidate = self.state.borrow().candidate();
             let Some(id) = candidate else { return };
             let live = self.live.borrow().get(&id).cloned();
             let Some(live) = live else { return };
-            match self.place(id, &live, evidence) {
+            match self.place(id, &live, evidence, contact) {
                 Ok(placement) => self.begin(placement, live),
                 Err(Refusal::Wait) => return,
                 Err(Refusal::Fail(fault)) => self.fail(id, fault),
@@ -267,8 +295,14 @@ impl Scheduler {
     }
 
     /// One placement, under a guard of the job's capability (C2, S1).
-    fn place(&self, id: JobId, live: &Live, evidence: &Evidence) -> Result<Placement, Refusal> {
-        let (now_ms, policy) = (self.vat.now_ms(), self.policy());
+    fn place(
+        &self,
+        id: JobId,
+        live: &Live,
+        evidence: &Evidence,
+        contact: Contact,
+    ) -> Result<Placement, Refusal> {
+        let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let placed = live.facet.commit(Rights::RUN, EMPTY, || {
             self.state.borrow_mut().place(id, now_ms, evidence, &policy)
         });
@@ -470,14 +504,16 @@ impl queue::Server for QueueServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::RUN).map_err(fail)?;
         let request = Request { tenant: self.facet.tenant(), limits: Limits::DEFAULT };
-        self.scheduler.policy().admit(request).map_err(fail)?;
+        let contact = self.scheduler.contact().await;
+        self.scheduler.policy(contact).admit(request).map_err(fail)?;
         // Without a turn of its own: that is the submission's.
         let tenant = self.facet.tenant();
         let wait = self.scheduler.setbacks.borrow().wait_ms(tenant, self.scheduler.uptime_ms());
         if wait > 0 {
             tokio::time::sleep(Duration::from_millis(wait)).await;
             self.facet.check(Rights::RUN).map_err(fail)?;
-            self.scheduler.policy().admit(request).map_err(fail)?;
+            let contact = self.scheduler.contact().await;
+            self.scheduler.policy(contact).admit(request).map_err(fail)?;
         }
         let name = self.scheduler.executor_of(self.facet.tenant()).await.map_err(fail)?;
         self.facet.reply(&mut results).set_vat(name.as_str());

@@ -17,7 +17,8 @@ use crate::policy::{Evidence, Limits, Policy, Request, Rule};
 pub const MAX_ACTIVE_JOBS: usize = 8;
 /// Ended jobs that are remembered on this node.
 pub const MAX_HISTORY: usize = 256;
-/// How long admitted tasks wait for the node's evidence to be renewed before their job fails.
+/// How long admitted tasks wait for the node's evidence to be renewed, and for its cluster to be heard, before
+/// their job fails.
 pub const STALE_PATIENCE_MS: u64 = 30_000;
 
 /// A job's number on this node, while this scheduler runs.
@@ -343,8 +344,8 @@ impl State {
             .find(|id| self.jobs.get(id).is_some_and(|job| job.next().is_some()))
     }
 
-    /// Places the next task of a job, if the evidence is good and fresh at `now_ms` and the
-    /// policy allows it (S1). Its quota was charged at admission.
+    /// Places the next task of a job, if the evidence is good and fresh at `now_ms`, the node is not cut off from
+    /// its cluster, and the policy allows it (S1). Its quota was charged at admission.
     pub fn place(
         &mut self,
         id: JobId,
@@ -352,7 +353,7 @@ impl State {
         evidence: &Evidence,
         policy: &Policy,
     ) -> Result<Placement, Refusal> {
-        if let Err(fault) = evidence.check(now_ms) {
+        if let Err(fault) = evidence.check(now_ms).and_then(|()| policy.contact.check()) {
             let since = *self.stale_since_ms.get_or_insert(now_ms);
             let patient = now_ms.saturating_sub(since) < STALE_PATIENCE_MS;
             return Err(if patient { Refusal::Wait } else { Refusal::Fail(fault) });

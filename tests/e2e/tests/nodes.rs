@@ -65,7 +65,7 @@ fn is_refused(desk: &Desk, member: &Member, name: &str) {
 /// Whoever is invited needs nobody's offline key, and whoever is not cannot use another's invitation.
 #[test]
 fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let home = Member::join(&desk, 3600);
     let (node, ports) = alone(3600);
     let status = node.json(&["network", "status"]);
@@ -88,7 +88,7 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
         assert!([UNAUTHENTICATED, MALFORMED].contains(&output.code), "{}", output.stderr);
     }
     // One who takes part in the cluster, or makes one of the same name, and changes it.
-    let foreign = Desk::new();
+    let foreign = Desk::set_up();
     let mut changed: Value = serde_json::from_str(&text).unwrap();
     let mut bundle: Value = serde_json::from_str(changed["bundle"].as_str().unwrap()).unwrap();
     let theirs = fs::read_to_string(foreign.path("bundle.json")).unwrap();
@@ -149,7 +149,7 @@ fn lets_in(at: &Member, peer: &Member) -> bool {
 /// Where a cluster votes on its nodes, no operator lets one in alone, and one that was put out is put out everywhere.
 #[test]
 fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (one, mut two) = two(&desk, 3600);
     let key = |member: &Member| {
         let status = member.node.json(&["network", "status"]);
@@ -161,7 +161,7 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
     assert!(said.contains("configuration 1") && said.contains("2 of 2 votes"), "{said}");
     let file = desk.text("configuration.json");
     // Nobody but the root says what holds in the cluster.
-    let foreign = Desk::new();
+    let foreign = Desk::set_up();
     foreign.ok(&["cluster", "configure", "--require-hybrid"]);
     let other = foreign.text("configuration.json");
     one.node.refused(&["network", "configure", &other], UNAUTHENTICATED);
@@ -257,10 +257,41 @@ fn a_node_is_let_in_and_put_out_by_the_votes_that_the_cluster_asks_for() {
     }
 }
 
+/// Whoever is cut off from those who vote cannot know whom they have put out: it places nothing new.
+#[test]
+fn a_node_that_hears_too_few_voters_runs_no_new_job_until_it_hears_more() {
+    let desk = Desk::set_up();
+    let (one, mut two) = two(&desk, 3600);
+    one.node.tenants(&["red"]);
+    fs::write(one.node.file("text"), "so few words").unwrap();
+    one.node.ok(&["region", "put", "words", "text", "--as", "red.cap"]);
+    let module = wordcount().to_str().unwrap().to_owned();
+    let count = ["run", &module, "--input", "words", "--map", "map", "--as", "red.cap"];
+    one.node.ok(&count);
+    let voters = [&one, &two].map(|member| {
+        let status = member.node.json(&["network", "status"]);
+        format!("node/{}={}", member.number, status["issuer_key"].as_str().unwrap())
+    });
+    desk.ok(&["cluster", "configure", "--voter", &voters[0], "--voter", &voters[1]]);
+    one.node.ok(&["network", "configure", &desk.text("configuration.json")]);
+    let runs = || one.node.cli(&count);
+    eventually("it hears the other voter", VOUCHED, || (runs().code == 0).then_some(()));
+    two.node.crash();
+    eventually("it has heard nothing for fifteen seconds", VOUCHED, || {
+        let output = runs();
+        let told = "hears 1 of the 2 nodes that vote";
+        (output.code == UNAVAILABLE && output.stderr.contains(told)).then_some(())
+    });
+    // What it has already goes on to be served.
+    one.node.ok(&["region", "get", "words", "--as", "red.cap", "-o", "again"]);
+    two.node.reboot();
+    eventually("it hears the other voter again", VOUCHED, || (runs().code == 0).then_some(()));
+}
+
 /// Whom all had let in stays let in when the cluster begins to vote: what services are told is what the list says.
 #[test]
 fn whoever_all_had_let_in_is_reached_on_when_the_cluster_begins_to_vote() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (one, two) = two(&desk, 3600);
     let third = Member::join(&desk, 3600);
     for voter in [&one, &two] {
@@ -297,7 +328,7 @@ fn whoever_all_had_let_in_is_reached_on_when_the_cluster_begins_to_vote() {
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.
 #[test]
 fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_list() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (home, _other) = two(&desk, 3600);
     home.node.tenants(&["red", "blue"]);
     for name in ["red", "blue"] {
@@ -414,7 +445,7 @@ fn endless(at: &Member, home: &Member) -> Watched {
 /// for how long.
 #[test]
 fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (home, other) = two(&desk, 3600);
     for member in [&home, &other] {
         member.node.tenants(&["red"]);
@@ -558,7 +589,7 @@ fn nodes_on_bad_cables_work_together_and_one_that_is_cut_off_stops_within_its_le
             return;
         }
     };
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let ports: Vec<u16> = (7400..).take(SERVICES.len()).collect();
     let member = |end: usize| Member::of(&desk, cables.node(end), HOSTS[end], ports.clone());
     let (home, other, third) = (member(0), member(1), member(2));
@@ -597,7 +628,7 @@ fn nodes_on_bad_cables_work_together_and_one_that_is_cut_off_stops_within_its_le
 /// follows from it.
 #[test]
 fn a_node_that_dies_is_suspect_at_the_others_until_it_is_heard_again() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (home, mut other) = two(&desk, 3600);
     let heard = |member: &Member| -> Option<(u64, bool)> {
         let peer = member.node.json(&["peers", "list"])["peers"][0].clone();
@@ -629,7 +660,7 @@ fn a_node_that_dies_is_suspect_at_the_others_until_it_is_heard_again() {
 /// Rotation drops no call; without it there is no access, and none is let in meanwhile.
 #[test]
 fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let (home, mut other) = two(&desk, 6);
     home.node.tenants(&["red"]);
     desk.agent(&home.node, "red");
@@ -697,7 +728,7 @@ fn a_nodes_services_have_the_sockets_that_the_image_check_lists_and_no_others() 
         println!("skipped: only root sees the descriptors of vats with uids of their own");
         return;
     }
-    let desk = Desk::new();
+    let desk = Desk::set_up();
     let home = Member::join(&desk, 3600);
     let image = home.node.image().to_str().unwrap().to_owned();
     let checked = home.node.json(&["image", "check", &image]);

@@ -4,9 +4,10 @@ use distos_abi::Meter;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::Contact;
 
 const SLOTS: Slots = Slots { tenant: 2, node: 3 };
-const POLICY: Policy = Policy { draining: false, caps: Limits::CAPS };
+const POLICY: Policy = Policy { draining: false, contact: Contact::Alone, caps: Limits::CAPS };
 
 fn fresh(until_ms: u64) -> Evidence {
     Evidence { good: true, fresh_until_ms: until_ms, reason: String::new() }
