@@ -371,7 +371,8 @@ impl State {
     ) -> Result<(SpiffeId, String), Fault> {
         let id = self.agent(object, key)?;
         // Whoever lets an issuer's certificate run out ends its tokens, too.
-        self.issuer_at(secret, validity.from_s)?;
+        let until_s = validity.until_s.min(self.issuer_at(secret, validity.from_s)?.until_s());
+        let validity = Validity { until_s, ..validity };
         let secret = &TokenSecret::of_issuer(secret)?;
         if !self.takes_tokens_of(secret.key()) {
             let why = "the cluster's bundle does not name this node's key for tokens: \
@@ -434,9 +435,14 @@ impl State {
     /// says so.
     pub(crate) fn contact(&self, heard: impl Fn(NodeId) -> bool) -> (u32, u32) {
         let Some(voting) = self.members.voting() else { return (0, 0) };
-        let heard =
-            voting.voters.keys().filter(|node| **node == self.node || heard(**node)).count();
-        (voting.voters.len() as u32, heard as u32)
+        // Nobody hears whoever was put out, or is to.
+        let counts = |node: &&NodeId| {
+            self.members.standing(**node).is_member && !self.banned.contains(*node)
+        };
+        let voters: Vec<NodeId> = voting.voters.keys().filter(counts).copied().collect();
+        let heard = voters.iter().filter(|node| **node == self.node || heard(**node)).count();
+        // If all are put out there is still a cluster, and nobody in it to be heard.
+        (voters.len().max(1) as u32, heard as u32)
     }
 
     /// Whether this node's operator has put it out.

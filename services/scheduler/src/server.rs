@@ -1,7 +1,7 @@
 //! The scheduler's calls, and what moves tasks along: evidence comes from the attestation
 //! service, executors from the kernel's spawner, decisions from [`State`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ const ATTESTATION_EDGE: &str = "attestation";
 /// The setting of an image that names the edge to the service that knows whether this node is cut off from its
 /// cluster. Without it, nobody is asked.
 const CONTACT: &str = "contact";
+/// How long it may take to say so.
+const CONTACT_WAIT: Duration = Duration::from_secs(2);
 /// Workers of an executor, unless the image's `workers` says otherwise.
 const DEFAULT_WORKERS: u32 = 2;
 /// Tenants that can keep all of their workers busy at the same time, unless `node-tasks` says
@@ -59,6 +61,8 @@ pub(crate) struct Scheduler {
     state: RefCell<State>,
     started: Instant,
     setbacks: RefCell<Setbacks>,
+    /// What was said last about this node's contact to its cluster.
+    contact: Cell<Option<Contact>>,
     /// What jobs that have not ended hold.
     live: RefCell<HashMap<JobId, Rc<Live>>>,
     /// Each tenant's executor, and when it was last asked for, in Unix milliseconds.
@@ -91,6 +95,7 @@ impl Scheduler {
             state: RefCell::new(State::new(slots)),
             started: Instant::now(),
             setbacks: RefCell::default(),
+            contact: Cell::new(None),
             live: RefCell::default(),
             executors: RefCell::default(),
             work: Notify::new(),
@@ -118,15 +123,21 @@ impl Scheduler {
             };
             read().map_err(|e| fault_of(&e))
         };
-        match asked.await {
+        let late = |_| Err(Fault::unavailable(1000, "the network service is silent"));
+        let contact = match tokio::time::timeout(CONTACT_WAIT, asked).await.unwrap_or_else(late) {
             Ok((_, 0)) => Contact::Alone,
             Ok((heard, of)) => Contact::Voters { heard, of },
             Err(fault) => {
-                let fault: Fault = fault;
                 tracing::warn!(%fault, "it is not known whether this node is cut off");
-                Contact::Unknown
+                // A cluster that does not vote does not begin to while nobody can say so.
+                return match self.contact.get() {
+                    Some(Contact::Alone) => Contact::Alone,
+                    _ => Contact::Unknown,
+                };
             }
-        }
+        };
+        self.contact.set(Some(contact));
+        contact
     }
 
     /// The evidence as it is now. A service that does not answer is no evidence.

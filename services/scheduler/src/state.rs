@@ -308,8 +308,9 @@ impl State {
         charge: impl FnOnce(u64) -> Result<(), Fault>,
     ) -> Result<JobId, Fault> {
         evidence.check(now_ms)?;
-        self.stale_since_ms = None;
         policy.admit(Request { tenant: spec.tenant, limits: spec.limits })?;
+        // Not before: whoever is refused must not make those wait longer who wait for the same.
+        self.stale_since_ms = None;
         let active = self.tenants.get(&spec.tenant).map_or(0, |tenant| tenant.active.len());
         if active >= MAX_ACTIVE_JOBS {
             let why = format!("{active} jobs of yours have not ended; wait for one");

@@ -55,8 +55,8 @@ agents are named. The issuer's certificate stands beside its key, as issuer.pem.
 Example: with the key for tokens that `distos network status` shows on that node
   distos cluster tokens 02c4… --home node/1f95… --bundle bundle.json
   distos cluster tokens 02c4… --remove
-puts the key into the bundle, with the next number, or takes it out. Give that bundle to everybody: members take
-it with `distos network join --bundle bundle.json`.")]
+puts the key into the bundle, with the next number, or takes it out. Give that bundle to everybody:
+members take it with `distos network join --bundle bundle.json`.")]
     Tokens(TokensArgs),
     /// Check a token (a JWT SVID), and say whose it is
     #[command(after_help = "\

@@ -43,8 +43,9 @@ Example: red makes an agent of its own for a program, and the program is that on
   distos cap delegate red.cap --as red.cap --entry agents --to shop.pub --out shop.cap
   distos workload serve --as shop.cap --listen unix:shop.sock
   SPIFFE_ENDPOINT_SOCKET=unix://$PWD/shop.sock program
-It goes on until Ctrl-C, and renews the SVID when half of its time is over. Only this Linux user can connect.
-The program gets the agent's key: give each a key of its own, and no capability that it should not have.")]
+It goes on until Ctrl-C, and renews the SVID when half of its time is over. Only this Linux user can
+connect. The program gets the agent's key: give each a key of its own, and no capability that it should
+not have.")]
     Serve(ServeArgs),
     /// Get this agent an SVID, and write it where `distos connect` looks for it
     #[command(after_help = "\
@@ -57,8 +58,8 @@ writes red.pem: the SVID, and its issuer's certificate behind it.")]
 Example:
   printf 'header = \"Authorization: Bearer %s\"' \"$(distos workload token https://shop.example --as red.cap)\" |
     curl -K - https://shop.example
-It holds for five minutes, at those whom it names. Whoever sees it can show it to them: do not put it on a command
-line, which every user of this machine can read.")]
+It holds for five minutes, at those whom it names. Whoever sees it can show it to them: keep it off
+command lines, which every user of this machine can read.")]
     Token(TokenArgs),
 }
 
@@ -143,7 +144,9 @@ impl<'a> Agent<'a> {
             Ok((chain, answer.get_bundle()?.to_str()?.to_owned()))
         })?;
         let bundle = Bundle::parse(&bundle)?;
-        let found = Identity::verify(&chain, &bundle, now_s(), Usage::Client)?;
+        // Not what became of the capability: that is for the node to say.
+        let wrong = |refusal| Fault::unavailable(1000, format!("the SVID is none: {refusal}"));
+        let found = Identity::verify(&chain, &bundle, now_s(), Usage::Client).map_err(wrong)?;
         if found.key != self.secret.key() {
             return Err(Fault::internal("the SVID is for another key"));
         }
@@ -255,7 +258,7 @@ async fn keep(
                 away = false;
                 shown = Arc::new(newer);
                 renew_at_s = half(&shown);
-                says.send_replace(Standing::Held(shown.clone()));
+                set(says, Standing::Held(shown.clone()));
             }
             Err(fault) => {
                 session = None;
@@ -265,12 +268,23 @@ async fn keep(
                     }
                     away = true;
                     if now_s() > shown.until_s {
-                        says.send_replace(Standing::Away);
+                        set(says, Standing::Away);
                     }
                 }
             }
         }
     }
+}
+
+/// Says what there is, unless there is nothing any more, which is for good.
+fn set(says: &watch::Sender<Standing>, next: Standing) {
+    says.send_if_modified(|now| {
+        if matches!(now, Standing::Ended(_)) {
+            return false;
+        }
+        *now = next;
+        true
+    });
 }
 
 /// A newer SVID, if it is time for one.

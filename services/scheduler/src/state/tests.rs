@@ -58,6 +58,21 @@ fn nothing_is_admitted_without_fresh_evidence_a_rule_and_a_quota() {
 }
 
 #[test]
+fn a_job_waits_while_its_node_is_cut_off_and_fails_however_often_others_are_refused_meanwhile() {
+    let mut state = State::new(SLOTS);
+    let id = admitted(&mut state, job(1, 1, false));
+    let cut_off = Policy { contact: Contact::Voters { heard: 1, of: 2 }, ..POLICY };
+    let far = fresh(u64::MAX);
+    for now_ms in (0..STALE_PATIENCE_MS).step_by(1000) {
+        assert!(matches!(state.place(id, now_ms, &far, &cut_off), Err(Refusal::Wait)));
+        let refused = state.admit(now_ms, job(2, 1, false), &far, &cut_off, |_| Ok(()));
+        assert_eq!(refused.map_err(|fault| fault.name()), Err("unavailable"));
+    }
+    let ended = state.place(id, STALE_PATIENCE_MS, &far, &cut_off);
+    assert!(matches!(ended, Err(Refusal::Fail(Fault::Unavailable { .. }))));
+}
+
+#[test]
 fn a_job_waits_for_new_evidence_and_fails_when_none_comes() {
     let mut state = State::new(SLOTS);
     let id = admitted(&mut state, job(1, 2, false));
