@@ -131,12 +131,12 @@ impl agents::Server for AgentsServer {
             let secret = &service.issuer_secret;
             service.state.borrow().sign_token(secret, object, key, audiences, validity)
         });
-        let (id, token) = signed.and_then(|signed| signed).map_err(fail)?;
-        self.report(format!("signed a token of {id}"));
+        let (token, text) = signed.and_then(|signed| signed).map_err(fail)?;
+        self.report(format!("signed a token of {}", token.id));
         let mut reply = self.facet.reply(&mut results);
-        reply.set_id(id.to_string());
-        reply.set_token(token);
-        reply.set_until_s(validity.until_s);
+        reply.set_id(token.id.to_string());
+        reply.set_token(text);
+        reply.set_until_s(token.validity.until_s);
         Ok(())
     }
 }

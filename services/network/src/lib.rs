@@ -18,7 +18,8 @@
 //! Nodes say to one another that they are there, in signed statements that are heard once (N3). Whoever is not heard
 //! is suspect, which is told and has no other effect.
 //!
-//! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed tenant holds is revoked by the operator's command, at the services
+//! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed
+//! tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
 #![forbid(unsafe_code)]
 

@@ -734,10 +734,11 @@ impl network::Server for NetworkServer {
     ) -> Result<(), capnp::Error> {
         self.check(Rights::ADMIN)?;
         let tenant = TenantName::new(params.get()?.get_tenant()?.to_str()?).map_err(fail)?;
-        if !self.service.state.borrow().has_agents_of(&tenant) {
-            self.change(|state| state.agents_of(&tenant).map(drop))?;
+        let known = || self.service.state.borrow().agents_of(&tenant);
+        if known().is_none() {
+            self.change(|state| state.serve_agents_of(&tenant))?;
         }
-        let object = self.service.state.borrow_mut().agents_of(&tenant).map_err(fail)?;
+        let object = known().ok_or_else(|| fail(Fault::internal("a tenant was not kept")))?;
         let minted = AgentsServer::mint(self.service.clone(), &self.facet, object).await;
         let (server, chain) = minted.map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);

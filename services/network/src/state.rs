@@ -122,7 +122,7 @@ impl State {
             state.members = Members::restore(Some(configuration), casts);
         }
         for name in kept.tenants {
-            state.agents_of(&TenantName::new(&name)?)?;
+            state.serve_agents_of(&TenantName::new(&name)?)?;
         }
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
@@ -179,8 +179,8 @@ impl State {
         self.issuer.is_some()
     }
 
-    /// Joins a cluster, or takes a newer bundle of it; with the SVID that it has if `chain` is empty. [`Fault::Unauthenticated`] if the SVID is nobody's
-    /// or another's; [`Fault::Malformed`] if the bundle is older than the present one or another
+    /// Joins a cluster, or takes a newer bundle of it; with the SVID that it has if `chain` is empty.
+    /// [`Fault::Unauthenticated`] if the SVID is nobody's or another's; [`Fault::Malformed`] if the bundle is older than the present one or another
     /// cluster's.
     pub(crate) fn join(
         &mut self,
@@ -288,13 +288,14 @@ impl State {
         issuer.issue(&id, asks.key, validity(now_s, lifetime_s), serial)
     }
 
-    /// Whether a tenant's agents get SVIDs here.
-    pub(crate) fn has_agents_of(&self, tenant: &TenantName) -> bool {
-        self.tenants.get(&number_of(tenant)) == Some(tenant)
+    /// The number of the object that stands for a tenant's agents, if they get SVIDs here.
+    pub(crate) fn agents_of(&self, tenant: &TenantName) -> Option<ObjectId> {
+        let number = number_of(tenant);
+        (self.tenants.get(&number) == Some(tenant)).then_some(number)
     }
 
-    /// Gives a tenant's agents SVIDs from now on; the number of the object that stands for them.
-    pub(crate) fn agents_of(&mut self, tenant: &TenantName) -> Result<ObjectId, Fault> {
+    /// Gives a tenant's agents SVIDs from now on.
+    pub(crate) fn serve_agents_of(&mut self, tenant: &TenantName) -> Result<(), Fault> {
         let number = number_of(tenant);
         match self.tenants.get(&number) {
             Some(known) if known == tenant => {}
@@ -308,7 +309,7 @@ impl State {
             }
             None => drop(self.tenants.insert(number, tenant.clone())),
         }
-        Ok(number)
+        Ok(())
     }
 
     /// Whose agents an object stands for.
@@ -368,7 +369,7 @@ impl State {
         key: HolderKey,
         audiences: Vec<String>,
         validity: Validity,
-    ) -> Result<(SpiffeId, String), Fault> {
+    ) -> Result<(Token, String), Fault> {
         let id = self.agent(object, key)?;
         // Whoever lets an issuer's certificate run out ends its tokens, too.
         let until_s = validity.until_s.min(self.issuer_at(secret, validity.from_s)?.until_s());
@@ -379,8 +380,9 @@ impl State {
                        `distos cluster tokens`, and `distos network join` with that bundle";
             return Err(Fault::unavailable(60_000, why));
         }
-        let token = Token { id: id.clone(), audiences, validity };
-        Ok((id, token.sign(secret, Home::Node(self.node))?))
+        let token = Token { id, audiences, validity };
+        let signed = token.sign(secret, Home::Node(self.node))?;
+        Ok((token, signed))
     }
 
     /// What another node needs to join: an SVID for its network service with `key`, and a place in the
@@ -721,7 +723,7 @@ pub(crate) fn check(
 
 #[cfg(test)]
 mod tests {
-    use distos_identity::Root;
+    use distos_identity::{Root, TokenAuthority};
 
     use super::*;
 
@@ -895,6 +897,52 @@ mod tests {
         assert!(sign(&state, asks(OTHER, "memory", &proof)).is_err(), "it was taken off the list");
         assert!(state.remove(&Peer::Node(OTHER)).is_err());
         assert!(state.add(Peer::Node(NODE), None).is_err(), "itself");
+    }
+
+    #[test]
+    fn agents_are_of_their_tenant_for_good_and_nothing_of_theirs_outlasts_the_issuer() {
+        let cluster = Cluster::new("demo", 20);
+        let mut state = joined(&cluster);
+        let (issuer, key) = (secret(11), secret(40).key());
+        let name = |name: &str| TenantName::new(name).unwrap();
+        assert_eq!(state.agents_of(&name("red")), None);
+        state.serve_agents_of(&name("red")).unwrap();
+        let red = state.agents_of(&name("red")).unwrap();
+        assert!(state.tenant_of(ObjectId::ROOT).is_err());
+        // The same number whoever came before, and after a restart.
+        let mut other = joined(&cluster);
+        for tenant in ["blue", "red"] {
+            other.serve_agents_of(&name(tenant)).unwrap();
+        }
+        assert_eq!(other.agents_of(&name("red")), Some(red));
+        assert_eq!(restored(&other, keys()).tenant_of(red), Ok(&name("red")));
+
+        let until_s = validity().until_s;
+        let long = |from_s| Validity { from_s, until_s: u64::MAX };
+        let short = |from_s: u64| Validity { from_s, until_s: from_s + 300 };
+        let svid = |state: &State, at_s: u64| {
+            state.sign_agent(&issuer, red, key, long(at_s - SKEW_S), Serial([9; 16]))
+        };
+        let token = |state: &State, at_s| {
+            state.sign_token(&issuer, red, key, vec!["shop".to_owned()], short(at_s))
+        };
+        let is_away = |fault: Option<Fault>| matches!(fault, Some(Fault::Unavailable { .. }));
+        assert!(is_away(svid(&state, NOW_S).err()), "it is no issuer");
+        state.certify(cluster.issuer_on(NODE, keys().1), &issuer, NOW_S, Serial([7; 16])).unwrap();
+        let (id, chain) = svid(&state, NOW_S).unwrap();
+        assert_eq!(check(&cluster.bundle(1), &chain, &id, key, NOW_S).unwrap().until_s, until_s);
+        assert!(is_away(token(&state, NOW_S).err()), "nobody would take it");
+        let own = TokenSecret::of_issuer(&issuer).unwrap().key();
+        let bundle =
+            |home| cluster.bundle(3).with_authority(TokenAuthority { key: own, home }).unwrap();
+        state.join(bundle(Home::Node(OTHER)), Vec::new(), NOW_S).unwrap();
+        assert!(is_away(token(&state, NOW_S).err()), "the bundle says that it is elsewhere");
+        state.join(bundle(Home::Node(NODE)), Vec::new(), NOW_S).unwrap();
+        let (said, text) = token(&state, until_s - 100).unwrap();
+        assert_eq!(said.validity.until_s, until_s, "the issuer's end");
+        let verified = Token::verify(&text, &bundle(Home::Node(NODE)), "shop", until_s - 100);
+        assert_eq!(verified, Ok(said));
+        assert!(is_away(token(&state, until_s).err()) && is_away(svid(&state, until_s).err()));
     }
 
     #[test]
