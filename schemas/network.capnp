@@ -39,7 +39,36 @@ struct Status {
   tokens    @11 :Bool;           # Whether the bundle names that key, so that others take such tokens.
 }
 
-interface Network extends(Cap.Capability) {
+struct Summary {
+  # What somebody has heard, in short: the same for two who have heard the same.
+  configuration @0 :UInt64; # The configuration's number; 0 without one.
+  votes         @1 :Data;   # BLAKE3 of the configuration's BLAKE3 hash, the voters and their digests, in order.
+}
+
+struct Known {
+  # What somebody has heard of one voter.
+  voter  @0 :Data;  # The voter's node.
+  digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of.
+}
+
+interface Heard {
+  # What a node has heard that its cluster's root and voters have signed. It does not matter from whom it comes:
+  # whoever hears it verifies it, and nobody is made to believe what they did not say.
+
+  heard @0 (seen :Summary) -> (summary :Summary, known :List(Known));
+  # In short. Resolves once it differs from `seen`, and after five seconds in any case; at once to whoever has seen
+  # nothing (no `votes`), and to other nodes.
+  configuration @1 () -> (configuration :Text);
+  # The cluster's, as its root has signed it (JSON); empty without one.
+  votes @2 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);
+  # Votes, each with its voter's signature, of voters of whom whoever asks has heard something else than this node.
+  # If there are more, `after` says where to go on (64 bytes: a voter, and a node of which it has said something); it
+  # is empty at the first and after the last.
+}
+
+interface Network extends(Cap.Capability, Heard) {
+  # To ask for what it has heard needs "read".
+
   status @0 () -> (status :Status);
   # Needs "read".
   join @1 (bundle :Text, chain :List(Data)) -> ();
@@ -75,6 +104,13 @@ interface Network extends(Cap.Capability) {
   agents @9 (tenant :Text) -> (agents :Agents, chain :Data);
   # Needs "admin". Durable. The power to be one of this tenant's agents, to be handed to it; `chain` is the same as
   # bytes, for the key of whoever asks. Revoking the capability by which this was called ends it.
+  bundle @10 () -> (bundle :Text);
+  # Needs "read". The cluster's, as SPIFFE has it. Fails: "unavailable" (this node is in no cluster).
+  offer @11 (configuration :Text, votes :List(Data)) -> ();
+  # Needs "write". Durable. What the cluster's root and voters have signed, and somebody has heard elsewhere: at most 256
+  # votes, and a configuration (JSON) if there is one. This node takes what is newer than what it has. Fails if there
+  # was something of which it could make nothing; the rest counts all the same: "unauthenticated", "malformed",
+  # "unavailable" (there was too much).
 }
 
 interface Agents extends(Cap.Capability) {
@@ -112,13 +148,7 @@ interface Credentials extends(Cap.Capability) {
   # and those of whom it has a word that is no older than 15 seconds. 0 of 0 where the cluster does not vote.
 }
 
-struct Known {
-  # What somebody has heard of one voter.
-  voter  @0 :Data;  # The voter's node.
-  digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of.
-}
-
-interface Member {
+interface Member extends(Heard) {
   # What a node's network service offers to that of another node, over the connection between both.
 
   sign @0 (service :Text, key :Data, proof :Data) -> (chain :List(Data));
@@ -126,16 +156,10 @@ interface Member {
   # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
   locate @1 (service :Text) -> (port :UInt16);
   # The UDP port at which a service of this node lets its peers in. Fails: "not-found".
-  tell @2 (statement :Data, signature :Data, chain :List(Data)) -> (configuration :UInt64, votes :Data);
+  tell @2 (statement :Data, signature :Data, chain :List(Data)) -> (summary :Summary);
   # What a node says and signs with the key of its network service's SVID (`chain`, DER, its own certificate
   # first), over whatever connection it comes: that it is there, or how it votes. Heard once, and only by whom it is
-  # for. The answer is what this node has: its configuration's number, and the digest of that and of all votes.
+  # for. The answer is what this node has heard.
   # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
   # minutes), "unavailable" (it has to catch up first, or there was too much; it will ask), "malformed".
-  configuration @3 () -> (configuration :Text);
-  # The cluster's, as its root has signed it (JSON); empty without one.
-  votes @4 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);
-  # Votes, each with its voter's signature, of voters of whom whoever asks has heard something else than this node.
-  # If there are more, `after` says where to go on (64 bytes: a voter, and a node of which it has said something); it
-  # is empty at the first and after the last.
 }

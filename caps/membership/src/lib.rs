@@ -6,17 +6,20 @@
 //!
 //! All of it is signed by whoever decides it, and of each decision only the latest counts. So two nodes that have
 //! heard the same agree, in whatever order and from whomever they have heard it, and whoever passes it on can
-//! withhold something and change nothing. Nobody has to agree on an order.
+//! withhold something and change nothing. Nobody has to agree on an order. [`ClusterState`] is whoever keeps it for
+//! others: a node, or a store that nodes share.
 //!
 //! No I/O, no clock, no randomness: bytes and time are arguments.
 #![forbid(unsafe_code)]
 
 mod configuration;
 mod members;
+mod shared;
 mod vote;
 
 pub use configuration::{
     Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voter, Voting,
 };
-pub use members::{Members, Place, Standing, Summary};
+pub use members::{Members, Place, Standing, Summary, digest};
+pub use shared::{ClusterState, Found, Known, Left, PAGE, all_votes, hear, leave};
 pub use vote::{Cast, MAX_VOTE_BYTES, Stance, Vote};

@@ -11,6 +11,7 @@ use distos_identity::{Bundle, KeyExchange};
 use distos_types::HolderSecret;
 
 use crate::configuration::{Configuration, Signed, Voter, Voting};
+use crate::shared::Known;
 use crate::vote::{Cast, Stance, Vote};
 
 /// Of how many nodes a voter says something. Of one that has said more, the latest are heard: whatever order they
@@ -34,13 +35,7 @@ struct Ballot {
 
 impl Ballot {
     fn digest(&self) -> [u8; 32] {
-        *self.digest.get_or_init(|| {
-            let mut hasher = blake3::Hasher::new();
-            for cast in self.casts.values() {
-                hasher.update(cast.hash());
-            }
-            *hasher.finalize().as_bytes()
-        })
+        *self.digest.get_or_init(|| digest(self.casts.values()))
     }
 
     /// Whether this one is new.
@@ -61,6 +56,15 @@ impl Ballot {
     }
 }
 
+/// BLAKE3 of the BLAKE3 hashes of a voter's votes, which come in the order of the nodes that they speak of.
+pub fn digest<'a>(casts: impl IntoIterator<Item = &'a Cast>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for cast in casts {
+        hasher.update(cast.hash());
+    }
+    *hasher.finalize().as_bytes()
+}
+
 /// What somebody has heard, in short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
@@ -68,6 +72,24 @@ pub struct Summary {
     pub configuration: u64,
     /// BLAKE3 of the configuration's hash, the voters and their digests, in order.
     pub votes: [u8; 32],
+}
+
+impl Summary {
+    /// Of a configuration, and what each voter has said, in the voters' order.
+    pub fn of(
+        configuration: Option<&Signed>,
+        digests: impl IntoIterator<Item = (NodeId, [u8; 32])>,
+    ) -> Summary {
+        let mut hasher = blake3::Hasher::new();
+        if let Some(signed) = configuration {
+            hasher.update(&signed.hash());
+        }
+        for (voter, digest) in digests {
+            hasher.update(&voter.0).update(&digest);
+        }
+        let number = configuration.map_or(0, |signed| signed.configuration().number);
+        Summary { configuration: number, votes: *hasher.finalize().as_bytes() }
+    }
 }
 
 /// Where somebody who reads all votes page by page goes on: behind this voter's vote about this node.
@@ -324,14 +346,12 @@ impl Members {
 
     /// What was heard, in short: the same at two nodes that have heard the same.
     pub fn summary(&self) -> Summary {
-        let mut hasher = blake3::Hasher::new();
-        if let Some(signed) = &self.configuration {
-            hasher.update(&signed.hash());
-        }
-        for (voter, digest) in self.digests() {
-            hasher.update(&voter.0).update(&digest);
-        }
-        Summary { configuration: self.number(), votes: *hasher.finalize().as_bytes() }
+        Summary::of(self.configuration.as_ref(), self.digests())
+    }
+
+    /// The same, and by voter.
+    pub fn known(&self) -> Known {
+        Known { summary: self.summary(), digests: self.digests().collect() }
     }
 
     /// Whether somebody with this summary may know what is not known here, and is to be asked.

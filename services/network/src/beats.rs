@@ -11,6 +11,7 @@ use distos_rpc::fault_of;
 use distos_schemas::network_capnp::member;
 
 use crate::alive::{BEAT_MS, Change};
+use crate::heard::read_summary;
 use crate::server::{NetworkService, write_chain};
 use crate::state::SERVICE;
 
@@ -125,9 +126,7 @@ impl NetworkService {
             write_chain(&chain, said.init_chain(chain.len() as u32));
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let answer = answer.get().map_err(|e| fault_of(&e))?;
-            let votes = answer.get_votes().map_err(|e| fault_of(&e))?.try_into();
-            let votes = votes.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
-            Ok(Summary { configuration: answer.get_configuration(), votes })
+            read_summary(answer.get_summary().map_err(|e| fault_of(&e))?)
         });
         let theirs = answered.await?;
         self.compare(node, &theirs);

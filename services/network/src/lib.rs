@@ -27,10 +27,12 @@ mod agents;
 mod alive;
 mod asked;
 mod beats;
+mod heard;
 mod keys;
 mod mesh;
 mod server;
 mod state;
 mod votes;
 
+pub use heard::NodeState;
 pub use server::run;

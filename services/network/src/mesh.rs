@@ -11,13 +11,13 @@ use distos_identity::{Peer, SpiffeId, Subject, prove};
 use distos_quic::{Arrivals, Connection, Endpoint, Link, Refusals, Refused, Settings, renew_after};
 use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
-use distos_schemas::network_capnp::member;
+use distos_schemas::network_capnp::{heard, member};
 use distos_types::HolderSecret;
 
 use crate::asked::Question;
+use crate::heard::{answer_known, answer_votes, write_summary};
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
-use crate::votes::{PAGE, read_known, read_place, write_place};
 
 /// The device by which the image gives this service its socket.
 const SOCKET: &str = "quic";
@@ -370,6 +370,42 @@ impl MemberServer {
     }
 }
 
+impl heard::Server for MemberServer {
+    async fn heard(
+        self: Rc<Self>,
+        params: heard::HeardParams,
+        mut results: heard::HeardResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Votes)?;
+        let known = self.service.answer_heard(params.get()?.get_seen()?, false).await;
+        answer_known(&known.map_err(fail)?, results.get());
+        Ok(())
+    }
+
+    async fn configuration(
+        self: Rc<Self>,
+        _: heard::ConfigurationParams,
+        mut results: heard::ConfigurationResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Votes)?;
+        let state = self.service.state.borrow();
+        if let Some(signed) = state.members().signed() {
+            results.get().set_configuration(signed.to_json());
+        }
+        Ok(())
+    }
+
+    async fn votes(
+        self: Rc<Self>,
+        params: heard::VotesParams,
+        mut results: heard::VotesResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Votes)?;
+        let state = self.service.state.borrow();
+        answer_votes(state.members(), params.get()?, results.get()).map_err(fail)
+    }
+}
+
 impl member::Server for MemberServer {
     async fn tell(
         self: Rc<Self>,
@@ -388,42 +424,7 @@ impl member::Server for MemberServer {
             fail(fault)
         })?;
         let state = service.state.borrow();
-        let summary = state.members().summary();
-        results.get().set_configuration(summary.configuration);
-        results.get().set_votes(&summary.votes);
-        Ok(())
-    }
-
-    async fn configuration(
-        self: Rc<Self>,
-        _: member::ConfigurationParams,
-        mut results: member::ConfigurationResults,
-    ) -> Result<(), capnp::Error> {
-        self.once_more(Question::Votes)?;
-        let state = self.service.state.borrow();
-        if let Some(signed) = state.members().signed() {
-            results.get().set_configuration(signed.to_json());
-        }
-        Ok(())
-    }
-
-    async fn votes(
-        self: Rc<Self>,
-        params: member::VotesParams,
-        mut results: member::VotesResults,
-    ) -> Result<(), capnp::Error> {
-        let params = params.get()?;
-        self.once_more(Question::Votes)?;
-        let known = read_known(params.get_known()?).map_err(fail)?;
-        let after = read_place(params.get_after()?).map_err(fail)?;
-        let state = self.service.state.borrow();
-        let (page, next) = state.members().page(&known, after, PAGE);
-        let mut reply = results.get();
-        reply.set_after(&write_place(next));
-        let mut votes = reply.init_votes(page.len() as u32);
-        for (index, cast) in (0..).zip(page) {
-            votes.set(index, cast.bytes());
-        }
+        write_summary(&state.members().summary(), results.get().init_summary());
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
-use distos_schemas::network_capnp::{credentials, network};
+use distos_schemas::network_capnp::{credentials, heard, network};
 use distos_types::{HolderSecret, kind};
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use crate::agents::AgentsServer;
 use crate::alive::Alive;
 use crate::asked::{Asked, Question};
+use crate::heard::{answer_known, answer_votes, read_casts};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
@@ -135,6 +136,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         kept_votes: RefCell::new(kept_votes),
         asking: RefCell::default(),
         told: RefCell::default(),
+        offers: RefCell::default(),
+        more: watch::Sender::new(()),
         agents_asked: RefCell::default(),
         is_unsaved: Cell::new(false),
     });
@@ -217,6 +220,10 @@ pub(crate) struct NetworkService {
     pub(crate) is_unsaved: Cell<bool>,
     /// How often votes of each voter were told lately.
     pub(crate) told: RefCell<Asked<NodeId>>,
+    /// How often what was heard elsewhere was offered lately, by whoever may.
+    offers: RefCell<Asked<()>>,
+    /// Told whenever more has been heard, or said here.
+    pub(crate) more: watch::Sender<()>,
 }
 
 impl NetworkService {
@@ -270,6 +277,7 @@ impl NetworkService {
             endpoint.trust(trust);
         }
         self.revision.send_modify(|revision| *revision += 1);
+        self.more.send_replace(());
     }
 
     /// Whom this service itself lets in: network services of other nodes.
@@ -428,7 +436,78 @@ pub(crate) fn write_chain(chain: &[Vec<u8>], mut list: capnp::data_list::Builder
     }
 }
 
+impl heard::Server for NetworkServer {
+    async fn heard(
+        self: Rc<Self>,
+        params: heard::HeardParams,
+        mut results: heard::HeardResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let known = self.service.answer_heard(params.get()?.get_seen()?, true).await;
+        answer_known(&known.map_err(fail)?, self.facet.reply(&mut results));
+        Ok(())
+    }
+
+    async fn configuration(
+        self: Rc<Self>,
+        _: heard::ConfigurationParams,
+        mut results: heard::ConfigurationResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let state = self.service.state.borrow();
+        let mut reply = self.facet.reply(&mut results);
+        if let Some(signed) = state.members().signed() {
+            reply.set_configuration(signed.to_json());
+        }
+        Ok(())
+    }
+
+    async fn votes(
+        self: Rc<Self>,
+        params: heard::VotesParams,
+        mut results: heard::VotesResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let state = self.service.state.borrow();
+        let reply = self.facet.reply(&mut results);
+        answer_votes(state.members(), params.get()?, reply).map_err(fail)
+    }
+}
+
 impl network::Server for NetworkServer {
+    async fn bundle(
+        self: Rc<Self>,
+        _: network::BundleParams,
+        mut results: network::BundleResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let bundle = self.service.state.borrow().bundle().map_err(fail)?.to_json();
+        self.facet.reply(&mut results).set_bundle(bundle);
+        Ok(())
+    }
+
+    async fn offer(
+        self: Rc<Self>,
+        params: network::OfferParams,
+        mut results: network::OfferResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::WRITE)?;
+        let service = &self.service;
+        if !service.offers.borrow_mut().may((), service.now_s()) {
+            return Err(fail(Fault::unavailable(10_000, "too much is offered")));
+        }
+        let params = params.get()?;
+        let text = params.get_configuration()?.to_str()?;
+        let signed = (!text.is_empty()).then(|| Signed::parse(text)).transpose().map_err(fail)?;
+        let casts = read_casts(params.get_votes()?).map_err(fail)?;
+        let offered = || service.offered(signed, casts);
+        let wrong = self.facet.commit(Rights::WRITE, NO_BYTES, offered).map_err(fail)?;
+        service.save_if_not();
+        service.save_heard_votes(wrong).map_err(fail)?;
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
     async fn status(
         self: Rc<Self>,
         _: network::StatusParams,

@@ -9,20 +9,18 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_membership::{Cast, Place, Signed, Summary, Voter};
-use distos_rpc::fault_of;
+use distos_membership::{Cast, ClusterState as _, Signed, Summary, Voter, all_votes};
 use distos_rpc::record::Record;
-use distos_schemas::network_capnp::{known, member};
+use distos_schemas::network_capnp::member;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 
 use crate::alive::BEAT_MS;
+use crate::heard::NodeState;
 use crate::server::{HEARD_WAIT, NetworkService};
 use crate::state::State;
 
-/// Votes in one answer.
-pub(crate) const PAGE: usize = 256;
 /// How long it may take to ask for all of them.
 const PAGES_WAIT: Duration = Duration::from_secs(5);
 /// Nodes that are asked at one time for what this one has not heard, and how long one is not asked again: so that
@@ -107,17 +105,25 @@ impl NetworkService {
     /// Takes votes that came from somewhere: what follows from them has its effect at once.
     pub(crate) fn hear_votes(&self, casts: Vec<Cast>) -> Result<(), Fault> {
         let (_, wrong) = self.follow(casts);
+        self.save_heard_votes(wrong)
+    }
+
+    /// Puts votes on disk that were followed; what is wrong with one of the others.
+    pub(crate) fn save_heard_votes(&self, wrong: Option<Fault>) -> Result<(), Fault> {
         // Also what was heard before, if there was no room for it then.
         self.save_votes()?;
         wrong.map_or(Ok(()), Err)
     }
 
     /// Puts into effect what was heard; how many votes are new, and what is wrong with one of the others.
-    fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
+    pub(crate) fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
         let before = self.let_in();
         let taken = self.state.borrow_mut().take(casts);
-        if taken.0 > 0 && self.report_changes(&before) {
-            self.tell();
+        if taken.0 > 0 {
+            self.more.send_replace(());
+            if self.report_changes(&before) {
+                self.tell();
+            }
         }
         taken
     }
@@ -134,6 +140,13 @@ impl NetworkService {
 
     /// Takes a configuration that came from another node.
     fn hear_configuration(self: &Rc<Self>, signed: Signed) -> Result<(), Fault> {
+        self.follow_configuration(signed)?;
+        self.save_if_not();
+        Ok(())
+    }
+
+    /// Goes by a configuration that came from somewhere, and puts it on disk later.
+    pub(crate) fn follow_configuration(self: &Rc<Self>, signed: Signed) -> Result<(), Fault> {
         let (number, before) = (signed.configuration().number, self.let_in());
         let mut is_new = false;
         let next = self.changed(|state: &mut State| {
@@ -147,7 +160,6 @@ impl NetworkService {
             self.configured(number);
             // It holds whether or not there is room on the disk: whom it leaves out does not come back for that.
             self.is_unsaved.set(true);
-            self.save_if_not();
         }
         Ok(())
     }
@@ -225,51 +237,25 @@ impl NetworkService {
     /// Asks a node for what this one has not heard. What it has said counts, however that ends.
     async fn catch_up(self: &Rc<Self>, node: NodeId, number: u64) -> Result<(), Fault> {
         let asked = self.with_member(node, async |member: member::Client| {
-            if number >= self.state.borrow().members().number() {
-                let answer = member.configuration_request().send().promise.await;
-                let answer = answer.map_err(|e| fault_of(&e))?;
-                let text = answer.get().and_then(|answer| answer.get_configuration());
-                let text = text.and_then(|text| Ok(text.to_str()?)).map_err(|e| fault_of(&e))?;
-                if !text.is_empty() {
-                    self.hear_configuration(Signed::parse(text)?)?;
-                }
+            let mut state = NodeState::of_peer(member);
+            if number >= self.state.borrow().members().number()
+                && let Some(signed) = state.configuration().await?
+            {
+                self.hear_configuration(signed)?;
             }
-            Ok(member)
+            Ok(state)
         });
-        let member = asked.await?;
-        let asked = tokio::time::timeout(PAGES_WAIT, self.ask_votes(&member)).await;
-        self.save_votes()?;
-        asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
-    }
-
-    /// Takes all votes that a node has and this one has not, page by page.
-    async fn ask_votes(&self, member: &member::Client) -> Result<(), Fault> {
-        let heard: Vec<_> = self.state.borrow().members().digests().collect();
-        let (mut after, mut wrong) = (None, None);
-        loop {
-            let mut request = member.votes_request();
-            request.get().set_after(&write_place(after));
-            let mut known = request.get().init_known(heard.len() as u32);
-            for (index, (voter, digest)) in (0..).zip(&heard) {
-                let mut one = known.reborrow().get(index);
-                one.set_voter(&voter.0);
-                one.set_digest(digest);
-            }
-            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-            let answer = answer.get().map_err(|e| fault_of(&e))?;
-            let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
-            let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
-            // What is wrong with one vote says nothing about the others.
-            wrong = wrong.or(self.follow(casts).1);
-            match next {
-                None => return wrong.map_or(Ok(()), Err),
-                // The pages come to an end.
-                Some(_) if next <= after => return Err(Fault::malformed("its votes go round")),
-                _ => after = next,
-            }
+        let mut state = asked.await?;
+        let known = self.state.borrow().members().known().digests;
+        let asked = all_votes(&mut state, &known, async |casts| {
+            let (_, wrong) = self.follow(casts);
             // Others have their turn.
             tokio::task::yield_now().await;
-        }
+            wrong
+        });
+        let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
+        self.save_votes()?;
+        asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
     }
 }
 
@@ -289,61 +275,9 @@ pub(crate) fn load_votes(directory: &std::path::Path, key: HolderKey) -> Result<
     disk.votes.iter().map(read).collect()
 }
 
-fn read_casts(list: capnp::data_list::Reader<'_>) -> Result<Vec<Cast>, Fault> {
-    if list.len() > PAGE as u32 {
-        return Err(Fault::malformed(format!("an answer has {PAGE} votes at most")));
-    }
-    list.iter().map(|one| Cast::decode(one.map_err(|e| fault_of(&e))?)).collect()
-}
-
-/// What whoever asks has heard, by voter.
-pub(crate) fn read_known(
-    list: capnp::struct_list::Reader<'_, known::Owned>,
-) -> Result<BTreeMap<NodeId, [u8; 32]>, Fault> {
-    if list.len() > distos_membership::MAX_VOTERS as u32 {
-        return Err(Fault::malformed("a cluster has not so many voters"));
-    }
-    let one = |one: known::Reader<'_>| -> Result<(NodeId, [u8; 32]), Fault> {
-        let voter = NodeId::try_from(one.get_voter().map_err(|e| fault_of(&e))?)?;
-        let digest = one.get_digest().map_err(|e| fault_of(&e))?.try_into();
-        Ok((voter, digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?))
-    };
-    list.iter().map(one).collect()
-}
-
-/// Where somebody goes on, as bytes: the voter, then the node.
-pub(crate) fn read_place(bytes: &[u8]) -> Result<Option<Place>, Fault> {
-    match (bytes.is_empty(), bytes.split_at_checked(32)) {
-        (true, _) => Ok(None),
-        (false, Some((voter, node))) => {
-            Ok(Some(Place { voter: NodeId::try_from(voter)?, node: NodeId::try_from(node)? }))
-        }
-        (false, None) => Err(Fault::malformed("a place has 64 bytes")),
-    }
-}
-
-pub(crate) fn write_place(place: Option<Place>) -> Vec<u8> {
-    place.map(|place| [place.voter.0, place.node.0].concat()).unwrap_or_default()
-}
-
 fn names(nodes: &BTreeSet<NodeId>) -> String {
     match nodes.is_empty() {
         true => "nobody".to_owned(),
         false => nodes.iter().map(|node| format!("node/{node}")).collect::<Vec<_>>().join(", "),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_is_read_as_it_was_written_and_no_other_bytes_are_one() {
-        let place = Some(Place { voter: NodeId([1; 32]), node: NodeId([2; 32]) });
-        assert_eq!(read_place(&write_place(place)), Ok(place));
-        assert_eq!(read_place(&write_place(None)), Ok(None));
-        for len in [1, 31, 32, 63, 65] {
-            assert!(read_place(&vec![0; len]).is_err(), "{len}");
-        }
     }
 }

@@ -1,0 +1,453 @@
+//! What a cluster agrees on, behind one trait: kept by its nodes, which tell one another, or in a store that they
+//! share. Whoever keeps it is trusted with nothing: it holds what the root and the voters have signed, and can at
+//! worst not tell it. No I/O.
+
+use std::collections::BTreeMap;
+
+use distos_abi::{Fault, NodeId};
+use distos_identity::Bundle;
+
+use crate::configuration::Signed;
+use crate::members::{Members, Place, Summary};
+use crate::vote::Cast;
+
+/// Votes in one page.
+pub const PAGE: usize = 256;
+
+/// What somebody has heard, in short, and by voter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// All of it.
+    pub summary: Summary,
+    /// The digest of what each voter has said.
+    pub digests: BTreeMap<NodeId, [u8; 32]>,
+}
+
+/// Who keeps what a cluster agrees on. None of it is to be believed before [`Members`] has taken it.
+#[expect(async_fn_in_trait, reason = "whoever asks does so on one thread")]
+pub trait ClusterState {
+    /// What is there, in short.
+    async fn known(&mut self) -> Result<Known, Fault>;
+
+    /// The configuration that is there.
+    async fn configuration(&mut self) -> Result<Option<Signed>, Fault>;
+
+    /// Up to [`PAGE`] votes behind `after`, of voters of whom somebody who knows `known` has not heard the same; and
+    /// where to go on, if there may be more.
+    async fn votes(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Place>,
+    ) -> Result<(Vec<Cast>, Option<Place>), Fault>;
+
+    /// Leaves this there in place of what is older, at most [`PAGE`] votes. Whoever calls it has seen what is there: of
+    /// what has changed since, nothing is replaced.
+    async fn leave(&mut self, configuration: Option<&Signed>, votes: &[Cast]) -> Result<(), Fault>;
+
+    /// Resolves once what is there may differ from what was `seen`, or after some seconds. May be dropped at any time.
+    async fn changed(&mut self, seen: &Summary) -> Result<(), Fault>;
+}
+
+/// Asks for all votes of which somebody who knows `known` may not have heard, page by page. What `take` makes of one
+/// page says nothing about the others: the first fault that it tells is returned at the end.
+///
+/// # Errors
+/// Whatever the state fails with; [`Fault::Malformed`] if its pages do not come to an end.
+pub async fn all_votes(
+    state: &mut impl ClusterState,
+    known: &BTreeMap<NodeId, [u8; 32]>,
+    mut take: impl AsyncFnMut(Vec<Cast>) -> Option<Fault>,
+) -> Result<(), Fault> {
+    let (mut after, mut wrong) = (None, None);
+    loop {
+        let (casts, next) = state.votes(known, after).await?;
+        let fault = take(casts).await;
+        wrong = wrong.or(fault);
+        match next {
+            None => return wrong.map_or(Ok(()), Err),
+            Some(_) if next <= after => return Err(Fault::malformed("its votes go round")),
+            _ => after = next,
+        }
+    }
+}
+
+/// What came of looking at a state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// How much of it was new: votes, and a configuration.
+    pub new: usize,
+    /// What is wrong with something that is there, which was left alone.
+    pub wrong: Option<Fault>,
+}
+
+/// Takes what is there and what `members` has not heard.
+///
+/// # Errors
+/// Whatever the state fails with. That something there is nobody's word is no error of whoever reads it.
+pub async fn hear(
+    members: &mut Members,
+    state: &mut impl ClusterState,
+    bundle: &Bundle,
+    now_s: u64,
+) -> Result<Found, Fault> {
+    let mut found = Found::default();
+    let theirs = state.known().await?.summary;
+    if theirs == members.summary() {
+        return Ok(found);
+    }
+    // Also one with a smaller number, so that whoever leaves ours there has seen what is replaced.
+    if let Some(signed) = state.configuration().await?
+        && signed.configuration().number >= members.number()
+    {
+        match members.configure(signed, bundle, now_s) {
+            Ok(is_new) => found.new += usize::from(is_new),
+            Err(fault) => found.wrong = Some(fault),
+        }
+    }
+    let known = members.digests().collect();
+    let take = async |casts: Vec<Cast>| {
+        let mut wrong = None;
+        for cast in casts {
+            match members.take(cast) {
+                Ok(is_new) => found.new += usize::from(is_new),
+                Err(fault) => wrong = Some(fault),
+            }
+        }
+        wrong
+    };
+    match all_votes(state, &known, take).await {
+        Ok(()) => {}
+        // What it says is not to be believed, and that it says it is not its fault.
+        Err(fault @ (Fault::Unauthenticated(_) | Fault::Malformed(_))) => {
+            found.wrong = found.wrong.or(Some(fault));
+        }
+        Err(fault) => return Err(fault),
+    }
+    Ok(found)
+}
+
+/// What came of leaving something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// How much was tried: votes, and a configuration.
+    pub new: usize,
+    /// Whether there is, or was, a later configuration that no root has signed of which the bundle knows.
+    pub is_strange: bool,
+}
+
+/// Leaves there what `members` has heard and the state has not. It has to have been heard before.
+///
+/// A configuration there with a greater number that no known root has signed is somebody's forgery, or that of a root
+/// that this bundle does not name yet. Only with `may_mend` is something left in its place, and in that of votes that
+/// may go with it: whoever has the older bundle undoes what others have said, until they say it again.
+///
+/// # Errors
+/// Whatever the state fails with.
+pub async fn leave(
+    members: &Members,
+    state: &mut impl ClusterState,
+    bundle: &Bundle,
+    now_s: u64,
+    may_mend: bool,
+) -> Result<Left, Fault> {
+    let mut left = Left::default();
+    let known = state.known().await?;
+    if known.summary == members.summary() {
+        return Ok(left);
+    }
+    if let Some(own) = members.signed() {
+        let theirs = state.configuration().await?;
+        let number = theirs.as_ref().map_or(0, |theirs| theirs.configuration().number);
+        let is_known = theirs.is_some_and(|theirs| theirs.verify(bundle, now_s).is_ok());
+        left.is_strange = number > members.number() && !is_known;
+        if left.is_strange && !may_mend {
+            return Ok(left);
+        }
+        if number < members.number() || !is_known {
+            state.leave(Some(own), &[]).await?;
+            left.new += 1;
+        }
+    }
+    let mut after = None;
+    loop {
+        let (page, next) = members.page(&known.digests, after, PAGE);
+        let page: Vec<Cast> = page.into_iter().cloned().collect();
+        if !page.is_empty() {
+            state.leave(None, &page).await?;
+            left.new += page.len();
+        }
+        match next {
+            None => return Ok(left),
+            Some(_) => after = next,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    use distos_abi::HolderKey;
+    use distos_identity::{ClusterName, KeyExchange, Root, Serial, Validity};
+    use distos_types::HolderSecret;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Configuration, Stance, Vote, Voter, Voting, digest};
+
+    const NOW_S: u64 = 1_800_000_000;
+
+    /// A state that believes whatever is left there, and is away now and then.
+    #[derive(Default)]
+    struct Board {
+        configuration: Option<Signed>,
+        votes: BTreeMap<(NodeId, NodeId), Cast>,
+        is_away: bool,
+        /// After so many things were left, it is away.
+        away_after: Option<usize>,
+    }
+
+    impl Board {
+        fn here(&self) -> Result<(), Fault> {
+            match self.is_away {
+                true => Err(Fault::unavailable(1, "away")),
+                false => Ok(()),
+            }
+        }
+
+        fn put(&mut self, cast: Cast) {
+            self.votes.insert((cast.vote().voter, cast.vote().node), cast);
+        }
+    }
+
+    impl ClusterState for Board {
+        async fn known(&mut self) -> Result<Known, Fault> {
+            self.here()?;
+            let mut by_voter: BTreeMap<NodeId, Vec<&Cast>> = BTreeMap::new();
+            for ((voter, _), cast) in &self.votes {
+                by_voter.entry(*voter).or_default().push(cast);
+            }
+            let digests: BTreeMap<_, _> =
+                by_voter.into_iter().map(|(voter, casts)| (voter, digest(casts))).collect();
+            let summary = Summary::of(
+                self.configuration.as_ref(),
+                digests.iter().map(|(voter, digest)| (*voter, *digest)),
+            );
+            Ok(Known { summary, digests })
+        }
+
+        async fn configuration(&mut self) -> Result<Option<Signed>, Fault> {
+            self.here()?;
+            Ok(self.configuration.clone())
+        }
+
+        async fn votes(
+            &mut self,
+            _: &BTreeMap<NodeId, [u8; 32]>,
+            after: Option<Place>,
+        ) -> Result<(Vec<Cast>, Option<Place>), Fault> {
+            self.here()?;
+            let after = after.map(|after| (after.voter, after.node));
+            let rest = self.votes.iter().filter(|(place, _)| Some(**place) > after);
+            let page: Vec<_> = rest.take(2).collect();
+            let last = page.last().filter(|_| page.len() == 2);
+            let next = last.map(|((voter, node), _)| Place { voter: *voter, node: *node });
+            Ok((page.into_iter().map(|(_, cast)| cast.clone()).collect(), next))
+        }
+
+        async fn leave(
+            &mut self,
+            configuration: Option<&Signed>,
+            votes: &[Cast],
+        ) -> Result<(), Fault> {
+            self.here()?;
+            self.configuration = configuration.cloned().or(self.configuration.take());
+            for cast in votes {
+                if self.away_after == Some(0) {
+                    self.is_away = true;
+                    self.here()?;
+                }
+                self.away_after = self.away_after.map(|left| left - 1);
+                self.put(cast.clone());
+            }
+            Ok(())
+        }
+
+        async fn changed(&mut self, _: &Summary) -> Result<(), Fault> {
+            self.here()
+        }
+    }
+
+    /// Nothing here waits.
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    fn secret(seed: u8) -> HolderSecret {
+        HolderSecret::from_seed([seed; 32])
+    }
+
+    fn key(seed: u8) -> HolderKey {
+        secret(seed).key()
+    }
+
+    fn cluster() -> ClusterName {
+        ClusterName::new("demo").unwrap()
+    }
+
+    fn bundle() -> Bundle {
+        let root = secret(1);
+        let validity = Validity { from_s: NOW_S, until_s: NOW_S + 100 };
+        let root = Root::new(cluster(), &root).certificate(validity, Serial([1; 16])).unwrap();
+        Bundle::new(vec![root], 1).unwrap()
+    }
+
+    fn signed(number: u64, by: u8) -> Signed {
+        let voter = |n: u8| (NodeId([n; 32]), Voter { key: key(n), since: 1 });
+        let voters = [10, 11, 12].map(voter).into_iter().collect();
+        let voting = Some(Voting { voters, admit: 2, remove: 1 });
+        let key_exchange = KeyExchange::HybridPreferred;
+        Configuration { cluster: cluster(), number, key_exchange, voting }
+            .sign(&secret(by))
+            .unwrap()
+    }
+
+    fn vote(voter: u8, about: u8, number: u64, stance: Stance, by: u8) -> Cast {
+        let (voter, node) = (NodeId([voter; 32]), NodeId([about; 32]));
+        Vote { cluster: cluster(), voter, since: 1, node, number, stance }.sign(&secret(by))
+    }
+
+    fn members() -> Members {
+        let mut members = Members::default();
+        members.configure(signed(1, 1), &bundle(), NOW_S).unwrap();
+        members
+    }
+
+    /// Hears what is there, and leaves there what it has heard.
+    fn meet(members: &mut Members, board: &mut Board) -> Result<(Found, usize), Fault> {
+        let found = now(hear(members, board, &bundle(), NOW_S))?;
+        Ok((found, now(leave(members, board, &bundle(), NOW_S, true))?.new))
+    }
+
+    const ADMIT: Stance = Stance::Admit(None);
+
+    #[test]
+    fn nodes_that_meet_nowhere_else_agree_by_what_they_leave_there() {
+        let (mut board, mut one, mut other) = (Board::default(), members(), Members::default());
+        for about in 50..55 {
+            one.take(vote(10, about, 1, ADMIT, 10)).unwrap();
+        }
+        assert_eq!(meet(&mut one, &mut board).unwrap().1, 6);
+        assert_eq!(meet(&mut other, &mut board).unwrap(), (Found { new: 6, wrong: None }, 0));
+        assert_eq!(other.summary(), one.summary());
+        assert_eq!(meet(&mut one, &mut board).unwrap(), (Found::default(), 0), "all is said");
+        // Each has something to say; a newer configuration comes with it.
+        one.take(vote(10, 50, 2, Stance::Remove, 10)).unwrap();
+        other.configure(signed(2, 1), &bundle(), NOW_S).unwrap();
+        other.take(vote(11, 50, 1, ADMIT, 11)).unwrap();
+        meet(&mut one, &mut board).unwrap();
+        meet(&mut other, &mut board).unwrap();
+        meet(&mut one, &mut board).unwrap();
+        assert_eq!((one.summary(), one.number()), (other.summary(), 2));
+    }
+
+    #[test]
+    fn what_nobody_has_signed_is_believed_by_nobody_and_in_nobodys_way() {
+        let (mut board, mut one) = (Board::default(), members());
+        one.take(vote(10, 50, 5, ADMIT, 10)).unwrap();
+        one.take(vote(11, 50, 5, Stance::Remove, 11)).unwrap();
+        meet(&mut one, &mut board).unwrap();
+        let before = one.summary();
+        // A configuration of somebody else's, a vote in another's name, one of nobody's, and one from before.
+        board.configuration = Some(signed(u64::MAX, 2));
+        board.put(vote(10, 50, u64::MAX, Stance::Remove, 66));
+        board.put(vote(66, 50, 1, ADMIT, 66));
+        board.put(vote(11, 50, 4, ADMIT, 11));
+        // It may be that others know a root that this node does not.
+        let left = now(leave(&one, &mut board, &bundle(), NOW_S, false));
+        assert_eq!(left, Ok(Left { new: 0, is_strange: true }));
+        let (found, left) = meet(&mut one, &mut board).unwrap();
+        assert!(matches!(found, Found { new: 0, wrong: Some(Fault::Unauthenticated(_)) }));
+        assert_eq!((one.summary(), left), (before, 3));
+        let mut other = Members::default();
+        meet(&mut other, &mut board).unwrap();
+        assert_eq!(other.summary(), before);
+        // Or all of it is lost.
+        board = Board::default();
+        meet(&mut one, &mut board).unwrap();
+        let mut third = Members::default();
+        meet(&mut third, &mut board).unwrap();
+        assert_eq!(third.summary(), before);
+    }
+
+    #[test]
+    fn pages_that_go_round_come_to_an_end() {
+        struct Round;
+        impl ClusterState for Round {
+            async fn known(&mut self) -> Result<Known, Fault> {
+                Ok(members().known())
+            }
+            async fn configuration(&mut self) -> Result<Option<Signed>, Fault> {
+                Ok(None)
+            }
+            async fn votes(
+                &mut self,
+                _: &BTreeMap<NodeId, [u8; 32]>,
+                _: Option<Place>,
+            ) -> Result<(Vec<Cast>, Option<Place>), Fault> {
+                let place = Place { voter: NodeId([1; 32]), node: NodeId([1; 32]) };
+                Ok((Vec::new(), Some(place)))
+            }
+            async fn leave(&mut self, _: Option<&Signed>, _: &[Cast]) -> Result<(), Fault> {
+                Ok(())
+            }
+            async fn changed(&mut self, _: &Summary) -> Result<(), Fault> {
+                Ok(())
+            }
+        }
+        let all = now(all_votes(&mut Round, &BTreeMap::new(), async |_| None));
+        assert!(matches!(all, Err(Fault::Malformed(_))), "{all:?}");
+    }
+
+    proptest! {
+        /// Whoever votes, whenever the state is away, and whatever is lost there or forged: once it is back and
+        /// everybody has been there twice, all have heard what any of them had, and nothing else.
+        #[test]
+        fn whatever_becomes_of_the_state_all_come_to_hear_the_same(
+            steps in proptest::collection::vec((0usize..3, 0u8..8, 50u8..53, 0usize..3), 1..60),
+        ) {
+            let mut board = Board::default();
+            let mut nodes = [members(), members(), members()];
+            let mut all = members();
+            for (number, (at, what, about, size)) in (1u64..).zip(steps) {
+                match what {
+                    0..=2 => {
+                        let stance = [Stance::None, ADMIT, Stance::Remove][usize::from(what)];
+                        let voter = 10 + at as u8;
+                        let cast = vote(voter, about, number, stance, voter);
+                        nodes[at].take(cast.clone()).unwrap();
+                        all.take(cast).unwrap();
+                    }
+                    3 => board.is_away = !board.is_away,
+                    4 => board = Board::default(),
+                    5 => board.put(vote(10, about, u64::MAX, ADMIT, 66)),
+                    6 => board.away_after = Some(size),
+                    _ => drop(meet(&mut nodes[at], &mut board)),
+                }
+            }
+            (board.is_away, board.away_after) = (false, None);
+            for _ in 0..2 {
+                for node in &mut nodes {
+                    meet(node, &mut board).unwrap();
+                }
+            }
+            for node in &nodes {
+                prop_assert_eq!(node.summary(), all.summary());
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a node has heard of its cluster, as others ask for it and offer more: other nodes, and whoever carries it to
+//! a store that nodes share.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp::capability::FromClientHook as _;
+use distos_abi::{Fault, NodeId};
+use distos_membership::{Cast, ClusterState, Known, Members, PAGE, Place, Signed, Summary};
+use distos_rpc::fault_of;
+use distos_schemas::network_capnp::{heard, known, member, network, summary};
+
+use crate::server::NetworkService;
+
+/// How long somebody may wait for more to be heard, before they are answered in any case.
+pub(crate) const MORE_WAIT: Duration = Duration::from_secs(5);
+
+/// What a node has heard, over a connection to it: a cluster's state as its nodes keep it by themselves.
+pub struct NodeState {
+    heard: heard::Client,
+    /// To whom something may be offered; another node is told by statements.
+    offers: Option<network::Client>,
+}
+
+impl NodeState {
+    /// That of this machine's node.
+    pub fn own(client: network::Client) -> NodeState {
+        NodeState { heard: client.clone().cast_to(), offers: Some(client) }
+    }
+
+    /// That of another node.
+    pub(crate) fn of_peer(client: member::Client) -> NodeState {
+        NodeState { heard: client.cast_to(), offers: None }
+    }
+
+    async fn heard(&self, seen: Option<&Summary>) -> Result<Known, Fault> {
+        let mut request = self.heard.heard_request();
+        if let Some(seen) = seen {
+            write_summary(seen, request.get().init_seen());
+        }
+        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let answer = answer.get().map_err(|e| fault_of(&e))?;
+        let summary = read_summary(answer.get_summary().map_err(|e| fault_of(&e))?)?;
+        let digests = read_known(answer.get_known().map_err(|e| fault_of(&e))?)?;
+        Ok(Known { summary, digests })
+    }
+}
+
+impl ClusterState for NodeState {
+    async fn known(&mut self) -> Result<Known, Fault> {
+        self.heard(None).await
+    }
+
+    async fn configuration(&mut self) -> Result<Option<Signed>, Fault> {
+        let answer = self.heard.configuration_request().send().promise.await;
+        let answer = answer.map_err(|e| fault_of(&e))?;
+        let text = answer.get().and_then(|answer| answer.get_configuration());
+        let text = text.and_then(|text| Ok(text.to_str()?)).map_err(|e| fault_of(&e))?;
+        (!text.is_empty()).then(|| Signed::parse(text)).transpose()
+    }
+
+    async fn votes(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Place>,
+    ) -> Result<(Vec<Cast>, Option<Place>), Fault> {
+        let mut request = self.heard.votes_request();
+        request.get().set_after(&write_place(after));
+        write_known(known, request.get().init_known(known.len() as u32));
+        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let answer = answer.get().map_err(|e| fault_of(&e))?;
+        let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
+        let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
+        Ok((casts, next))
+    }
+
+    async fn leave(&mut self, configuration: Option<&Signed>, votes: &[Cast]) -> Result<(), Fault> {
+        let offers = self.offers.as_ref();
+        let offers =
+            offers.ok_or_else(|| Fault::malformed("another node is told by statements"))?;
+        let mut request = offers.offer_request();
+        if let Some(signed) = configuration {
+            request.get().set_configuration(signed.to_json());
+        }
+        write_casts(votes.iter(), request.get().init_votes(votes.len() as u32));
+        request.send().promise.await.map(drop).map_err(|e| fault_of(&e))
+    }
+
+    async fn changed(&mut self, seen: &Summary) -> Result<(), Fault> {
+        self.heard(Some(seen)).await.map(drop)
+    }
+}
+
+pub(crate) fn read_casts(list: capnp::data_list::Reader<'_>) -> Result<Vec<Cast>, Fault> {
+    if list.len() > PAGE as u32 {
+        return Err(Fault::malformed(format!("{PAGE} votes at most are told at once")));
+    }
+    list.iter().map(|one| Cast::decode(one.map_err(|e| fault_of(&e))?)).collect()
+}
+
+pub(crate) fn write_casts<'a>(
+    casts: impl IntoIterator<Item = &'a Cast>,
+    mut list: capnp::data_list::Builder<'_>,
+) {
+    for (index, cast) in (0..).zip(casts) {
+        list.set(index, cast.bytes());
+    }
+}
+
+pub(crate) fn read_summary(summary: summary::Reader<'_>) -> Result<Summary, Fault> {
+    let votes = summary.get_votes().map_err(|e| fault_of(&e))?.try_into();
+    let votes = votes.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
+    Ok(Summary { configuration: summary.get_configuration(), votes })
+}
+
+pub(crate) fn write_summary(summary: &Summary, mut into: summary::Builder<'_>) {
+    into.set_configuration(summary.configuration);
+    into.set_votes(&summary.votes);
+}
+
+/// What somebody has heard, by voter.
+pub(crate) fn read_known(
+    list: capnp::struct_list::Reader<'_, known::Owned>,
+) -> Result<BTreeMap<NodeId, [u8; 32]>, Fault> {
+    if list.len() > distos_membership::MAX_VOTERS as u32 {
+        return Err(Fault::malformed("a cluster has not so many voters"));
+    }
+    let one = |one: known::Reader<'_>| -> Result<(NodeId, [u8; 32]), Fault> {
+        let voter = NodeId::try_from(one.get_voter().map_err(|e| fault_of(&e))?)?;
+        let digest = one.get_digest().map_err(|e| fault_of(&e))?.try_into();
+        Ok((voter, digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?))
+    };
+    list.iter().map(one).collect()
+}
+
+pub(crate) fn write_known(
+    known: &BTreeMap<NodeId, [u8; 32]>,
+    mut list: capnp::struct_list::Builder<'_, known::Owned>,
+) {
+    for (index, (voter, digest)) in (0..).zip(known) {
+        let mut one = list.reborrow().get(index);
+        one.set_voter(&voter.0);
+        one.set_digest(digest);
+    }
+}
+
+/// Where somebody goes on, as bytes: the voter, then the node.
+pub(crate) fn read_place(bytes: &[u8]) -> Result<Option<Place>, Fault> {
+    match (bytes.is_empty(), bytes.split_at_checked(32)) {
+        (true, _) => Ok(None),
+        (false, Some((voter, node))) => {
+            Ok(Some(Place { voter: NodeId::try_from(voter)?, node: NodeId::try_from(node)? }))
+        }
+        (false, None) => Err(Fault::malformed("a place has 64 bytes")),
+    }
+}
+
+pub(crate) fn write_place(place: Option<Place>) -> Vec<u8> {
+    place.map(|place| [place.voter.0, place.node.0].concat()).unwrap_or_default()
+}
+
+/// What is asked for, of what this node has heard.
+impl NetworkService {
+    /// In short; once it differs from what somebody has seen, if they may wait.
+    pub(crate) async fn answer_heard(
+        &self,
+        seen: summary::Reader<'_>,
+        may_wait: bool,
+    ) -> Result<Known, Fault> {
+        let has_seen = seen.has_votes().then(|| read_summary(seen)).transpose()?;
+        if may_wait && let Some(seen) = has_seen {
+            let mut more = self.more.subscribe();
+            let more = more.wait_for(|_| self.state.borrow().members().summary() != seen);
+            // The sender lives as long as this service.
+            let _ = tokio::time::timeout(MORE_WAIT, more).await;
+        }
+        Ok(self.state.borrow().members().known())
+    }
+
+    /// Takes what somebody has heard elsewhere, but for the disk; what is wrong with some of it.
+    pub(crate) fn offered(
+        self: &Rc<Self>,
+        configuration: Option<Signed>,
+        casts: Vec<Cast>,
+    ) -> Option<Fault> {
+        let configured = configuration.map_or(Ok(()), |signed| self.follow_configuration(signed));
+        configured.err().or(self.follow(casts).1)
+    }
+}
+
+pub(crate) fn answer_known(known: &Known, mut reply: heard::heard_results::Builder<'_>) {
+    write_summary(&known.summary, reply.reborrow().init_summary());
+    write_known(&known.digests, reply.init_known(known.digests.len() as u32));
+}
+
+pub(crate) fn answer_votes(
+    members: &Members,
+    asked: heard::votes_params::Reader<'_>,
+    mut reply: heard::votes_results::Builder<'_>,
+) -> Result<(), Fault> {
+    let known = read_known(asked.get_known().map_err(|e| fault_of(&e))?)?;
+    let after = read_place(asked.get_after().map_err(|e| fault_of(&e))?)?;
+    let (page, next) = members.page(&known, after, PAGE);
+    reply.set_after(&write_place(next));
+    let count = page.len() as u32;
+    write_casts(page, reply.init_votes(count));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_as_it_was_written_and_no_other_bytes_are_one() {
+        let place = Some(Place { voter: NodeId([1; 32]), node: NodeId([2; 32]) });
+        assert_eq!(read_place(&write_place(place)), Ok(place));
+        assert_eq!(read_place(&write_place(None)), Ok(None));
+        for len in [1, 31, 32, 63, 65] {
+            assert!(read_place(&vec![0; len]).is_err(), "{len}");
+        }
+    }
+}
