@@ -93,7 +93,7 @@ lint: setup ## Clippy, with warnings as errors
 # End-to-end tests start the `distos` binary, the WASI program, the examples of clients and the model
 # checker, so all are there first.
 .PHONY: unit
-unit: setup wasm foreign tlc ## Every test of the workspace, from unit to end-to-end
+unit: setup wasm foreign tlc etcd ## Every test of the workspace, from unit to end-to-end
 	$(BUILD)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
@@ -104,6 +104,10 @@ unit: setup wasm foreign tlc ## Every test of the workspace, from unit to end-to
 .PHONY: tlc
 tlc: setup
 	@specs/setup.sh
+
+.PHONY: etcd
+etcd: setup
+	@tests/e2e/etcd.sh
 
 # Small bounds of every model, and the forest's code beside its model: the part of `make specs` that
 # is part of `make test`.

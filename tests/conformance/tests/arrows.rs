@@ -78,6 +78,10 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         // It is no vat, and reaches nobody itself.
         return Some(&["kernel/abi", "caps/types", "caps/identity"]);
     }
+    if room == "services/etcd" {
+        // Nor is this one, and it reaches the store alone.
+        return Some(&["kernel/abi", "caps/identity", "caps/membership"]);
+    }
     if room.starts_with("services/") {
         return Some(&[
             "kernel/abi",
@@ -175,6 +179,15 @@ fn peers_are_known_to_the_benchmark_alone() {
         };
         let stray: Vec<_> = room.outside.iter().filter(|on| !may(on)).collect();
         assert!(stray.is_empty(), "{name} -> {stray:?}");
+    }
+}
+
+/// Whoever speaks to a store is no vat, and brings much with it.
+#[test]
+fn one_room_alone_speaks_to_etcd() {
+    for (name, room) in rooms() {
+        let may = name == "services/etcd";
+        assert_eq!(room.outside.iter().any(|on| on == "etcd-client"), may, "{name}");
     }
 }
 

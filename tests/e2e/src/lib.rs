@@ -9,6 +9,7 @@ pub mod attack;
 pub mod blue;
 pub mod cluster;
 pub mod disk;
+pub mod etcd;
 pub mod holder;
 pub mod images;
 pub mod watch;

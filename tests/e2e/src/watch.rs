@@ -50,6 +50,11 @@ impl Watched {
         text(&self.out)
     }
 
+    /// What it has complained of so far.
+    pub fn complaints(&self) -> String {
+        text(&self.err)
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, what: Signal) {
         signal(self.pid(), what);

@@ -16,6 +16,7 @@ pub mod network;
 pub mod node;
 pub mod region;
 pub mod run;
+mod share;
 mod socket;
 pub mod tenant;
 pub mod text;

@@ -17,8 +17,12 @@ use super::cap::Ended;
 use super::cap::public_key;
 use super::cluster::{configuration_json, configuration_text, read_configuration, read_pem};
 use super::holder::{Holder, call, named, now_ms, random, read};
+use super::share::{Near, ShareArgs, share};
 use super::text::{self, row};
 use super::{Context, Report, cap, files, workload};
+
+/// The entry of a capability file that these commands use.
+pub(super) const ENTRY: &str = "network";
 
 /// Commands about this node in its cluster.
 #[derive(Subcommand)]
@@ -71,6 +75,17 @@ Example:
   distos network rotate
 Services change theirs with each SVID, by themselves. The issuer's key stays until the root certifies another.")]
     Rotate,
+    /// Carry what this node hears of its cluster's configuration and votes to a store that nodes share, and back
+    #[command(after_help = "\
+Example: by a capability that can do this and nothing else
+  distos image keygen share.key
+  distos cap delegate DIR/operator/operator.cap --entry network --rights read,write --to share.pub --out share.cap
+  distos network share --as share.cap --etcd https://10.0.0.1:2379 --etcd https://10.0.0.2:2379 \\
+    --ca etcd-ca.pem --cert share.pem --key share-key.pem
+It goes on until Ctrl-C, and when the node or the store is away. Nodes that do not reach one another hear of one
+another that way, and whoever lost what they had heard. The store is believed nothing that the cluster's root or
+voters have not signed.")]
+    Share(ShareArgs),
     /// Let whoever has a key be a tenant's agent: get SVIDs and tokens here, and pass that on
     #[command(after_help = "\
 Example: for a tenant of which this node had not heard when it came into its cluster
@@ -202,7 +217,7 @@ pub struct RemoveArgs {
 
 pub(super) async fn command(context: &Context, command: NetworkCommand) -> Result<Report, Fault> {
     let holder = context.holder()?;
-    let client: network::Client = holder.root("network").await?;
+    let client: network::Client = holder.root(ENTRY).await?;
     match command {
         NetworkCommand::Status => {
             let answer = call(client.status_request()).await?;
@@ -222,6 +237,7 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             let key = read(|| Ok(key_text(answer.get()?.get_key()?)))?;
             Ok(Report { text: format!("this node's key is {key}"), json: json!({ "key": key }) })
         }
+        NetworkCommand::Share(args) => share(context, Near::of(holder, client), &args).await,
         NetworkCommand::Configure(args) => configure(&client, &args).await,
         NetworkCommand::Agents(args) => agents(&holder, &client, &args).await,
         NetworkCommand::Certify(args) => {
@@ -402,7 +418,7 @@ fn pem(path: &Path, count: usize, why: &str) -> Result<Vec<Vec<u8>>, Fault> {
 
 pub(super) async fn peers(context: &Context, command: PeersCommand) -> Result<Report, Fault> {
     let holder = context.holder()?;
-    let client: network::Client = holder.root("network").await?;
+    let client: network::Client = holder.root(ENTRY).await?;
     match command {
         PeersCommand::Add(args) => {
             let mut request = client.add_peer_request();

@@ -1,0 +1,384 @@
+//! What was last seen in the store, and what is to be written there. No I/O.
+//!
+//! Whoever may write to the store may write anything: what is at a name and cannot stand there counts as nothing, which
+//! may be replaced.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use distos_abi::NodeId;
+use distos_identity::ClusterName;
+use distos_membership::{
+    Cast, Known, MAX_CONFIGURATION_BYTES, MAX_VOTE_BYTES, MAX_VOTERS, Members, PAGE, Place, Signed,
+    Summary, digest,
+};
+
+/// What the configuration is called, and what votes' names begin with, behind the cluster's own prefix.
+const CONFIGURATION: &str = "configuration";
+const VOTE: &str = "vote/";
+/// Votes that are kept in mind: twice as many as voters say.
+const MAX_VOTES: usize = 2 * MAX_VOTERS * 1536;
+
+/// Something that is in the store.
+#[derive(Clone, Debug)]
+struct Entry<T> {
+    /// The store's revision at which it was written.
+    revision: i64,
+    /// `None` if it cannot be what its name says.
+    value: Option<T>,
+    /// Whether whoever writes here has seen it.
+    is_seen: bool,
+}
+
+/// What is to be written, if nothing has been written there meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Write {
+    pub(crate) key: Vec<u8>,
+    /// `None` to remove it.
+    pub(crate) value: Option<Vec<u8>>,
+    /// The revision of what is replaced; 0 if nothing is there.
+    pub(crate) instead_of: i64,
+}
+
+/// What was seen of one cluster's state.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirror {
+    prefix: String,
+    configuration: Option<Entry<Signed>>,
+    votes: BTreeMap<Place, Entry<Cast>>,
+}
+
+impl Mirror {
+    pub(crate) fn new(cluster: &ClusterName) -> Mirror {
+        let prefix = format!("/distos/{cluster}/");
+        Mirror { prefix, configuration: None, votes: BTreeMap::new() }
+    }
+
+    /// What all names of this cluster begin with.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub(crate) fn configuration_key(&self) -> Vec<u8> {
+        format!("{}{CONFIGURATION}", self.prefix).into_bytes()
+    }
+
+    fn vote_key(&self, place: Place) -> Vec<u8> {
+        let Place { voter, node } = place;
+        format!("{}{VOTE}{voter}/{node}", self.prefix).into_bytes()
+    }
+
+    /// Which vote a name is of.
+    fn place(&self, key: &[u8]) -> Option<Place> {
+        let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
+        let (voter, node) = rest.strip_prefix(VOTE)?.split_once('/')?;
+        let read = |text: &str| -> Option<NodeId> {
+            let mut id = [0; 32];
+            hex::decode_to_slice(text, &mut id).ok()?;
+            Some(NodeId(id))
+        };
+        let place = Place { voter: read(voter)?, node: read(node)? };
+        // One vote has one name.
+        (self.vote_key(place) == key).then_some(place)
+    }
+
+    /// Something was written.
+    pub(crate) fn put(&mut self, key: &[u8], value: &[u8], revision: i64) {
+        if key == self.configuration_key() {
+            let text = std::str::from_utf8(value).ok();
+            let text = text.filter(|text| text.len() <= MAX_CONFIGURATION_BYTES);
+            let value = text.and_then(|text| Signed::parse(text).ok());
+            self.configuration = Some(Entry { revision, value, is_seen: false });
+        } else if let Some(place) = self.place(key) {
+            let value = (value.len() <= MAX_VOTE_BYTES).then(|| Cast::decode(value).ok()).flatten();
+            let value = value.filter(|cast| place_of(cast) == place);
+            if self.votes.len() < MAX_VOTES || self.votes.contains_key(&place) {
+                self.votes.insert(place, Entry { revision, value, is_seen: false });
+            }
+        }
+    }
+
+    /// Something was removed.
+    pub(crate) fn delete(&mut self, key: &[u8]) {
+        if key == self.configuration_key() {
+            self.configuration = None;
+        } else if let Some(place) = self.place(key) {
+            self.votes.remove(&place);
+        }
+    }
+
+    fn digests(&self) -> BTreeMap<NodeId, [u8; 32]> {
+        let mut casts: BTreeMap<NodeId, Vec<&Cast>> = BTreeMap::new();
+        for (place, entry) in &self.votes {
+            if let Some(cast) = &entry.value {
+                casts.entry(place.voter).or_default().push(cast);
+            }
+        }
+        casts.into_iter().map(|(voter, casts)| (voter, digest(casts))).collect()
+    }
+
+    /// What is there, in short.
+    pub(crate) fn known(&self) -> Known {
+        let digests = self.digests();
+        let signed = self.configuration.as_ref().and_then(|entry| entry.value.as_ref());
+        let summary = Summary::of(signed, digests.iter().map(|(voter, digest)| (*voter, *digest)));
+        Known { summary, digests }
+    }
+
+    /// The configuration that is there, which is seen from now on.
+    pub(crate) fn see_configuration(&mut self) -> Option<Signed> {
+        let entry = self.configuration.as_mut()?;
+        entry.is_seen = true;
+        entry.value.clone()
+    }
+
+    /// A page of votes behind `after`, which are seen from now on; and where to go on.
+    pub(crate) fn see_votes(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Place>,
+    ) -> (Vec<Cast>, Option<Place>) {
+        let same: BTreeSet<NodeId> = self
+            .digests()
+            .into_iter()
+            .filter(|(voter, digest)| known.get(voter) == Some(digest))
+            .map(|(voter, _)| voter)
+            .collect();
+        let mut page = Vec::new();
+        for (place, entry) in &mut self.votes {
+            if after.is_some_and(|after| *place <= after) {
+                continue;
+            }
+            entry.is_seen = true;
+            // Of this voter everything was heard.
+            if same.contains(&place.voter) {
+                continue;
+            }
+            page.extend(entry.value.clone());
+            if page.len() == PAGE {
+                return (page, Some(*place));
+            }
+        }
+        (page, None)
+    }
+
+    /// What is to be written in order to leave this there: nothing in place of what has not been seen.
+    pub(crate) fn writes(&self, configuration: Option<&Signed>, votes: &[Cast]) -> Vec<Write> {
+        let mut writes = Vec::new();
+        if let Some(signed) = configuration {
+            let entry = self.configuration.as_ref();
+            let is_there = entry.is_some_and(|entry| entry.value.as_ref() == Some(signed));
+            let (is_seen, instead_of) = entry.map_or((true, 0), |one| (one.is_seen, one.revision));
+            if is_seen && !is_there {
+                let value = Some(signed.to_json().into_bytes());
+                writes.push(Write { key: self.configuration_key(), value, instead_of });
+            }
+        }
+        for cast in votes {
+            let entry = self.votes.get(&place_of(cast));
+            let is_there = entry.is_some_and(|entry| entry.value.as_ref() == Some(cast));
+            let (is_seen, instead_of) = entry.map_or((true, 0), |one| (one.is_seen, one.revision));
+            if is_seen && !is_there {
+                let value = Some(cast.bytes().to_vec());
+                writes.push(Write { key: self.vote_key(place_of(cast)), value, instead_of });
+            }
+        }
+        writes
+    }
+
+    /// What may be removed: votes that nobody can count who goes by the configuration that is there, which is that of
+    /// `members`. The configuration's revision with it: it has to be the same when they are removed.
+    pub(crate) fn useless(&self, members: &Members) -> (i64, Vec<Write>) {
+        let Some(configuration) = &self.configuration else { return (0, Vec::new()) };
+        if configuration.value.is_none() || configuration.value.as_ref() != members.signed() {
+            return (0, Vec::new());
+        }
+        let useless = self.votes.iter().filter(|(_, entry)| {
+            let counts = |cast: &Cast| members.check(cast).is_ok();
+            entry.is_seen && !entry.value.as_ref().is_some_and(counts)
+        });
+        let remove = |(place, entry): (&Place, &Entry<Cast>)| Write {
+            key: self.vote_key(*place),
+            value: None,
+            instead_of: entry.revision,
+        };
+        (configuration.revision, useless.map(remove).collect())
+    }
+}
+
+fn place_of(cast: &Cast) -> Place {
+    Place { voter: cast.vote().voter, node: cast.vote().node }
+}
+
+#[cfg(test)]
+mod tests {
+    use distos_identity::{Bundle, KeyExchange, Root, Serial, Validity};
+    use distos_membership::{Configuration, Stance, Vote, Voter, Voting};
+    use distos_types::HolderSecret;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW_S: u64 = 1_800_000_000;
+
+    fn cluster() -> ClusterName {
+        ClusterName::new("demo").unwrap()
+    }
+
+    fn secret(seed: u8) -> HolderSecret {
+        HolderSecret::from_seed([seed; 32])
+    }
+
+    fn signed(number: u64, voters: &[u8]) -> Signed {
+        let voter = |n: &u8| (NodeId([*n; 32]), Voter { key: secret(*n).key(), since: 1 });
+        let voters = voters.iter().map(voter).collect();
+        let voting = Some(Voting { voters, admit: 1, remove: 1 });
+        let key_exchange = KeyExchange::HybridPreferred;
+        Configuration { cluster: cluster(), number, key_exchange, voting }.sign(&secret(1)).unwrap()
+    }
+
+    fn vote(voter: u8, about: u8, number: u64) -> Cast {
+        let (voter, node) = (NodeId([voter; 32]), NodeId([about; 32]));
+        let stance = Stance::Remove;
+        let seed = voter.0[0];
+        Vote { cluster: cluster(), voter, since: 1, node, number, stance }.sign(&secret(seed))
+    }
+
+    fn members(number: u64, voters: &[u8]) -> Members {
+        let validity = Validity { from_s: NOW_S, until_s: NOW_S + 100 };
+        let root = secret(1);
+        let root = Root::new(cluster(), &root).certificate(validity, Serial([1; 16])).unwrap();
+        let mut members = Members::default();
+        let bundle = Bundle::new(vec![root], 1).unwrap();
+        members.configure(signed(number, voters), &bundle, NOW_S).unwrap();
+        members
+    }
+
+    /// Has the store take these writes, as one with this revision.
+    fn written(mirror: &mut Mirror, writes: &[Write], revision: i64) {
+        for write in writes {
+            match &write.value {
+                Some(value) => mirror.put(&write.key, value, revision),
+                None => mirror.delete(&write.key),
+            }
+        }
+    }
+
+    fn all(mirror: &mut Mirror, known: &BTreeMap<NodeId, [u8; 32]>) -> Vec<Cast> {
+        let (page, next) = mirror.see_votes(known, None);
+        assert_eq!(next, None);
+        page
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_is_the_same_as_what_whoever_wrote_it_has_heard() {
+        let (mut mirror, mut members) = (Mirror::new(&cluster()), members(1, &[10, 11]));
+        let votes = [vote(10, 50, 1), vote(11, 50, 1), vote(11, 51, 2)];
+        for cast in &votes {
+            members.take(cast.clone()).unwrap();
+        }
+        let writes = mirror.writes(members.signed(), &votes);
+        assert!(writes.iter().all(|write| write.instead_of == 0 && write.value.is_some()));
+        written(&mut mirror, &writes, 7);
+        assert_eq!(mirror.known(), members.known());
+        assert_eq!(mirror.see_configuration().as_ref(), members.signed());
+        assert_eq!(all(&mut mirror, &BTreeMap::new()), votes);
+        assert_eq!(all(&mut mirror, &members.known().digests), []);
+        assert_eq!(mirror.writes(members.signed(), &votes), [], "it is there");
+        // The same names belong to another cluster behind another prefix.
+        let mut other = Mirror::new(&ClusterName::new("demo2").unwrap());
+        written(&mut other, &writes, 7);
+        assert_eq!(other.known(), Members::default().known());
+    }
+
+    #[test]
+    fn nothing_is_replaced_that_was_not_seen() {
+        let mut mirror = Mirror::new(&cluster());
+        let first = mirror.writes(Some(&signed(1, &[10])), &[vote(10, 50, 1)]);
+        written(&mut mirror, &first, 3);
+        let newer = (signed(2, &[10]), vote(10, 50, 2));
+        assert_eq!(mirror.writes(Some(&newer.0), std::slice::from_ref(&newer.1)), []);
+        mirror.see_configuration();
+        all(&mut mirror, &BTreeMap::new());
+        let writes = mirror.writes(Some(&newer.0), std::slice::from_ref(&newer.1));
+        assert_eq!(writes.iter().map(|write| write.instead_of).collect::<Vec<_>>(), [3, 3]);
+        // Somebody else has written meanwhile.
+        written(&mut mirror, &first, 4);
+        assert_eq!(mirror.writes(Some(&newer.0), &[newer.1]), []);
+    }
+
+    #[test]
+    fn what_cannot_be_what_its_name_says_counts_as_nothing_and_may_be_replaced() {
+        let mut mirror = Mirror::new(&cluster());
+        let cast = vote(10, 50, 1);
+        let key = mirror.vote_key(place_of(&cast));
+        let other = vote(10, 51, 1);
+        let strange: [&[u8]; 3] = [b"nothing", other.bytes(), &[7; 100_000]];
+        for (revision, value) in (1..).zip(strange) {
+            mirror.put(&key, value, revision);
+            assert_eq!(all(&mut mirror, &BTreeMap::new()), []);
+            assert_eq!(mirror.known(), Members::default().known());
+            let writes = mirror.writes(None, std::slice::from_ref(&cast));
+            assert_eq!(writes[0].instead_of, revision);
+        }
+        mirror.put(&mirror.configuration_key(), b"{}", 9);
+        assert_eq!(mirror.see_configuration(), None);
+        assert_eq!(mirror.writes(Some(&signed(1, &[10])), &[])[0].instead_of, 9);
+        // A name in another form is no name of that vote.
+        let upper = String::from_utf8(key.clone()).unwrap().replace("0a", "0A");
+        let longer = [&key[..], b"/x"].concat();
+        for name in [upper.as_bytes(), &longer, b"/distos/demo/vote/", b"/distos/demo/", b"\xff"] {
+            mirror.put(name, cast.bytes(), 10);
+        }
+        assert_eq!(all(&mut mirror, &BTreeMap::new()), []);
+    }
+
+    #[test]
+    fn votes_are_removed_if_they_count_for_nobody_who_goes_by_the_configuration_that_is_there() {
+        let (mut mirror, members) = (Mirror::new(&cluster()), members(2, &[10]));
+        let old = mirror.writes(Some(&signed(1, &[10, 11])), &[vote(10, 50, 1), vote(11, 50, 1)]);
+        written(&mut mirror, &old, 3);
+        mirror.see_configuration();
+        all(&mut mirror, &BTreeMap::new());
+        assert_eq!(mirror.useless(&members), (0, Vec::new()), "others may go by it");
+        let newer = mirror.writes(members.signed(), &[]);
+        written(&mut mirror, &newer, 4);
+        let (revision, useless) = mirror.useless(&members);
+        let gone = mirror.vote_key(place_of(&vote(11, 50, 1)));
+        assert_eq!(revision, 4);
+        assert_eq!(useless, [Write { key: gone, value: None, instead_of: 3 }]);
+        written(&mut mirror, &useless, 5);
+        assert_eq!(mirror.useless(&members), (4, Vec::new()));
+        assert_eq!(all(&mut mirror, &BTreeMap::new()), [vote(10, 50, 1)]);
+    }
+
+    #[test]
+    fn many_votes_are_read_page_by_page() {
+        let mut mirror = Mirror::new(&cluster());
+        let casts: Vec<Cast> = (0..=255).map(|about| vote(10, about, 1)).collect();
+        let writes = mirror.writes(None, &casts);
+        written(&mut mirror, &writes, 1);
+        let writes = mirror.writes(None, &[vote(11, 50, 1)]);
+        written(&mut mirror, &writes, 2);
+        let (page, next) = mirror.see_votes(&BTreeMap::new(), None);
+        assert_eq!((page.len(), next.is_some()), (PAGE, true));
+        let (page, next) = mirror.see_votes(&BTreeMap::new(), next);
+        assert_eq!((page, next), (vec![vote(11, 50, 1)], None));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_to_a_store_is_taken_or_left(
+            name in "/distos/(demo|other)/(configuration|vote/[0-9a-f]{0,64}/[0-9a-f]{64}|.{0,20})",
+            value in proptest::collection::vec(any::<u8>(), 0..700),
+            revision in any::<i64>(),
+        ) {
+            let mut mirror = Mirror::new(&cluster());
+            mirror.put(name.as_bytes(), &value, revision);
+            let known = mirror.known();
+            let (page, next) = mirror.see_votes(&BTreeMap::new(), None);
+            prop_assert_eq!((page.len(), next), (known.digests.len(), None));
+            mirror.delete(name.as_bytes());
+            prop_assert_eq!(mirror.known(), Members::default().known());
+        }
+    }
+}
