@@ -10,7 +10,7 @@ struct Peer {
   heardMs  @3 :UInt64 = 0xffffffffffffffff;
                        # How long ago it said that it is there, in milliseconds; all ones if it has not since
                        # this service was started.
-  suspect  @4 :Bool;   # Nothing was heard of it for 15 seconds.
+  suspect  @4 :Bool;   # Nothing was heard of it for 15 seconds, or for six and it is not reached.
   bundle   @5 :UInt64; # The number of its bundle, as it said; 0 if unknown.
   letIn    @6 :Bool;   # Whether this node lets it in.
   admit    @7 :UInt32; # How many of the cluster's voters are for a node.
@@ -145,7 +145,7 @@ interface Credentials extends(Cap.Capability) {
   # "not-found" (no such peer, or it has no such service), "unavailable" (it does not answer).
   contact @3 () -> (voters :UInt32, heard :UInt32);
   # Needs "read". How many vote on the cluster's nodes, and how many of them this node hears: itself, if it is one,
-  # and those of whom it has a word that is no older than 15 seconds. 0 of 0 where the cluster does not vote.
+  # and those that are not suspect. 0 of 0 where the cluster does not vote.
 }
 
 interface Member extends(Heard) {
@@ -162,4 +162,7 @@ interface Member extends(Heard) {
   # for. The answer is what this node has heard.
   # Fails: "unauthenticated" (changed, another's, heard before, or from a clock that differs by more than five
   # minutes), "unavailable" (it has to catch up first, or there was too much; it will ask), "malformed".
+  gossip @3 (message :Data) -> ();
+  # Whom others reach (SWIM): asks whether a node is there, or says who is and who is not, in the sender's own name. Of
+  # what it says of others nothing is believed; whoever hears that one is gone looks for itself. At most 4096 bytes.
 }

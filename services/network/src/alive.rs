@@ -8,6 +8,8 @@ use distos_abi::NodeId;
 pub(crate) const BEAT_MS: u64 = 5000;
 /// After how long without a word of it a node is suspect.
 pub(crate) const SUSPECT_MS: u64 = 15_000;
+/// And after how long, if nobody reaches it: somewhat more than passes between two words.
+const DOUBT_MS: u64 = BEAT_MS + 1000;
 
 /// What was heard of a node last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,14 @@ pub(crate) struct Word {
     pub(crate) bundle: u64,
     /// Whether it was told that the node is suspect.
     suspect: bool,
+    /// Whether it was not reached since.
+    doubted: bool,
+}
+
+impl Word {
+    fn new(now_ms: u64) -> Word {
+        Word { at_ms: now_ms, heard: false, bundle: 0, suspect: false, doubted: false }
+    }
 }
 
 /// What has changed.
@@ -27,6 +37,8 @@ pub(crate) struct Word {
 pub(crate) enum Change {
     /// Nothing was heard of it for so long.
     Suspect(NodeId),
+    /// Neither is it heard nor is it reached.
+    Doubted(NodeId),
     /// It is there again.
     Back(NodeId),
 }
@@ -38,8 +50,7 @@ pub(crate) struct Alive(BTreeMap<NodeId, Word>);
 impl Alive {
     /// A node has said that it is there.
     pub(crate) fn heard(&mut self, node: NodeId, bundle: u64, now_ms: u64) -> Option<Change> {
-        let before =
-            self.0.insert(node, Word { at_ms: now_ms, heard: true, bundle, suspect: false });
+        let before = self.0.insert(node, Word { heard: true, bundle, ..Word::new(now_ms) });
         before.is_some_and(|word| word.suspect).then_some(Change::Back(node))
     }
 
@@ -48,14 +59,30 @@ impl Alive {
         self.0.retain(|node, _| peers.contains(node));
         let mut changes = Vec::new();
         for node in peers {
-            let new = Word { at_ms: now_ms, heard: false, bundle: 0, suspect: false };
-            let word = self.0.entry(*node).or_insert(new);
+            let word = self.0.entry(*node).or_insert(Word::new(now_ms));
             if !word.suspect && now_ms.saturating_sub(word.at_ms) > SUSPECT_MS {
                 word.suspect = true;
                 changes.push(Change::Suspect(*node));
             }
         }
         changes
+    }
+
+    /// Whether a node is not heard so well that it is there, whoever reaches it.
+    pub(crate) fn may_doubt(&self, node: NodeId, now_ms: u64) -> bool {
+        let word = self.0.get(&node);
+        word.is_some_and(|word| !word.doubted && now_ms.saturating_sub(word.at_ms) > DOUBT_MS)
+    }
+
+    /// A node was not reached. Its next word shows that it is there.
+    pub(crate) fn doubt(&mut self, node: NodeId, now_ms: u64) -> Option<Change> {
+        if !self.may_doubt(node, now_ms) {
+            return None;
+        }
+        let word = self.0.get_mut(&node)?;
+        word.doubted = true;
+        let is_new = !std::mem::replace(&mut word.suspect, true);
+        is_new.then_some(Change::Doubted(node))
     }
 
     /// Whether there is a word of this node that is new enough.
@@ -66,7 +93,7 @@ impl Alive {
     /// What was heard of a node last, and whether it is suspect at `now_ms`.
     pub(crate) fn of(&self, node: NodeId, now_ms: u64) -> Option<(Word, bool)> {
         let word = self.0.get(&node)?;
-        Some((*word, now_ms.saturating_sub(word.at_ms) > SUSPECT_MS))
+        Some((*word, word.doubted || now_ms.saturating_sub(word.at_ms) > SUSPECT_MS))
     }
 }
 
@@ -96,5 +123,23 @@ mod tests {
         // Whoever is off the list is nobody of whom anything is known.
         assert_eq!(alive.look(&[ONE], 20_000), []);
         assert_eq!(alive.of(OTHER, 20_000), None);
+    }
+
+    /// Whoever says of others that they are gone must not have them counted as gone while they are heard.
+    #[test]
+    fn a_node_that_nobody_reaches_is_suspect_sooner_and_only_if_it_is_not_heard() {
+        let mut alive = Alive::default();
+        alive.look(&[ONE, OTHER], 0);
+        alive.heard(ONE, 7, 1000);
+        assert!(!alive.may_doubt(ONE, 7000) && alive.may_doubt(ONE, 7001));
+        assert_eq!(alive.doubt(ONE, 7000), None);
+        assert!(alive.hears(ONE, 7000));
+        assert_eq!(alive.doubt(ONE, 7001), Some(Change::Doubted(ONE)));
+        assert!(!alive.hears(ONE, 7001));
+        assert_eq!(alive.doubt(ONE, 8000), None, "it is told once");
+        assert_eq!(alive.look(&[ONE], 17_000), [], "and not again after fifteen seconds");
+        assert_eq!(alive.heard(ONE, 7, 18_000), Some(Change::Back(ONE)));
+        assert!(alive.hears(ONE, 18_000));
+        assert_eq!(alive.doubt(NodeId([9; 32]), 18_000), None, "nobody");
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Question {
     Locate,
     /// To hear a statement.
     Tell,
+    /// To hear whom others reach.
+    Gossip,
     /// What this node has heard of the cluster's configuration and voters.
     Votes,
 }

@@ -91,10 +91,13 @@ impl NetworkService {
         }
     }
 
-    fn tell_change(&self, change: &Change) {
+    pub(crate) fn tell_change(&self, change: &Change) {
         self.report(match change {
             Change::Suspect(node) => {
                 format!("node/{node} has said nothing for 15 s: it is suspect")
+            }
+            Change::Doubted(node) => {
+                format!("node/{node} has said nothing for 6 s and is not reached: it is suspect")
             }
             Change::Back(node) => format!("node/{node} is heard again"),
         });

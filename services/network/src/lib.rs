@@ -16,7 +16,8 @@
 //! run out.
 //!
 //! Nodes say to one another that they are there, in signed statements that are heard once (N3). Whoever is not heard
-//! is suspect, which is told and has no other effect.
+//! is suspect, and sooner if nobody reaches it; that is told, and where the scheduler asks, such a voter does not count as
+//! heard. It makes nobody a member and puts nobody out.
 //!
 //! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed
 //! tenant holds is revoked by the operator's command, at the services
@@ -30,8 +31,10 @@ mod beats;
 mod heard;
 mod keys;
 mod mesh;
+mod probes;
 mod server;
 mod state;
+mod swim;
 mod votes;
 
 pub use heard::NodeState;

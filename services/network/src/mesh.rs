@@ -428,6 +428,15 @@ impl member::Server for MemberServer {
         Ok(())
     }
 
+    async fn gossip(
+        self: Rc<Self>,
+        params: member::GossipParams,
+        _: member::GossipResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Gossip)?;
+        self.service.gossiped(self.node, params.get()?.get_message()?).map_err(fail)
+    }
+
     async fn locate(
         self: Rc<Self>,
         params: member::LocateParams,

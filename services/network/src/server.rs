@@ -34,6 +34,7 @@ use crate::heard::{answer_known, answer_votes, read_casts};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::state::{Kept, State, validity};
+use crate::swim::Swim;
 use crate::votes::load_votes;
 
 /// The objects have no bytes.
@@ -109,6 +110,10 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some((voting.voters.get(&voter)?.key, digest))
     });
     let kept_votes = kept_votes.collect();
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(Fault::internal)?;
+    let since_us = vat.now_ms().saturating_mul(1000);
+    let swim = Swim::new(vat.node(), since_us, u64::from_ne_bytes(seed));
     let token_key = TokenSecret::of_issuer(&issuer_secret)?.key();
     let service = Rc::new(NetworkService {
         vat,
@@ -129,6 +134,9 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         located: RefCell::default(),
         started: Instant::now(),
         alive: RefCell::default(),
+        swim: RefCell::new(swim),
+        under_way: RefCell::default(),
+        looked: RefCell::default(),
         heard: RefCell::new(heard),
         ticks: RefCell::default(),
         speaking: RefCell::default(),
@@ -148,6 +156,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     tokio::task::spawn_local(service.clone().expire());
     tokio::task::spawn_local(service.clone().keep());
     tokio::task::spawn_local(service.clone().speak());
+    tokio::task::spawn_local(service.clone().probe());
     Ok(service)
 }
 
@@ -204,6 +213,11 @@ pub(crate) struct NetworkService {
     pub(crate) started: Instant,
     /// Which nodes are there.
     pub(crate) alive: RefCell<Alive>,
+    /// Whom others reach, as they say.
+    pub(crate) swim: RefCell<Swim>,
+    /// How many messages about that are under way, and when those were asked last who are not reached.
+    pub(crate) under_way: RefCell<BTreeMap<NodeId, usize>>,
+    pub(crate) looked: RefCell<BTreeMap<NodeId, u64>>,
     /// What was heard of whom, so that nothing is heard twice.
     pub(crate) heard: RefCell<Heard>,
     /// The clock of what this node says.
