@@ -21,5 +21,5 @@ pub use configuration::{
     Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voter, Voting,
 };
 pub use members::{Members, Place, Standing, Summary, digest};
-pub use shared::{ClusterState, Found, Known, Left, PAGE, all_votes, hear, leave};
+pub use shared::{ClusterState, Found, Known, Left, Other, PAGE, all_votes, hear, leave};
 pub use vote::{Cast, MAX_VOTE_BYTES, Stance, Vote};

@@ -80,13 +80,15 @@ pub struct Found {
     pub wrong: Option<Fault>,
 }
 
-/// Takes what is there and what `members` has not heard.
+/// Takes what is there and what `members` has not heard. If it is `believed`, what it goes by is taken without a root's
+/// word: whoever has verified it may know a root that this bundle does not name any more.
 ///
 /// # Errors
 /// Whatever the state fails with. That something there is nobody's word is no error of whoever reads it.
 pub async fn hear(
     members: &mut Members,
     state: &mut impl ClusterState,
+    believed: bool,
     bundle: &Bundle,
     now_s: u64,
 ) -> Result<Found, Fault> {
@@ -98,9 +100,14 @@ pub async fn hear(
     // Also one with a smaller number, so that whoever leaves ours there has seen what is replaced.
     if let Some(signed) = state.configuration().await?
         && signed.configuration().number >= members.number()
+        && members.configuration() != Some(signed.configuration())
     {
-        match members.configure(signed, bundle, now_s) {
+        match members.configure(signed.clone(), bundle, now_s) {
             Ok(is_new) => found.new += usize::from(is_new),
+            Err(_) if believed => {
+                *members = Members::restore(Some(signed), []);
+                found.new += 1;
+            }
             Err(fault) => found.wrong = Some(fault),
         }
     }
@@ -127,22 +134,54 @@ pub async fn hear(
 }
 
 /// What came of leaving something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Left {
     /// How much was tried: votes, and a configuration.
     pub new: usize,
-    /// Whether there is, or was, a later configuration that no root has signed of which the bundle knows.
-    pub is_strange: bool,
+    /// What stands in the way, or did: another configuration.
+    pub other: Option<Other>,
+    /// Why the state has not taken some of it.
+    pub refused: Option<Fault>,
+}
+
+/// A configuration that is another one than ours, and not an older one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// No root has signed it of which the bundle knows: it is somebody's forgery, or of a root that this bundle does not
+    /// name yet.
+    Unknown,
+    /// A root has signed it, and `members` has not taken it: there are two of one number, or it names voters as older ones
+    /// did.
+    Known,
+}
+
+impl Left {
+    /// Leaves this there. What is wrong with some of it says nothing about the rest.
+    async fn put(
+        &mut self,
+        state: &mut impl ClusterState,
+        configuration: Option<&Signed>,
+        votes: &[Cast],
+    ) -> Result<(), Fault> {
+        self.new += votes.len() + usize::from(configuration.is_some());
+        match state.leave(configuration, votes).await {
+            Err(fault @ (Fault::Unauthenticated(_) | Fault::Malformed(_))) => {
+                self.refused.get_or_insert(fault);
+                Ok(())
+            }
+            done => done,
+        }
+    }
 }
 
 /// Leaves there what `members` has heard and the state has not. It has to have been heard before.
 ///
-/// A configuration there with a greater number that no known root has signed is somebody's forgery, or that of a root
-/// that this bundle does not name yet. Only with `may_mend` is something left in its place, and in that of votes that
-/// may go with it: whoever has the older bundle undoes what others have said, until they say it again.
+/// Nothing is left beside a configuration that is not older than ours: others may go by it, and would remove what
+/// does not count by it. Only if it is [`Other::Unknown`], and with `may_mend`, ours is left in its place: whoever has the older
+/// bundle undoes what others have said, until they say it again.
 ///
 /// # Errors
-/// Whatever the state fails with.
+/// Whatever the state fails with. What it refuses is told in [`Left::refused`].
 pub async fn leave(
     members: &Members,
     state: &mut impl ClusterState,
@@ -157,15 +196,17 @@ pub async fn leave(
     }
     if let Some(own) = members.signed() {
         let theirs = state.configuration().await?;
-        let number = theirs.as_ref().map_or(0, |theirs| theirs.configuration().number);
-        let is_known = theirs.is_some_and(|theirs| theirs.verify(bundle, now_s).is_ok());
-        left.is_strange = number > members.number() && !is_known;
-        if left.is_strange && !may_mend {
-            return Ok(left);
-        }
-        if number < members.number() || !is_known {
-            state.leave(Some(own), &[]).await?;
-            left.new += 1;
+        let is_same = theirs.as_ref().map(Signed::configuration) == members.configuration();
+        let newer = theirs.filter(|theirs| theirs.configuration().number >= members.number());
+        left.other = newer.filter(|_| !is_same).map(|other| match other.verify(bundle, now_s) {
+            Ok(_) => Other::Known,
+            Err(_) => Other::Unknown,
+        });
+        match left.other {
+            Some(Other::Known) => return Ok(left),
+            Some(Other::Unknown) if !may_mend => return Ok(left),
+            _ if is_same => {}
+            _ => left.put(state, Some(own), &[]).await?,
         }
     }
     let mut after = None;
@@ -173,8 +214,7 @@ pub async fn leave(
         let (page, next) = members.page(&known.digests, after, PAGE);
         let page: Vec<Cast> = page.into_iter().cloned().collect();
         if !page.is_empty() {
-            state.leave(None, &page).await?;
-            left.new += page.len();
+            left.put(state, None, &page).await?;
         }
         match next {
             None => return Ok(left),
@@ -329,7 +369,7 @@ mod tests {
 
     /// Hears what is there, and leaves there what it has heard.
     fn meet(members: &mut Members, board: &mut Board) -> Result<(Found, usize), Fault> {
-        let found = now(hear(members, board, &bundle(), NOW_S))?;
+        let found = now(hear(members, board, false, &bundle(), NOW_S))?;
         Ok((found, now(leave(members, board, &bundle(), NOW_S, true))?.new))
     }
 
@@ -369,7 +409,8 @@ mod tests {
         board.put(vote(11, 50, 4, ADMIT, 11));
         // It may be that others know a root that this node does not.
         let left = now(leave(&one, &mut board, &bundle(), NOW_S, false));
-        assert_eq!(left, Ok(Left { new: 0, is_strange: true }));
+        let nothing = Left { other: Some(Other::Unknown), ..Left::default() };
+        assert_eq!(left, Ok(nothing));
         let (found, left) = meet(&mut one, &mut board).unwrap();
         assert!(matches!(found, Found { new: 0, wrong: Some(Fault::Unauthenticated(_)) }));
         assert_eq!((one.summary(), left), (before, 3));
@@ -382,6 +423,41 @@ mod tests {
         let mut third = Members::default();
         meet(&mut third, &mut board).unwrap();
         assert_eq!(third.summary(), before);
+    }
+
+    /// Or one side would remove what the other one leaves there, without end.
+    #[test]
+    fn beside_another_configuration_that_a_root_has_signed_nothing_is_left() {
+        let (mut board, mut one) = (Board::default(), members());
+        one.take(vote(10, 50, 1, ADMIT, 10)).unwrap();
+        let mut other = signed(1, 1).configuration().clone();
+        other.voting.as_mut().unwrap().admit = 1;
+        board.configuration = Some(other.sign(&secret(1)).unwrap());
+        let (found, _) = meet(&mut one, &mut board).unwrap();
+        assert!(matches!(found.wrong, Some(Fault::Malformed(_))), "{found:?}");
+        let left = now(leave(&one, &mut board, &bundle(), NOW_S, true)).unwrap();
+        assert_eq!((left.new, left.other), (0, Some(Other::Known)));
+        assert!(board.votes.is_empty());
+    }
+
+    /// Its root may have run out meanwhile, or be named no more.
+    #[test]
+    fn what_a_node_goes_by_is_carried_also_if_its_root_is_named_no_more() {
+        let (mut node, mut board) = (Board::default(), Board::default());
+        node.configuration = Some(signed(1, 2));
+        node.put(vote(10, 50, 1, ADMIT, 10));
+        let mut one = Members::default();
+        let found = now(hear(&mut one, &mut node, true, &bundle(), NOW_S)).unwrap();
+        assert_eq!(found, Found { new: 2, wrong: None });
+        // Somebody who knows the root has left it there, and another vote.
+        board.configuration = Some(signed(1, 2));
+        board.put(vote(11, 50, 1, ADMIT, 11));
+        meet(&mut one, &mut board).unwrap();
+        assert_eq!(board.votes.len(), 2);
+        now(leave(&one, &mut node, &bundle(), NOW_S, false)).unwrap();
+        assert_eq!(node.votes, board.votes);
+        // The same, signed once more, is no other one.
+        assert_eq!(node.configuration, Some(signed(1, 2)));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 mod mirror;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distos_abi::{Fault, NodeId};
 use distos_identity::ClusterName;
@@ -24,18 +24,27 @@ use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions,
     Identity, KvClient, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
+use futures::FutureExt as _;
 use zeroize::Zeroizing;
 
 use crate::mirror::{Mirror, Write};
 
-/// How long the store may take to answer.
+/// How long the store may take to answer, and until all that is there is read.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
-/// How often it is looked whether a majority of the store is there; and how often, and for how long, whether the
-/// connection is.
-const LOOK: Duration = Duration::from_secs(5);
+const READ_WAIT: Duration = Duration::from_secs(120);
+/// How often it is looked whether a majority of the store is there, and how long that may take; how often, and for how
+/// long, whether the connection is.
+const LOOK: Duration = Duration::from_secs(3);
+const LOOK_WAIT: Duration = Duration::from_secs(2);
 const PING: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 /// Writes in one transaction: etcd takes 128 operations.
 const BATCH: usize = 100;
+/// Of what is written, so much is heard at once.
+const AT_ONCE: usize = 4096;
+
+/// gRPC's numbers: for an answer that is too large, and for whoever is not let in.
+const OUT_OF_RANGE: i32 = 11;
+const NOT_LET_IN: [i32; 2] = [7, 16];
 
 /// How to reach a store.
 pub struct Access {
@@ -52,6 +61,8 @@ pub struct EtcdState {
     client: KvClient,
     watch: WatchStream,
     mirror: Mirror,
+    /// When a majority of the store was last there.
+    looked: Instant,
 }
 
 impl EtcdState {
@@ -83,11 +94,21 @@ impl EtcdState {
         let client = in_time(Client::connect([endpoint], Some(options))).await?;
         let mut mirror = Mirror::new(cluster);
         let mut keys = client.kv_client();
-        let revision = read(&mut keys, &mut mirror).await?;
+        let all = tokio::time::timeout(READ_WAIT, read(&mut keys, &mut mirror)).await;
+        let revision =
+            all.unwrap_or_else(|_| Err(Fault::unavailable(1000, "etcd tells too much")))?;
+        // In parts, if much is written at once.
         let watching = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
-        let watch = client.watch_client().watch(mirror.prefix(), Some(watching)).await;
-        let watch = watch.map_err(fault_of)?;
-        Ok(EtcdState { client: keys, watch, mirror })
+        let watching = Some(watching.with_fragment());
+        let mut watches = client.watch_client();
+        let watch = in_time(watches.watch(mirror.prefix(), watching)).await?;
+        Ok(EtcdState { client: keys, watch, mirror, looked: Instant::now() })
+    }
+
+    /// Whether there was more than is kept in mind. What is useless of it is removed by [`EtcdState::tidy`]; then it is to
+    /// be opened again.
+    pub fn is_partial(&self) -> bool {
+        self.mirror.is_partial()
     }
 
     /// Takes in what was written to the store.
@@ -109,33 +130,28 @@ impl EtcdState {
         Ok(())
     }
 
-    /// Writes what has not been written meanwhile by others; of what has, they will be heard.
+    /// Writes what has not been written meanwhile by others. What has is heard of, and what was to be written together
+    /// with it is written the next time.
     async fn write(&mut self, also: &[Compare], writes: &[Write]) -> Result<(), Fault> {
         for batch in writes.chunks(BATCH) {
-            if self.write_at_once(also, batch).await? {
-                continue;
-            }
-            // One that others have written is no reason for the rest not to be.
-            for write in batch {
-                self.write_at_once(also, std::slice::from_ref(write)).await?;
+            let unchanged = |write: &Write| {
+                Compare::mod_revision(write.key.clone(), CompareOp::Equal, write.instead_of)
+            };
+            let unchanged: Vec<Compare> =
+                also.iter().cloned().chain(batch.iter().map(unchanged)).collect();
+            let operation = |write: &Write| match &write.value {
+                Some(value) => TxnOp::put(write.key.clone(), value.clone(), None),
+                None => TxnOp::delete(write.key.clone(), None),
+            };
+            let operations: Vec<TxnOp> = batch.iter().map(operation).collect();
+            let written = self.client.txn(Txn::new().when(unchanged).and_then(operations));
+            let written = in_time(written).await?;
+            if written.succeeded() {
+                let revision = written.header().map_or(0, etcd_client::ResponseHeader::revision);
+                batch.iter().for_each(|write| self.mirror.wrote(write, revision));
             }
         }
         Ok(())
-    }
-
-    async fn write_at_once(&mut self, also: &[Compare], writes: &[Write]) -> Result<bool, Fault> {
-        let unchanged = |write: &Write| {
-            Compare::mod_revision(write.key.clone(), CompareOp::Equal, write.instead_of)
-        };
-        let unchanged: Vec<Compare> =
-            also.iter().cloned().chain(writes.iter().map(unchanged)).collect();
-        let operation = |write: &Write| match &write.value {
-            Some(value) => TxnOp::put(write.key.clone(), value.clone(), None),
-            None => TxnOp::delete(write.key.clone(), None),
-        };
-        let operations: Vec<TxnOp> = writes.iter().map(operation).collect();
-        let written = self.client.txn(Txn::new().when(unchanged).and_then(operations));
-        Ok(in_time(written).await?.succeeded())
     }
 
     /// Removes votes that count for nobody who goes by the configuration that is there.
@@ -176,57 +192,80 @@ impl ClusterState for EtcdState {
     }
 
     async fn changed(&mut self, _: &Summary) -> Result<(), Fault> {
-        match tokio::time::timeout(LOOK, self.watch.message()).await {
-            Ok(message) => {
-                let over = || Fault::unavailable(1000, "etcd tells no more of what is written");
-                let message = message.map_err(fault_of)?.ok_or_else(over)?;
-                self.note(&message)
+        let over = || Fault::unavailable(1000, "etcd tells no more of what is written");
+        loop {
+            let rest = (self.looked + LOOK).saturating_duration_since(Instant::now());
+            if let Ok(message) = tokio::time::timeout(rest, self.watch.message()).await {
+                self.note(&message.map_err(fault_of)?.ok_or_else(over)?)?;
+                // What has come already is not waited for one by one.
+                for _ in 0..AT_ONCE {
+                    let Some(message) = self.watch.message().now_or_never() else { break };
+                    self.note(&message.map_err(fault_of)?.ok_or_else(over)?)?;
+                }
+                return Ok(());
             }
             // Silence says nothing: a member that is cut off from the others hears nothing either.
-            Err(_) => {
-                let look = GetOptions::new().with_keys_only();
-                in_time(self.client.get(self.mirror.configuration_key(), Some(look))).await?;
-                Ok(())
+            let look = GetOptions::new().with_keys_only();
+            let there = self.client.get(self.mirror.configuration_key(), Some(look));
+            match tokio::time::timeout(LOOK_WAIT, there).await {
+                Ok(there) => drop(there.map_err(fault_of)?),
+                Err(_) => return Err(silent(LOOK_WAIT)),
             }
+            self.looked = Instant::now();
         }
     }
 }
 
 /// Reads all that is there, as of one revision, page by page; that revision.
 async fn read(client: &mut KvClient, mirror: &mut Mirror) -> Result<i64, Fault> {
-    let begin = mirror.prefix().as_bytes().to_vec();
+    // With a majority behind it; the rest is read as of then.
+    let first = in_time(client.get(mirror.configuration_key(), None)).await?;
+    let revision = first.header().map(etcd_client::ResponseHeader::revision);
+    let revision = revision.ok_or_else(|| Fault::malformed("etcd says no revision"))?;
+    for found in first.kvs() {
+        mirror.put(found.key(), found.value(), found.mod_revision());
+    }
+    let mut from = mirror.votes_prefix().into_bytes();
     // The first name behind all that begin so.
-    let mut end = begin.clone();
+    let mut end = from.clone();
     end.pop();
     end.push(b'/' + 1);
-    let (mut from, mut revision) = (begin, 0);
+    let mut limit = PAGE as i64;
     loop {
-        // The first page is read with a majority behind it, and the others as of then.
-        let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE as i64);
+        let options = GetOptions::new().with_range(end.clone()).with_limit(limit);
         let options = options.with_revision(revision);
-        let page = in_time(client.get(from, Some(options))).await?;
-        if revision == 0 {
-            let header = page.header().map(etcd_client::ResponseHeader::revision);
-            revision = header.ok_or_else(|| Fault::malformed("etcd says no revision"))?;
-        }
+        let page = tokio::time::timeout(ANSWER_WAIT, client.get(from.clone(), Some(options))).await;
+        let page = match page.map_err(|_| silent(ANSWER_WAIT))? {
+            Ok(page) => page,
+            // Somebody has put something large there. One of it is no longer than an answer may be.
+            Err(Error::GRpcStatus(status)) if status.code() as i32 == OUT_OF_RANGE && limit > 1 => {
+                limit /= 2;
+                continue;
+            }
+            Err(error) => return Err(fault_of(error)),
+        };
         for found in page.kvs() {
             mirror.put(found.key(), found.value(), found.mod_revision());
         }
         let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(revision) };
+        if last.key() < &from[..] {
+            return Err(Fault::malformed("etcd's names go round"));
+        }
         from = [last.key(), &[0]].concat();
+        limit = (limit * 2).min(PAGE as i64);
     }
+}
+
+fn silent(wait: Duration) -> Fault {
+    let seconds = wait.as_secs();
+    let why = format!("etcd has not answered for {seconds} s: no majority of it, or the network");
+    Fault::unavailable(1000, why)
 }
 
 async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Fault> {
     match tokio::time::timeout(ANSWER_WAIT, answer).await {
         Ok(answer) => answer.map_err(fault_of),
-        Err(_) => {
-            let why = format!(
-                "etcd has not answered for {} s: no majority of it, or the network",
-                ANSWER_WAIT.as_secs()
-            );
-            Err(Fault::unavailable(1000, why))
-        }
+        Err(_) => Err(silent(ANSWER_WAIT)),
     }
 }
 
@@ -242,9 +281,8 @@ fn fault_of(error: Error) -> Fault {
         behind = cause.source();
     }
     let why = format!("etcd: {why}");
-    // gRPC's numbers: 7 is "permission denied", 16 "unauthenticated".
     match error {
-        Error::GRpcStatus(status) if [7, 16].contains(&(status.code() as i32)) => {
+        Error::GRpcStatus(status) if NOT_LET_IN.contains(&(status.code() as i32)) => {
             Fault::Unauthenticated(why)
         }
         Error::InvalidArgs(_) | Error::InvalidUri(_) => Fault::Malformed(why),

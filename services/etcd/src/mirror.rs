@@ -15,7 +15,7 @@ use distos_membership::{
 /// What the configuration is called, and what votes' names begin with, behind the cluster's own prefix.
 const CONFIGURATION: &str = "configuration";
 const VOTE: &str = "vote/";
-/// Votes that are kept in mind: twice as many as voters say.
+/// Names of votes that are kept in mind: twice as many as voters say.
 const MAX_VOTES: usize = 2 * MAX_VOTERS * 1536;
 
 /// Something that is in the store.
@@ -25,8 +25,16 @@ struct Entry<T> {
     revision: i64,
     /// `None` if it cannot be what its name says.
     value: Option<T>,
-    /// Whether whoever writes here has seen it.
+    /// Whether whoever writes here has seen it: of what can be nothing, there is nothing to be seen.
     is_seen: bool,
+}
+
+impl<T: PartialEq> Entry<T> {
+    /// What is there once this was written, where `known` was before.
+    fn written(known: Option<&Entry<T>>, value: Option<T>, revision: i64) -> Entry<T> {
+        let same = known.is_some_and(|known| known.value == value && known.is_seen);
+        Entry { revision, is_seen: same || value.is_none(), value }
+    }
 }
 
 /// What is to be written, if nothing has been written there meanwhile.
@@ -45,17 +53,29 @@ pub(crate) struct Mirror {
     prefix: String,
     configuration: Option<Entry<Signed>>,
     votes: BTreeMap<Place, Entry<Cast>>,
+    /// Whether there was more than is kept in mind.
+    is_partial: bool,
 }
 
 impl Mirror {
     pub(crate) fn new(cluster: &ClusterName) -> Mirror {
         let prefix = format!("/distos/{cluster}/");
-        Mirror { prefix, configuration: None, votes: BTreeMap::new() }
+        Mirror { prefix, configuration: None, votes: BTreeMap::new(), is_partial: false }
     }
 
     /// What all names of this cluster begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Whether there was more than is kept in mind: it is to be read again once there is less.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.is_partial
+    }
+
+    /// What the names of votes begin with.
+    pub(crate) fn votes_prefix(&self) -> String {
+        format!("{}{VOTE}", self.prefix)
     }
 
     pub(crate) fn configuration_key(&self) -> Vec<u8> {
@@ -87,13 +107,28 @@ impl Mirror {
             let text = std::str::from_utf8(value).ok();
             let text = text.filter(|text| text.len() <= MAX_CONFIGURATION_BYTES);
             let value = text.and_then(|text| Signed::parse(text).ok());
-            self.configuration = Some(Entry { revision, value, is_seen: false });
+            self.configuration = Some(Entry::written(self.configuration.as_ref(), value, revision));
         } else if let Some(place) = self.place(key) {
             let value = (value.len() <= MAX_VOTE_BYTES).then(|| Cast::decode(value).ok()).flatten();
             let value = value.filter(|cast| place_of(cast) == place);
-            if self.votes.len() < MAX_VOTES || self.votes.contains_key(&place) {
-                self.votes.insert(place, Entry { revision, value, is_seen: false });
+            let entry = Entry::written(self.votes.get(&place), value, revision);
+            match self.votes.len() < MAX_VOTES || self.votes.contains_key(&place) {
+                true => drop(self.votes.insert(place, entry)),
+                false => self.is_partial = true,
             }
+        }
+    }
+
+    /// What this program has written itself, which it has seen.
+    pub(crate) fn wrote(&mut self, write: &Write, revision: i64) {
+        match &write.value {
+            Some(value) => self.put(&write.key, value, revision),
+            None => self.delete(&write.key),
+        }
+        if write.key == self.configuration_key() {
+            self.configuration.iter_mut().for_each(|entry| entry.is_seen = true);
+        } else if let Some(place) = self.place(&write.key) {
+            self.votes.get_mut(&place).into_iter().for_each(|entry| entry.is_seen = true);
         }
     }
 
@@ -189,7 +224,8 @@ impl Mirror {
     /// `members`. The configuration's revision with it: it has to be the same when they are removed.
     pub(crate) fn useless(&self, members: &Members) -> (i64, Vec<Write>) {
         let Some(configuration) = &self.configuration else { return (0, Vec::new()) };
-        if configuration.value.is_none() || configuration.value.as_ref() != members.signed() {
+        let there = configuration.value.as_ref().map(Signed::configuration);
+        if there.is_none() || there != members.configuration() {
             return (0, Vec::new());
         }
         let useless = self.votes.iter().filter(|(_, entry)| {
@@ -291,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_replaced_that_was_not_seen() {
+    fn nothing_is_replaced_that_was_not_seen_but_what_this_program_has_written() {
         let mut mirror = Mirror::new(&cluster());
         let first = mirror.writes(Some(&signed(1, &[10])), &[vote(10, 50, 1)]);
         written(&mut mirror, &first, 3);
@@ -301,9 +337,16 @@ mod tests {
         all(&mut mirror, &BTreeMap::new());
         let writes = mirror.writes(Some(&newer.0), std::slice::from_ref(&newer.1));
         assert_eq!(writes.iter().map(|write| write.instead_of).collect::<Vec<_>>(), [3, 3]);
+        for write in &writes {
+            mirror.wrote(write, 4);
+        }
+        // It is told, too.
+        written(&mut mirror, &writes, 4);
+        let newest = vote(10, 50, 3);
+        assert_eq!(mirror.writes(None, std::slice::from_ref(&newest))[0].instead_of, 4);
         // Somebody else has written meanwhile.
-        written(&mut mirror, &first, 4);
-        assert_eq!(mirror.writes(Some(&newer.0), &[newer.1]), []);
+        written(&mut mirror, &first, 5);
+        assert_eq!(mirror.writes(Some(&newer.0), &[newer.1, newest]), []);
     }
 
     #[test]
@@ -349,6 +392,28 @@ mod tests {
         written(&mut mirror, &useless, 5);
         assert_eq!(mirror.useless(&members), (4, Vec::new()));
         assert_eq!(all(&mut mirror, &BTreeMap::new()), [vote(10, 50, 1)]);
+    }
+
+    /// Or a flood of them would hide what voters say.
+    #[test]
+    fn what_is_nothing_is_removed_and_more_than_is_kept_in_mind_is_noticed() {
+        let (mut mirror, members) = (Mirror::new(&cluster()), members(1, &[10]));
+        let configured = mirror.writes(members.signed(), &[]);
+        written(&mut mirror, &configured, 1);
+        mirror.see_configuration();
+        let name = |number: usize| {
+            let mut about = [0; 32];
+            about[..8].copy_from_slice(&number.to_be_bytes());
+            Place { voter: NodeId([9; 32]), node: NodeId(about) }
+        };
+        for number in 0..MAX_VOTES {
+            mirror.put(&mirror.vote_key(name(number)), b"x", 2);
+        }
+        assert!(!mirror.is_partial());
+        let real = vote(10, 50, 1);
+        mirror.put(&mirror.vote_key(place_of(&real)), real.bytes(), 3);
+        assert!(mirror.is_partial());
+        assert_eq!(mirror.useless(&members).1.len(), MAX_VOTES);
     }
 
     #[test]

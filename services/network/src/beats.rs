@@ -72,7 +72,7 @@ impl NetworkService {
             let _ = getrandom::fill(&mut random);
             let jitter_ms = u64::from_ne_bytes(random) % (2 * JITTER_MS + 1);
             tokio::time::sleep(Duration::from_millis(BEAT_MS - JITTER_MS + jitter_ms)).await;
-            self.save_if_not();
+            let _ = self.save_if_not();
             let nodes = self.state.borrow().watched(self.now_s());
             let changes = self.alive.borrow_mut().look(&nodes, self.clock_ms());
             changes.iter().for_each(|change| self.tell_change(change));

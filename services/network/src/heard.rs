@@ -12,6 +12,7 @@ use distos_rpc::fault_of;
 use distos_schemas::network_capnp::{heard, known, member, network, summary};
 
 use crate::server::NetworkService;
+use crate::state::State;
 
 /// How long somebody may wait for more to be heard, before they are answered in any case.
 pub(crate) const MORE_WAIT: Duration = Duration::from_secs(5);
@@ -178,14 +179,43 @@ impl NetworkService {
         Ok(self.state.borrow().members().known())
     }
 
-    /// Takes what somebody has heard elsewhere, but for the disk; what is wrong with some of it.
+    /// Takes what somebody has heard elsewhere: `install` is called with what is known then, and what was before is
+    /// returned by it, unless whoever has offered it may do so no more.
     pub(crate) fn offered(
         self: &Rc<Self>,
         configuration: Option<Signed>,
         casts: Vec<Cast>,
-    ) -> Option<Fault> {
-        let configured = configuration.map_or(Ok(()), |signed| self.follow_configuration(signed));
-        configured.err().or(self.follow(casts).1)
+        install: impl FnOnce(State) -> Result<State, Fault>,
+    ) -> Result<(), Fault> {
+        let (before, mut wrong, mut configured) = (self.let_in(), None, None);
+        let mut new = 0;
+        // Signatures are looked at here, and not while a revocation waits.
+        let next = self.changed(|state| {
+            if let Some(signed) = configuration {
+                let number = signed.configuration().number;
+                match state.configure(signed, &self.issuer_secret, self.now_us()) {
+                    Ok(is_new) => configured = is_new.then_some(number),
+                    Err(fault) => wrong = Some(fault),
+                }
+            }
+            let taken = state.take(casts);
+            new = taken.0;
+            wrong = wrong.take().or(taken.1);
+            Ok(())
+        })?;
+        if configured.is_some() || new > 0 {
+            install(next)?;
+            self.more.send_replace(());
+            if self.report_changes(&before) || configured.is_some() {
+                self.tell();
+            }
+            if let Some(number) = configured {
+                self.configured(number);
+                self.is_unsaved.set(true);
+            }
+        }
+        self.save_if_not()?;
+        self.save_heard_votes(wrong)
     }
 }
 

@@ -514,10 +514,8 @@ impl network::Server for NetworkServer {
         let text = params.get_configuration()?.to_str()?;
         let signed = (!text.is_empty()).then(|| Signed::parse(text)).transpose().map_err(fail)?;
         let casts = read_casts(params.get_votes()?).map_err(fail)?;
-        let offered = || service.offered(signed, casts);
-        let wrong = self.facet.commit(Rights::WRITE, NO_BYTES, offered).map_err(fail)?;
-        service.save_if_not();
-        service.save_heard_votes(wrong).map_err(fail)?;
+        let install = |next| self.facet.commit(Rights::WRITE, NO_BYTES, || service.install(next));
+        service.offered(signed, casts, install).map_err(fail)?;
         self.facet.reply(&mut results);
         Ok(())
     }

@@ -116,7 +116,7 @@ impl NetworkService {
     }
 
     /// Puts into effect what was heard; how many votes are new, and what is wrong with one of the others.
-    pub(crate) fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
+    fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
         let before = self.let_in();
         let taken = self.state.borrow_mut().take(casts);
         if taken.0 > 0 {
@@ -129,24 +129,17 @@ impl NetworkService {
     }
 
     /// Puts on disk what did not get there before, or tries again later.
-    pub(crate) fn save_if_not(&self) {
+    pub(crate) fn save_if_not(&self) -> Result<(), Fault> {
         if self.is_unsaved.get() {
-            match self.save() {
-                Ok(()) => self.is_unsaved.set(false),
-                Err(fault) => tracing::error!(%fault, "a configuration is not on disk"),
-            }
+            let saved = self.save();
+            self.is_unsaved.set(saved.is_err());
+            saved.inspect_err(|fault| tracing::error!(%fault, "a configuration is not on disk"))?;
         }
+        Ok(())
     }
 
     /// Takes a configuration that came from another node.
     fn hear_configuration(self: &Rc<Self>, signed: Signed) -> Result<(), Fault> {
-        self.follow_configuration(signed)?;
-        self.save_if_not();
-        Ok(())
-    }
-
-    /// Goes by a configuration that came from somewhere, and puts it on disk later.
-    pub(crate) fn follow_configuration(self: &Rc<Self>, signed: Signed) -> Result<(), Fault> {
         let (number, before) = (signed.configuration().number, self.let_in());
         let mut is_new = false;
         let next = self.changed(|state: &mut State| {
@@ -160,6 +153,7 @@ impl NetworkService {
             self.configured(number);
             // It holds whether or not there is room on the disk: whom it leaves out does not come back for that.
             self.is_unsaved.set(true);
+            let _ = self.save_if_not();
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::{eventually, repository};
 
 /// How many there are.
-pub const MEMBERS: usize = 3;
+const MEMBERS: usize = 3;
 /// How long they may take to agree on a leader.
 pub const AGREED: Duration = Duration::from_secs(60);
 const OWN: &str = "the test's own files, sockets and commands";

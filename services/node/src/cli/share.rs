@@ -8,20 +8,24 @@ use clap::Args;
 use distos_abi::Fault;
 use distos_etcd::{Access, EtcdState};
 use distos_identity::{Bundle, MAX_BUNDLE_BYTES};
-use distos_membership::{ClusterState as _, Members, hear, leave};
+use distos_membership::{ClusterState as _, Left, Members, Other, Summary, hear, leave};
 use distos_network::NodeState;
 use distos_schemas::network_capnp::network::Client;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::holder::{Holder, call, now_ms, read};
+use super::holder::{Holder, call, now_ms, random, read};
 use super::{Context, Report, complain, files, network, say};
 
 /// The longest certificate or key that is read, in bytes.
 const MAX_PEM_BYTES: u64 = 64 << 10;
-/// How long to wait before it is tried again, and before what comes is looked at together with what comes next.
+/// How long to wait before it is tried again, at first and at most, and before what comes is looked at together with what
+/// comes next.
 const AGAIN: Duration = Duration::from_secs(1);
-const TOGETHER: Duration = Duration::from_millis(100);
+const AGAIN_MOST: Duration = Duration::from_secs(16);
+const TOGETHER: Duration = Duration::from_millis(50);
+/// How often it is told what is wrong, if it is something else each time.
+const TELL: Duration = Duration::from_secs(60);
 /// How often something is written in place of a later configuration that no root has signed of which this node knows.
 const MEND: Duration = Duration::from_secs(60);
 /// How long the node may take to answer.
@@ -73,6 +77,11 @@ impl Near {
         Near { _holder: holder, client, state }
     }
 
+    /// Offers nothing, as whoever may offer something can.
+    async fn offer_nothing(&self) -> Result<(), Fault> {
+        call(self.client.offer_request()).await.map(drop)
+    }
+
     async fn open(context: &Context) -> Result<Near, Fault> {
         let holder = context.holder()?;
         let client = holder.root(network::ENTRY).await?;
@@ -114,7 +123,9 @@ pub(super) async fn share(
         certificate: files::read_bytes(&args.cert, MAX_PEM_BYTES)?,
         key: Zeroizing::new(files::read_text(&args.key, MAX_PEM_BYTES)?.as_bytes().to_vec()),
     };
+    // Whatever this capability may not do is told before anybody relies on it.
     let cluster = near.bundle().await?.cluster().clone();
+    in_time(near.offer_nothing()).await?;
     say(&match context.json {
         true => json!({ "cluster": cluster.to_string(), "etcd": args.endpoints }).to_string(),
         false => format!(
@@ -127,23 +138,24 @@ pub(super) async fn share(
         access,
         members: Members::default(),
         at: 0,
+        again: AGAIN,
         told: None,
-        told_wrong: None,
+        wrong: None,
         mended: None,
     };
     let mut near = Some(near);
     loop {
         let Err(away) = carrier.carry(&mut near).await;
         match &away {
-            // Whoever gave this has taken it back.
-            Away::Node(fault @ (Fault::Revoked | Fault::Expired { .. } | Fault::Denied { .. })) => {
-                return Err(fault.clone());
-            }
+            // Whoever gave this has taken it back; or nothing of it will ever be understood.
+            Away::Node(fault @ (Fault::Revoked | Fault::Expired { .. } | Fault::Denied { .. }))
+            | Away::Store(fault @ Fault::Malformed(_)) => return Err(fault.clone()),
             Away::Node(_) => near = None,
             Away::Store(_) => carrier.at += 1,
         }
         carrier.tell(Some(away.text()));
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(carrier.again).await;
+        carrier.again = (carrier.again * 2).min(AGAIN_MOST);
     }
 }
 
@@ -155,9 +167,11 @@ struct Carrier<'a> {
     members: Members,
     /// Which member of the store is asked.
     at: usize,
-    /// What was said last about who is away, and about what is wrong in the store.
+    /// After how long it is tried again.
+    again: Duration,
+    /// What was said last about who is away, and about what is wrong; of the latter, when.
     told: Option<String>,
-    told_wrong: Option<String>,
+    wrong: Option<(String, Instant)>,
     /// When something strange was last written over.
     mended: Option<Instant>,
 }
@@ -174,14 +188,16 @@ impl Carrier<'_> {
         }
     }
 
-    /// Says what is wrong in the store, once.
-    fn tell_wrong(&mut self, wrong: Option<Fault>) {
-        let wrong = wrong.map(|wrong| wrong.to_string());
-        if let Some(wrong) = wrong.as_ref().filter(|wrong| self.told_wrong.as_ref() != Some(wrong))
-        {
-            complain(&format!("distos: not all that is in the store counts: {wrong}"));
+    /// Says what is wrong, once: whoever writes to the store decides what and how often.
+    fn tell_wrong(&mut self, what: String) {
+        let is_new = match &self.wrong {
+            Some((told, at)) => *told != what && at.elapsed() >= TELL,
+            None => true,
+        };
+        if is_new {
+            complain(&format!("distos: {what}"));
+            self.wrong = Some((what, Instant::now()));
         }
-        self.told_wrong = wrong;
     }
 
     /// Carries what one side has and the other has not, until one of them does not answer.
@@ -198,31 +214,66 @@ impl Carrier<'_> {
         let store = EtcdState::open(endpoint, &self.access, bundle.cluster()).await;
         let mut store = store.map_err(Away::Store)?;
         loop {
-            let bundle = node.bundle().await.map_err(Away::Node)?;
-            // What it hears from here on is seen again below.
-            let seen = in_time(node.state.known()).await.map_err(Away::Node)?.summary;
-            let (members, state) = (&mut self.members, &mut node.state);
-            in_time(hear(members, state, &bundle, now_s())).await.map_err(Away::Node)?;
-            let found = hear(members, &mut store, &bundle, now_s()).await.map_err(Away::Store)?;
-            let may_mend = self.mended.is_none_or(|mended| mended.elapsed() >= MEND);
-            let left = leave(members, &mut store, &bundle, now_s(), may_mend).await;
-            if left.map_err(Away::Store)?.is_strange && may_mend {
-                self.mended = Some(Instant::now());
-            }
-            let left = in_time(leave(members, state, &bundle, now_s(), false)).await;
-            match left {
-                // What it makes nothing of was verified here, by a newer configuration or an older bundle.
-                Ok(_) | Err(Fault::Unauthenticated(_) | Fault::Malformed(_)) => {}
-                Err(fault) => return Err(Away::Node(fault)),
-            }
-            store.tidy(&self.members).await.map_err(Away::Store)?;
-            self.tell_wrong(found.wrong);
+            let seen = self.once(node, &mut store).await?;
+            self.again = AGAIN;
             self.tell(None);
             tokio::select! {
                 changed = node.state.changed(&seen) => changed.map_err(Away::Node)?,
                 changed = store.changed(&seen) => changed.map_err(Away::Store)?,
             }
-            tokio::time::sleep(TOGETHER).await;
+            // Not all at one time who share a store.
+            let apart_ms = u64::from(random::<1>().map_or(0, |[byte]| byte));
+            tokio::time::sleep(TOGETHER + Duration::from_millis(apart_ms)).await;
         }
+    }
+
+    /// The same, once. What the node had heard before.
+    async fn once(&mut self, node: &mut Near, store: &mut EtcdState) -> Result<Summary, Away> {
+        let bundle = node.bundle().await.map_err(Away::Node)?;
+        let (members, state) = (&mut self.members, &mut node.state);
+        // What it hears from here on is seen again the next time.
+        let seen = in_time(state.known()).await.map_err(Away::Node)?.summary;
+        let from_node = in_time(hear(members, state, true, &bundle, now_s()));
+        let from_node = from_node.await.map_err(Away::Node)?;
+        let from_store = hear(members, store, false, &bundle, now_s()).await;
+        let from_store = from_store.map_err(Away::Store)?;
+        // First what is heard, then what is said: a store that can be read and not written to is better than none.
+        let to_node = in_time(leave(members, state, &bundle, now_s(), false)).await;
+        let may_mend = self.mended.is_none_or(|mended| mended.elapsed() >= MEND);
+        let to_store = leave(members, store, &bundle, now_s(), may_mend).await;
+        let to_node = match to_node {
+            // It has had enough for now, and goes on.
+            Err(Fault::Unavailable { why, .. }) => {
+                self.tell_wrong(format!("not all was taken by the node: {why}"));
+                Left::default()
+            }
+            left => left.map_err(Away::Node)?,
+        };
+        let to_store = to_store.map_err(Away::Store)?;
+        if to_store.other == Some(Other::Unknown) && may_mend {
+            self.mended = Some(Instant::now());
+        }
+        store.tidy(&self.members).await.map_err(Away::Store)?;
+        let wrong = [
+            (from_node.wrong, "not all that the node has heard counts"),
+            (from_store.wrong, "not all that is in the store counts"),
+            (to_node.refused, "not all that is in the store is taken by the node"),
+            (to_store.refused, "not all is taken by the store"),
+        ];
+        if to_store.other == Some(Other::Known) {
+            let why = "the store has another configuration of this cluster, which a root has signed: sign one \
+                with a greater number";
+            self.tell_wrong(why.to_owned());
+        }
+        match wrong.into_iter().find_map(|(fault, what)| Some((fault?, what))) {
+            Some((fault, what)) => self.tell_wrong(format!("{what}: {fault}")),
+            None if to_store.other.is_none() => self.wrong = None,
+            None => {}
+        }
+        if store.is_partial() {
+            let why = "more is in it than voters can say; what is useless of it is removed";
+            return Err(Away::Store(Fault::unavailable(1000, why)));
+        }
+        Ok(seen)
     }
 }
