@@ -56,4 +56,11 @@ interface Region extends(Cap.Capability) {
 
   drop @3 () -> ();
   # Needs "drop". Revokes every capability to the region, destroys its key and frees its bytes.
+
+  stream @4 (offset :UInt64, len :UInt64) -> (ticket :Data);
+  # Needs "read" over exactly these bytes. For callers over the network: whoever begins another bidirectional QUIC stream
+  # of a connection to this vat with the ticket, within ten seconds and once, is sent them there, page by page: a page's
+  # length (4 bytes, big-endian, up to `pageBytes`), the BLAKE3 hash of its bytes (32) and the bytes; and after the last
+  # 36 zeros. The stream is reset instead if a page is damaged or the capability has ended; a call says with what. Each
+  # page is what it was when it was read. Fails: "malformed" (no bytes), "unavailable" (too many streams are offered).
 }

@@ -23,6 +23,7 @@ use quinn::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::bulk;
 use crate::tls::{Clock, Credentials, Shared, Tls, Unusable, Verdict};
 use crate::watch::{Known, Opening, code};
 
@@ -45,7 +46,7 @@ const IDLE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What a peer may have sent that was not read, on a stream and in all.
 const STREAM_WINDOW: u32 = 1 << 20;
-const WINDOW: u32 = STREAM_WINDOW + (1 << 16);
+const WINDOW: u32 = (1 + bulk::STREAMS) * STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
 const SEND_WINDOW: u64 = 1 << 20;
 /// The alert of TLS for whoever is known and not let in (RFC 8446, section 6).
@@ -253,8 +254,8 @@ fn server_config(
 
 fn transport_config() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
-    // One to speak on, and one to show a newer SVID.
-    config.max_concurrent_bidi_streams(VarInt::from_u32(1));
+    // One to speak on, those with many bytes, and one to show a newer SVID.
+    config.max_concurrent_bidi_streams(VarInt::from_u32(1 + bulk::STREAMS));
     config.max_concurrent_uni_streams(VarInt::from_u32(1));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
     config.receive_window(VarInt::from_u32(WINDOW));

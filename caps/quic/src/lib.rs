@@ -6,6 +6,8 @@
 //! (N1). A connection ends when its peer's SVID does, unless the peer shows a newer one, and at once when
 //! the list no longer names the peer.
 //!
+//! Many bytes by one capability go on a stream of their own ([`Bulk`]).
+//!
 //! What it does not do: say what a peer may do. A connection starts at a door, as one over a Unix
 //! socket does; capabilities are presented there. It opens no socket, and keeps no list: whoever
 //! builds it hands both in. A service of a node gets them from its image and its network service
@@ -16,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod attend;
+mod bulk;
 mod endpoint;
 mod reach;
 pub mod renewal;
@@ -26,6 +29,7 @@ mod watch;
 pub use attend::{attend, renew_after, system_clock};
 pub use quinn::{Connection, ConnectionError};
 
+pub use bulk::{Bulk, MAX_PAGE, Page, stream};
 pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings, why_closed};
 pub use serve::{Refusals, serve};
 pub use tls::{Clock, Credentials};

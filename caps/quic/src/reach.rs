@@ -10,12 +10,13 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{ClusterName, SpiffeId, Subject};
 use distos_rpc::transport::{Bounds, Driven};
-use distos_rpc::{Borrowing, Far, Open, Reach, Vat, fault_of};
+use distos_rpc::{Borrowing, Far, Open, Reach, Streamed, Vat, fault_of};
 use distos_schemas::capability_capnp::door;
 use distos_schemas::network_capnp::credentials;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Mutex;
 
+use crate::bulk;
 use crate::endpoint::{Endpoint, why_closed};
 
 /// Vats of other nodes that are reached at one time. A tenant's program decides which.
@@ -52,6 +53,10 @@ impl Open for Connected {
     fn ended(&self) -> Option<Fault> {
         let why = self.connection.close_reason()?;
         Some(why_closed(self.connection.remote_address(), &why))
+    }
+
+    fn stream(&self) -> LocalBoxFuture<'static, Result<Streamed, Fault>> {
+        bulk::stream(self.connection.clone())
     }
 }
 

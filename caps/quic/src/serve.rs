@@ -7,6 +7,7 @@ use distos_abi::{CapId, TenantId};
 use distos_identity::Peer;
 use distos_rpc::{Party, Remote, Vat};
 
+use crate::bulk::Bulk;
 use crate::endpoint::{Arrivals, Refused};
 
 /// How often refusals are put into the audit log: whoever is refused decides how often it is.
@@ -23,6 +24,7 @@ pub async fn serve(vat: Vat, mut arrivals: Arrivals) {
                 let subject = &link.peer().id.subject;
                 let party = party(&Peer::of(subject));
                 let from = Remote { party, name: subject.to_string() };
+                tokio::task::spawn_local(Bulk::of(&vat).serve(closed.clone()));
                 let (reader, writer) = link.into_halves();
                 vat.take_stream(reader, writer, from, async move {
                     closed.closed().await;

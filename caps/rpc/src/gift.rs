@@ -122,7 +122,14 @@ pub struct Received<C> {
     pub client: C,
     /// Until when it may be used without asking its home.
     pub lease: Held,
-    _open: Option<Rc<dyn Open>>,
+    open: Option<Rc<dyn Open>>,
+}
+
+impl<C> Received<C> {
+    /// The connection to its home, if that is on another node.
+    pub fn far(&self) -> Option<Rc<dyn Open>> {
+        self.open.clone()
+    }
 }
 
 impl Vat {
@@ -146,7 +153,7 @@ impl Vat {
             let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let client = taken(response.get().and_then(|r| r.get_cap()))?;
             let lease = borrowing.hold(&client).await?;
-            return Ok(Received { client, lease, _open: None });
+            return Ok(Received { client, lease, open: None });
         };
         let far = self.reach(node, &gift.vat).await?;
         let mut request = far.door.withdraw_request();
@@ -155,7 +162,7 @@ impl Vat {
         let response = response.map_err(|e| far.open.ended().unwrap_or_else(|| fault_of(&e)))?;
         let client = taken(response.get().and_then(|r| r.get_cap()))?;
         let lease = far.borrowing.hold(&client).await?;
-        Ok(Received { client, lease, _open: Some(far.open) })
+        Ok(Received { client, lease, open: Some(far.open) })
     }
 }
 

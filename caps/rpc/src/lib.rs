@@ -41,7 +41,7 @@ pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};
 pub use meters::Meters;
-pub use reach::{Far, Open, Reach, Remote};
+pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
 pub use seats::{Seat, Seats};
 pub use vat::{Service, Vat, run, serve};
 

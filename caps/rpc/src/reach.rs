@@ -6,6 +6,7 @@ use std::rc::Rc;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_schemas::capability_capnp;
 use futures::future::LocalBoxFuture;
+use futures::stream::LocalBoxStream;
 
 use crate::admission::Party;
 use crate::borrowing::Borrowing;
@@ -39,7 +40,18 @@ pub struct Far {
 pub trait Open: 'static {
     /// Why it has ended, if it has: its calls know only that it did.
     fn ended(&self) -> Option<Fault>;
+
+    /// A stream of its own beside the calls, for what the vat offers by a ticket.
+    /// [`Fault::Unavailable`] if there is none now: what was to be read can be asked for in calls.
+    fn stream(&self) -> LocalBoxFuture<'static, Result<Streamed, Fault>>;
 }
+
+/// Bytes in order, page by page, each checked against its hash before it is here (M2). What was cut off ends with a
+/// fault.
+pub type Pages = LocalBoxStream<'static, Result<Vec<u8>, Fault>>;
+
+/// Asks for what is offered by a ticket.
+pub type Streamed = Box<dyn FnOnce(Vec<u8>) -> Pages>;
 
 /// Who is at the other end of a connection that came over a network.
 pub struct Remote {

@@ -1,5 +1,6 @@
 //! The life of a vat: from the descriptors that it was handed to the end of its kernel.
 
+use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -102,6 +103,8 @@ struct Core {
     releases: mpsc::UnboundedSender<SlotRef>,
     next_session: Cell<u64>,
     admission: Rc<Admission>,
+    /// What other crates keep with this vat, one of each type.
+    attached: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
     /// Connections from holders that have ended.
     parted: Cell<u64>,
     draining: Cell<bool>,
@@ -293,6 +296,7 @@ impl Vat {
                 releases,
                 next_session: Cell::new(1),
                 admission: Rc::new(Admission::new(strangers_part(&manifest.params)?)),
+                attached: RefCell::default(),
                 parted: Cell::new(0),
                 draining: Cell::new(false),
             }),
@@ -625,6 +629,14 @@ impl Vat {
         W: AsyncWrite + Unpin + 'static,
     {
         self.take(reader, writer, (from.party, Some(from.name)), None, over);
+    }
+
+    /// What is kept with this vat of this type; it is there from the first question on, and ends with the vat.
+    pub fn attached<T: Default + 'static>(&self) -> Rc<T> {
+        let mut attached = self.core.attached.borrow_mut();
+        let kept = attached.entry(TypeId::of::<T>()).or_insert_with(|| Rc::new(T::default()));
+        // Whatever is there by this type is of it.
+        kept.clone().downcast().unwrap_or_default()
     }
 
     /// The same; `socket` is what both halves are of, if it can be silenced.

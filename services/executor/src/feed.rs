@@ -1,11 +1,13 @@
 //! Brings a task's input from its region to its stdin. Each segment is read through a capability
 //! that was attenuated to exactly its bytes (C1) and that ends with the task.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use distos_abi::{ByteRange, Caveats, Fault, Rights};
-use distos_rpc::{fault_of, write_caveats};
+use distos_rpc::{Open, Pages, fault_of, write_caveats};
 use distos_schemas::memory_capnp::region;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 
 use crate::stdio::Feed;
 
@@ -13,6 +15,8 @@ use crate::stdio::Feed;
 /// the next two travel.
 const CHUNK_BYTES: u64 = 512 * 1024;
 const READS_AHEAD: usize = 2;
+/// From how many bytes on a segment is worth a stream of its own: it takes a call to begin one.
+const STREAMED_BYTES: u64 = 2 * CHUNK_BYTES;
 /// Segments whose capabilities are made ahead of the reading.
 const SEGMENTS_AHEAD: usize = 4;
 
@@ -62,9 +66,61 @@ fn segment_chunks(
         .buffered(READS_AHEAD)
 }
 
-/// Feeds the segments in order. A fault (the capability was revoked, a page is corrupt) goes to
-/// the program's stdin, where it ends the task. Returns when all is fed or nobody reads any more.
-pub(crate) async fn feed(region: region::Client, segments: Vec<ByteRange>, stdin: Feed) {
+/// A stream beside the calls with the bytes of a segment that is on another node; `None` if there is none to be had.
+async fn streamed(region: &region::Client, far: &dyn Open, segment: ByteRange) -> Option<Pages> {
+    let stream = far.stream().await.ok()?;
+    let mut request = region.stream_request();
+    request.get().set_offset(segment.start);
+    request.get().set_len(segment.len());
+    let answer = request.send().promise.await.ok()?;
+    let ticket = answer.get().and_then(|answer| answer.get_ticket()).ok()?;
+    Some(stream(ticket.to_vec()))
+}
+
+/// Feeds one segment; `false` if nobody reads any more, or it has ended with a fault. What is on another node comes by a
+/// stream if it is worth one, and what does not come by that in calls, which say what is wrong.
+async fn feed_segment(
+    region: region::Client,
+    far: Option<&dyn Open>,
+    segment: ByteRange,
+    stdin: &Feed,
+) -> bool {
+    let mut at = segment.start;
+    let far = far.filter(|_| segment.len() >= STREAMED_BYTES);
+    let mut pages = match far {
+        Some(far) => streamed(&region, far, segment).await,
+        None => None,
+    };
+    while let Some(pages) = &mut pages {
+        let page = pages.next().await.and_then(Result::ok);
+        // Not one byte more than was asked for.
+        let Some(page) = page.filter(|page| page.len() as u64 <= segment.end - at) else { break };
+        at += page.len() as u64;
+        if stdin.send(Ok(page.into())).await.is_err() {
+            return false;
+        }
+    }
+    drop(pages);
+    let rest = segment_chunks(region, ByteRange { start: at, end: segment.end });
+    futures::pin_mut!(rest);
+    while let Some(chunk) = rest.next().await {
+        let ended = chunk.is_err();
+        if stdin.send(chunk).await.is_err() || ended {
+            return false;
+        }
+    }
+    true
+}
+
+/// Feeds the segments in order; `far` is the connection to their home, if that is on another node. A fault (the
+/// capability was revoked, a page is corrupt) goes to the program's stdin, where it ends the task. Returns when all is
+/// fed or nobody reads any more.
+pub(crate) async fn feed(
+    region: region::Client,
+    far: Option<Rc<dyn Open>>,
+    segments: Vec<ByteRange>,
+    stdin: Feed,
+) {
     let filled = segments.into_iter().filter(|segment| !segment.is_empty());
     let input = stream::iter(filled)
         .map(|segment| {
@@ -74,13 +130,20 @@ pub(crate) async fn feed(region: region::Client, segments: Vec<ByteRange>, stdin
                 Ok::<_, Fault>((narrowed, segment))
             }
         })
-        .buffered(SEGMENTS_AHEAD)
-        .map_ok(|(narrowed, segment)| segment_chunks(narrowed, segment))
-        .try_flatten();
+        .buffered(SEGMENTS_AHEAD);
     futures::pin_mut!(input);
-    while let Some(chunk) = input.next().await {
-        let ended = chunk.is_err();
-        if stdin.send(chunk).await.is_err() || ended {
+    while let Some(narrowed) = input.next().await {
+        let goes_on = match narrowed {
+            Ok((narrowed, segment)) => {
+                feed_segment(narrowed, far.as_deref(), segment, &stdin).await
+            }
+            Err(fault) => {
+                // It ends with this, whether or not anybody reads it.
+                let _ = stdin.send(Err(fault)).await;
+                false
+            }
+        };
+        if !goes_on {
             return;
         }
     }

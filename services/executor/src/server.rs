@@ -204,7 +204,7 @@ impl Executor {
             Arc::clone(&self.workers).acquire_owned().await.map_err(Fault::internal)?
         };
         let narrowed = feed::attenuate(&job.output.client, Rights::WRITE, run.output);
-        let source = if run.from_output { &job.output.client } else { &job.input.client };
+        let source = if run.from_output { &job.output } else { &job.input };
         let total = run.segments.iter().map(|segment| segment.len()).sum();
         let (feeder, stdin) = stdio::stdin(total);
         let (cancel, cancelled) = oneshot::channel();
@@ -214,7 +214,7 @@ impl Executor {
             let _worker = worker;
             engine.run(&program, &task, stdin, cancelled)
         });
-        let feeding = feed::feed(source.clone(), run.segments, feeder);
+        let feeding = feed::feed(source.client.clone(), source.far(), run.segments, feeder);
         let (outcome, output) = futures::try_join!(alongside(sandbox, feeding), narrowed)?;
         drop(cancel);
         write(&output, run.output.start, &outcome.output).await?;

@@ -2,8 +2,9 @@
 //! with all that it needs taken along, and the threads that do most of it.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use bytes::Bytes;
 use distos_abi::{Fault, ObjectId};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
@@ -144,6 +145,60 @@ impl ReadJob {
     ) -> Result<(), Fault> {
         let into = &mut data[span.at..span.at + span.len];
         source.copy(&*self.disk, self.key.as_deref(), span.start, into, buffer)
+    }
+}
+
+/// One page's part of a read, and its hash.
+pub(crate) struct Piece {
+    pub(crate) hash: PageHash,
+    pub(crate) bytes: Bytes,
+}
+
+/// A page that was never written.
+static NOTHING: [u8; PAGE] = [0; PAGE];
+static NOTHINGS_HASH: LazyLock<PageHash> = LazyLock::new(|| *blake3::hash(&NOTHING).as_bytes());
+
+/// A page in memory, for whoever sends it.
+struct InMemory(Plain);
+
+impl AsRef<[u8]> for InMemory {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl ReadJob {
+    /// Whether all of it is there page by page without any work.
+    pub(crate) fn is_at_hand(&self) -> bool {
+        self.parts.iter().all(|(span, source)| {
+            span.is_whole() && matches!(source, Source::Zeros | Source::Ram { .. })
+        })
+    }
+
+    /// The same page by page, each with its hash. Of a whole page that is the one that it had when it was written: if it is
+    /// in memory, whoever gets it checks it (M2), and it is not copied.
+    pub(crate) fn pieces(self) -> Result<Vec<Piece>, Fault> {
+        let mut buffer = Zeroizing::new(Vec::new());
+        let piece = |(span, source): &(Span, Source)| {
+            match source {
+                Source::Zeros if span.is_whole() => {
+                    return Ok(Piece { hash: *NOTHINGS_HASH, bytes: Bytes::from_static(&NOTHING) });
+                }
+                Source::Ram { plain, hash, .. } if span.is_whole() => {
+                    let bytes = Bytes::from_owner(InMemory(plain.clone()));
+                    return Ok(Piece { hash: *hash, bytes });
+                }
+                _ => {}
+            }
+            let mut bytes = vec![0; span.len];
+            source.copy(&*self.disk, self.key.as_deref(), span.start, &mut bytes, &mut buffer)?;
+            let hash = match source {
+                Source::Disk { hash, .. } if span.is_whole() => *hash,
+                _ => *blake3::hash(&bytes).as_bytes(),
+            };
+            Ok(Piece { hash, bytes: bytes.into() })
+        };
+        self.parts.iter().map(piece).collect()
     }
 }
 

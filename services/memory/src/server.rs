@@ -7,16 +7,22 @@ use std::time::{Duration, Instant};
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{Authority, ByteRange, CapId, Caveats, Fault, Meter, ObjectId, Rights};
+use distos_quic::{Bulk, Page};
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
 use distos_schemas::memory_capnp::{region, region_info, regions};
 use distos_types::kind::{REGION, REGIONS};
 use futures::future::LocalBoxFuture;
+use futures::stream::{self, LocalBoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
 
+use crate::jobs::Piece;
 use crate::state::{Facts, MAX_CALL_BYTES, checked_bytes, checked_name};
 use crate::store::{Limits, Store, Summary};
 
 /// What the maker of a region may do with it.
 const MAKER: Rights = Rights::READ.join(Rights::WRITE).join(Rights::DROP);
+/// Parts of a stream that are read while what comes before them is sent.
+const READ_AHEAD: usize = 2;
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
 /// A region that could not be made, for want of quota or of space on the disk, is told after a pause:
 /// nothing is different the moment after, and who tries again at once keeps others waiting.
@@ -306,6 +312,31 @@ fn describe(summary: &Summary, mut info: region_info::Builder<'_>) {
     info.set_written_pages(summary.written_pages);
 }
 
+/// The pages of a range, read ahead of whoever takes them.
+fn pages(
+    memory: Rc<Memory>,
+    object: ObjectId,
+    range: ByteRange,
+) -> LocalBoxStream<'static, Result<Page, Fault>> {
+    let chunk = MAX_CALL_BYTES / 2;
+    // Whole pages, as far as the range has them: those are sent with the hash that they have.
+    let first = range.start / chunk * chunk;
+    let starts = (first..range.end).step_by(chunk as usize);
+    let chunks = starts.map(move |start| ByteRange {
+        start: start.max(range.start),
+        end: (start + chunk).min(range.end),
+    });
+    let read = move |chunk| {
+        let memory = memory.clone();
+        async move { memory.store.pieces(object, chunk).await }
+    };
+    let pages = |pieces: Vec<Piece>| {
+        let page = |piece: Piece| Ok(Page { hash: piece.hash, bytes: piece.bytes });
+        stream::iter(pieces.into_iter().map(page))
+    };
+    stream::iter(chunks).map(read).buffered(READ_AHEAD).map_ok(pages).try_flatten().boxed_local()
+}
+
 /// One region, or a byte range of it.
 struct RegionServer {
     memory: Rc<Memory>,
@@ -384,6 +415,30 @@ impl region::Server for RegionServer {
         let written = self.memory.store.write(self.facet.object(), offset, data, gate).await;
         written.map_err(|fault| fail(self.refused(Rights::WRITE, range, fault)))?;
         self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn stream(
+        self: Rc<Self>,
+        params: region::StreamParams,
+        mut results: region::StreamResults,
+    ) -> Result<(), capnp::Error> {
+        let (offset, len) = {
+            let params = params.get()?;
+            (params.get_offset(), params.get_len())
+        };
+        let range = ByteRange::at(offset, len).filter(|range| !range.is_empty());
+        let range = range.ok_or_else(|| fail(Fault::malformed("a stream has bytes")))?;
+        self.facet.check_range(Rights::READ, range).map_err(fail)?;
+        let object = self.facet.object();
+        let bytes = self.memory.store.summary(object).map_err(fail)?.facts.bytes;
+        if range.end > bytes {
+            return Err(fail(Fault::malformed(format!("the region has {bytes} bytes"))));
+        }
+        let pages = pages(self.memory.clone(), object, range);
+        let bulk = Bulk::of(&self.memory.vat);
+        let ticket = bulk.offer(self.facet.clone(), (Rights::READ, range), pages).map_err(fail)?;
+        self.facet.reply(&mut results).set_ticket(&ticket);
         Ok(())
     }
 

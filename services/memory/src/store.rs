@@ -28,7 +28,7 @@ use crate::committer::{Answer, Committer, write_new_log};
 use crate::disk::{Directory, Disk, Name};
 use crate::error::StoreError;
 use crate::jobs::{
-    LOST_KEY, ReadJob, ReadNow, Sealers, Source, WriteJob, WritePart, Written, random,
+    LOST_KEY, Piece, ReadJob, ReadNow, Sealers, Source, WriteJob, WritePart, Written, random,
 };
 use crate::log::{self, PageRecord, Record};
 use crate::recent::Recent;
@@ -320,6 +320,23 @@ impl Store {
             self.recent.borrow_mut().keep(object, page, version, plain);
         }
         Ok(read.data)
+    }
+
+    /// The same page by page, each with its hash.
+    ///
+    /// # Errors
+    /// The fault that the reader is told.
+    pub(crate) async fn pieces(
+        &self,
+        object: ObjectId,
+        range: ByteRange,
+    ) -> Result<Vec<Piece>, Fault> {
+        let _call = self.call().await?;
+        let (job, _pins) = self.read_job(object, range)?;
+        if job.is_at_hand() {
+            return job.pieces();
+        }
+        self.sealers.run(move || job.pieces()).await?
     }
 
     /// The same for a read that is done sooner than another thread is woken for it, and that waits

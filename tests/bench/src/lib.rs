@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its report")]
 
+pub mod bulk;
 pub mod figures;
 pub mod lessee;
 pub mod node;
@@ -70,6 +71,10 @@ pub fn main() -> ExitCode {
         Some(peers::tls::COMMAND) => {
             return peers::tls::main(&PathBuf::from(words.next().unwrap_or_default()));
         }
+        Some(bulk::COMMAND) => {
+            return bulk::main(&PathBuf::from(words.next().unwrap_or_default()));
+        }
+        Some(bulk::BARE) => return bulk::bare(),
         Some(remote::GIVER) => {
             let (dir, home) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             return remote::giver(&PathBuf::from(dir), &home.to_string_lossy());

@@ -76,7 +76,7 @@ pub fn process(work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
 }
 
 /// Resolves when standard input ends.
-async fn until_asked() {
+pub async fn until_asked() {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         // Either its end or an error: nobody wants this any more.

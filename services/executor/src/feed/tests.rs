@@ -88,7 +88,7 @@ fn fed(segments: &[ByteRange], reads: u32) -> (Result<Vec<u8>, Fault>, Vec<Autho
     let (feeder, mut stdin) = mpsc::channel(1);
     let client: region::Client = capnp_rpc::new_client(region);
     let arrived = tokio::task::LocalSet::new().block_on(&runtime, async {
-        tokio::task::spawn_local(feed(client, segments.to_vec(), feeder));
+        tokio::task::spawn_local(feed(client, None, segments.to_vec(), feeder));
         let mut all = Vec::new();
         while let Some(chunk) = stdin.recv().await {
             all.extend_from_slice(&chunk?);

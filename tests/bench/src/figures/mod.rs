@@ -2,6 +2,7 @@
 //! [`ALL`].
 
 mod attack;
+mod bulk;
 mod call;
 mod chain;
 mod check;
@@ -66,6 +67,11 @@ pub const ALL: &[Measurement] = &[
         name: "remote",
         about: "an authorised call over QUIC, beside gRPC over mutual TLS",
         run: remote::all,
+    },
+    Measurement {
+        name: "bulk",
+        about: "many bytes of a region over QUIC, each page checked, beside bare quinn",
+        run: bulk::all,
     },
     Measurement {
         name: "lease",

@@ -1,0 +1,236 @@
+//! Bulk data: many bytes by one capability, on a stream of their own beside the calls of a connection.
+//!
+//! A holder asks an object for a ticket, over RPC, and begins a stream of the same connection with it. The home
+//! answers there with pages, each behind its length (4 bytes, big-endian) and its BLAKE3 hash (32); a length of 0 is the
+//! end. A page enters the stream under a guard, as the reply of a call does: after a revocation has returned, none does (C2).
+//! Whoever reads hands out no byte of a page before all of it was checked (M2).
+//!
+//! What is said on these streams comes after what is said in calls. A connection has few of them at one time; whoever
+//! lets one lie has it ended.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distos_abi::{ByteRange, Fault, Rights, TenantId};
+use distos_rpc::{Facet, Pages, Streamed, Vat};
+use futures::StreamExt as _;
+use futures::future::LocalBoxFuture;
+use futures::stream::LocalBoxStream;
+use quinn::{Connection, RecvStream, SendStream};
+
+/// What a stream begins with, in bytes.
+const TICKET: usize = 16;
+/// The longest page, in bytes.
+pub const MAX_PAGE: usize = 64 << 10;
+/// What stands before a page.
+const HEADER: usize = 4 + 32;
+/// Streams of a connection at one time.
+pub(crate) const STREAMS: u32 = 2;
+/// Tickets that were given and not used yet, in all and to one tenant.
+const MAX_TICKETS: usize = 256;
+const MAX_TICKETS_OF_A_TENANT: usize = 16;
+/// How long a ticket is good for, and how long either side may be silent.
+const TICKET_WAIT: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long to wait for a stream while others are under way.
+const STREAM_WAIT: Duration = Duration::from_secs(1);
+/// Behind what is said in calls.
+const PRIORITY: i32 = -1;
+/// Why a stream was broken off.
+const BROKEN_OFF: u32 = 1;
+
+/// Bytes that are to be sent together, and their hash.
+pub struct Page {
+    /// BLAKE3 of the bytes.
+    pub hash: [u8; 32],
+    /// At least one, and no more than [`MAX_PAGE`].
+    pub bytes: Bytes,
+}
+
+/// What a vat has offered, of which nobody has begun a stream yet.
+#[derive(Default)]
+pub struct Bulk {
+    offers: RefCell<BTreeMap<[u8; TICKET], Offer>>,
+}
+
+/// Pages, and the capability by which they may be sent.
+struct Offer {
+    facet: Facet,
+    need: Rights,
+    range: ByteRange,
+    pages: LocalBoxStream<'static, Result<Page, Fault>>,
+}
+
+impl Bulk {
+    /// What this vat offers.
+    pub fn of(vat: &Vat) -> Rc<Bulk> {
+        vat.attached()
+    }
+
+    /// Offers pages, for one stream, to whoever shows the ticket: over an encrypted connection, it is known to the holder
+    /// alone. `pages` are sent as long as `facet` allows `need` over `range`.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if too much is offered already.
+    pub fn offer(
+        self: &Rc<Bulk>,
+        facet: Facet,
+        (need, range): (Rights, ByteRange),
+        pages: LocalBoxStream<'static, Result<Page, Fault>>,
+    ) -> Result<[u8; TICKET], Fault> {
+        let mut offers = self.offers.borrow_mut();
+        let of = |tenant: TenantId| offers.values().filter(|o| o.facet.tenant() == tenant).count();
+        if offers.len() >= MAX_TICKETS || of(facet.tenant()) >= MAX_TICKETS_OF_A_TENANT {
+            return Err(Fault::unavailable(1000, "too many streams are offered and not begun"));
+        }
+        let mut ticket = [0; TICKET];
+        getrandom::fill(&mut ticket).map_err(Fault::internal)?;
+        offers.insert(ticket, Offer { facet, need, range, pages });
+        // What is offered keeps its object and its vat.
+        let bulk = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(TICKET_WAIT).await;
+            drop(bulk.upgrade().and_then(|bulk| bulk.take(&ticket)));
+        });
+        Ok(ticket)
+    }
+
+    fn take(&self, ticket: &[u8; TICKET]) -> Option<Offer> {
+        self.offers.borrow_mut().remove(ticket)
+    }
+
+    /// Answers the streams that the other side begins, until the connection ends. How many there are at one time the
+    /// transport says.
+    pub(crate) async fn serve(self: Rc<Bulk>, connection: Connection) {
+        while let Ok((send, receive)) = connection.accept_bi().await {
+            let (bulk, over) = (self.clone(), connection.clone());
+            tokio::task::spawn_local(async move {
+                tokio::select! {
+                    () = bulk.answer(send, receive) => {}
+                    _ = over.closed() => {}
+                }
+            });
+        }
+    }
+
+    async fn answer(&self, mut send: SendStream, mut receive: RecvStream) {
+        let mut ticket = [0; TICKET];
+        let read = tokio::time::timeout(TICKET_WAIT, receive.read_exact(&mut ticket)).await;
+        let offer = match read {
+            Ok(Ok(())) => self.take(&ticket),
+            _ => None,
+        };
+        // It is nothing to the stream that its priority stays what it was.
+        let _ = send.set_priority(PRIORITY);
+        let sent = match offer {
+            Some(mut offer) => offer.send(&mut send).await,
+            None => Err(Fault::not_found("nothing is offered by this ticket")),
+        };
+        if let Err(fault) = sent {
+            tracing::debug!(%fault, "a stream was broken off");
+            let _ = send.reset(BROKEN_OFF.into());
+        }
+    }
+}
+
+impl Offer {
+    async fn send(&mut self, stream: &mut SendStream) -> Result<(), Fault> {
+        while let Some(page) = self.pages.next().await {
+            let Page { hash, bytes } = page?;
+            let header = [&(bytes.len() as u32).to_be_bytes()[..], &hash].concat();
+            self.write(stream, &mut [header.into(), bytes]).await?;
+            // One page, then everybody's turn.
+            tokio::task::yield_now().await;
+        }
+        self.write(stream, &mut [Bytes::from_static(&[0; HEADER])]).await?;
+        stream.finish().map_err(Fault::internal)
+    }
+
+    /// Has these bytes enter the stream, as many at once as there is room for, each time under a guard.
+    async fn write(&self, stream: &mut SendStream, bytes: &mut [Bytes]) -> Result<(), Fault> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let mut entering = pin!(stream.write_chunks(&mut bytes[at..]));
+            let some = poll_fn(|context| {
+                let polled =
+                    self.facet.commit(self.need, self.range, || entering.as_mut().poll(context));
+                match polled {
+                    Ok(Poll::Pending) => Poll::Pending,
+                    Ok(Poll::Ready(written)) => Poll::Ready(written.map_err(|error| {
+                        Fault::unavailable(0, format!("nobody reads the stream: {error}"))
+                    })),
+                    Err(fault) => Poll::Ready(Err(fault)),
+                }
+            });
+            let silent = |_| Err(Fault::unavailable(0, "nobody reads the stream"));
+            let written = tokio::time::timeout(SILENCE, some).await.unwrap_or_else(silent)?;
+            at += written.chunks;
+        }
+        Ok(())
+    }
+}
+
+/// A stream of a connection on which something can be asked for by its ticket.
+///
+/// # Errors
+/// [`Fault::Unavailable`] if the connection has ended, or as many are under way as may be.
+pub fn stream(connection: Connection) -> LocalBoxFuture<'static, Result<Streamed, Fault>> {
+    Box::pin(async move {
+        let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await;
+        let opened = opened.map_err(|_| Fault::unavailable(100, "other streams are under way"))?;
+        let (send, receive) =
+            opened.map_err(|error| Fault::unavailable(1000, error.to_string()))?;
+        let streamed: Streamed = Box::new(move |ticket| pages(send, receive, ticket));
+        Ok(streamed)
+    })
+}
+
+fn pages(mut send: SendStream, receive: RecvStream, ticket: Vec<u8>) -> Pages {
+    let begun = async move {
+        send.write_all(&ticket).await.ok()?;
+        send.finish().ok()
+    };
+    let begun = futures::stream::once(begun).filter_map(|begun| async move {
+        begun.is_none().then(|| Err(Fault::unavailable(1000, "the stream was not begun")))
+    });
+    let pages = futures::stream::try_unfold(receive, |mut receive| async move {
+        let page = tokio::time::timeout(SILENCE, page(&mut receive)).await;
+        let silent = |_| Err(Fault::unavailable(1000, "nothing comes by the stream"));
+        Ok(page.unwrap_or_else(silent)?.map(|page| (page, receive)))
+    });
+    begun.chain(pages).boxed_local()
+}
+
+/// The next page; `None` at the end.
+async fn page(receive: &mut RecvStream) -> Result<Option<Vec<u8>>, Fault> {
+    let broken =
+        |why: String| Fault::unavailable(1000, format!("the stream was broken off: {why}"));
+    let mut header = [0; HEADER];
+    let read = receive.read_exact(&mut header).await;
+    read.map_err(|error| broken(error.to_string()))?;
+    let (len, hash) = header.split_at(4);
+    let len = u32::from_be_bytes(len.try_into().map_err(Fault::internal)?) as usize;
+    if len == 0 {
+        return Ok(None);
+    }
+    if len > MAX_PAGE {
+        return Err(Fault::malformed(format!("a page has {MAX_PAGE} bytes at most")));
+    }
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let chunk = receive.read_chunk(len - bytes.len(), true).await;
+        let chunk = chunk.map_err(|error| broken(error.to_string()))?;
+        let chunk = chunk.ok_or_else(|| broken("it ends within a page".to_owned()))?;
+        bytes.extend_from_slice(&chunk.bytes);
+    }
+    match blake3::hash(&bytes).as_bytes() == hash {
+        true => Ok(Some(bytes)),
+        false => Err(Fault::Corrupt("a page is not what its hash says".into())),
+    }
+}
