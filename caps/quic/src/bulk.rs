@@ -141,14 +141,18 @@ impl Bulk {
 
 impl Offer {
     async fn send(&mut self, stream: &mut SendStream) -> Result<(), Fault> {
+        let mut sent = 0;
         while let Some(page) = self.pages.next().await {
             let Page { hash, bytes } = page?;
-            let header = [&(bytes.len() as u32).to_be_bytes()[..], &hash].concat();
+            let len = bytes.len();
+            let header = [&(len as u32).to_be_bytes()[..], &hash].concat();
             self.write(stream, &mut [header.into(), bytes]).await?;
+            sent += len;
             // One page, then everybody's turn.
             tokio::task::yield_now().await;
         }
         self.write(stream, &mut [Bytes::from_static(&[0; HEADER])]).await?;
+        tracing::debug!(bytes = sent, "sent by a stream");
         stream.finish().map_err(Fault::internal)
     }
 

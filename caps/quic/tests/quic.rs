@@ -668,3 +668,64 @@ fn noise_and_half_open_handshakes_keep_nobody_out() {
         assert!(greeted(&door(link).0).await.is_ok());
     });
 }
+
+/// M2: whoever sends pages is believed none of them, whatever it says of it.
+#[test]
+fn a_page_that_is_not_what_its_hash_says_or_is_no_page_is_handed_to_nobody() {
+    let header = |len: u32, hash: [u8; 32]| [&len.to_be_bytes()[..], &hash].concat();
+    let page = |bytes: &[u8]| {
+        [header(bytes.len() as u32, *blake3::hash(bytes).as_bytes()), bytes.to_vec()].concat()
+    };
+    let good = page(b"good");
+    let end = header(0, [0; 32]);
+    let mut changed = page(b"changed");
+    *changed.last_mut().unwrap() ^= 1;
+    let corrupt = |fault: &Fault| matches!(fault, Fault::Corrupt(_));
+    let malformed = |fault: &Fault| matches!(fault, Fault::Malformed(_));
+    let cut = |fault: &Fault| matches!(fault, Fault::Unavailable { .. });
+    let (too_long, huge) = (header(65_537, [0; 32]), header(u32::MAX, [0; 32]));
+    let (early, nothing) = (page(b"early")[..38].to_vec(), Vec::new());
+    // What follows a good page, and with what that ends.
+    type Ends<'a> = Option<&'a dyn Fn(&Fault) -> bool>;
+    let cases: [(&[u8], Ends<'_>); 8] = [
+        (&end, None),
+        (&changed, Some(&corrupt)),
+        (&too_long, Some(&malformed)),
+        (&huge, Some(&malformed)),
+        (&early, Some(&cut)),
+        (&early[..20], Some(&cut)),
+        (&nothing, Some(&cut)),
+        (&[7; 36], Some(&malformed)),
+    ];
+    test(async {
+        let cluster = Cluster::new("demo", 1);
+        let both = [ONE, TWO];
+        let (one, mut arrivals) =
+            cluster.endpoint(cluster.svid(&cluster.node(ONE)), cluster.trust(&both));
+        let (two, _) = cluster.endpoint(cluster.svid(&cluster.node(TWO)), cluster.trust(&both));
+        let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
+        let connection = link.connection().clone();
+        let (_reader, mut writer) = link.into_halves();
+        tokio::io::AsyncWriteExt::write_all(&mut writer, b"hello").await.unwrap();
+        let sender = arrivals.recv().await.unwrap().unwrap();
+        for (rest, ends) in cases {
+            let pages = distos_quic::stream(connection.clone()).await.unwrap()(vec![7; 16]);
+            // Nothing is asked for before somebody reads.
+            let came = tokio::task::spawn_local(futures::StreamExt::collect::<Vec<_>>(pages));
+            let (mut send, mut receive) = sender.connection().accept_bi().await.unwrap();
+            assert_eq!(receive.read_to_end(100).await.unwrap(), [7; 16]);
+            send.write_all(&good).await.unwrap();
+            send.write_all(rest).await.unwrap();
+            send.finish().unwrap();
+            let came: Vec<Result<Vec<u8>, Fault>> = came.await.unwrap();
+            assert_eq!(came[0], Ok(b"good".to_vec()));
+            match ends {
+                None => assert_eq!(came.len(), 1),
+                Some(is) => {
+                    assert_eq!(came.len(), 2, "{rest:?}");
+                    assert!(came[1].as_ref().is_err_and(is), "{:?} after {rest:?}", came[1]);
+                }
+            }
+        }
+    });
+}

@@ -192,6 +192,11 @@ pub fn acquaint(one: &Member, other: &Member) {
 
 /// A node that has joined nothing yet.
 pub fn alone(svid_s: u32) -> (Node, Vec<u16>) {
+    alone_with(svid_s, str::to_owned)
+}
+
+/// The same with another image.
+pub fn alone_with(svid_s: u32, change: impl Fn(&str) -> String) -> (Node, Vec<u16>) {
     let ports = ports();
     let image = fs::read_to_string(repository().join("images/cluster.toml"))
         .expect("the test's own files, sockets and commands");
@@ -199,5 +204,5 @@ pub fn alone(svid_s: u32) -> (Node, Vec<u16>) {
     let image = (7400..).zip(&ports).fold(image, |image, (port, own)| {
         replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
     });
-    (Node::boot_with(&image), ports)
+    (Node::boot_with(&change(&image)), ports)
 }

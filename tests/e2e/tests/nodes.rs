@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use distos_e2e::cluster::{Desk, LOOPBACK, Member, SERVICES, VOUCHED, acquaint, alone, two};
-use distos_e2e::images::replaced;
+use distos_e2e::cluster::{
+    Desk, LOOPBACK, Member, SERVICES, VOUCHED, acquaint, alone, alone_with, two,
+};
+use distos_e2e::images::{replaced, with_settings};
 use distos_e2e::watch::Watched;
 use distos_e2e::{COMMAND_TIMEOUT, Node, Output, eventually, is_root, repository, wordcount};
 use serde_json::Value;
@@ -473,6 +475,32 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
     home.node.ok(&["cap", "revoke", "red.cap", "--entry", "regions"]);
     let ended = job.finish(Duration::from_secs(10));
     assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
+}
+
+/// What a job reads at another node comes beside the calls, where others of the same connection wait for it.
+#[test]
+fn a_job_at_another_node_gets_many_bytes_by_streams_and_counts_them_right() {
+    let desk = Desk::set_up();
+    let log = "log = \"distos_quic=debug\"";
+    let (node, ports) = alone_with(3600, |image| with_settings(image, "memory", log));
+    let home = Member::of(&desk, node, LOOPBACK, ports);
+    let other = Member::join(&desk, 3600);
+    acquaint(&home, &other);
+    for member in [&home, &other] {
+        member.node.tenants(&["red"]);
+    }
+    let lines = 16 * LINES;
+    fs::write(home.node.file("text"), TEXT.repeat(lines)).unwrap();
+    home.node.ok(&["region", "put", "letters", "text", "--as", "red.cap"]);
+    let module = wordcount().to_str().unwrap().to_owned();
+    let count = ["run", &module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
+    let count: Vec<String> = count.map(str::to_owned).into_iter().chain(over(&home)).collect();
+    let counted = other.node.ok(&words(&count)).text();
+    let numbers: Vec<&str> = counted.split_whitespace().collect();
+    let expected = [lines, 7 * lines, TEXT.len() * lines].map(|number| number.to_string());
+    assert_eq!(numbers, expected, "{counted}");
+    let log = home.node.log();
+    assert!(log.contains("sent by a stream"), "it came in calls:\n{log}");
 }
 
 /// Network namespaces, each joined to a switch in one of its own by a cable. They end with this.

@@ -2,9 +2,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use distos_abi::Authority;
-use distos_rpc::{authority_of, fail};
+use distos_rpc::{Streamed, authority_of, fail};
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::MAX_CALL_BYTES;
+use futures::future::LocalBoxFuture;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -56,6 +57,53 @@ impl region::Server for Region {
         results.get().set_data(&bytes(range));
         Ok(())
     }
+
+    async fn stream(
+        self: Rc<Self>,
+        params: region::StreamParams,
+        mut results: region::StreamResults,
+    ) -> Result<(), capnp::Error> {
+        let (start, len) = (params.get()?.get_offset(), params.get()?.get_len());
+        let range = ByteRange::at(start, len).unwrap();
+        self.authority.permits(Rights::READ, range, 0).map_err(fail)?;
+        results.get().set_ticket(&[start.to_be_bytes(), range.end.to_be_bytes()].concat());
+        Ok(())
+    }
+}
+
+/// A connection to a region elsewhere.
+struct Far {
+    /// After so many pages a stream is broken off.
+    pages: usize,
+    /// And then comes this much too much.
+    surplus: usize,
+    streams: Cell<u32>,
+}
+
+impl Open for Far {
+    fn ended(&self) -> Option<Fault> {
+        None
+    }
+
+    fn stream(&self) -> LocalBoxFuture<'static, Result<Streamed, Fault>> {
+        let (cut, surplus) = (self.pages, self.surplus);
+        self.streams.set(self.streams.get() + 1);
+        Box::pin(async move {
+            let streamed: Streamed = Box::new(move |ticket| {
+                let number = |at: usize| u64::from_be_bytes(ticket[at..at + 8].try_into().unwrap());
+                let all = bytes(ByteRange { start: number(0), end: number(8) });
+                let pages = all.chunks(65_536).map(|page| Ok(page.to_vec()));
+                let mut pages: Vec<Result<Vec<u8>, Fault>> = pages.take(cut).collect();
+                match surplus {
+                    0 if cut < usize::MAX => pages.push(Err(Fault::Corrupt("cut".into()))),
+                    0 => {}
+                    more => pages.push(Ok(vec![9; more])),
+                }
+                stream::iter(pages).boxed_local()
+            });
+            Ok(streamed)
+        })
+    }
 }
 
 impl capability::Server for Region {
@@ -82,13 +130,21 @@ fn bytes(range: ByteRange) -> Vec<u8> {
 
 /// What arrives on stdin, and the attenuations that were asked for.
 fn fed(segments: &[ByteRange], reads: u32) -> (Result<Vec<u8>, Fault>, Vec<Authority>) {
+    fed_from(segments, reads, None)
+}
+
+fn fed_from(
+    segments: &[ByteRange],
+    reads: u32,
+    far: Option<Rc<dyn Open>>,
+) -> (Result<Vec<u8>, Fault>, Vec<Authority>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let seen = Rc::new(Seen { attenuated: RefCell::default(), reads_left: Cell::new(reads) });
     let region = Region { authority: Authority::FULL, seen: Rc::clone(&seen) };
     let (feeder, mut stdin) = mpsc::channel(1);
     let client: region::Client = capnp_rpc::new_client(region);
     let arrived = tokio::task::LocalSet::new().block_on(&runtime, async {
-        tokio::task::spawn_local(feed(client, None, segments.to_vec(), feeder));
+        tokio::task::spawn_local(feed(client, far, segments.to_vec(), feeder));
         let mut all = Vec::new();
         while let Some(chunk) = stdin.recv().await {
             all.extend_from_slice(&chunk?);
@@ -125,4 +181,22 @@ fn a_capability_that_is_revoked_in_mid_read_ends_the_input_with_that_fault() {
     for reads in 0..5 {
         assert_eq!(fed(&SEGMENTS, reads).0, Err(Fault::Revoked), "{reads} reads");
     }
+}
+
+#[test]
+fn what_is_on_another_node_comes_by_a_stream_and_what_does_not_in_calls() {
+    let far = |pages, surplus| Rc::new(Far { pages, surplus, streams: Cell::new(0) });
+    let expected: Vec<u8> = SEGMENTS.iter().flat_map(|s| bytes(*s)).collect();
+    let longest = (3 * CHUNK_BYTES / 65_536) as usize;
+    for (pages, surplus) in [(usize::MAX, 0), (0, 0), (7, 0), (longest, 0), (7, 2 << 20)] {
+        let far = far(pages, surplus);
+        let (arrived, _) = fed_from(&SEGMENTS, u32::MAX, Some(far.clone()));
+        assert!(arrived.unwrap() == expected, "bytes differ, cut after {pages} pages");
+        assert_eq!(far.streams.get(), 1, "one segment is worth a stream");
+    }
+    // The others, which are short, are read in calls.
+    assert_eq!(fed_from(&SEGMENTS, 2, Some(far(usize::MAX, 0))).0.unwrap(), expected);
+    assert_eq!(fed_from(&SEGMENTS, 1, Some(far(usize::MAX, 0))).0, Err(Fault::Revoked));
+    // A call says what is wrong.
+    assert_eq!(fed_from(&SEGMENTS, 0, Some(far(7, 0))).0, Err(Fault::Revoked));
 }
