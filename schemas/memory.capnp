@@ -61,6 +61,8 @@ interface Region extends(Cap.Capability) {
   # Needs "read" over exactly these bytes. For callers over the network: whoever begins another bidirectional QUIC stream
   # of a connection to this vat with the ticket, within ten seconds and once, is sent them there, page by page: a page's
   # length (4 bytes, big-endian, up to `pageBytes`), the BLAKE3 hash of its bytes (32) and the bytes; and after the last
-  # 36 zeros. The stream is reset instead if a page is damaged or the capability has ended; a call says with what. Each
-  # page is what it was when it was read. Fails: "malformed" (no bytes), "unavailable" (too many streams are offered).
+  # 36 zeros. Whoever reads has to check each page: one in memory is sent as it is, with the hash that it had when it was
+  # written. The stream is reset instead if a page cannot be read, the capability has ended, a page is not taken within
+  # 15 seconds, or too many are under way (16 of a tenant); a call says with what. Each page is what it was when it was
+  # read. Fails: "malformed" (no bytes), "unavailable" (too many streams are offered, or the node is draining).
 }

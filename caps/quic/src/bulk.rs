@@ -5,20 +5,21 @@
 //! end. A page enters the stream under a guard, as the reply of a call does: after a revocation has returned, none does (C2).
 //! Whoever reads hands out no byte of a page before all of it was checked (M2).
 //!
-//! What is said on these streams comes after what is said in calls. A connection has few of them at one time; whoever
-//! lets one lie has it ended.
+//! Of what waits to be sent, these streams come after calls; room to wait in is theirs and the calls' alike. A
+//! connection has few of them at one time, and a tenant; whoever takes longer than a while for a page has it ended.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use distos_abi::{ByteRange, Fault, Rights, TenantId};
-use distos_rpc::{Facet, Pages, Streamed, Vat};
+use distos_abi::{ByteRange, CapId, Fault, Rights, TenantId};
+use distos_rpc::{Facet, Pages, Seats, Streamed, Vat};
 use futures::StreamExt as _;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -32,6 +33,11 @@ pub const MAX_PAGE: usize = 64 << 10;
 const HEADER: usize = 4 + 32;
 /// Streams of a connection at one time.
 pub(crate) const STREAMS: u32 = 2;
+/// Streams of a vat under way, and those of one tenant: what each has read ahead is kept for it.
+const MAX_STREAMS: usize = 64;
+const MAX_STREAMS_OF_A_TENANT: usize = 16;
+/// Tickets that were none, after which a connection's streams are answered no more.
+const MAX_WRONG: u32 = 8;
 /// Tickets that were given and not used yet, in all and to one tenant.
 const MAX_TICKETS: usize = 256;
 const MAX_TICKETS_OF_A_TENANT: usize = 16;
@@ -39,8 +45,8 @@ const MAX_TICKETS_OF_A_TENANT: usize = 16;
 const TICKET_WAIT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long to wait for a stream while others are under way.
-const STREAM_WAIT: Duration = Duration::from_secs(1);
-/// Behind what is said in calls.
+const STREAM_WAIT: Duration = Duration::from_millis(100);
+/// Of what waits to be sent, behind what is said in calls.
 const PRIORITY: i32 = -1;
 /// Why a stream was broken off.
 const BROKEN_OFF: u32 = 1;
@@ -53,10 +59,22 @@ pub struct Page {
     pub bytes: Bytes,
 }
 
-/// What a vat has offered, of which nobody has begun a stream yet.
-#[derive(Default)]
+/// What a vat has offered, of which nobody has begun a stream yet, and the streams that are under way.
 pub struct Bulk {
     offers: RefCell<BTreeMap<[u8; TICKET], Offer>>,
+    /// Whether somebody looks whose time is over.
+    is_watched: Cell<bool>,
+    streams: Arc<Seats<TenantId>>,
+}
+
+impl Default for Bulk {
+    fn default() -> Bulk {
+        Bulk {
+            offers: RefCell::default(),
+            is_watched: Cell::new(false),
+            streams: Seats::new(MAX_STREAMS, MAX_STREAMS_OF_A_TENANT),
+        }
+    }
 }
 
 /// Pages, and the capability by which they may be sent.
@@ -65,6 +83,7 @@ struct Offer {
     need: Rights,
     range: ByteRange,
     pages: LocalBoxStream<'static, Result<Page, Fault>>,
+    until: Instant,
 }
 
 impl Bulk {
@@ -74,67 +93,107 @@ impl Bulk {
     }
 
     /// Offers pages, for one stream, to whoever shows the ticket: over an encrypted connection, it is known to the holder
-    /// alone. `pages` are sent as long as `facet` allows `need` over `range`.
+    /// alone. `pages` are sent as long as `facet` allows `need` over `range`. Between two of them nobody asks for the
+    /// next: what others wait for must not be held meanwhile.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if too much is offered already.
+    /// [`Fault::Unavailable`] if too much is offered already, or if the vat is draining.
     pub fn offer(
         self: &Rc<Bulk>,
         facet: Facet,
         (need, range): (Rights, ByteRange),
         pages: LocalBoxStream<'static, Result<Page, Fault>>,
     ) -> Result<[u8; TICKET], Fault> {
+        if facet.vat().draining() {
+            return Err(Fault::unavailable(1000, "this node is draining"));
+        }
         let mut offers = self.offers.borrow_mut();
+        let now = Instant::now();
+        offers.retain(|_, offer| now < offer.until);
         let of = |tenant: TenantId| offers.values().filter(|o| o.facet.tenant() == tenant).count();
         if offers.len() >= MAX_TICKETS || of(facet.tenant()) >= MAX_TICKETS_OF_A_TENANT {
             return Err(Fault::unavailable(1000, "too many streams are offered and not begun"));
         }
         let mut ticket = [0; TICKET];
         getrandom::fill(&mut ticket).map_err(Fault::internal)?;
-        offers.insert(ticket, Offer { facet, need, range, pages });
-        // What is offered keeps its object and its vat.
-        let bulk = Rc::downgrade(self);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(TICKET_WAIT).await;
-            drop(bulk.upgrade().and_then(|bulk| bulk.take(&ticket)));
-        });
+        offers.insert(ticket, Offer { facet, need, range, pages, until: now + TICKET_WAIT });
+        if !self.is_watched.replace(true) {
+            tokio::task::spawn_local(expire(Rc::downgrade(self)));
+        }
         Ok(ticket)
     }
 
     fn take(&self, ticket: &[u8; TICKET]) -> Option<Offer> {
-        self.offers.borrow_mut().remove(ticket)
+        let offer = self.offers.borrow_mut().remove(ticket)?;
+        (Instant::now() < offer.until).then_some(offer)
     }
 
-    /// Answers the streams that the other side begins, until the connection ends. How many there are at one time the
-    /// transport says.
-    pub(crate) async fn serve(self: Rc<Bulk>, connection: Connection) {
+    /// Answers the streams that the other side begins, until the connection ends, or until it has begun too many by
+    /// tickets that are none. How many there are at one time the transport says.
+    pub(crate) async fn serve(self: Rc<Bulk>, vat: Vat, connection: Connection) {
+        let wrong = Rc::new(Cell::new(0));
         while let Ok((send, receive)) = connection.accept_bi().await {
-            let (bulk, over) = (self.clone(), connection.clone());
+            if wrong.get() >= MAX_WRONG {
+                let from = connection.remote_address();
+                let told = format!("{from} begins streams by tickets that it was not given");
+                vat.report("denial", TenantId::OPERATOR, CapId(0), told);
+                return;
+            }
+            let (bulk, over, wrong) = (self.clone(), connection.clone(), wrong.clone());
             tokio::task::spawn_local(async move {
                 tokio::select! {
-                    () = bulk.answer(send, receive) => {}
+                    is_known = bulk.answer(send, receive) => {
+                        if !is_known {
+                            wrong.set(wrong.get() + 1);
+                        }
+                    }
                     _ = over.closed() => {}
                 }
             });
         }
     }
 
-    async fn answer(&self, mut send: SendStream, mut receive: RecvStream) {
+    /// Whether it was begun by a ticket that is one.
+    async fn answer(&self, mut send: SendStream, mut receive: RecvStream) -> bool {
         let mut ticket = [0; TICKET];
         let read = tokio::time::timeout(TICKET_WAIT, receive.read_exact(&mut ticket)).await;
+        // Whatever else it says is not kept for anybody to read.
+        let _ = receive.stop(BROKEN_OFF.into());
         let offer = match read {
             Ok(Ok(())) => self.take(&ticket),
             _ => None,
         };
+        let is_known = offer.is_some();
         // It is nothing to the stream that its priority stays what it was.
         let _ = send.set_priority(PRIORITY);
-        let sent = match offer {
-            Some(mut offer) => offer.send(&mut send).await,
-            None => Err(Fault::not_found("nothing is offered by this ticket")),
+        let seat = offer.as_ref().map(|offer| self.streams.take(offer.facet.tenant()));
+        let sent = match (offer, seat.flatten()) {
+            (Some(mut offer), Some(_seat)) => offer.send(&mut send).await,
+            (Some(_), None) => Err(Fault::unavailable(1000, "too many streams are under way")),
+            (None, _) => Err(Fault::not_found("nothing is offered by this ticket")),
         };
         if let Err(fault) = sent {
             tracing::debug!(%fault, "a stream was broken off");
             let _ = send.reset(BROKEN_OFF.into());
+        }
+        is_known
+    }
+}
+
+/// Lets go of what nobody has begun in time, as long as anything is offered: it keeps its object and its vat.
+async fn expire(bulk: Weak<Bulk>) {
+    loop {
+        tokio::time::sleep(TICKET_WAIT).await;
+        let Some(bulk) = bulk.upgrade() else { return };
+        let now = Instant::now();
+        let over: Vec<Offer> = {
+            let mut offers = bulk.offers.borrow_mut();
+            offers.extract_if(.., |_, offer| now >= offer.until).map(|(_, offer)| offer).collect()
+        };
+        drop(over);
+        if bulk.offers.borrow().is_empty() {
+            bulk.is_watched.set(false);
+            return;
         }
     }
 }
@@ -156,27 +215,31 @@ impl Offer {
         stream.finish().map_err(Fault::internal)
     }
 
-    /// Has these bytes enter the stream, as many at once as there is room for, each time under a guard.
+    /// Has these bytes enter the stream, as many at once as there is room for, each time under a guard. All of them within
+    /// the time for which either side may be silent.
     async fn write(&self, stream: &mut SendStream, bytes: &mut [Bytes]) -> Result<(), Fault> {
-        let mut at = 0;
-        while at < bytes.len() {
-            let mut entering = pin!(stream.write_chunks(&mut bytes[at..]));
-            let some = poll_fn(|context| {
-                let polled =
-                    self.facet.commit(self.need, self.range, || entering.as_mut().poll(context));
-                match polled {
-                    Ok(Poll::Pending) => Poll::Pending,
-                    Ok(Poll::Ready(written)) => Poll::Ready(written.map_err(|error| {
-                        Fault::unavailable(0, format!("nobody reads the stream: {error}"))
-                    })),
-                    Err(fault) => Poll::Ready(Err(fault)),
-                }
-            });
-            let silent = |_| Err(Fault::unavailable(0, "nobody reads the stream"));
-            let written = tokio::time::timeout(SILENCE, some).await.unwrap_or_else(silent)?;
-            at += written.chunks;
-        }
-        Ok(())
+        let written = async {
+            let mut at = 0;
+            while at < bytes.len() {
+                let mut entering = pin!(stream.write_chunks(&mut bytes[at..]));
+                let some = poll_fn(|context| {
+                    let polled = self
+                        .facet
+                        .commit(self.need, self.range, || entering.as_mut().poll(context));
+                    match polled {
+                        Ok(Poll::Pending) => Poll::Pending,
+                        Ok(Poll::Ready(written)) => Poll::Ready(written.map_err(|error| {
+                            Fault::unavailable(0, format!("nobody reads the stream: {error}"))
+                        })),
+                        Err(fault) => Poll::Ready(Err(fault)),
+                    }
+                });
+                at += some.await?.chunks;
+            }
+            Ok(())
+        };
+        let silent = |_| Err(Fault::unavailable(0, "the stream is read too slowly"));
+        tokio::time::timeout(SILENCE, written).await.unwrap_or_else(silent)
     }
 }
 
@@ -197,8 +260,15 @@ pub fn stream(connection: Connection) -> LocalBoxFuture<'static, Result<Streamed
 
 fn pages(mut send: SendStream, receive: RecvStream, ticket: Vec<u8>) -> Pages {
     let begun = async move {
-        send.write_all(&ticket).await.ok()?;
-        send.finish().ok()
+        // It is the home that says what it is.
+        let begun = async {
+            (ticket.len() == TICKET).then_some(())?;
+            send.write_all(&ticket).await.ok()?;
+            // The home may have heard enough already.
+            let _ = send.finish();
+            Some(())
+        };
+        tokio::time::timeout(SILENCE, begun).await.ok().flatten()
     };
     let begun = futures::stream::once(begun).filter_map(|begun| async move {
         begun.is_none().then(|| Err(Fault::unavailable(1000, "the stream was not begun")))

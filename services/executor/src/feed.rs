@@ -17,6 +17,8 @@ const CHUNK_BYTES: u64 = 512 * 1024;
 const READS_AHEAD: usize = 2;
 /// From how many bytes on a segment is worth a stream of its own: it takes a call to begin one.
 const STREAMED_BYTES: u64 = 2 * CHUNK_BYTES;
+/// After a stream was asked for in vain, so many segments are read in calls without asking.
+const CALLED_SEGMENTS: u32 = 16;
 /// Segments whose capabilities are made ahead of the reading.
 const SEGMENTS_AHEAD: usize = 4;
 
@@ -77,19 +79,24 @@ async fn streamed(region: &region::Client, far: &dyn Open, segment: ByteRange) -
     Some(stream(ticket.to_vec()))
 }
 
-/// Feeds one segment; `false` if nobody reads any more, or it has ended with a fault. What is on another node comes by a
+/// Feeds one segment; `calls` is for how many more segments no stream is asked for. `false` if nobody reads any more, or it has ended with a fault. What is on another node comes by a
 /// stream if it is worth one, and what does not come by that in calls, which say what is wrong.
 async fn feed_segment(
     region: region::Client,
-    far: Option<&dyn Open>,
+    (far, calls): (Option<&dyn Open>, &mut u32),
     segment: ByteRange,
     stdin: &Feed,
 ) -> bool {
     let mut at = segment.start;
-    let far = far.filter(|_| segment.len() >= STREAMED_BYTES);
+    let far = far.filter(|_| segment.len() >= STREAMED_BYTES && *calls == 0);
     let mut pages = match far {
         Some(far) => streamed(&region, far, segment).await,
         None => None,
+    };
+    *calls = match (far, &pages) {
+        // There was none to be had: it is not waited for each time.
+        (Some(_), None) => CALLED_SEGMENTS,
+        _ => calls.saturating_sub(1),
     };
     while let Some(pages) = &mut pages {
         let page = pages.next().await.and_then(Result::ok);
@@ -132,10 +139,11 @@ pub(crate) async fn feed(
         })
         .buffered(SEGMENTS_AHEAD);
     futures::pin_mut!(input);
+    let mut calls = 0;
     while let Some(narrowed) = input.next().await {
         let goes_on = match narrowed {
             Ok((narrowed, segment)) => {
-                feed_segment(narrowed, far.as_deref(), segment, &stdin).await
+                feed_segment(narrowed, (far.as_deref(), &mut calls), segment, &stdin).await
             }
             Err(fault) => {
                 // It ends with this, whether or not anybody reads it.

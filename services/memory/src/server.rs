@@ -328,7 +328,12 @@ fn pages(
     });
     let read = move |chunk| {
         let memory = memory.clone();
-        async move { memory.store.pieces(object, chunk).await }
+        // To its end, also while nobody takes what came before: until then others wait for its place in the store.
+        let read = async move { memory.store.pieces(object, chunk).await };
+        async move {
+            let read = tokio::task::spawn_local(read);
+            read.await.unwrap_or_else(|error| Err(Fault::internal(error)))
+        }
     };
     let pages = |pieces: Vec<Piece>| {
         let page = |piece: Piece| Ok(Page { hash: piece.hash, bytes: piece.bytes });

@@ -3,9 +3,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use capnp::ErrorKind;
+use capnp::capability::FromClientHook as _;
 use distos_abi::{Fault, NodeId};
 use distos_rpc::fault_of;
-use distos_schemas::network_capnp::member;
+use distos_schemas::network_capnp::{heard, member};
 
 use crate::server::NetworkService;
 use crate::swim::Messages;
@@ -16,7 +18,7 @@ const MAX_UNDER_WAY: usize = 8;
 const LOOK_WAIT: Duration = Duration::from_secs(2);
 const LOOK_MS: u64 = 5000;
 /// It is looked at least so often what is due, and at most.
-const REST_MS: std::ops::RangeInclusive<u64> = 10..=1000;
+const REST_MS: std::ops::RangeInclusive<u64> = 100..=1000;
 
 impl NetworkService {
     /// Takes part until the vat ends.
@@ -26,9 +28,7 @@ impl NetworkService {
             let rest_ms = rest_ms.clamp(*REST_MS.start(), *REST_MS.end());
             tokio::time::sleep(Duration::from_millis(rest_ms)).await;
             // Whoever has no address here cannot be asked, and is not said to be gone for that.
-            let mut nodes = self.state.borrow().watched(self.now_s());
-            let reachable = self.state.borrow().reachable(self.now_s());
-            nodes.retain(|node| reachable.contains(node));
+            let nodes = self.state.borrow().askable(self.now_s());
             let messages = self.swim.borrow_mut().look(&nodes, self.clock_ms());
             self.send(messages);
             self.look_at_suspects();
@@ -71,6 +71,10 @@ impl NetworkService {
 
     /// Asks those themselves whom others do not reach, as they say: nobody is believed who says so.
     fn look_at_suspects(self: &Rc<Self>) {
+        // Who can ask nobody learns nothing about anybody.
+        if self.endpoint.borrow().is_none() {
+            return;
+        }
         let now_ms = self.clock_ms();
         let mut looked = self.looked.borrow_mut();
         looked.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < LOOK_MS);
@@ -81,8 +85,17 @@ impl NetworkService {
             looked.insert(node, now_ms);
             let service = self.clone();
             tokio::task::spawn_local(async move {
-                let said = service.say(node, service.beat(None));
-                if matches!(tokio::time::timeout(LOOK_WAIT, said).await, Ok(Ok(()))) {
+                // Also whoever refuses is there.
+                let asked = service.with_member(node, async |member: member::Client| {
+                    let member: heard::Client = member.cast_to();
+                    match member.heard_request().send().promise.await {
+                        Err(error) if error.kind == ErrorKind::Disconnected => {
+                            Err(fault_of(&error))
+                        }
+                        _ => Ok(()),
+                    }
+                });
+                if matches!(tokio::time::timeout(LOOK_WAIT, asked).await, Ok(Ok(()))) {
                     return;
                 }
                 let change = service.alive.borrow_mut().doubt(node, service.clock_ms());

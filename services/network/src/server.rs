@@ -112,7 +112,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let kept_votes = kept_votes.collect();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(Fault::internal)?;
-    let since_us = vat.now_ms().saturating_mul(1000);
+    // Later than whenever it took part before, also if its clock was set back.
+    let since_us = vat.now_ms().saturating_mul(1000).max(heard.kept().1.saturating_add(1));
     let swim = Swim::new(vat.node(), since_us, u64::from_ne_bytes(seed));
     let token_key = TokenSecret::of_issuer(&issuer_secret)?.key();
     let service = Rc::new(NetworkService {

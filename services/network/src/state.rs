@@ -591,6 +591,13 @@ impl State {
         nodes.filter(|node| !self.invited.contains_key(&Peer::Node(*node))).collect()
     }
 
+    /// Of these, those whose address is known.
+    pub(crate) fn askable(&self, now_s: u64) -> Vec<NodeId> {
+        let nodes = self.nodes(now_s).into_iter().filter(|(_, address)| address.is_some());
+        let nodes = nodes.map(|(node, _)| node);
+        nodes.filter(|node| !self.invited.contains_key(&Peer::Node(*node))).collect()
+    }
+
     /// What a node says to this one and signs, if its network service is let in and this was not heard before
     /// (N3). It is to be noted before it has an effect.
     pub(crate) fn hears(

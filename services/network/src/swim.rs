@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut};
 use distos_abi::{Fault, NodeId};
 use foca::{
-    AccumulatingRuntime, Codec, Config, Foca, Header, Identity, Member, NoCustomBroadcast,
+    AccumulatingRuntime, Codec, Config, Foca, Header, Identity, Member, Message, NoCustomBroadcast,
     PeriodicParams, PostcardCodec, State, Timer,
 };
 use rand::SeedableRng as _;
@@ -26,8 +26,11 @@ use serde::{Deserialize, Serialize};
 
 /// The longest message, in bytes.
 pub(crate) const MAX_BYTES: usize = 4096;
-/// What may be noted to be done later; whoever says more than leads to that is not heard for a while.
-const MAX_DUE: usize = 4096;
+/// What may be noted to be done later by one node's word; whoever says more than leads to that is not heard for a
+/// while, and the others are.
+const MAX_DUE: usize = 256;
+/// How long a node that has begun anew does not do so again.
+const RENEWED_MS: u64 = 5000;
 /// How often it is tried again to reach those who take no part yet.
 const ANNOUNCE_MS: u64 = 5000;
 
@@ -54,11 +57,41 @@ impl Identity for Who {
     }
 }
 
-/// Reads messages, and in them nothing of nodes that are not known: whoever is spoken of is remembered.
+/// What is known of the others, beside what they tell of one another.
+struct Known {
+    /// This node, as it takes part now.
+    own: Who,
+    nodes: BTreeSet<NodeId>,
+    /// Since when each takes part, as it has said itself: nobody else can say that it is another one.
+    since: BTreeMap<NodeId, u64>,
+    now_ms: u64,
+    /// When this node last began anew because somebody said that it was gone.
+    renewed_ms: Option<u64>,
+}
+
+impl Known {
+    /// Whether somebody may say this: whoever is spoken of is remembered.
+    fn allows(&self, said: &Member<Who>) -> bool {
+        let who = said.id();
+        if who.node == self.own.node {
+            return said.state() != State::Down || self.may_renew();
+        }
+        let since = self.since.get(&NodeId(who.node)).copied();
+        self.nodes.contains(&NodeId(who.node)) && since.is_some_and(|since| who.since <= since)
+    }
+
+    /// Whether this node may begin anew: whoever says without end that it is gone must not have it tell the others
+    /// without end that it is not.
+    fn may_renew(&self) -> bool {
+        let rested = |at_ms: u64| self.now_ms.saturating_sub(at_ms) >= RENEWED_MS;
+        self.renewed_ms.is_none_or(rested)
+    }
+}
+
+/// Reads messages, and in them nothing of those of whom nobody may speak.
 struct Ours {
     codec: PostcardCodec,
-    own: Who,
-    known: Rc<RefCell<BTreeSet<NodeId>>>,
+    known: Rc<RefCell<Known>>,
 }
 
 impl Codec<Who> for Ours {
@@ -86,12 +119,11 @@ impl Codec<Who> for Ours {
 
     fn decode_member(&mut self, from: impl Buf) -> Result<Member<Who>, Self::Error> {
         let said: Member<Who> = self.codec.decode_member(from)?;
-        let node = NodeId(said.id().node);
-        let is_of_us = said.id().node == self.own.node;
-        match is_of_us || self.known.borrow().contains(&node) {
+        let known = self.known.borrow();
+        match known.allows(&said) {
             true => Ok(said),
             // That we are there, which we know.
-            false => Ok(Member::new(self.own, 0, State::Alive)),
+            false => Ok(Member::new(known.own, 0, State::Alive)),
         }
     }
 }
@@ -102,6 +134,8 @@ struct Due {
     at_ms: u64,
     number: u64,
     timer: Timer<Who>,
+    /// Whose message has led to it; this node, if none has.
+    by: NodeId,
 }
 
 impl Ord for Due {
@@ -121,8 +155,10 @@ pub(crate) struct Swim {
     foca: Foca<Who, Ours, SmallRng, NoCustomBroadcast>,
     runtime: AccumulatingRuntime<Who>,
     own: NodeId,
-    known: Rc<RefCell<BTreeSet<NodeId>>>,
+    known: Rc<RefCell<Known>>,
     due: BinaryHeap<Reverse<Due>>,
+    /// How much of that each has led to.
+    counts: BTreeMap<NodeId, usize>,
     number: u64,
     announce_ms: u64,
 }
@@ -154,14 +190,22 @@ impl Swim {
     /// A node that begins at `since_us` by its clock.
     pub(crate) fn new(own: NodeId, since_us: u64, seed: u64) -> Swim {
         let who = Who { node: own.0, since: since_us };
-        let known: Rc<RefCell<BTreeSet<NodeId>>> = Rc::default();
-        let codec = Ours { codec: PostcardCodec, own: who, known: known.clone() };
+        let known = Known {
+            own: who,
+            nodes: BTreeSet::new(),
+            since: BTreeMap::new(),
+            now_ms: 0,
+            renewed_ms: None,
+        };
+        let known = Rc::new(RefCell::new(known));
+        let codec = Ours { codec: PostcardCodec, known: known.clone() };
         Swim {
             foca: Foca::new(who, config(), SmallRng::seed_from_u64(seed), codec),
             runtime: AccumulatingRuntime::new(),
             own,
             known,
             due: BinaryHeap::new(),
+            counts: BTreeMap::new(),
             number: 0,
             announce_ms: 0,
         }
@@ -169,10 +213,17 @@ impl Swim {
 
     /// Does what is due at `now_ms`, with these nodes and no others.
     pub(crate) fn look(&mut self, nodes: &[NodeId], now_ms: u64) -> Messages {
-        let known: BTreeSet<NodeId> = nodes.iter().copied().collect();
-        self.known.replace(known);
+        {
+            let known = &mut *self.known.borrow_mut();
+            known.nodes = nodes.iter().copied().collect();
+            known.since.retain(|node, _| known.nodes.contains(node));
+        }
         while self.due.peek().is_some_and(|Reverse(due)| due.at_ms <= now_ms) {
             let Some(Reverse(due)) = self.due.pop() else { break };
+            match self.counts.get_mut(&due.by) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.counts.remove(&due.by)),
+            }
             // It may be of a time when this node took part as another.
             if let Err(error) = self.foca.handle_timer(due.timer, &mut self.runtime) {
                 tracing::debug!(%error, "what was due is not");
@@ -188,7 +239,7 @@ impl Swim {
                 let _ = self.foca.announce(whom, &mut self.runtime);
             }
         }
-        self.take(now_ms)
+        self.take(self.own, now_ms)
     }
 
     /// When there is something to be done next.
@@ -212,14 +263,23 @@ impl Swim {
             return Err(broken());
         }
         let header: Header<Who> = PostcardCodec.decode_header(message).map_err(|_| broken())?;
-        if header.src.node != from.0 || !self.known.borrow().contains(&from) {
+        if header.src.node != from.0 || !self.known.borrow().nodes.contains(&from) {
             return Err(Fault::malformed("it is said in another's name"));
         }
-        if self.due.len() >= MAX_DUE {
-            return Err(Fault::unavailable(10_000, "too much comes and goes"));
+        if self.counts.get(&from).is_some_and(|count| *count >= MAX_DUE) {
+            return Err(Fault::unavailable(10_000, "by its word too much comes and goes"));
         }
-        self.foca.handle_data(message, &mut self.runtime).map_err(|_| broken())?;
-        Ok(self.take(now_ms))
+        {
+            let mut known = self.known.borrow_mut();
+            known.since.insert(from, header.src.since);
+            known.now_ms = now_ms;
+            if header.message == Message::TurnUndead && !known.may_renew() {
+                return Ok(Vec::new());
+            }
+        }
+        let heard = self.foca.handle_data(message, &mut self.runtime);
+        let answers = self.take(from, now_ms);
+        heard.map(|()| answers).map_err(|_| broken())
     }
 
     /// Of the nodes that were named last, those that somebody says are not reached.
@@ -231,24 +291,33 @@ impl Swim {
             *is_there |= member.state() == State::Alive;
         }
         let known = self.known.borrow();
-        let gone = states.into_iter().filter(|(node, is_there)| !is_there && known.contains(node));
+        let gone = states.into_iter();
+        let gone = gone.filter(|(node, is_there)| !is_there && known.nodes.contains(node));
         gone.map(|(node, _)| node).collect()
     }
 
-    /// What is to be sent, and notes what is to be done later.
-    fn take(&mut self, now_ms: u64) -> Messages {
+    /// What is to be sent, and notes what is to be done later, to which somebody's message has led.
+    fn take(&mut self, by: NodeId, now_ms: u64) -> Messages {
+        {
+            let (mut known, own) = (self.known.borrow_mut(), *self.foca.identity());
+            if known.own != own {
+                known.renewed_ms = Some(now_ms);
+            }
+            known.own = own;
+        }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             self.number += 1;
             let at_ms = now_ms.saturating_add(after_ms);
-            self.due.push(Reverse(Due { at_ms, number: self.number, timer }));
+            *self.counts.entry(by).or_default() += 1;
+            self.due.push(Reverse(Due { at_ms, number: self.number, timer, by }));
         }
         while self.runtime.to_notify().is_some() {}
         let mut messages = Vec::new();
         while let Some((whom, message)) = self.runtime.to_send() {
             let node = NodeId(whom.node);
             // Whoever was put out is not spoken to any more.
-            if node != self.own && self.known.borrow().contains(&node) {
+            if node != self.own && self.known.borrow().nodes.contains(&node) {
                 messages.push((node, message.to_vec()));
             }
         }
@@ -291,7 +360,11 @@ mod tests {
                 {
                     if !self.away.contains(&from) && !self.away.contains(&to) {
                         let swim = self.nodes.get_mut(&to).unwrap();
-                        let answers = swim.hear(from, &message, self.now_ms).unwrap();
+                        let answers = match swim.hear(from, &message, self.now_ms) {
+                            // It has said too much.
+                            Err(_) if from == node(2) => Vec::new(),
+                            answers => answers.unwrap(),
+                        };
                         said.extend(answers.into_iter().map(|(whom, bytes)| (to, whom, bytes)));
                     }
                 }
@@ -363,7 +436,7 @@ mod tests {
             });
             two.foca.apply_many(gone, true, &mut two.runtime).unwrap();
             two.foca.gossip(&mut two.runtime).unwrap();
-            let said = two.take(world.now_ms);
+            let said = two.take(node(2), world.now_ms);
             let one = world.nodes.get_mut(&node(1)).unwrap();
             for (_, bytes) in said.iter().filter(|(whom, _)| *whom == node(1)) {
                 let _ = one.hear(node(2), bytes, world.now_ms);
@@ -371,6 +444,55 @@ mod tests {
             assert!(one.foca.iter_membership_state().len() <= 3);
             assert!(one.due.len() <= MAX_DUE + 1000, "{}", one.due.len());
         }
+        // The others are heard all the same, and nobody is thought to be gone.
+        world.nodes.insert(node(2), Swim::new(node(2), 200_000, 2));
+        world.run(20_000);
+        assert_eq!(world.suspects(1), []);
+    }
+
+    /// Or its death could be hidden, and whoever is there be kept out.
+    #[test]
+    fn nobody_can_say_that_another_is_somebody_else_now() {
+        let mut world = World::new(4);
+        world.run(5_000);
+        let invent = |world: &mut World, member: fn(Who) -> Member<Who>| {
+            let two = world.nodes.get_mut(&node(2)).unwrap();
+            let invented = member(Who { node: [3; 32], since: u64::MAX });
+            two.foca.apply_many([invented].into_iter(), true, &mut two.runtime).unwrap();
+        };
+        invent(&mut world, Member::alive);
+        world.run(5_000);
+        for at in [1, 4] {
+            let members = world.nodes[&node(at)].foca.iter_membership_state();
+            let third = members.filter(|member| member.id().node == [3; 32]);
+            assert!(third.into_iter().all(|member| member.id().since < u64::MAX), "{at}");
+            assert_eq!(world.suspects(at), [], "{at}");
+        }
+        world.away.insert(node(3));
+        for _ in 0..9 {
+            invent(&mut world, Member::alive);
+            world.run(1_000);
+        }
+        assert_eq!([1, 4].map(|at| world.suspects(at)), [[node(3)], [node(3)]]);
+    }
+
+    /// It would put itself out by what it says of its earlier self.
+    #[test]
+    fn whoever_has_come_back_is_not_its_earlier_self_when_others_speak_of_whom_it_does_not_know() {
+        let mut swim = Swim::new(node(1), 1, 1);
+        swim.look(&[node(2)], 0);
+        let renewed = Who { node: [1; 32], since: 2 };
+        swim.foca.change_identity(renewed, &mut swim.runtime).unwrap();
+        swim.take(node(1), 0);
+        let mut other = Swim::new(node(2), 1, 2);
+        other.look(&[node(1)], 0);
+        let strange = [Member::alive(Who { node: [9; 32], since: 1 }), Member::alive(renewed)];
+        other.foca.apply_many(strange.into_iter(), true, &mut other.runtime).unwrap();
+        other.foca.gossip(&mut other.runtime).unwrap();
+        for (_, bytes) in other.take(node(2), 0) {
+            swim.hear(node(2), &bytes, 10).unwrap();
+        }
+        assert!(swim.foca.iter_membership_state().all(|member| member.id().node != [1; 32]));
     }
 
     #[test]

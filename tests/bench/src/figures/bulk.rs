@@ -1,5 +1,5 @@
 //! How fast many bytes come from another node: a region by a stream beside the calls, each page checked against its
-//! hash on both sides, beside the same connection with nothing around its bytes. Both go over this machine's loopback.
+//! hash by whoever reads, beside the same connection with nothing around its bytes. Both go over this machine's loopback.
 
 use std::path::Path;
 
