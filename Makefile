@@ -106,7 +106,7 @@ tlc: setup
 	@specs/setup.sh
 
 .PHONY: etcd
-etcd: setup
+etcd: setup ## Fetches etcd for the tests; it is not installed
 	@tests/e2e/etcd.sh
 
 # Small bounds of every model, and the forest's code beside its model: the part of `make specs` that
