@@ -665,16 +665,31 @@ fn a_node_that_dies_is_suspect_at_the_others_until_it_is_heard_again() {
     for member in [&home, &other] {
         eventually("the other is heard", VOUCHED, || heard(member).filter(|heard| !heard.1));
     }
-    other.node.crash();
-    let (ms, _) = eventually("it is suspect", VOUCHED, || heard(&home).filter(|heard| heard.1));
-    assert!((6_000..30_000).contains(&ms), "suspect after {ms} ms");
     let told = |what: &str| {
         let log = home.node.json(&["audit", "list"]);
         let entries = log.as_array().unwrap().clone();
         entries.iter().any(|entry| entry["detail"].as_str().unwrap().contains(what))
     };
-    // It was noticed by asking, before fifteen seconds were over.
-    eventually("it is told", VOUCHED, || told("is not reached: it is suspect").then_some(()));
+    let mut is_noticed = false;
+    // By asking, before fifteen seconds are over; of one that has only just come, or on a busy machine, by its silence.
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_secs(8));
+        other.node.crash();
+        let (ms, _) = eventually("it is suspect", VOUCHED, || heard(&home).filter(|heard| heard.1));
+        assert!((6_000..30_000).contains(&ms), "suspect after {ms} ms");
+        eventually("it is told", VOUCHED, || told("it is suspect").then_some(()));
+        let begun = Instant::now();
+        while !is_noticed && begun.elapsed() < Duration::from_secs(5) {
+            is_noticed = told("is not reached: it is suspect");
+        }
+        if is_noticed {
+            break;
+        }
+        other.node.start();
+        other.node.wait_until_ready();
+        eventually("it is heard again", VOUCHED, || heard(&home).filter(|heard| !heard.1));
+    }
+    assert!(is_noticed, "nobody has asked it");
     // Membership is the operator's to change.
     let listed = home.node.json(&["peers", "list"])["peers"].as_array().unwrap().len();
     assert_eq!(listed, 1);
