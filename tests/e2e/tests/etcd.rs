@@ -313,7 +313,7 @@ fn a_store_that_is_cut_in_two_or_written_to_by_others_changes_nobodys_mind() {
     for sharing in [first, second, third] {
         end(sharing);
     }
-    // Whoever the store does not know is told so.
+    // Whoever the store does not know is not let in.
     let mut words = share_words(&store, &[0]);
     for word in &mut words {
         *word = word.replace("client", "stranger");
@@ -322,7 +322,11 @@ fn a_store_that_is_cut_in_two_or_written_to_by_others_changes_nobodys_mind() {
     command.args(&words).current_dir(one.node.work());
     let mut refused = Watched::spawn(command);
     complains(&mut refused, 0, "the store is away");
-    let said = refused.complaints();
-    assert!(said.to_lowercase().contains("certificate"), "{said}");
+    // As TLS has it, it may not hear why: whoever is known finds the same member there meanwhile.
+    let mut known = share(one, &store, &[0]);
+    assert!(known.run_for(Duration::from_secs(4)), "it ended");
+    assert_eq!(known.complaints(), "");
+    assert!(!refused.complaints().contains("both answer again"));
+    end(known);
     end(refused);
 }
