@@ -325,7 +325,10 @@ fn a_store_that_is_cut_in_two_or_written_to_by_others_changes_nobodys_mind() {
     // As TLS has it, it may not hear why: whoever is known finds the same member there meanwhile.
     let mut known = share(one, &store, &[0]);
     assert!(known.run_for(Duration::from_secs(4)), "it ended");
-    assert_eq!(known.complaints(), "");
+    // Unless the members have lost one another meanwhile.
+    if !known.complaints().is_empty() {
+        complains(&mut known, 0, "both answer again");
+    }
     assert!(!refused.complaints().contains("both answer again"));
     end(known);
     end(refused);
