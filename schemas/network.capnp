@@ -42,28 +42,33 @@ struct Status {
 struct Summary {
   # What somebody has heard, in short: the same for two who have heard the same.
   configuration @0 :UInt64; # The configuration's number; 0 without one.
-  votes         @1 :Data;   # BLAKE3 of the configuration's BLAKE3 hash, the voters and their digests, in order.
+  digest        @1 :Data;   # BLAKE3 of the configuration's BLAKE3 hash, the voters and their digests, in order, the
+                            # word "homes", and the homes of revocations and their digests, in order.
 }
 
 struct Known {
-  # What somebody has heard of one voter.
-  voter  @0 :Data;  # The voter's node.
-  digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of.
+  # What somebody has heard of one voter, or of what was revoked at one home.
+  node   @0 :Data;  # The voter's node, or the home.
+  digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of; or of those
+                    # of the revocations, in the order of the links that they end.
 }
 
 interface Heard {
-  # What a node has heard that its cluster's root and voters have signed. It does not matter from whom it comes:
+  # What a node has heard that its cluster's root and voters, and whoever revoked something, have signed. It does not matter from whom it comes:
   # whoever hears it verifies it, and nobody is made to believe what they did not say.
 
-  heard @0 (seen :Summary) -> (summary :Summary, known :List(Known));
+  heard @0 (seen :Summary) -> (summary :Summary, known :List(Known), homes :List(Known));
   # In short. Resolves once it differs from `seen`, and after five seconds in any case; at once to whoever has seen
-  # nothing (no `votes`), and to other nodes.
+  # nothing (no `digest`), and to other nodes.
   configuration @1 () -> (configuration :Text);
   # The cluster's, as its root has signed it (JSON); empty without one.
   votes @2 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);
   # Votes, each with its voter's signature, of voters of whom whoever asks has heard something else than this node.
   # If there are more, `after` says where to go on (64 bytes: a voter, and a node of which it has said something); it
   # is empty at the first and after the last.
+  revocations @3 (known :List(Known), after :Data) -> (revocations :List(Data), after :Data);
+  # Revocations that are on their way to their homes, for homes of which whoever asks has heard something else than
+  # this node. `known` are such homes; `after` is as with `votes` (a home, and a link).
 }
 
 interface Network extends(Cap.Capability, Heard) {
@@ -106,11 +111,17 @@ interface Network extends(Cap.Capability, Heard) {
   # bytes, for the key of whoever asks. Revoking the capability by which this was called ends it.
   bundle @10 () -> (bundle :Text);
   # Needs "read". The cluster's, as SPIFFE has it. Fails: "unavailable" (this node is in no cluster).
-  offer @11 (configuration :Text, votes :List(Data)) -> ();
-  # Needs "write". Durable. What the cluster's root and voters have signed, and somebody has heard elsewhere: at most 256
-  # votes, and a configuration (JSON) if there is one. This node takes what is newer than what it has. Fails if there
+  offer @11 (configuration :Text, votes :List(Data), revocations :List(Data)) -> ();
+  # Needs "write". Durable. What the cluster's root and voters, and whoever revoked something, have signed, and somebody
+  # has heard elsewhere: at most 256 votes, 32 revocations, and a configuration (JSON) if there is one. This node takes what is newer than what it has. Fails if there
   # was something of which it could make nothing; the rest counts all the same: "unauthenticated", "malformed",
   # "unavailable" (there was too much).
+  carry @12 (revocation :Data) -> (ended :Bool);
+  # Needs "write". Durable. Takes a revocation that somebody has signed (docs/foreign.md), and brings it to the home of
+  # what it ends: by this node, by others that hear of it, or by a store that nodes share, until that home has heard
+  # it. `ended`: it has, and nothing that it ends has an effect there any more. Fails: "unauthenticated" (whoever
+  # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (32 of one
+  # tenant are on their way to that home already).
 }
 
 interface Agents extends(Cap.Capability) {
@@ -125,6 +136,8 @@ interface Agents extends(Cap.Capability) {
   # Needs "create". A JWT SVID, for those that go by these names. Whoever sees it can show it to them until its time
   # is over, in seconds since the Unix epoch: in five minutes. Fails: "unavailable" (in no cluster, or the bundle does not name
   # this node's key for tokens), "malformed" (it would be for nobody, or for too many).
+  carry @2 (revocation :Data) -> (ended :Bool);
+  # Needs "read". As `Network.carry`: what a tenant ends whose home it does not reach.
 }
 
 interface Credentials extends(Cap.Capability) {
@@ -146,6 +159,10 @@ interface Credentials extends(Cap.Capability) {
   contact @3 () -> (voters :UInt32, heard :UInt32);
   # Needs "read". How many vote on the cluster's nodes, and how many of them this node hears: itself, if it is one,
   # and those that are not suspect. 0 of 0 where the cluster does not vote.
+  revocations @4 (seen :Data) -> (digest :Data, revocations :List(Data));
+  # Needs "read". What others have signed that ends something at the vat that asks: all that is kept of it, at most 256.
+  # Resolves once its digest (as in `Known`) differs from `seen`; empty is none. Whoever asks with a digest has seen to
+  # it that nothing of that has an effect any more.
 }
 
 interface Member extends(Heard) {
@@ -165,4 +182,6 @@ interface Member extends(Heard) {
   gossip @3 (message :Data) -> ();
   # Whom others reach (SWIM): asks whether a node is there, or says who is and who is not, in the sender's own name. Of
   # what it says of others nothing is believed; whoever hears that one is gone looks for itself. At most 4096 bytes.
+  carry @4 (revocation :Data) -> (ended :Bool);
+  # A revocation of something whose home this node is. As `Network.carry`.
 }

@@ -2,7 +2,8 @@
 //!
 //! The cluster's root signs a numbered [`Configuration`]. It may name **voters**, nodes of the cluster with a key
 //! each, and how many of them it takes to let a node in and to put it out. A voter says what it thinks of a node by a
-//! signed [`Vote`], and a later one replaces an earlier. [`Members`] is what one node has heard of both.
+//! signed [`Vote`], and a later one replaces an earlier. [`Members`] is what one node has heard of both, and of
+//! [`Revocations`] that are on their way to capabilities' homes.
 //!
 //! All of it is signed by whoever decides it, and of each decision only the latest counts. So two nodes that have
 //! heard the same agree, in whatever order and from whomever they have heard it, and whoever passes it on can
@@ -14,6 +15,7 @@
 
 mod configuration;
 mod members;
+mod revocations;
 mod shared;
 mod vote;
 
@@ -21,5 +23,9 @@ pub use configuration::{
     Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voter, Voting,
 };
 pub use members::{Members, Place, Standing, Summary, digest};
-pub use shared::{ClusterState, Found, Known, Left, Other, PAGE, all_votes, hear, leave};
+pub use revocations::{MAX_OF_HOME, MAX_OF_ONE, Mark, Revocations};
+pub use shared::{
+    ClusterState, Found, Known, Left, Offer, Other, PAGE, REVOCATIONS_PAGE, all_revocations,
+    all_votes, hear, leave,
+};
 pub use vote::{Cast, MAX_VOTE_BYTES, Stance, Vote};

@@ -11,6 +11,7 @@ use distos_identity::{Bundle, KeyExchange};
 use distos_types::HolderSecret;
 
 use crate::configuration::{Configuration, Signed, Voter, Voting};
+use crate::revocations::Revocations;
 use crate::shared::Known;
 use crate::vote::{Cast, Stance, Vote};
 
@@ -18,12 +19,13 @@ use crate::vote::{Cast, Stance, Vote};
 /// come in, they are the same everywhere.
 const MAX_NODES: usize = 1536;
 
-/// What a node has heard of its cluster's configuration, and of its voters.
+/// What a node has heard of its cluster's configuration, of its voters, and of revocations.
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     configuration: Option<Signed>,
     /// By voter. Of those that the configuration names, and of nobody else.
     ballots: BTreeMap<NodeId, Ballot>,
+    revocations: Revocations,
 }
 
 /// What one voter says, by the node of which it says it.
@@ -70,25 +72,31 @@ pub fn digest<'a>(casts: impl IntoIterator<Item = &'a Cast>) -> [u8; 32] {
 pub struct Summary {
     /// The configuration's number; 0 without one.
     pub configuration: u64,
-    /// BLAKE3 of the configuration's hash, the voters and their digests, in order.
-    pub votes: [u8; 32],
+    /// BLAKE3 of the configuration's hash, the voters and their digests, in order, and the homes of what was revoked and
+    /// theirs.
+    pub digest: [u8; 32],
 }
 
 impl Summary {
-    /// Of a configuration, and what each voter has said, in the voters' order.
+    /// Of a configuration, what each voter has said, in the voters' order, and what was revoked at each home, in theirs.
     pub fn of(
         configuration: Option<&Signed>,
-        digests: impl IntoIterator<Item = (NodeId, [u8; 32])>,
+        voters: impl IntoIterator<Item = (NodeId, [u8; 32])>,
+        homes: impl IntoIterator<Item = (NodeId, [u8; 32])>,
     ) -> Summary {
         let mut hasher = blake3::Hasher::new();
         if let Some(signed) = configuration {
             hasher.update(&signed.hash());
         }
-        for (voter, digest) in digests {
+        for (voter, digest) in voters {
             hasher.update(&voter.0).update(&digest);
         }
+        hasher.update(b"homes");
+        for (home, digest) in homes {
+            hasher.update(&home.0).update(&digest);
+        }
         let number = configuration.map_or(0, |signed| signed.configuration().number);
-        Summary { configuration: number, votes: *hasher.finalize().as_bytes() }
+        Summary { configuration: number, digest: *hasher.finalize().as_bytes() }
     }
 }
 
@@ -121,7 +129,7 @@ impl Members {
         configuration: Option<Signed>,
         casts: impl IntoIterator<Item = Cast>,
     ) -> Members {
-        let mut members = Members { configuration, ballots: BTreeMap::new() };
+        let mut members = Members { configuration, ..Members::default() };
         for cast in casts {
             let Vote { voter, since, .. } = *cast.vote();
             let known = members.voting().and_then(|voting| voting.voters.get(&voter));
@@ -205,6 +213,7 @@ impl Members {
         let casts = before.ballots.into_iter().filter(|(voter, _)| same.contains(voter));
         let casts = casts.flat_map(|(_, ballot)| ballot.casts.into_values());
         *self = Members::restore(Some(signed), casts);
+        self.revocations = before.revocations;
         Ok(true)
     }
 
@@ -288,6 +297,16 @@ impl Members {
         Ok(true)
     }
 
+    /// What was heard of revocations.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// The same, to be changed.
+    pub fn revocations_mut(&mut self) -> &mut Revocations {
+        &mut self.revocations
+    }
+
     /// What this voter says of this node, if it has ever said anything.
     pub fn said(&self, voter: NodeId, node: NodeId) -> Option<&Cast> {
         self.ballots.get(&voter)?.casts.get(&node)
@@ -346,19 +365,20 @@ impl Members {
 
     /// What was heard, in short: the same at two nodes that have heard the same.
     pub fn summary(&self) -> Summary {
-        Summary::of(self.configuration.as_ref(), self.digests())
+        Summary::of(self.configuration.as_ref(), self.digests(), self.revocations.digests())
     }
 
-    /// The same, and by voter.
+    /// The same, by voter, and by home.
     pub fn known(&self) -> Known {
-        Known { summary: self.summary(), digests: self.digests().collect() }
+        let homes = self.revocations.digests().collect();
+        Known { summary: self.summary(), digests: self.digests().collect(), homes }
     }
 
     /// Whether somebody with this summary may know what is not known here, and is to be asked.
     pub fn is_behind(&self, theirs: &Summary) -> bool {
         let own = self.summary();
         theirs.configuration > own.configuration
-            || (theirs.configuration == own.configuration && theirs.votes != own.votes)
+            || (theirs.configuration == own.configuration && theirs.digest != own.digest)
     }
 
     /// The digest of what each voter has said.

@@ -1,26 +1,43 @@
-//! What a cluster agrees on, behind one trait: kept by its nodes, which tell one another, or in a store that they
-//! share. Whoever keeps it is trusted with nothing: it holds what the root and the voters have signed, and can at
-//! worst not tell it. No I/O.
+//! What a cluster agrees on, and what was revoked, behind one trait: kept by its nodes, which tell one another, or in a store that they
+//! share. Whoever keeps it is trusted with nothing: it holds what the root, the voters and those have signed who revoke
+//! something, and can at worst not tell it. No I/O.
 
 use std::collections::BTreeMap;
 
 use distos_abi::{Fault, NodeId};
 use distos_identity::Bundle;
+use distos_types::Revocation;
 
 use crate::configuration::Signed;
 use crate::members::{Members, Place, Summary};
+use crate::revocations::Mark;
 use crate::vote::Cast;
 
 /// Votes in one page.
 pub const PAGE: usize = 256;
+/// Revocations in one page.
+pub const REVOCATIONS_PAGE: usize = 32;
 
-/// What somebody has heard, in short, and by voter.
+/// What somebody has heard, in short, by voter, and by the home of what was revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// All of it.
     pub summary: Summary,
     /// The digest of what each voter has said.
     pub digests: BTreeMap<NodeId, [u8; 32]>,
+    /// The digest of what was revoked at each home.
+    pub homes: BTreeMap<NodeId, [u8; 32]>,
+}
+
+/// What is left somewhere: at most a page of each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offer<'a> {
+    /// The configuration, if it is to be left.
+    pub configuration: Option<&'a Signed>,
+    /// Votes.
+    pub votes: &'a [Cast],
+    /// Revocations.
+    pub revocations: &'a [Revocation],
 }
 
 /// Who keeps what a cluster agrees on. None of it is to be believed before [`Members`] has taken it.
@@ -40,9 +57,17 @@ pub trait ClusterState {
         after: Option<Place>,
     ) -> Result<(Vec<Cast>, Option<Place>), Fault>;
 
-    /// Leaves this there in place of what is older, at most [`PAGE`] votes. Whoever calls it has seen what is there: of
-    /// what has changed since, nothing is replaced.
-    async fn leave(&mut self, configuration: Option<&Signed>, votes: &[Cast]) -> Result<(), Fault>;
+    /// Up to [`REVOCATIONS_PAGE`] revocations behind `after`, for homes of which somebody who knows `known` has not heard
+    /// the same; and where to go on, if there may be more.
+    async fn revocations(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Mark>,
+    ) -> Result<(Vec<Revocation>, Option<Mark>), Fault>;
+
+    /// Leaves this there in place of what is older. Whoever calls it has seen what is there: of what has changed since,
+    /// nothing is replaced.
+    async fn leave(&mut self, offer: Offer<'_>) -> Result<(), Fault>;
 
     /// Resolves once what is there may differ from what was `seen`, or after some seconds. May be dropped at any time.
     async fn changed(&mut self, seen: &Summary) -> Result<(), Fault>;
@@ -71,13 +96,51 @@ pub async fn all_votes(
     }
 }
 
+/// The same of revocations.
+///
+/// # Errors
+/// As those of [`all_votes`].
+pub async fn all_revocations(
+    state: &mut impl ClusterState,
+    known: &BTreeMap<NodeId, [u8; 32]>,
+    mut take: impl AsyncFnMut(Vec<Revocation>) -> Option<Fault>,
+) -> Result<(), Fault> {
+    let (mut after, mut wrong) = (None, None);
+    loop {
+        let (page, next) = state.revocations(known, after).await?;
+        let fault = take(page).await;
+        wrong = wrong.or(fault);
+        match next {
+            None => return wrong.map_or(Ok(()), Err),
+            Some(_) if next <= after => return Err(Fault::malformed("its revocations go round")),
+            _ => after = next,
+        }
+    }
+}
+
 /// What came of looking at a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// How much of it was new: votes, and a configuration.
+    /// How much of it was new: votes, revocations, and a configuration.
     pub new: usize,
     /// What is wrong with something that is there, which was left alone.
     pub wrong: Option<Fault>,
+}
+
+impl Found {
+    /// What is wrong with something that is there is no error of whoever reads it: it is not to be believed, and that the
+    /// state says it is not its fault.
+    fn note(&mut self, read: Result<(), Fault>) -> Result<(), Fault> {
+        match read {
+            Err(
+                fault @ (Fault::Unauthenticated(_) | Fault::Malformed(_) | Fault::Denied { .. }),
+            ) => {
+                self.wrong.get_or_insert(fault);
+                Ok(())
+            }
+            read => read,
+        }
+    }
 }
 
 /// Takes what is there and what `members` has not heard. If it is `believed`, what it goes by is taken without a root's
@@ -105,7 +168,9 @@ pub async fn hear(
         match members.configure(signed.clone(), bundle, now_s) {
             Ok(is_new) => found.new += usize::from(is_new),
             Err(_) if believed => {
+                let revocations = std::mem::take(members.revocations_mut());
                 *members = Members::restore(Some(signed), []);
+                *members.revocations_mut() = revocations;
                 found.new += 1;
             }
             Err(fault) => found.wrong = Some(fault),
@@ -122,21 +187,28 @@ pub async fn hear(
         }
         wrong
     };
-    match all_votes(state, &known, take).await {
-        Ok(()) => {}
-        // What it says is not to be believed, and that it says it is not its fault.
-        Err(fault @ (Fault::Unauthenticated(_) | Fault::Malformed(_))) => {
-            found.wrong = found.wrong.or(Some(fault));
+    let read = all_votes(state, &known, take).await;
+    found.note(read)?;
+    let (known, now_ms) = (members.known().homes, now_s.saturating_mul(1000));
+    let take = async |page: Vec<Revocation>| {
+        let mut wrong = None;
+        for revocation in page {
+            match members.revocations_mut().take(revocation, now_ms) {
+                Ok(is_new) => found.new += usize::from(is_new),
+                Err(fault) => wrong = Some(fault),
+            }
         }
-        Err(fault) => return Err(fault),
-    }
+        wrong
+    };
+    let read = all_revocations(state, &known, take).await;
+    found.note(read)?;
     Ok(found)
 }
 
 /// What came of leaving something.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// How much was tried: votes, and a configuration.
+    /// How much was tried: votes, revocations, and a configuration.
     pub new: usize,
     /// What stands in the way, or did: another configuration.
     pub other: Option<Other>,
@@ -157,14 +229,10 @@ pub enum Other {
 
 impl Left {
     /// Leaves this there. What is wrong with some of it says nothing about the rest.
-    async fn put(
-        &mut self,
-        state: &mut impl ClusterState,
-        configuration: Option<&Signed>,
-        votes: &[Cast],
-    ) -> Result<(), Fault> {
-        self.new += votes.len() + usize::from(configuration.is_some());
-        match state.leave(configuration, votes).await {
+    async fn put(&mut self, state: &mut impl ClusterState, offer: Offer<'_>) -> Result<(), Fault> {
+        let Offer { configuration, votes, revocations } = offer;
+        self.new += votes.len() + revocations.len() + usize::from(configuration.is_some());
+        match state.leave(offer).await {
             Err(fault @ (Fault::Unauthenticated(_) | Fault::Malformed(_))) => {
                 self.refused.get_or_insert(fault);
                 Ok(())
@@ -206,7 +274,10 @@ pub async fn leave(
             Some(Other::Known) => return Ok(left),
             Some(Other::Unknown) if !may_mend => return Ok(left),
             _ if is_same => {}
-            _ => left.put(state, Some(own), &[]).await?,
+            _ => {
+                let configuration = Some(own);
+                left.put(state, Offer { configuration, ..Offer::default() }).await?;
+            }
         }
     }
     let mut after = None;
@@ -214,7 +285,19 @@ pub async fn leave(
         let (page, next) = members.page(&known.digests, after, PAGE);
         let page: Vec<Cast> = page.into_iter().cloned().collect();
         if !page.is_empty() {
-            left.put(state, None, &page).await?;
+            left.put(state, Offer { votes: &page, ..Offer::default() }).await?;
+        }
+        match next {
+            None => break,
+            Some(_) => after = next,
+        }
+    }
+    let mut after = None;
+    loop {
+        let (page, next) = members.revocations().page(&known.homes, after, REVOCATIONS_PAGE);
+        let page: Vec<Revocation> = page.into_iter().cloned().collect();
+        if !page.is_empty() {
+            left.put(state, Offer { revocations: &page, ..Offer::default() }).await?;
         }
         match next {
             None => return Ok(left),
@@ -234,7 +317,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Configuration, Stance, Vote, Voter, Voting, digest};
+    use crate::revocations::tests::revocation;
+    use crate::{Configuration, Revocations, Stance, Vote, Voter, Voting, digest};
 
     const NOW_S: u64 = 1_800_000_000;
 
@@ -243,6 +327,7 @@ mod tests {
     struct Board {
         configuration: Option<Signed>,
         votes: BTreeMap<(NodeId, NodeId), Cast>,
+        revocations: BTreeMap<Mark, Revocation>,
         is_away: bool,
         /// After so many things were left, it is away.
         away_after: Option<usize>,
@@ -270,11 +355,14 @@ mod tests {
             }
             let digests: BTreeMap<_, _> =
                 by_voter.into_iter().map(|(voter, casts)| (voter, digest(casts))).collect();
-            let summary = Summary::of(
-                self.configuration.as_ref(),
-                digests.iter().map(|(voter, digest)| (*voter, *digest)),
-            );
-            Ok(Known { summary, digests })
+            let mut by_home: BTreeMap<NodeId, Vec<&Revocation>> = BTreeMap::new();
+            for (mark, revocation) in &self.revocations {
+                by_home.entry(mark.home).or_default().push(revocation);
+            }
+            let homes: BTreeMap<_, _> =
+                by_home.into_iter().map(|(home, all)| (home, Revocations::digest(all))).collect();
+            let summary = Summary::of(self.configuration.as_ref(), digests.clone(), homes.clone());
+            Ok(Known { summary, digests, homes })
         }
 
         async fn configuration(&mut self) -> Result<Option<Signed>, Fault> {
@@ -296,12 +384,23 @@ mod tests {
             Ok((page.into_iter().map(|(_, cast)| cast.clone()).collect(), next))
         }
 
-        async fn leave(
+        async fn revocations(
             &mut self,
-            configuration: Option<&Signed>,
-            votes: &[Cast],
-        ) -> Result<(), Fault> {
+            _: &BTreeMap<NodeId, [u8; 32]>,
+            after: Option<Mark>,
+        ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
             self.here()?;
+            let rest = self.revocations.iter().filter(|(mark, _)| Some(**mark) > after);
+            let page: Vec<_> = rest.take(2).collect();
+            let next = page.last().filter(|_| page.len() == 2).map(|(mark, _)| **mark);
+            Ok((page.into_iter().map(|(_, one)| one.clone()).collect(), next))
+        }
+
+        async fn leave(&mut self, offer: Offer<'_>) -> Result<(), Fault> {
+            let Offer { configuration, votes, revocations } = offer;
+            self.here()?;
+            let all = revocations.iter().map(|one| (Mark::of(one), one.clone()));
+            self.revocations.extend(all);
             self.configuration = configuration.cloned().or(self.configuration.take());
             for cast in votes {
                 if self.away_after == Some(0) {
@@ -478,7 +577,15 @@ mod tests {
                 let place = Place { voter: NodeId([1; 32]), node: NodeId([1; 32]) };
                 Ok((Vec::new(), Some(place)))
             }
-            async fn leave(&mut self, _: Option<&Signed>, _: &[Cast]) -> Result<(), Fault> {
+            async fn revocations(
+                &mut self,
+                _: &BTreeMap<NodeId, [u8; 32]>,
+                _: Option<Mark>,
+            ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
+                let mark = Mark { home: NodeId([1; 32]), link: distos_abi::LinkHash([1; 32]) };
+                Ok((Vec::new(), Some(mark)))
+            }
+            async fn leave(&mut self, _: Offer<'_>) -> Result<(), Fault> {
                 Ok(())
             }
             async fn changed(&mut self, _: &Summary) -> Result<(), Fault> {
@@ -487,6 +594,8 @@ mod tests {
         }
         let all = now(all_votes(&mut Round, &BTreeMap::new(), async |_| None));
         assert!(matches!(all, Err(Fault::Malformed(_))), "{all:?}");
+        let all = now(all_revocations(&mut Round, &BTreeMap::new(), async |_| None));
+        assert!(matches!(all, Err(Fault::Malformed(_))), "{all:?}");
     }
 
     proptest! {
@@ -494,7 +603,7 @@ mod tests {
         /// everybody has been there twice, all have heard what any of them had, and nothing else.
         #[test]
         fn whatever_becomes_of_the_state_all_come_to_hear_the_same(
-            steps in proptest::collection::vec((0usize..3, 0u8..8, 50u8..53, 0usize..3), 1..60),
+            steps in proptest::collection::vec((0usize..3, 0u8..9, 50u8..53, 0usize..3), 1..60),
         ) {
             let mut board = Board::default();
             let mut nodes = [members(), members(), members()];
@@ -512,6 +621,11 @@ mod tests {
                     4 => board = Board::default(),
                     5 => board.put(vote(10, about, u64::MAX, ADMIT, 66)),
                     6 => board.away_after = Some(size),
+                    7 => {
+                        let one = revocation(100 + about, 2, number as u8, NOW_S * 1000);
+                        nodes[at].revocations_mut().take(one.clone(), NOW_S * 1000).unwrap();
+                        all.revocations_mut().take(one, NOW_S * 1000).unwrap();
+                    }
                     _ => drop(meet(&mut nodes[at], &mut board)),
                 }
             }

@@ -2,6 +2,7 @@
 //! and whom to let in the network service's to say.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::UdpSocket;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use distos_abi::{Fault, NodeId, VatName};
 use distos_identity::{Bundle, Identity, KeyExchange, Peer, Peers, Subject, Trust, Usage, prove};
-use distos_rpc::{Vat, fault_of};
+use distos_rpc::{Obeyed, Vat, fault_of};
 use distos_schemas::network_capnp::credentials;
-use distos_types::HolderSecret;
+use distos_types::{HolderSecret, Revocation};
 
 use crate::endpoint::{Endpoint, Settings};
 use crate::reach::Way;
@@ -28,6 +29,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest list of peers.
 const MAX_PEERS: u32 = 8192;
+/// Revocations that are kept for one node.
+const MAX_REVOCATIONS: u32 = 256;
 
 /// Tells the time by this machine's clock.
 pub fn system_clock() -> Clock {
@@ -42,13 +45,15 @@ pub fn renew_after(from_s: u64, until_s: u64, now_s: u64) -> Duration {
 }
 
 /// Lets `vat` be reached over the network and reach others (`Vat::reach`), until it ends: if the image gives
-/// it a socket (the device `quic`) and an edge `network` to the network service. One at which no holder may
+/// it a socket (the device `quic`) and an edge `network` to the network service. Ends what others have signed that ends
+/// here, as that tells. One at which no holder may
 /// connect on its own node only reaches others. The keys of its SVIDs are made here, a new
 /// one for each, are nowhere else, and end with the vat. What it waits for (a cluster, an issuer) it
 /// waits for without end; what it was told last holds until it is told something newer; and once its
 /// SVID has run out, it lets nobody in.
 pub async fn attend(vat: Vat) {
     let Some(socket) = vat.take_device(SOCKET) else { return };
+    tokio::task::spawn_local(obey(vat.clone()));
     let mut attendant = Attendant {
         vat,
         socket: socket.into(),
@@ -188,6 +193,36 @@ impl Attendant {
         self.until_s = own.until_s;
         // Not at once again, whatever its times are.
         Ok(renew_after(own.from_s, own.until_s, now_s).max(AGAIN))
+    }
+}
+
+/// Ends what others have signed that ends here, until the vat ends.
+async fn obey(vat: Vat) {
+    let mut obeyed = Obeyed::default();
+    loop {
+        let Err(fault) = obey_until(&vat, &mut obeyed).await;
+        tracing::debug!(%fault, "what is to end is asked for again");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn obey_until(vat: &Vat, obeyed: &mut Obeyed) -> Result<Infallible, Fault> {
+    let network: credentials::Client = vat.root(EDGE).await?;
+    let mut seen = Vec::new();
+    loop {
+        let mut request = network.revocations_request();
+        // Asking with a digest says that all of it has had its effect.
+        request.get().set_seen(&seen);
+        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let answer = answer.get().map_err(|e| fault_of(&e))?;
+        let list = answer.get_revocations().map_err(|e| fault_of(&e))?;
+        if list.len() > MAX_REVOCATIONS {
+            return Err(Fault::malformed("so much is not kept for one vat"));
+        }
+        let read = |one: capnp::Result<&[u8]>| Revocation::decode(one.map_err(|e| fault_of(&e))?);
+        let revocations = list.iter().map(read).collect::<Result<Vec<_>, Fault>>()?;
+        obeyed.obey(vat, &revocations).await?;
+        seen = answer.get_digest().map_err(|e| fault_of(&e))?.to_vec();
     }
 }
 

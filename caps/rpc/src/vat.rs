@@ -511,7 +511,7 @@ impl Vat {
         let _ = self.core.releases.send(slot);
     }
 
-    fn next_session(&self) -> SessionId {
+    pub(crate) fn next_session(&self) -> SessionId {
         let number = self.core.next_session.get();
         self.core.next_session.set(number + 1);
         SessionId(number)
@@ -698,7 +698,7 @@ impl Vat {
         });
     }
 
-    async fn end_session(&self, session: SessionId) {
+    pub(crate) async fn end_session(&self, session: SessionId) {
         let Ok(kernel) = self.kernel() else { return };
         let mut request = kernel.end_session_request();
         request.get().set_session(session.0);

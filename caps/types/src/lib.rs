@@ -1,4 +1,4 @@
-//! Capabilities at rest: keys, certificate chains, capability files.
+//! Capabilities at rest: keys, certificate chains, capability files, revocations on their way.
 //!
 //! A sturdy capability is a chain of certificates. The first is signed by a node's kernel, each
 //! further one by the holder of the one before, so that attenuating and delegating need no
@@ -16,6 +16,7 @@ mod chain;
 mod encoding;
 mod key;
 pub mod kind;
+mod revocation;
 mod secret;
 
 pub use capfile::{CapEntry, CapFile};
@@ -24,4 +25,5 @@ pub use key::{
     HolderSecret, check_version, is_usable, key_file_text, parse_key_file, restore_message,
     verify_signature,
 };
+pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation};
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

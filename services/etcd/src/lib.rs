@@ -1,7 +1,8 @@
 //! Keeps what a cluster agrees on in [etcd](https://etcd.io), for nodes that share one: a [`ClusterState`] like that
 //! which its nodes keep by telling one another.
 //!
-//! The store is trusted with nothing. What is in it is signed by the cluster's root and its voters; whoever may write
+//! The store is trusted with nothing. What is in it is signed by the cluster's root, its voters, and those who revoke
+//! something; whoever may write
 //! to it can withhold something and change nothing, and what they spoil is mended by whoever has it. It is read with a
 //! majority of its members behind it, and something is replaced only if it is still what was seen.
 //!
@@ -19,7 +20,10 @@ use std::time::{Duration, Instant};
 
 use distos_abi::{Fault, NodeId};
 use distos_identity::ClusterName;
-use distos_membership::{Cast, ClusterState, Known, Members, PAGE, Place, Signed, Summary};
+use distos_membership::{
+    Cast, ClusterState, Known, Mark, Members, Offer, PAGE, Place, Signed, Summary,
+};
+use distos_types::Revocation;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions,
     Identity, KvClient, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
@@ -154,11 +158,14 @@ impl EtcdState {
         Ok(())
     }
 
-    /// Removes votes that count for nobody who goes by the configuration that is there.
+    /// Removes votes that count for nobody who goes by the configuration that is there, and revocations whose time is over
+    /// or that are nobody's word. `members` has heard what is there.
     ///
     /// # Errors
     /// As those of [`ClusterState`].
     pub async fn tidy(&mut self, members: &Members) -> Result<(), Fault> {
+        let revocations = self.mirror.useless_revocations(members);
+        self.write(&[], &revocations).await?;
         let (revision, useless) = self.mirror.useless(members);
         if useless.is_empty() {
             return Ok(());
@@ -186,8 +193,16 @@ impl ClusterState for EtcdState {
         Ok(self.mirror.see_votes(known, after))
     }
 
-    async fn leave(&mut self, configuration: Option<&Signed>, votes: &[Cast]) -> Result<(), Fault> {
-        let writes = self.mirror.writes(configuration, votes);
+    async fn revocations(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Mark>,
+    ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
+        Ok(self.mirror.see_revocations(known, after))
+    }
+
+    async fn leave(&mut self, offer: Offer<'_>) -> Result<(), Fault> {
+        let writes = self.mirror.writes(offer);
         self.write(&[], &writes).await
     }
 
@@ -225,7 +240,20 @@ async fn read(client: &mut KvClient, mirror: &mut Mirror) -> Result<i64, Fault> 
     for found in first.kvs() {
         mirror.put(found.key(), found.value(), found.mod_revision());
     }
-    let mut from = mirror.votes_prefix().into_bytes();
+    for prefix in mirror.prefixes() {
+        read_all(client, mirror, prefix, revision).await?;
+    }
+    Ok(revision)
+}
+
+/// The same, of all names that begin so.
+async fn read_all(
+    client: &mut KvClient,
+    mirror: &mut Mirror,
+    prefix: String,
+    revision: i64,
+) -> Result<(), Fault> {
+    let mut from = prefix.into_bytes();
     // The first name behind all that begin so.
     let mut end = from.clone();
     end.pop();
@@ -247,7 +275,7 @@ async fn read(client: &mut KvClient, mirror: &mut Mirror) -> Result<i64, Fault> 
         for found in page.kvs() {
             mirror.put(found.key(), found.value(), found.mod_revision());
         }
-        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(revision) };
+        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(()) };
         if last.key() < &from[..] {
             return Err(Fault::malformed("etcd's names go round"));
         }

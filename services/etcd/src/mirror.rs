@@ -5,18 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use distos_abi::NodeId;
+use distos_abi::{LinkHash, NodeId};
 use distos_identity::ClusterName;
 use distos_membership::{
-    Cast, Known, MAX_CONFIGURATION_BYTES, MAX_VOTE_BYTES, MAX_VOTERS, Members, PAGE, Place, Signed,
-    Summary, digest,
+    Cast, Known, MAX_CONFIGURATION_BYTES, MAX_OF_HOME, MAX_VOTE_BYTES, MAX_VOTERS, Mark, Members,
+    Offer, PAGE, Place, REVOCATIONS_PAGE, Revocations, Signed, Summary, digest,
 };
+use distos_types::{MAX_REVOCATION_BYTES, Revocation};
 
-/// What the configuration is called, and what votes' names begin with, behind the cluster's own prefix.
+/// What the configuration is called, and what votes' and revocations' names begin with, behind the cluster's own prefix.
 const CONFIGURATION: &str = "configuration";
 const VOTE: &str = "vote/";
+const REVOCATION: &str = "revocation/";
 /// Names of votes that are kept in mind: twice as many as voters say.
 const MAX_VOTES: usize = 2 * MAX_VOTERS * 1536;
+/// And of revocations: as many as are kept for a thousand homes, each with some.
+const MAX_REVOCATIONS: usize = 64 * MAX_OF_HOME;
 
 /// Something that is in the store.
 #[derive(Clone, Debug)]
@@ -53,6 +57,7 @@ pub(crate) struct Mirror {
     prefix: String,
     configuration: Option<Entry<Signed>>,
     votes: BTreeMap<Place, Entry<Cast>>,
+    revocations: BTreeMap<Mark, Entry<Revocation>>,
     /// Whether there was more than is kept in mind.
     is_partial: bool,
 }
@@ -60,7 +65,13 @@ pub(crate) struct Mirror {
 impl Mirror {
     pub(crate) fn new(cluster: &ClusterName) -> Mirror {
         let prefix = format!("/distos/{cluster}/");
-        Mirror { prefix, configuration: None, votes: BTreeMap::new(), is_partial: false }
+        Mirror {
+            prefix,
+            configuration: None,
+            votes: BTreeMap::new(),
+            revocations: BTreeMap::new(),
+            is_partial: false,
+        }
     }
 
     /// What all names of this cluster begin with.
@@ -73,9 +84,9 @@ impl Mirror {
         self.is_partial
     }
 
-    /// What the names of votes begin with.
-    pub(crate) fn votes_prefix(&self) -> String {
-        format!("{}{VOTE}", self.prefix)
+    /// What the names of votes begin with, and those of revocations.
+    pub(crate) fn prefixes(&self) -> [String; 2] {
+        [VOTE, REVOCATION].map(|kind| format!("{}{kind}", self.prefix))
     }
 
     pub(crate) fn configuration_key(&self) -> Vec<u8> {
@@ -87,16 +98,33 @@ impl Mirror {
         format!("{}{VOTE}{voter}/{node}", self.prefix).into_bytes()
     }
 
-    /// Which vote a name is of.
-    fn place(&self, key: &[u8]) -> Option<Place> {
+    fn revocation_key(&self, Mark { home, link }: Mark) -> Vec<u8> {
+        format!("{}{REVOCATION}{home}/{}", self.prefix, hex::encode(link.0)).into_bytes()
+    }
+
+    /// Both parts of a name of this kind.
+    fn parts(&self, kind: &str, key: &[u8]) -> Option<([u8; 32], [u8; 32])> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?;
-        let (voter, node) = rest.strip_prefix(VOTE)?.split_once('/')?;
-        let read = |text: &str| -> Option<NodeId> {
+        let (first, second) = rest.strip_prefix(kind)?.split_once('/')?;
+        let read = |text: &str| -> Option<[u8; 32]> {
             let mut id = [0; 32];
             hex::decode_to_slice(text, &mut id).ok()?;
-            Some(NodeId(id))
+            Some(id)
         };
-        let place = Place { voter: read(voter)?, node: read(node)? };
+        Some((read(first)?, read(second)?))
+    }
+
+    /// Which revocation a name is of.
+    fn mark(&self, key: &[u8]) -> Option<Mark> {
+        let (home, link) = self.parts(REVOCATION, key)?;
+        let mark = Mark { home: NodeId(home), link: LinkHash(link) };
+        (self.revocation_key(mark) == key).then_some(mark)
+    }
+
+    /// Which vote a name is of.
+    fn place(&self, key: &[u8]) -> Option<Place> {
+        let (voter, node) = self.parts(VOTE, key)?;
+        let place = Place { voter: NodeId(voter), node: NodeId(node) };
         // One vote has one name.
         (self.vote_key(place) == key).then_some(place)
     }
@@ -116,6 +144,14 @@ impl Mirror {
                 true => drop(self.votes.insert(place, entry)),
                 false => self.is_partial = true,
             }
+        } else if let Some(mark) = self.mark(key) {
+            let value = (value.len() <= MAX_REVOCATION_BYTES).then(|| Revocation::decode(value));
+            let value = value.and_then(Result::ok).filter(|one| Mark::of(one) == mark);
+            let entry = Entry::written(self.revocations.get(&mark), value, revision);
+            match self.revocations.len() < MAX_REVOCATIONS || self.revocations.contains_key(&mark) {
+                true => drop(self.revocations.insert(mark, entry)),
+                false => self.is_partial = true,
+            }
         }
     }
 
@@ -129,6 +165,8 @@ impl Mirror {
             self.configuration.iter_mut().for_each(|entry| entry.is_seen = true);
         } else if let Some(place) = self.place(&write.key) {
             self.votes.get_mut(&place).into_iter().for_each(|entry| entry.is_seen = true);
+        } else if let Some(mark) = self.mark(&write.key) {
+            self.revocations.get_mut(&mark).into_iter().for_each(|entry| entry.is_seen = true);
         }
     }
 
@@ -138,6 +176,8 @@ impl Mirror {
             self.configuration = None;
         } else if let Some(place) = self.place(key) {
             self.votes.remove(&place);
+        } else if let Some(mark) = self.mark(key) {
+            self.revocations.remove(&mark);
         }
     }
 
@@ -151,12 +191,23 @@ impl Mirror {
         casts.into_iter().map(|(voter, casts)| (voter, digest(casts))).collect()
     }
 
+    /// By home.
+    fn homes(&self) -> BTreeMap<NodeId, [u8; 32]> {
+        let mut found: BTreeMap<NodeId, Vec<&Revocation>> = BTreeMap::new();
+        for (mark, entry) in &self.revocations {
+            if let Some(revocation) = &entry.value {
+                found.entry(mark.home).or_default().push(revocation);
+            }
+        }
+        found.into_iter().map(|(home, all)| (home, Revocations::digest(all))).collect()
+    }
+
     /// What is there, in short.
     pub(crate) fn known(&self) -> Known {
-        let digests = self.digests();
+        let (digests, homes) = (self.digests(), self.homes());
         let signed = self.configuration.as_ref().and_then(|entry| entry.value.as_ref());
-        let summary = Summary::of(signed, digests.iter().map(|(voter, digest)| (*voter, *digest)));
-        Known { summary, digests }
+        let summary = Summary::of(signed, digests.clone(), homes.clone());
+        Known { summary, digests, homes }
     }
 
     /// The configuration that is there, which is seen from now on.
@@ -196,9 +247,44 @@ impl Mirror {
         (page, None)
     }
 
+    /// A page of revocations behind `after`, which are seen from now on; and where to go on.
+    pub(crate) fn see_revocations(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Mark>,
+    ) -> (Vec<Revocation>, Option<Mark>) {
+        let homes = self.homes();
+        let mut page = Vec::new();
+        for (mark, entry) in &mut self.revocations {
+            if after.is_some_and(|after| *mark <= after) {
+                continue;
+            }
+            entry.is_seen = true;
+            if known.get(&mark.home).is_some_and(|known| homes.get(&mark.home) == Some(known)) {
+                continue;
+            }
+            page.extend(entry.value.clone());
+            if page.len() == REVOCATIONS_PAGE {
+                return (page, Some(*mark));
+            }
+        }
+        (page, None)
+    }
+
     /// What is to be written in order to leave this there: nothing in place of what has not been seen.
-    pub(crate) fn writes(&self, configuration: Option<&Signed>, votes: &[Cast]) -> Vec<Write> {
+    pub(crate) fn writes(&self, offer: Offer<'_>) -> Vec<Write> {
+        let Offer { configuration, votes, revocations } = offer;
         let mut writes = Vec::new();
+        for revocation in revocations {
+            let mark = Mark::of(revocation);
+            let entry = self.revocations.get(&mark);
+            let is_there = entry.is_some_and(|entry| entry.value.as_ref() == Some(revocation));
+            let (is_seen, instead_of) = entry.map_or((true, 0), |one| (one.is_seen, one.revision));
+            if is_seen && !is_there {
+                let value = Some(revocation.bytes().to_vec());
+                writes.push(Write { key: self.revocation_key(mark), value, instead_of });
+            }
+        }
         if let Some(signed) = configuration {
             let entry = self.configuration.as_ref();
             let is_there = entry.is_some_and(|entry| entry.value.as_ref() == Some(signed));
@@ -218,6 +304,20 @@ impl Mirror {
             }
         }
         writes
+    }
+
+    /// Revocations that may be removed, of which none counts by `members`: those that it has seen and not kept.
+    pub(crate) fn useless_revocations(&self, members: &Members) -> Vec<Write> {
+        let kept = members.revocations();
+        let useless = self.revocations.iter().filter(|(_, entry)| {
+            entry.is_seen && !entry.value.as_ref().is_some_and(|one| kept.contains(one))
+        });
+        let remove = |(mark, entry): (&Mark, &Entry<Revocation>)| Write {
+            key: self.revocation_key(*mark),
+            value: None,
+            instead_of: entry.revision,
+        };
+        useless.map(remove).collect()
     }
 
     /// What may be removed: votes that nobody can count who goes by the configuration that is there, which is that of
@@ -247,9 +347,10 @@ fn place_of(cast: &Cast) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use distos_abi::{Authority, CapId, Kind, ObjectId, VatName};
     use distos_identity::{Bundle, KeyExchange, Root, Serial, Validity};
     use distos_membership::{Configuration, Stance, Vote, Voter, Voting};
-    use distos_types::HolderSecret;
+    use distos_types::{Chain, HolderSecret};
     use proptest::prelude::*;
 
     use super::*;
@@ -299,6 +400,63 @@ mod tests {
         }
     }
 
+    fn offer<'a>(configuration: Option<&'a Signed>, votes: &'a [Cast]) -> Offer<'a> {
+        Offer { configuration, votes, ..Offer::default() }
+    }
+
+    /// That somebody ends what it had passed on, of a node's with this seed.
+    fn revocation(home: u8, nonce: u8) -> Revocation {
+        let (owner, all) = (secret(2), Authority::FULL);
+        let root = distos_types::Root {
+            node: NodeId(secret(home).key().0),
+            key_epoch: 1,
+            vat: VatName::new("memory").unwrap(),
+            kind: Kind(1),
+            object: ObjectId(7),
+            cap: CapId(1),
+            holder: owner.key(),
+            authority: all,
+            nonce: [0; 16],
+        };
+        let chain = Chain::issue(root, &secret(home));
+        let chain = chain.delegate(&owner, secret(3).key(), all, [nonce; 16]).unwrap();
+        Revocation::sign(&chain, &owner, NOW_S * 1000).unwrap()
+    }
+
+    #[test]
+    fn revocations_are_written_read_page_by_page_and_removed_if_they_are_nobodys_word() {
+        let mut mirror = Mirror::new(&cluster());
+        let mut members = Members::default();
+        let all: Vec<Revocation> = (0..40).map(|n| revocation(50 + n % 3, n)).collect();
+        for one in &all {
+            members.revocations_mut().take(one.clone(), NOW_S * 1000).unwrap();
+        }
+        for page in all.chunks(REVOCATIONS_PAGE) {
+            let writes = mirror.writes(Offer { revocations: page, ..Offer::default() });
+            written(&mut mirror, &writes, 3);
+        }
+        assert_eq!(mirror.known(), members.known());
+        let (first, next) = mirror.see_revocations(&BTreeMap::new(), None);
+        let (second, end) = mirror.see_revocations(&BTreeMap::new(), next);
+        assert_eq!((first.len() + second.len(), end), (40, None));
+        assert_eq!(mirror.see_revocations(&members.known().homes, None), (Vec::new(), None));
+        assert_eq!(mirror.useless_revocations(&members), []);
+        // Somebody writes another one in its place, and one that is none.
+        let (at, strange) = (Mark::of(&all[0]), mirror.revocation_key(Mark::of(&all[1])));
+        let mut forged = all[0].bytes().to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        mirror.put(&mirror.revocation_key(at), &forged, 9);
+        mirror.put(&strange, b"nothing", 9);
+        let again = mirror.writes(Offer { revocations: &all[..2], ..Offer::default() });
+        assert_eq!(again.len(), 1, "what is there was not seen");
+        mirror.see_revocations(&BTreeMap::new(), None);
+        assert_eq!(mirror.useless_revocations(&members).len(), 2);
+        let again = mirror.writes(Offer { revocations: &all[..2], ..Offer::default() });
+        assert!(again.len() == 2 && again.iter().all(|write| write.instead_of == 9));
+        written(&mut mirror, &again, 10);
+        assert_eq!(mirror.known(), members.known());
+    }
+
     fn all(mirror: &mut Mirror, known: &BTreeMap<NodeId, [u8; 32]>) -> Vec<Cast> {
         let (page, next) = mirror.see_votes(known, None);
         assert_eq!(next, None);
@@ -312,14 +470,14 @@ mod tests {
         for cast in &votes {
             members.take(cast.clone()).unwrap();
         }
-        let writes = mirror.writes(members.signed(), &votes);
+        let writes = mirror.writes(offer(members.signed(), &votes));
         assert!(writes.iter().all(|write| write.instead_of == 0 && write.value.is_some()));
         written(&mut mirror, &writes, 7);
         assert_eq!(mirror.known(), members.known());
         assert_eq!(mirror.see_configuration().as_ref(), members.signed());
         assert_eq!(all(&mut mirror, &BTreeMap::new()), votes);
         assert_eq!(all(&mut mirror, &members.known().digests), []);
-        assert_eq!(mirror.writes(members.signed(), &votes), [], "it is there");
+        assert_eq!(mirror.writes(offer(members.signed(), &votes)), [], "it is there");
         // The same names belong to another cluster behind another prefix.
         let mut other = Mirror::new(&ClusterName::new("demo2").unwrap());
         written(&mut other, &writes, 7);
@@ -329,13 +487,13 @@ mod tests {
     #[test]
     fn nothing_is_replaced_that_was_not_seen_but_what_this_program_has_written() {
         let mut mirror = Mirror::new(&cluster());
-        let first = mirror.writes(Some(&signed(1, &[10])), &[vote(10, 50, 1)]);
+        let first = mirror.writes(offer(Some(&signed(1, &[10])), &[vote(10, 50, 1)]));
         written(&mut mirror, &first, 3);
         let newer = (signed(2, &[10]), vote(10, 50, 2));
-        assert_eq!(mirror.writes(Some(&newer.0), std::slice::from_ref(&newer.1)), []);
+        assert_eq!(mirror.writes(offer(Some(&newer.0), std::slice::from_ref(&newer.1))), []);
         mirror.see_configuration();
         all(&mut mirror, &BTreeMap::new());
-        let writes = mirror.writes(Some(&newer.0), std::slice::from_ref(&newer.1));
+        let writes = mirror.writes(offer(Some(&newer.0), std::slice::from_ref(&newer.1)));
         assert_eq!(writes.iter().map(|write| write.instead_of).collect::<Vec<_>>(), [3, 3]);
         for write in &writes {
             mirror.wrote(write, 4);
@@ -343,10 +501,10 @@ mod tests {
         // It is told, too.
         written(&mut mirror, &writes, 4);
         let newest = vote(10, 50, 3);
-        assert_eq!(mirror.writes(None, std::slice::from_ref(&newest))[0].instead_of, 4);
+        assert_eq!(mirror.writes(offer(None, std::slice::from_ref(&newest)))[0].instead_of, 4);
         // Somebody else has written meanwhile.
         written(&mut mirror, &first, 5);
-        assert_eq!(mirror.writes(Some(&newer.0), &[newer.1, newest]), []);
+        assert_eq!(mirror.writes(offer(Some(&newer.0), &[newer.1, newest])), []);
     }
 
     #[test]
@@ -360,12 +518,12 @@ mod tests {
             mirror.put(&key, value, revision);
             assert_eq!(all(&mut mirror, &BTreeMap::new()), []);
             assert_eq!(mirror.known(), Members::default().known());
-            let writes = mirror.writes(None, std::slice::from_ref(&cast));
+            let writes = mirror.writes(offer(None, std::slice::from_ref(&cast)));
             assert_eq!(writes[0].instead_of, revision);
         }
         mirror.put(&mirror.configuration_key(), b"{}", 9);
         assert_eq!(mirror.see_configuration(), None);
-        assert_eq!(mirror.writes(Some(&signed(1, &[10])), &[])[0].instead_of, 9);
+        assert_eq!(mirror.writes(offer(Some(&signed(1, &[10])), &[]))[0].instead_of, 9);
         // A name in another form is no name of that vote.
         let upper = String::from_utf8(key.clone()).unwrap().replace("0a", "0A");
         let longer = [&key[..], b"/x"].concat();
@@ -378,12 +536,13 @@ mod tests {
     #[test]
     fn votes_are_removed_if_they_count_for_nobody_who_goes_by_the_configuration_that_is_there() {
         let (mut mirror, members) = (Mirror::new(&cluster()), members(2, &[10]));
-        let old = mirror.writes(Some(&signed(1, &[10, 11])), &[vote(10, 50, 1), vote(11, 50, 1)]);
+        let old =
+            mirror.writes(offer(Some(&signed(1, &[10, 11])), &[vote(10, 50, 1), vote(11, 50, 1)]));
         written(&mut mirror, &old, 3);
         mirror.see_configuration();
         all(&mut mirror, &BTreeMap::new());
         assert_eq!(mirror.useless(&members), (0, Vec::new()), "others may go by it");
-        let newer = mirror.writes(members.signed(), &[]);
+        let newer = mirror.writes(offer(members.signed(), &[]));
         written(&mut mirror, &newer, 4);
         let (revision, useless) = mirror.useless(&members);
         let gone = mirror.vote_key(place_of(&vote(11, 50, 1)));
@@ -398,7 +557,7 @@ mod tests {
     #[test]
     fn what_is_nothing_is_removed_and_more_than_is_kept_in_mind_is_noticed() {
         let (mut mirror, members) = (Mirror::new(&cluster()), members(1, &[10]));
-        let configured = mirror.writes(members.signed(), &[]);
+        let configured = mirror.writes(offer(members.signed(), &[]));
         written(&mut mirror, &configured, 1);
         mirror.see_configuration();
         let name = |number: usize| {
@@ -420,9 +579,9 @@ mod tests {
     fn many_votes_are_read_page_by_page() {
         let mut mirror = Mirror::new(&cluster());
         let casts: Vec<Cast> = (0..=255).map(|about| vote(10, about, 1)).collect();
-        let writes = mirror.writes(None, &casts);
+        let writes = mirror.writes(offer(None, &casts));
         written(&mut mirror, &writes, 1);
-        let writes = mirror.writes(None, &[vote(11, 50, 1)]);
+        let writes = mirror.writes(offer(None, &[vote(11, 50, 1)]));
         written(&mut mirror, &writes, 2);
         let (page, next) = mirror.see_votes(&BTreeMap::new(), None);
         assert_eq!((page.len(), next.is_some()), (PAGE, true));

@@ -8,7 +8,7 @@ use distos_abi::{Authority, Caveats, Fault, HolderKey, ObjectId, Rights};
 use distos_identity::{MAX_TOKEN_LIFETIME_S, Validity};
 use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::network_capnp::agents;
-use distos_types::kind;
+use distos_types::{Revocation, kind};
 
 use crate::server::{NO_BYTES, NetworkService, serial, write_chain};
 use crate::state::validity;
@@ -137,6 +137,19 @@ impl agents::Server for AgentsServer {
         reply.set_id(token.id.to_string());
         reply.set_token(text);
         reply.set_until_s(token.validity.until_s);
+        Ok(())
+    }
+
+    async fn carry(
+        self: Rc<Self>,
+        params: agents::CarryParams,
+        mut results: agents::CarryResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        self.once_more().map_err(fail)?;
+        let revocation = Revocation::decode(params.get()?.get_revocation()?).map_err(fail)?;
+        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        self.facet.reply(&mut results).set_ended(ended);
         Ok(())
     }
 }

@@ -19,8 +19,10 @@ pub(crate) enum Question {
     Tell,
     /// To hear whom others reach.
     Gossip,
-    /// What this node has heard of the cluster's configuration and voters.
-    Votes,
+    /// What this node has heard of the cluster's configuration and voters, and of revocations.
+    Heard,
+    /// To take a revocation.
+    Carry,
 }
 
 /// What each has asked in the present window. Only peers and this node's services ask, so it is as long as

@@ -1,4 +1,4 @@
-//! What a node has heard of its cluster, as others ask for it and offer more: other nodes, and whoever carries it to
+//! What a node has heard of its cluster and of revocations, as others ask for it and offer more: other nodes, and whoever carries it to
 //! a store that nodes share.
 
 use std::collections::BTreeMap;
@@ -6,16 +6,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook as _;
+use distos_abi::LinkHash;
 use distos_abi::{Fault, NodeId};
-use distos_membership::{Cast, ClusterState, Known, Members, PAGE, Place, Signed, Summary};
+use distos_membership::{
+    Cast, ClusterState, Known, Mark, Members, Offer, PAGE, Place, REVOCATIONS_PAGE, Signed, Summary,
+};
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::{heard, known, member, network, summary};
+use distos_types::Revocation;
 
 use crate::server::NetworkService;
 use crate::state::State;
 
 /// How long somebody may wait for more to be heard, before they are answered in any case.
 pub(crate) const MORE_WAIT: Duration = Duration::from_secs(5);
+/// Voters, or homes, of whom somebody says what it has heard.
+const MAX_KNOWN: u32 = 1536;
 
 /// What a node has heard, over a connection to it: a cluster's state as its nodes keep it by themselves.
 pub struct NodeState {
@@ -44,7 +50,8 @@ impl NodeState {
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let summary = read_summary(answer.get_summary().map_err(|e| fault_of(&e))?)?;
         let digests = read_known(answer.get_known().map_err(|e| fault_of(&e))?)?;
-        Ok(Known { summary, digests })
+        let homes = read_known(answer.get_homes().map_err(|e| fault_of(&e))?)?;
+        Ok(Known { summary, digests, homes })
     }
 }
 
@@ -67,16 +74,36 @@ impl ClusterState for NodeState {
         after: Option<Place>,
     ) -> Result<(Vec<Cast>, Option<Place>), Fault> {
         let mut request = self.heard.votes_request();
+        let after = after.map(|Place { voter, node }| (voter.0, node.0));
         request.get().set_after(&write_place(after));
         write_known(known, request.get().init_known(known.len() as u32));
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let casts = read_casts(answer.get_votes().map_err(|e| fault_of(&e))?)?;
         let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
+        let next = next.map(|(voter, node)| Place { voter: NodeId(voter), node: NodeId(node) });
         Ok((casts, next))
     }
 
-    async fn leave(&mut self, configuration: Option<&Signed>, votes: &[Cast]) -> Result<(), Fault> {
+    async fn revocations(
+        &mut self,
+        known: &BTreeMap<NodeId, [u8; 32]>,
+        after: Option<Mark>,
+    ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
+        let mut request = self.heard.revocations_request();
+        let after = after.map(|Mark { home, link }| (home.0, link.0));
+        request.get().set_after(&write_place(after));
+        write_known(known, request.get().init_known(known.len() as u32));
+        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let answer = answer.get().map_err(|e| fault_of(&e))?;
+        let page = read_revocations(answer.get_revocations().map_err(|e| fault_of(&e))?)?;
+        let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
+        let next = next.map(|(home, link)| Mark { home: NodeId(home), link: LinkHash(link) });
+        Ok((page, next))
+    }
+
+    async fn leave(&mut self, offer: Offer<'_>) -> Result<(), Fault> {
+        let Offer { configuration, votes, revocations } = offer;
         let offers = self.offers.as_ref();
         let offers =
             offers.ok_or_else(|| Fault::malformed("another node is told by statements"))?;
@@ -85,6 +112,8 @@ impl ClusterState for NodeState {
             request.get().set_configuration(signed.to_json());
         }
         write_casts(votes.iter(), request.get().init_votes(votes.len() as u32));
+        let list = request.get().init_revocations(revocations.len() as u32);
+        write_revocations(revocations, list);
         request.send().promise.await.map(drop).map_err(|e| fault_of(&e))
     }
 
@@ -110,27 +139,27 @@ pub(crate) fn write_casts<'a>(
 }
 
 pub(crate) fn read_summary(summary: summary::Reader<'_>) -> Result<Summary, Fault> {
-    let votes = summary.get_votes().map_err(|e| fault_of(&e))?.try_into();
-    let votes = votes.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
-    Ok(Summary { configuration: summary.get_configuration(), votes })
+    let digest = summary.get_digest().map_err(|e| fault_of(&e))?.try_into();
+    let digest = digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
+    Ok(Summary { configuration: summary.get_configuration(), digest })
 }
 
 pub(crate) fn write_summary(summary: &Summary, mut into: summary::Builder<'_>) {
     into.set_configuration(summary.configuration);
-    into.set_votes(&summary.votes);
+    into.set_digest(&summary.digest);
 }
 
-/// What somebody has heard, by voter.
+/// What somebody has heard, by voter or home.
 pub(crate) fn read_known(
     list: capnp::struct_list::Reader<'_, known::Owned>,
 ) -> Result<BTreeMap<NodeId, [u8; 32]>, Fault> {
-    if list.len() > distos_membership::MAX_VOTERS as u32 {
-        return Err(Fault::malformed("a cluster has not so many voters"));
+    if list.len() > MAX_KNOWN {
+        return Err(Fault::malformed("a cluster has not so many nodes"));
     }
     let one = |one: known::Reader<'_>| -> Result<(NodeId, [u8; 32]), Fault> {
-        let voter = NodeId::try_from(one.get_voter().map_err(|e| fault_of(&e))?)?;
+        let node = NodeId::try_from(one.get_node().map_err(|e| fault_of(&e))?)?;
         let digest = one.get_digest().map_err(|e| fault_of(&e))?.try_into();
-        Ok((voter, digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?))
+        Ok((node, digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?))
     };
     list.iter().map(one).collect()
 }
@@ -139,26 +168,48 @@ pub(crate) fn write_known(
     known: &BTreeMap<NodeId, [u8; 32]>,
     mut list: capnp::struct_list::Builder<'_, known::Owned>,
 ) {
-    for (index, (voter, digest)) in (0..).zip(known) {
+    for (index, (node, digest)) in (0..).zip(known) {
         let mut one = list.reborrow().get(index);
-        one.set_voter(&voter.0);
+        one.set_node(&node.0);
         one.set_digest(digest);
     }
 }
 
-/// Where somebody goes on, as bytes: the voter, then the node.
-pub(crate) fn read_place(bytes: &[u8]) -> Result<Option<Place>, Fault> {
-    match (bytes.is_empty(), bytes.split_at_checked(32)) {
+/// Where somebody goes on: the voter, then the node; or the home, then the link.
+type Behind = ([u8; 32], [u8; 32]);
+
+/// The same as bytes.
+pub(crate) fn read_place(bytes: &[u8]) -> Result<Option<Behind>, Fault> {
+    let broken = |_| Fault::malformed("a place has 64 bytes");
+    match (bytes.is_empty(), bytes.split_first_chunk::<32>()) {
         (true, _) => Ok(None),
-        (false, Some((voter, node))) => {
-            Ok(Some(Place { voter: NodeId::try_from(voter)?, node: NodeId::try_from(node)? }))
-        }
+        (false, Some((first, second))) => Ok(Some((*first, second.try_into().map_err(broken)?))),
         (false, None) => Err(Fault::malformed("a place has 64 bytes")),
     }
 }
 
-pub(crate) fn write_place(place: Option<Place>) -> Vec<u8> {
-    place.map(|place| [place.voter.0, place.node.0].concat()).unwrap_or_default()
+pub(crate) fn write_place(place: Option<Behind>) -> Vec<u8> {
+    place.map(|(first, second)| [first, second].concat()).unwrap_or_default()
+}
+
+/// At most a page of them.
+pub(crate) fn read_revocations(
+    list: capnp::data_list::Reader<'_>,
+) -> Result<Vec<Revocation>, Fault> {
+    if list.len() > REVOCATIONS_PAGE as u32 {
+        let why = format!("{REVOCATIONS_PAGE} revocations at most are told at once");
+        return Err(Fault::malformed(why));
+    }
+    list.iter().map(|one| Revocation::decode(one.map_err(|e| fault_of(&e))?)).collect()
+}
+
+pub(crate) fn write_revocations<'a>(
+    revocations: impl IntoIterator<Item = &'a Revocation>,
+    mut list: capnp::data_list::Builder<'_>,
+) {
+    for (index, revocation) in (0..).zip(revocations) {
+        list.set(index, revocation.bytes());
+    }
 }
 
 /// What is asked for, of what this node has heard.
@@ -169,7 +220,7 @@ impl NetworkService {
         seen: summary::Reader<'_>,
         may_wait: bool,
     ) -> Result<Known, Fault> {
-        let has_seen = seen.has_votes().then(|| read_summary(seen)).transpose()?;
+        let has_seen = seen.has_digest().then(|| read_summary(seen)).transpose()?;
         if may_wait && let Some(seen) = has_seen {
             let mut more = self.more.subscribe();
             let more = more.wait_for(|_| self.state.borrow().members().summary() != seen);
@@ -185,6 +236,7 @@ impl NetworkService {
         self: &Rc<Self>,
         configuration: Option<Signed>,
         casts: Vec<Cast>,
+        revocations: Vec<Revocation>,
         install: impl FnOnce(State) -> Result<State, Fault>,
     ) -> Result<(), Fault> {
         let (before, mut wrong, mut configured) = (self.let_in(), None, None);
@@ -200,7 +252,9 @@ impl NetworkService {
             }
             let taken = state.take(casts);
             new = taken.0;
-            wrong = wrong.take().or(taken.1);
+            let ended = state.take_revocations(revocations, self.vat.now_ms());
+            new += ended.0;
+            wrong = wrong.take().or(taken.1).or(ended.1);
             Ok(())
         })?;
         if configured.is_some() || new > 0 {
@@ -221,7 +275,8 @@ impl NetworkService {
 
 pub(crate) fn answer_known(known: &Known, mut reply: heard::heard_results::Builder<'_>) {
     write_summary(&known.summary, reply.reborrow().init_summary());
-    write_known(&known.digests, reply.init_known(known.digests.len() as u32));
+    write_known(&known.digests, reply.reborrow().init_known(known.digests.len() as u32));
+    write_known(&known.homes, reply.init_homes(known.homes.len() as u32));
 }
 
 pub(crate) fn answer_votes(
@@ -231,10 +286,26 @@ pub(crate) fn answer_votes(
 ) -> Result<(), Fault> {
     let known = read_known(asked.get_known().map_err(|e| fault_of(&e))?)?;
     let after = read_place(asked.get_after().map_err(|e| fault_of(&e))?)?;
+    let after = after.map(|(voter, node)| Place { voter: NodeId(voter), node: NodeId(node) });
     let (page, next) = members.page(&known, after, PAGE);
-    reply.set_after(&write_place(next));
+    reply.set_after(&write_place(next.map(|Place { voter, node }| (voter.0, node.0))));
     let count = page.len() as u32;
     write_casts(page, reply.init_votes(count));
+    Ok(())
+}
+
+pub(crate) fn answer_revocations(
+    members: &Members,
+    asked: heard::revocations_params::Reader<'_>,
+    mut reply: heard::revocations_results::Builder<'_>,
+) -> Result<(), Fault> {
+    let known = read_known(asked.get_known().map_err(|e| fault_of(&e))?)?;
+    let after = read_place(asked.get_after().map_err(|e| fault_of(&e))?)?;
+    let after = after.map(|(home, link)| Mark { home: NodeId(home), link: LinkHash(link) });
+    let (page, next) = members.revocations().page(&known, after, REVOCATIONS_PAGE);
+    reply.set_after(&write_place(next.map(|Mark { home, link }| (home.0, link.0))));
+    let count = page.len() as u32;
+    write_revocations(page, reply.init_revocations(count));
     Ok(())
 }
 
@@ -244,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_place_is_read_as_it_was_written_and_no_other_bytes_are_one() {
-        let place = Some(Place { voter: NodeId([1; 32]), node: NodeId([2; 32]) });
+        let place = Some(([1; 32], [2; 32]));
         assert_eq!(read_place(&write_place(place)), Ok(place));
         assert_eq!(read_place(&write_place(None)), Ok(None));
         for len in [1, 31, 32, 63, 65] {

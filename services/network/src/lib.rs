@@ -19,6 +19,9 @@
 //! is suspect, and sooner if nobody reaches it; that is told, and where the scheduler asks, such a voter does not count as
 //! heard. It makes nobody a member and puts nobody out.
 //!
+//! Revocations that somebody has signed who does not reach a capability's home it keeps, tells other nodes, and brings to
+//! the vats of this node, which verify and obey them: it could not end anything itself.
+//!
 //! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed
 //! tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
@@ -32,6 +35,7 @@ mod heard;
 mod keys;
 mod mesh;
 mod probes;
+mod revocations;
 mod server;
 mod state;
 mod swim;

@@ -12,10 +12,10 @@ use distos_quic::{Arrivals, Connection, Endpoint, Link, Refusals, Refused, Setti
 use distos_rpc::transport::{Bounds, Driven, drive};
 use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::{heard, member};
-use distos_types::HolderSecret;
+use distos_types::{HolderSecret, Revocation};
 
 use crate::asked::Question;
-use crate::heard::{answer_known, answer_votes, write_summary};
+use crate::heard::{answer_known, answer_revocations, answer_votes, write_summary};
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
 
@@ -94,6 +94,7 @@ impl NetworkService {
     }
 
     fn expire_once(self: &Rc<Self>) -> Result<(), Fault> {
+        self.expire_revocations()?;
         if !self.state.borrow().has_late(self.now_s()) {
             return Ok(());
         }
@@ -376,7 +377,7 @@ impl heard::Server for MemberServer {
         params: heard::HeardParams,
         mut results: heard::HeardResults,
     ) -> Result<(), capnp::Error> {
-        self.once_more(Question::Votes)?;
+        self.once_more(Question::Heard)?;
         let known = self.service.answer_heard(params.get()?.get_seen()?, false).await;
         answer_known(&known.map_err(fail)?, results.get());
         Ok(())
@@ -387,7 +388,7 @@ impl heard::Server for MemberServer {
         _: heard::ConfigurationParams,
         mut results: heard::ConfigurationResults,
     ) -> Result<(), capnp::Error> {
-        self.once_more(Question::Votes)?;
+        self.once_more(Question::Heard)?;
         let state = self.service.state.borrow();
         if let Some(signed) = state.members().signed() {
             results.get().set_configuration(signed.to_json());
@@ -400,9 +401,19 @@ impl heard::Server for MemberServer {
         params: heard::VotesParams,
         mut results: heard::VotesResults,
     ) -> Result<(), capnp::Error> {
-        self.once_more(Question::Votes)?;
+        self.once_more(Question::Heard)?;
         let state = self.service.state.borrow();
         answer_votes(state.members(), params.get()?, results.get()).map_err(fail)
+    }
+
+    async fn revocations(
+        self: Rc<Self>,
+        params: heard::RevocationsParams,
+        mut results: heard::RevocationsResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Heard)?;
+        let state = self.service.state.borrow();
+        answer_revocations(state.members(), params.get()?, results.get()).map_err(fail)
     }
 }
 
@@ -435,6 +446,21 @@ impl member::Server for MemberServer {
     ) -> Result<(), capnp::Error> {
         self.once_more(Question::Gossip)?;
         self.service.gossiped(self.node, params.get()?.get_message()?).map_err(fail)
+    }
+
+    async fn carry(
+        self: Rc<Self>,
+        params: member::CarryParams,
+        mut results: member::CarryResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Carry)?;
+        let revocation = Revocation::decode(params.get()?.get_revocation()?).map_err(fail)?;
+        if revocation.home() != self.service.vat.node() {
+            return Err(fail(Fault::malformed("this is for another node")));
+        }
+        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        results.get().set_ended(ended);
+        Ok(())
     }
 
     async fn locate(

@@ -22,7 +22,7 @@ use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
 use distos_schemas::network_capnp::{credentials, heard, network};
-use distos_types::{HolderSecret, kind};
+use distos_types::{HolderSecret, Revocation, kind};
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -30,9 +30,12 @@ use tokio::sync::watch;
 use crate::agents::AgentsServer;
 use crate::alive::Alive;
 use crate::asked::{Asked, Question};
-use crate::heard::{answer_known, answer_votes, read_casts};
+use crate::heard::{
+    answer_known, answer_revocations, answer_votes, read_casts, read_revocations, write_revocations,
+};
 use crate::keys::Keys;
 use crate::mesh::Member;
+use crate::revocations::load_revocations;
 use crate::state::{Kept, State, validity};
 use crate::swim::Swim;
 use crate::votes::load_votes;
@@ -102,7 +105,10 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
     let state = match kept {
-        Some(kept) => State::restore(vat.node(), own, kept, &|key| load_votes(directory, key))?,
+        Some(kept) => {
+            let revocations = load_revocations(directory)?;
+            State::restore(vat.node(), own, kept, &|key| load_votes(directory, key), revocations)?
+        }
         None => State::new(vat.node(), own),
     };
     let kept_votes = state.members().digests().filter_map(|(voter, digest)| {
@@ -110,6 +116,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some((voting.voters.get(&voter)?.key, digest))
     });
     let kept_votes = kept_votes.collect();
+    let kept_revocations = state.members().revocations().digests().collect();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(Fault::internal)?;
     // Later than whenever it took part before, also if its clock was set back.
@@ -143,6 +150,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         speaking: RefCell::default(),
         members: RefCell::default(),
         kept_votes: RefCell::new(kept_votes),
+        kept_revocations: RefCell::new(kept_revocations),
         asking: RefCell::default(),
         told: RefCell::default(),
         offers: RefCell::default(),
@@ -158,6 +166,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     tokio::task::spawn_local(service.clone().keep());
     tokio::task::spawn_local(service.clone().speak());
     tokio::task::spawn_local(service.clone().probe());
+    tokio::task::spawn_local(service.clone().obey());
     Ok(service)
 }
 
@@ -181,6 +190,8 @@ pub(crate) struct Attending {
     pub(crate) until_s: u64,
     /// The UDP port at which it lets others in; 0 if it does not.
     port: u16,
+    /// The digest of those revocations of which nothing has an effect there any more.
+    pub(crate) obeyed: [u8; 32],
 }
 
 /// The port of a service, as its node said, and until when that is believed.
@@ -202,7 +213,7 @@ pub(crate) struct NetworkService {
     pub(crate) state: RefCell<State>,
     /// The number of the present list. It begins anew with the service.
     pub(crate) revision: watch::Sender<u64>,
-    attending: RefCell<BTreeMap<String, Attending>>,
+    pub(crate) attending: RefCell<BTreeMap<String, Attending>>,
     pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
     pub(crate) address: Cell<Option<SocketAddr>>,
     /// How often each node has asked lately.
@@ -229,6 +240,8 @@ pub(crate) struct NetworkService {
     pub(crate) members: RefCell<BTreeMap<NodeId, Rc<Member>>>,
     /// What is on disk of the votes that were signed with each key.
     pub(crate) kept_votes: RefCell<BTreeMap<HolderKey, [u8; 32]>>,
+    /// What is on disk of the revocations for each home.
+    pub(crate) kept_revocations: RefCell<BTreeMap<NodeId, [u8; 32]>>,
     /// Those who are being asked for what this node has not heard, and until when the others are not asked again.
     pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
     /// Whether a configuration is followed that is not on disk.
@@ -341,7 +354,7 @@ impl NetworkService {
         attending.get(service).map(|one| one.port).filter(|port| *port != 0)
     }
 
-    fn note(&self, service: &str, note: impl FnOnce(&mut Attending)) {
+    pub(crate) fn note(&self, service: &str, note: impl FnOnce(&mut Attending)) {
         note(self.attending.borrow_mut().entry(service.to_owned()).or_default());
     }
 
@@ -487,6 +500,17 @@ impl heard::Server for NetworkServer {
         let reply = self.facet.reply(&mut results);
         answer_votes(state.members(), params.get()?, reply).map_err(fail)
     }
+
+    async fn revocations(
+        self: Rc<Self>,
+        params: heard::RevocationsParams,
+        mut results: heard::RevocationsResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let state = self.service.state.borrow();
+        let reply = self.facet.reply(&mut results);
+        answer_revocations(state.members(), params.get()?, reply).map_err(fail)
+    }
 }
 
 impl network::Server for NetworkServer {
@@ -516,8 +540,21 @@ impl network::Server for NetworkServer {
         let signed = (!text.is_empty()).then(|| Signed::parse(text)).transpose().map_err(fail)?;
         let casts = read_casts(params.get_votes()?).map_err(fail)?;
         let install = |next| self.facet.commit(Rights::WRITE, NO_BYTES, || service.install(next));
-        service.offered(signed, casts, install).map_err(fail)?;
+        let revocations = read_revocations(params.get_revocations()?).map_err(fail)?;
+        service.offered(signed, casts, revocations, install).map_err(fail)?;
         self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn carry(
+        self: Rc<Self>,
+        params: network::CarryParams,
+        mut results: network::CarryResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::WRITE)?;
+        let revocation = Revocation::decode(params.get()?.get_revocation()?).map_err(fail)?;
+        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        self.facet.reply(&mut results).set_ended(ended);
         Ok(())
     }
 
@@ -943,6 +980,28 @@ impl credentials::Server for CredentialsServer {
         let located = self.service.locate(node, &service, &asking).await;
         let address = located.map_err(fail)?;
         self.facet.reply(&mut results).set_address(address.to_string());
+        Ok(())
+    }
+
+    async fn revocations(
+        self: Rc<Self>,
+        params: credentials::RevocationsParams,
+        mut results: credentials::RevocationsResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let asking = self.asking()?;
+        let seen: Option<[u8; 32]> = params.get()?.get_seen()?.try_into().ok();
+        let service = &self.service;
+        service.note(asking.as_str(), |one| one.obeyed = seen.unwrap_or_default());
+        service.more.send_replace(());
+        let mut more = service.more.subscribe();
+        let known = |_: &()| Some(service.ended_at(&asking).1) != seen;
+        // The sender lives as long as this service.
+        let _ = more.wait_for(known).await;
+        let (ended, digest) = service.ended_at(&asking);
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_digest(&digest);
+        write_revocations(&ended, reply.init_revocations(ended.len() as u32));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use distos_identity::{
     verify_proof,
 };
 use distos_membership::{Cast, Members, Signed, Stance};
-use distos_types::HolderSecret;
+use distos_types::{HolderSecret, Revocation};
 use serde::{Deserialize, Serialize};
 
 /// The name of this service in ids: nodes find one another's by it.
@@ -92,12 +92,13 @@ impl State {
         }
     }
 
-    /// As it was kept, with the votes that were. An SVID whose time is over is still this node's name.
+    /// As it was kept, with the votes and revocations that were. An SVID whose time is over is still this node's name.
     pub(crate) fn restore(
         node: NodeId,
         keys: (HolderKey, HolderKey),
         kept: Kept,
         votes: Votes<'_>,
+        revocations: Vec<Revocation>,
     ) -> Result<State, Fault> {
         let mut state = State::new(node, keys);
         state.bundle = kept.bundle.as_deref().map(Bundle::parse).transpose()?;
@@ -123,6 +124,9 @@ impl State {
         }
         for name in kept.tenants {
             state.serve_agents_of(&TenantName::new(&name)?)?;
+        }
+        for revocation in revocations {
+            state.members.revocations_mut().keep(revocation);
         }
         if !kept.chain.is_empty() {
             state.own = state.read(&kept.chain).map(|own| (kept.chain, own));
@@ -520,6 +524,57 @@ impl State {
         (new, wrong)
     }
 
+    /// Takes revocations, from wherever they come; how many are new, and what is wrong with one of the others. Their
+    /// homes are nodes that are let in, and this one: there is no room for whatever else somebody may call a node.
+    pub(crate) fn take_revocations(
+        &mut self,
+        revocations: impl IntoIterator<Item = Revocation>,
+        now_ms: u64,
+    ) -> (usize, Option<Fault>) {
+        let (mut new, mut wrong) = (0, None);
+        for revocation in revocations {
+            match self.take_revocation(revocation, now_ms) {
+                Ok(is_new) => new += usize::from(is_new),
+                Err(fault) => wrong = Some(fault),
+            }
+        }
+        (new, wrong)
+    }
+
+    fn take_revocation(&mut self, revocation: Revocation, now_ms: u64) -> Result<bool, Fault> {
+        let home = revocation.home();
+        if home != self.node && self.place(home, now_ms / 1000).is_none() {
+            return Err(Fault::not_found(format!("this node does not let node/{home} in")));
+        }
+        self.members.revocations_mut().take(revocation, now_ms)
+    }
+
+    /// The same of one that is brought here, and to be carried on: it is to be kept.
+    pub(crate) fn bring(&mut self, revocation: Revocation, now_ms: u64) -> Result<(), Fault> {
+        let (home, principal) = (revocation.home(), revocation.principal());
+        let kept = |state: &State| {
+            let revocations = state.members.revocations();
+            revocations.of(home).any(|known| known.link() == revocation.link())
+        };
+        let is_full = !kept(self) && self.members.revocations().is_full(home, principal);
+        if is_full {
+            let why = "too much is on its way to that home already, of this tenant's or of all: revoke it there";
+            return Err(Fault::unavailable(60_000, why));
+        }
+        // Here one whose time is over says so.
+        revocation.verify(now_ms)?;
+        self.take_revocation(revocation.clone(), now_ms)?;
+        match kept(self) {
+            true => Ok(()),
+            false => Err(Fault::internal("a revocation was not kept")),
+        }
+    }
+
+    /// Forgets revocations whose time is over; whether there were any.
+    pub(crate) fn expire_revocations(&mut self, now_ms: u64) -> bool {
+        self.members.revocations_mut().expire(now_ms)
+    }
+
     /// Goes by this configuration; whether it is another than before. A voter says at once what its operator has
     /// said so far: it is for those in the list, and against those who were put out.
     pub(crate) fn configure(
@@ -787,7 +842,7 @@ mod tests {
     }
 
     fn restored(state: &State, keys: (HolderKey, HolderKey)) -> State {
-        State::restore(NODE, keys, state.keep(), &|_| Ok(Vec::new())).unwrap()
+        State::restore(NODE, keys, state.keep(), &|_| Ok(Vec::new()), Vec::new()).unwrap()
     }
 
     fn me() -> String {
@@ -798,6 +853,56 @@ mod tests {
         let mut state = State::new(NODE, keys());
         state.join(cluster.bundle(2), cluster.svid(&me(), keys().0), NOW_S).unwrap();
         state
+    }
+
+    /// That the operator of the node with this seed ends what it gave to `tenant`.
+    fn revocation(home: u8, tenant: u8) -> Revocation {
+        let root = distos_types::Root {
+            node: NodeId(secret(home).key().0),
+            key_epoch: 1,
+            vat: VatName::new("memory").unwrap(),
+            kind: distos_abi::Kind(1),
+            object: ObjectId(7),
+            cap: distos_abi::CapId(1),
+            holder: secret(2).key(),
+            authority: distos_abi::Authority::FULL,
+            nonce: [0; 16],
+        };
+        let chain = distos_types::Chain::issue(root, &secret(home));
+        let all = distos_abi::Authority::FULL;
+        let chain = chain.delegate(&secret(2), secret(tenant).key(), all, [1; 16]).unwrap();
+        Revocation::sign(&chain, &secret(2), NOW_S * 1000).unwrap()
+    }
+
+    /// Or whoever is let in could fill this node's disk with what is to be ended at nodes that are none.
+    #[test]
+    fn revocations_are_carried_to_nodes_of_this_cluster_and_to_no_other_and_come_back_after_a_restart()
+     {
+        let (cluster, now_ms) = (Cluster::new("demo", 1), NOW_S * 1000);
+        let mut state = joined(&cluster);
+        let (one, other) = (revocation(60, 70), revocation(61, 70));
+        assert!(matches!(state.bring(one.clone(), now_ms), Err(Fault::NotFound(_))));
+        let (new, wrong) = state.take_revocations([one.clone()], now_ms);
+        assert!(new == 0 && matches!(wrong, Some(Fault::NotFound(_))));
+        state.add(Peer::Node(one.home()), None).unwrap();
+        assert_eq!(state.bring(one.clone(), now_ms), Ok(()));
+        assert_eq!(state.bring(one.clone(), now_ms), Ok(()), "again");
+        let mut forged = one.bytes().to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        let forged = Revocation::decode(&forged).unwrap();
+        assert!(matches!(state.bring(forged, now_ms), Err(Fault::Unauthenticated(_))));
+        let late_ms = now_ms + distos_types::REVOCATION_LASTS_MS;
+        assert!(matches!(state.bring(one.clone(), late_ms), Err(Fault::Expired { .. })));
+        // One of somebody's whom it does not let in says nothing about the others.
+        assert_eq!(state.take_revocations([other, one.clone()], now_ms).0, 0);
+        // What is said of too much does not displace what was brought before.
+        for tenant in 71..71 + distos_membership::MAX_OF_ONE as u8 {
+            let _ = state.bring(revocation(60, tenant), now_ms);
+        }
+        let kept = vec![one.clone()];
+        let back = State::restore(NODE, keys(), state.keep(), &|_| Ok(Vec::new()), kept).unwrap();
+        assert!(back.members().revocations().contains(&one));
+        assert!(state.expire_revocations(late_ms) && !state.expire_revocations(late_ms));
     }
 
     /// N3: what a node says has its effect once, at whom it is for, while that node is let in.
@@ -1072,7 +1177,7 @@ mod tests {
             true => Ok(state.members().casts(voter).cloned().collect()),
             false => Ok(state.members().casts(NODE).cloned().collect()),
         };
-        let mut back = State::restore(NODE, keys(), state.keep(), &kept).unwrap();
+        let mut back = State::restore(NODE, keys(), state.keep(), &kept, Vec::new()).unwrap();
         assert_eq!((lets_in(&back), lets_in(&state)), (BTreeSet::from([voter]), lets_in(&back)));
         back.add(Peer::Node(OTHER), None).unwrap();
         assert_eq!(lets_in(&back), BTreeSet::from([OTHER, voter]));

@@ -9,7 +9,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_membership::{Cast, ClusterState as _, Signed, Summary, Voter, all_votes};
+use distos_membership::{
+    Cast, ClusterState as _, Signed, Summary, Voter, all_revocations, all_votes,
+};
 use distos_rpc::record::Record;
 use distos_schemas::network_capnp::member;
 use futures::StreamExt as _;
@@ -112,6 +114,7 @@ impl NetworkService {
     pub(crate) fn save_heard_votes(&self, wrong: Option<Fault>) -> Result<(), Fault> {
         // Also what was heard before, if there was no room for it then.
         self.save_votes()?;
+        self.save_revocations()?;
         wrong.map_or(Ok(()), Err)
     }
 
@@ -249,6 +252,17 @@ impl NetworkService {
         });
         let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
         self.save_votes()?;
+        if let Ok(votes) = asked {
+            votes?;
+        }
+        let known = self.state.borrow().members().known().homes;
+        let asked = all_revocations(&mut state, &known, async |page| {
+            let wrong = self.follow_revocations(page);
+            tokio::task::yield_now().await;
+            wrong
+        });
+        let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
+        self.save_revocations()?;
         asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
     }
 }

@@ -80,7 +80,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
     }
     if room == "services/etcd" {
         // Nor is this one, and it reaches the store alone.
-        return Some(&["kernel/abi", "caps/identity", "caps/membership"]);
+        return Some(&["kernel/abi", "caps/types", "caps/identity", "caps/membership"]);
     }
     if room.starts_with("services/") {
         return Some(&[

@@ -150,6 +150,22 @@ fn nodes_that_reach_one_another_nowhere_else_agree_by_what_a_store_carries() {
     };
     all_let_in(&stranger(1));
 
+    // What somebody ends whose home it does not reach is carried there all the same.
+    let home = &three.node;
+    home.tenants(&["red", "blue"]);
+    std::fs::write(home.file("text"), "so few words").unwrap();
+    home.ok(&["region", "put", "words", "text", "--as", "red.cap", "--out", "words.cap"]);
+    let delegate = ["cap", "delegate", "words.cap", "--as", "red.cap", "--to", "blue.pub"];
+    home.ok(&[&delegate[..], &["--out", "lent.cap"]].concat());
+    home.ok(&["cap", "redeem", "lent.cap", "--as", "blue.cap"]);
+    let through = one.node.directory().join("operator/operator.cap");
+    let revoke = ["cap", "revoke", "lent.cap", "--as", "red.cap", "--through"];
+    let told = home.json(&[&revoke[..], &[through.to_str().unwrap()]].concat());
+    assert_eq!(told[0]["ended"], false, "{told}");
+    eventually("it has ended at its home", HEARD, || {
+        (home.cli(&["cap", "redeem", "lent.cap", "--as", "blue.cap"]).code == REVOKED).then_some(())
+    });
+
     // Without one member the others go on, and whoever asks that one hears when it is back.
     let before = said(&sharing[0]);
     store.kill(0);

@@ -327,6 +327,90 @@ fn whoever_all_had_let_in_is_reached_on_when_the_cluster_begins_to_vote() {
     }
 }
 
+/// C2: whoever ends something is not told that it has ended before it has, and it ends however long its home is away.
+#[test]
+fn what_is_revoked_while_its_home_is_away_ends_when_that_is_back_whoever_was_told_is_gone_then() {
+    let desk = Desk::set_up();
+    let (mut home, mut other) = two(&desk, 3600);
+    let third = Member::join(&desk, 3600);
+    acquaint(&home, &third);
+    acquaint(&other, &third);
+    let red = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
+    let at_home = |home: &Member, line: &str| {
+        let line = red(line);
+        home.node.cli(&words(&line))
+    };
+    home.node.tenants(&["red", "blue"]);
+    fs::write(home.node.file("text"), "so few words").unwrap();
+    home.node.ok(&["region", "put", "words", "text", "--as", "red.cap", "--out", "words.cap"]);
+    for name in ["first", "second", "third"] {
+        let delegate = ["cap", "delegate", "words.cap", "--as", "red.cap", "--to", "blue.pub"];
+        home.node.ok(&[&delegate[..], &["--out", &format!("{name}.cap")]].concat());
+    }
+    let redeem = |home: &Member, name: &str| {
+        at_home(home, &format!("cap redeem {name}.cap --as blue.cap")).code
+    };
+    assert_eq!([redeem(&home, "first"), redeem(&home, "second")], [0, 0]);
+    // Red is a tenant of the other node, too, and may leave there what it ends.
+    other.node.ok(&["peers", "add", "tenant/red"]);
+    let agents = home.node.file("agents.cap").to_str().unwrap().to_owned();
+    let key = home.node.file("red.pub").to_str().unwrap().to_owned();
+    other.node.ok(&["network", "agents", "red", "--to", &key, "--out", &agents]);
+    fs::copy(home.node.file("red.key"), home.node.file("agents.key")).unwrap();
+    let revoke = |home: &Member, name: &str, by: &str| {
+        at_home(home, &format!("cap revoke {name}.cap --as {by}.cap --through agents.cap --json"))
+    };
+    // Blue may give up its own, and end nothing of red's.
+    let output = revoke(&home, "first", "red");
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.text().contains("\"ended\":true"), "its home is there: {}", output.text());
+    assert_eq!(redeem(&home, "first"), REVOKED);
+    assert_eq!(redeem(&home, "second"), 0);
+    let records = home.node.ok(&["audit", "list"]).text();
+    assert!(records.contains("was ended by key"), "{records}");
+
+    // Its home is away, and then whoever was told is.
+    let operator = third.node.directory().join("operator/operator.cap");
+    home.node.crash();
+    let output = revoke(&home, "second", "red");
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.text().contains("\"ended\":false"), "{}", output.text());
+    let carried = || {
+        let records = third.node.directory().join("vats/network");
+        let mut files = fs::read_dir(records).unwrap();
+        let name = format!("revocations-{}", home.number);
+        files.any(|entry| entry.unwrap().file_name().to_str() == Some(&name)).then_some(())
+    };
+    eventually("the third node has heard of it", VOUCHED, carried);
+    other.node.crash();
+    home.node.reboot();
+    eventually("it ends at its home", VOUCHED, || {
+        (redeem(&home, "second") == REVOKED).then_some(())
+    });
+    // By the operator of a node, and of what nobody has redeemed yet; the node that carries it is ended meanwhile.
+    home.node.crash();
+    let line = format!("cap revoke third.cap --as red.cap --through {}", operator.display());
+    let output = at_home(&home, &line);
+    assert!(
+        output.code == 0 && output.text().contains("has not heard of it yet"),
+        "{}",
+        output.text()
+    );
+    let mut third = third;
+    third.node.crash();
+    home.node.reboot();
+    assert_eq!(redeem(&home, "third"), 0, "nobody has told it");
+    third.node.reboot();
+    eventually("it ends at its home", VOUCHED, || {
+        (redeem(&home, "third") == REVOKED).then_some(())
+    });
+    // And nothing else has.
+    assert_eq!(at_home(&home, "cap redeem words.cap --as red.cap").code, 0);
+    // One that is nobody's to end is not carried.
+    let output = revoke(&home, "words", "blue");
+    assert_ne!(output.code, 0, "{}", output.text());
+}
+
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.
 #[test]
 fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_list() {

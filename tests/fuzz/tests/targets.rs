@@ -33,6 +33,7 @@ targets!(
     token,
     configuration,
     vote,
+    revocation,
     name,
     job,
     wasm,

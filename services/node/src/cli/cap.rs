@@ -14,6 +14,7 @@ use distos_schemas::node_capnp::node;
 use distos_types::{CapEntry, CapFile, Chain, HolderSecret, LinkFacts, kind, parse_key_file};
 use serde_json::{Value, json};
 
+use super::carry::Carrier;
 use super::holder::{Holder, call, named, now_ms, pick, random, read, read_cap_file, read_secret};
 use super::text::{self, PAGE_BYTES};
 use super::{Context, Report, files, node as node_commands};
@@ -45,10 +46,13 @@ Example:
     Redeem(FileArgs),
     /// End a delegation and all that was derived from it
     #[command(after_help = "\
-Example:
+Examples:
   distos cap revoke page.cap --as red.cap
-Whoever signed any link of the chain may revoke that link; a holder may give up its own.")]
-    Revoke(FileArgs),
+  distos cap revoke page.cap --as red.cap --through agents-at-another-node.cap
+Whoever signed any link of the chain may revoke that link; a holder may give up its own. With --through the
+revocation is signed and left with another node of the cluster, for when the home of the capability is not reached:
+it is carried there by whichever node reaches it, for thirty days at most.")]
+    Revoke(RevokeArgs),
     /// Who holds what, derived from what
     #[command(after_help = "Examples:\n  distos cap tree --all\n  distos cap tree --tenant red")]
     Tree {
@@ -69,6 +73,16 @@ pub struct FileArgs {
     /// Which capability of the file [default: the only one]
     #[arg(long, value_name = "ENTRY")]
     entry: Option<String>,
+}
+
+/// Arguments of `cap revoke`.
+#[derive(Args)]
+pub struct RevokeArgs {
+    #[command(flatten)]
+    from: FileArgs,
+    /// Leave it with the node of this file's capability to its network service, or to a tenant's agents there
+    #[arg(long, value_name = "FILE")]
+    through: Option<PathBuf>,
 }
 
 /// What a weaker capability may do.
@@ -348,15 +362,25 @@ pub async fn describe(live: &capability::Client) -> Result<Described, Fault> {
     read(|| Described::of(answer.get()?.get_info()?))
 }
 
-async fn revoke_command(context: &Context, args: &FileArgs) -> Result<Report, Fault> {
-    let file = read_cap_file(&args.file)?;
+async fn revoke_command(context: &Context, args: &RevokeArgs) -> Result<Report, Fault> {
+    let file = read_cap_file(&args.from.file)?;
     let holder = context.holder()?;
-    let chosen: Vec<&CapEntry> = match &args.entry {
+    let carrier = match &args.through {
+        Some(path) => Some(Carrier::open(path).await?),
+        None => None,
+    };
+    let chosen: Vec<&CapEntry> = match &args.from.entry {
         Some(name) => vec![pick(&file, Some(name))?],
         None => file.entries.iter().collect(),
     };
     let (mut lines, mut all) = (Vec::new(), Vec::new());
     for entry in chosen {
+        if let Some(carrier) = &carrier {
+            let (text, json) = carrier.leave(entry, &holder.secret).await?;
+            lines.push(text);
+            all.push(json);
+            continue;
+        }
         let revoked = revoke(&holder, &entry.chain).await?;
         lines.push(format!("[{}] {}", entry.name, revoked.text()));
         all.push(json!({

@@ -5,6 +5,7 @@
 pub mod attest;
 pub mod audit;
 pub mod cap;
+mod carry;
 pub mod cluster;
 pub mod connect;
 pub mod demo;

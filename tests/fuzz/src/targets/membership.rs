@@ -1,11 +1,13 @@
-//! What holds in a cluster, and votes on its nodes.
+//! What holds in a cluster, votes on its nodes, and revocations on their way.
 
 use std::collections::BTreeMap;
 
-use distos_abi::NodeId;
+use distos_abi::{Authority, CapId, Kind, NodeId, ObjectId, VatName};
 use distos_identity::{Bundle, ClusterName, KeyExchange, Root, Serial, Validity};
-use distos_membership::{Cast, Configuration, Members, Signed, Stance, Vote, Voter, Voting};
-use distos_types::HolderSecret;
+use distos_membership::{
+    Cast, Configuration, Members, Revocations, Signed, Stance, Vote, Voter, Voting,
+};
+use distos_types::{Chain, HolderSecret, Revocation};
 
 use super::seed;
 
@@ -80,4 +82,36 @@ pub(super) fn vote(bytes: &[u8]) {
         }
         _ => assert_eq!(members.summary(), before),
     }
+}
+
+fn ended(by: u8) -> Revocation {
+    let root = distos_types::Root {
+        node: NodeId(secret(9).key().0),
+        key_epoch: 1,
+        vat: VatName::new("memory").expect("a name"),
+        kind: Kind(1),
+        object: ObjectId(7),
+        cap: CapId(1),
+        holder: secret(1).key(),
+        authority: Authority::FULL,
+        nonce: [0; 16],
+    };
+    let chain = Chain::issue(root, &secret(9));
+    let chain = chain.delegate(&secret(1), secret(2).key(), Authority::FULL, [1; 16]);
+    let revocation = Revocation::sign(&chain.expect("it holds it"), &secret(by), NOW_S * 1000);
+    revocation.expect("it may end it")
+}
+
+pub(super) fn revocation_seeds() -> Vec<(String, Vec<u8>)> {
+    [("given", 1), ("own", 2)].map(|(name, by)| seed(name, ended(by).bytes())).into()
+}
+
+/// A revocation has one form, and none is kept but those that somebody has signed who may.
+pub(super) fn revocation(bytes: &[u8]) {
+    let Ok(read) = Revocation::decode(bytes) else { return };
+    assert_eq!(read.bytes(), bytes);
+    let (mut kept, now_ms) = (Revocations::default(), NOW_S * 1000);
+    let counts = read.verify(now_ms).is_ok();
+    assert_eq!(kept.take(read.clone(), now_ms) == Ok(true), counts);
+    assert_eq!(kept.contains(&read), counts);
 }

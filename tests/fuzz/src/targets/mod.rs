@@ -64,6 +64,12 @@ pub const TARGETS: &[Target] = &[
         max_bytes: 4_000,
     },
     Target { name: "vote", run: membership::vote, seeds: membership::vote_seeds, max_bytes: 600 },
+    Target {
+        name: "revocation",
+        run: membership::revocation,
+        seeds: membership::revocation_seeds,
+        max_bytes: 2_600,
+    },
     Target { name: "name", run: identity::name, seeds: identity::name_seeds, max_bytes: 400 },
     Target { name: "job", run: job::spec, seeds: job::seeds, max_bytes: 16_000 },
     Target { name: "wasm", run: wasm::module, seeds: wasm::seeds, max_bytes: 16_000 },

@@ -1,0 +1,193 @@
+//! Revocations on their way: taken from whoever has signed them or heard of them, kept, told to other nodes, and
+//! brought to the vats of this node whose capabilities they end.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use distos_abi::{Fault, NodeId, VatName};
+use distos_membership::Revocations;
+use distos_rpc::record::Record;
+use distos_rpc::{Obeyed, fault_of};
+use distos_schemas::network_capnp::member;
+use distos_types::Revocation;
+use serde::{Deserialize, Serialize};
+
+use crate::server::NetworkService;
+use crate::state::SERVICE;
+
+/// What the names of the files begin with.
+const PREFIX: &str = "revocations-";
+/// How long somebody who brings a revocation waits for its effect.
+const ENDED_WAIT: Duration = Duration::from_secs(2);
+/// After how long it is tried again to end something of this service's own.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is on disk for one home.
+#[derive(Serialize, Deserialize)]
+struct RevocationsDisk {
+    /// In base64, each with its signature.
+    revocations: Vec<String>,
+}
+
+fn record(directory: &Path, home: NodeId) -> Record {
+    const REMEDY: &str =
+        "restore it from a backup, or remove it: what only this node was told is not revoked then";
+    Record::new(directory.join(format!("{PREFIX}{home}")), "distos-revocations", REMEDY)
+}
+
+/// What is on disk. It was verified before.
+pub(crate) fn load_revocations(directory: &Path) -> Result<Vec<Revocation>, Fault> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(Fault::internal)? {
+        let name = entry.map_err(Fault::internal)?.file_name();
+        let home = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let mut id = [0; 32];
+        // Whatever else is there, such as what was being written when the machine stopped.
+        let Some(()) = home.and_then(|home| hex::decode_to_slice(home, &mut id).ok()) else {
+            continue;
+        };
+        let Some(disk) = record(directory, NodeId(id)).load::<RevocationsDisk>()? else { continue };
+        let broken = |_| Fault::Corrupt("a revocation on disk is not in base64".into());
+        for text in &disk.revocations {
+            found.push(Revocation::decode(&STANDARD.decode(text).map_err(broken)?)?);
+        }
+    }
+    Ok(found)
+}
+
+impl NetworkService {
+    /// Puts on disk what is not, and removes what is no longer kept.
+    pub(crate) fn save_revocations(&self) -> Result<(), Fault> {
+        let directory = self.vat.data_dir().ok_or_else(|| Fault::internal("it has a directory"))?;
+        let state = self.state.borrow();
+        let revocations = state.members().revocations();
+        let mut kept = self.kept_revocations.borrow_mut();
+        for (home, digest) in revocations.digests() {
+            if kept.get(&home) != Some(&digest) {
+                let all = revocations.of(home).map(|one| STANDARD.encode(one.bytes())).collect();
+                record(directory, home).save(&RevocationsDisk { revocations: all })?;
+                kept.insert(home, digest);
+            }
+        }
+        let homes = revocations.homes();
+        let gone: BTreeSet<NodeId> =
+            kept.keys().filter(|home| !homes.contains(home)).copied().collect();
+        for home in gone {
+            // One that stays is read and forgotten again.
+            if let Err(error) = std::fs::remove_file(record(directory, home).path()) {
+                tracing::warn!(%error, "revocations whose time is over stay on disk");
+            }
+            kept.remove(&home);
+        }
+        Ok(())
+    }
+
+    /// Forgets those whose time is over.
+    pub(crate) fn expire_revocations(&self) -> Result<(), Fault> {
+        if self.state.borrow_mut().expire_revocations(self.vat.now_ms()) {
+            self.more.send_replace(());
+            self.save_revocations()?;
+        }
+        Ok(())
+    }
+
+    /// Puts into effect what another node has told; what is wrong with one of them.
+    pub(crate) fn follow_revocations(&self, revocations: Vec<Revocation>) -> Option<Fault> {
+        let (new, wrong) = self.state.borrow_mut().take_revocations(revocations, self.vat.now_ms());
+        if new > 0 {
+            self.more.send_replace(());
+        }
+        wrong
+    }
+
+    /// What is to end at a vat of this node, and its digest.
+    pub(crate) fn ended_at(&self, vat: &VatName) -> (Vec<Revocation>, [u8; 32]) {
+        let state = self.state.borrow();
+        let all = state.members().revocations().of(self.vat.node());
+        let all: Vec<_> = all.filter(|one| one.by().root().vat == *vat).cloned().collect();
+        let digest = Revocations::digest(&all);
+        (all, digest)
+    }
+
+    /// Takes a revocation that somebody brings, and sees to it that its home hears of it; whether nothing that it ends
+    /// has an effect there any more.
+    ///
+    /// # Errors
+    /// [`Fault::Unauthenticated`], [`Fault::Denied`] or [`Fault::Expired`] if it proves nothing, or nothing any more;
+    /// [`Fault::NotFound`] if its home is no node that is let in; [`Fault::Unavailable`] if there is no room.
+    pub(crate) async fn carry(self: &Rc<Self>, revocation: Revocation) -> Result<bool, Fault> {
+        let (home, link) = (revocation.home(), revocation.link());
+        let next = self.changed(|state| state.bring(revocation.clone(), self.vat.now_ms()))?;
+        let before = self.install(next);
+        // It holds whether or not there is room on the disk; but nobody is told that it will.
+        let saved = self.save_revocations();
+        if self.state.borrow().members().summary() != before.members().summary() {
+            self.more.send_replace(());
+            let by = revocation.by().holder();
+            self.report(format!("carries a revocation of key {by} to node/{home}: link {link}"));
+        }
+        saved?;
+        let ended = match home == self.vat.node() {
+            true => self.until_ended(&revocation).await,
+            false => {
+                let said = self.bring_home(home, &revocation).await;
+                said.unwrap_or_else(|fault| {
+                    tracing::info!(%home, %fault, "a revocation has not come home yet");
+                    false
+                })
+            }
+        };
+        if !ended {
+            let service = self.clone();
+            tokio::task::spawn_local(async move { service.spread(Some(service.beat(None))).await });
+        }
+        Ok(ended)
+    }
+
+    async fn bring_home(&self, home: NodeId, revocation: &Revocation) -> Result<bool, Fault> {
+        self.with_member(home, async |member: member::Client| {
+            let mut request = member.carry_request();
+            request.get().set_revocation(revocation.bytes());
+            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            Ok(answer.get().map_err(|e| fault_of(&e))?.get_ended())
+        })
+        .await
+    }
+
+    /// Waits for a while until what ends at a vat of this node has.
+    async fn until_ended(&self, revocation: &Revocation) -> bool {
+        let vat = &revocation.by().root().vat;
+        let mut more = self.more.subscribe();
+        let has_ended = |_: &()| {
+            let attending = self.attending.borrow();
+            attending.get(vat.as_str()).is_some_and(|one| one.obeyed == self.ended_at(vat).1)
+        };
+        tokio::time::timeout(ENDED_WAIT, more.wait_for(has_ended)).await.is_ok()
+    }
+
+    /// Ends what is to end of this service's own, until the vat ends.
+    pub(crate) async fn obey(self: Rc<Self>) {
+        let Ok(own) = VatName::new(SERVICE) else { return };
+        let mut more = self.more.subscribe();
+        let mut obeyed = Obeyed::default();
+        loop {
+            let (revocations, digest) = self.ended_at(&own);
+            match obeyed.obey(&self.vat, &revocations).await {
+                Ok(()) => {
+                    self.note(own.as_str(), |one| one.obeyed = digest);
+                    self.more.send_replace(());
+                    // The sender lives as long as this service.
+                    let _ = more.wait_for(|()| self.ended_at(&own).1 != digest).await;
+                }
+                Err(fault) => {
+                    tracing::warn!(%fault, "what is to end here is ended later");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+}
