@@ -3,20 +3,19 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
-use distos_abi::Fault;
+use distos_abi::{Fault, HolderKey, NodeId};
+use distos_evidence::credential::EndorsementKey;
+use distos_evidence::evidence::{
+    Appraised, AttestationKey, ClockInfo, PcrSet, Pcrs, Policy, Refusal, appraise, extended_once,
+};
 use distos_rpc::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::TRACE;
-use crate::evidence::{
-    Appraised, AttestationKey, ClockInfo, PcrSet, Pcrs, Policy, Refusal, appraise, extended_once,
-};
+
+use distos_evidence::joining::{IMAGE_PCR, Request, Sealed, qualifying};
 
 use crate::tpm::{Evidence, Tpm};
-
-/// The register that holds the node image's hash. On a PC it is the operating system's (a unified
-/// kernel image uses it too; such a machine can't be attested yet).
-pub(crate) const IMAGE_PCR: u8 = 11;
 
 /// What this node's TPM was seen to be the first time: the key it quotes with, and the registers'
 /// values. **Trust on first use**: who controls the machine at that moment decides what counts
@@ -128,6 +127,41 @@ impl<T: Read + Write> Attester<T> {
         }
         let result = result.map(|appraised| (appraised, quote_micros));
         Ok(Outcome { result, ak_name: key.name(), enrolled_now })
+    }
+
+    /// `TPMT_PUBLIC` of the TPM's endorsement key and of the key that it quotes with.
+    pub(crate) fn identity(&mut self, now_ms: u64) -> Result<(Vec<u8>, Vec<u8>), Fault> {
+        self.measure_image(now_ms)?;
+        Ok((self.tpm.endorsement()?, self.tpm.attestation()?))
+    }
+
+    /// What `node` presents to whoever may invite it, and made `nonce` for it.
+    pub(crate) fn present(
+        &mut self,
+        node: NodeId,
+        key: HolderKey,
+        inviter: NodeId,
+        nonce: [u8; 32],
+        now_ms: u64,
+    ) -> Result<Request, Fault> {
+        self.measure_image(now_ms)?;
+        let ek = self.tpm.endorsement()?;
+        let name = EndorsementKey::from_public(&ek)
+            .map_err(|broken| Fault::internal(format!("the TPM's endorsement key is {broken}")))?;
+        let answers = qualifying(inviter, node, key, &name.name(), &nonce);
+        let Evidence { ak_public, quote, signature, pcrs, .. } =
+            self.tpm.evidence(&answers, self.pcrs)?;
+        Ok(Request { node, key, nonce, ek, ak: ak_public, quote, signature, pcrs })
+    }
+
+    /// Opens what was sealed to this TPM.
+    ///
+    /// # Errors
+    /// [`Fault::Unauthenticated`] if it was sealed to another one, or changed.
+    pub(crate) fn open(&mut self, sealed: &Sealed) -> Result<String, Fault> {
+        self.tpm.startup()?;
+        let secret = self.tpm.activate(&sealed.credential)?;
+        sealed.open(&secret)
     }
 
     /// Once in this service's life: a TPM that is reset later loses the measurement and is refused.

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::*;
-use crate::evidence::Continuity;
 use crate::tpm::{TIMEOUT, TimedFd, TpmError};
+use distos_evidence::evidence::Continuity;
 
 const IMAGE: [u8; 32] = [0x11; 32];
 
@@ -294,5 +294,132 @@ proptest::proptest! {
         let pcrs = PcrSet::parse("0-23").unwrap();
         let _ = tpm().pcr_read(pcrs);
         let _ = tpm().evidence(&[0; 32], pcrs);
+    }
+}
+
+/// A cluster's node that invites by the TPM.
+mod joining {
+    use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+    use distos_evidence::evidence::AttestationKey;
+    use distos_evidence::joining::{Expected, Randomness, Request, Sealed, admit, seal};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    const INVITER: NodeId = NodeId([0x1a; 32]);
+    const JOINER: NodeId = NodeId([0x2a; 32]);
+    const KEY: HolderKey = HolderKey([0x3a; 32]);
+    const NONCE: [u8; 32] = [0x4a; 32];
+
+    fn presents(attester: &mut Attester<TimedFd>) -> Request {
+        attester.present(JOINER, KEY, INVITER, NONCE, 5).unwrap()
+    }
+
+    /// What an inviter expects that was told of this machine's TPM.
+    fn expects(request: &Request) -> Expected {
+        let ek = EndorsementKey::from_public(&request.ek).unwrap().name();
+        let references = Pcrs::from([(IMAGE_PCR, extended_once(&IMAGE))]);
+        Expected { inviter: INVITER, node: JOINER, nonce: NONCE, ek, references }
+    }
+
+    fn random(seed: u8) -> Randomness {
+        Randomness { ephemeral: Zeroizing::new([seed; 32]), secret: Zeroizing::new([7; 32]) }
+    }
+
+    fn refused(request: &Request, expected: &Expected, why: &str) {
+        let told = admit(request, expected).unwrap_err();
+        assert!(matches!(&told, Fault::Unauthenticated(text) if text.contains(why)), "{told}");
+    }
+
+    #[test]
+    fn an_invitation_opens_in_the_tpm_that_was_expected_and_showed_the_image_and_in_no_other() {
+        let (node, other) = (Node::new(), Node::new());
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let request = presents(&mut attester);
+        assert_eq!(Request::parse(&request.to_json().unwrap()), Ok(request.clone()));
+        let admitted = admit(&request, &expects(&request)).unwrap();
+        let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
+        let sealed = Sealed::parse(&sealed.to_json().unwrap()).unwrap();
+        // More often than the TPM has room for objects and sessions.
+        for _ in 0..6 {
+            assert_eq!(attester.open(&sealed).unwrap(), "come");
+        }
+        // It is attested as before, too.
+        good(attester.attest(&[1; 32], 5).unwrap());
+
+        let (_swtpm, mut other) = other.boot(IMAGE, "0-7");
+        for _ in 0..6 {
+            assert!(matches!(other.open(&sealed), Err(Fault::Unauthenticated(_))));
+        }
+        good(other.attest(&[1; 32], 5).unwrap());
+        // What was changed on its way opens nowhere.
+        let text = sealed.to_json().unwrap();
+        for (what, with) in
+            [(r#""sealed": ""#, r#""sealed": "00"#), (r#""node": "2a"#, r#""node": "2b"#)]
+        {
+            let changed = Sealed::parse(&text.replacen(what, with, 1)).unwrap();
+            assert!(matches!(attester.open(&changed), Err(Fault::Unauthenticated(_))), "{what}");
+        }
+        for at in 0..sealed.credential.blob.len() {
+            let mut changed = sealed.clone();
+            changed.credential.blob[at] ^= 1;
+            assert!(attester.open(&changed).is_err(), "{at}");
+        }
+        assert_eq!(attester.open(&sealed).unwrap(), "come");
+    }
+
+    #[test]
+    fn whoever_shows_something_else_than_was_expected_is_not_invited() {
+        let (node, other) = (Node::new(), Node::new());
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let request = presents(&mut attester);
+        let expected = expects(&request);
+        // For another challenge, by another inviter, and for another key than the TPM was told.
+        refused(&request, &Expected { nonce: [1; 32], ..expected.clone() }, "challenge");
+        refused(&request, &Expected { inviter: JOINER, ..expected.clone() }, "replay");
+        refused(&Request { key: HolderKey([1; 32]), ..request.clone() }, &expected, "replay");
+        let elsewhere = Request { node: INVITER, ..request.clone() };
+        refused(&elsewhere, &Expected { node: INVITER, ..expected.clone() }, "replay");
+        // A quote for the node's own attestation is none for an inviter.
+        let own = attester.tpm.evidence(&NONCE, attester.pcrs).unwrap();
+        let own = Request { quote: own.quote, signature: own.signature, ..request.clone() };
+        refused(&own, &expected, "replay");
+        // Another machine's TPM, as it is, and under this one's name.
+        let (_swtpm, mut other) = other.boot(IMAGE, "0-7");
+        let theirs = presents(&mut other);
+        refused(&theirs, &expected, "another TPM");
+        let claimed = Request { ek: request.ek.clone(), ..theirs.clone() };
+        refused(&claimed, &expected, "replay");
+        let mixed = Request { ak: theirs.ak.clone(), ..request.clone() };
+        refused(&mixed, &expected, "not signed");
+        // Another image, registers that were changed on their way, and an inviter that expects nothing.
+        let another = Pcrs::from([(IMAGE_PCR, extended_once(&[0x66; 32]))]);
+        refused(&request, &Expected { references: another, ..expected.clone() }, "PCR 11");
+        let mut changed = request.clone();
+        changed.pcrs.insert(0, [1; 32]);
+        refused(&changed, &expected, "digest");
+        refused(&request, &Expected { references: Pcrs::new(), ..expected.clone() }, "reference");
+        let pinned = Pcrs::from([(IMAGE_PCR, extended_once(&IMAGE)), (0, [1; 32])]);
+        refused(&request, &Expected { references: pinned, ..expected }, "PCR 0");
+    }
+
+    /// Both keys have to be in one TPM: that is what the credential shows, and the quote does not.
+    #[test]
+    fn a_credential_for_another_key_does_not_open_in_this_tpm() {
+        let node = Node::new();
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let request = presents(&mut attester);
+        let ek = EndorsementKey::from_public(&request.ek).unwrap();
+        let name = AttestationKey::from_public(&request.ak).unwrap().name();
+        let secret = [0x5c; 32];
+        let made = |name: &[u8; 34]| -> Credential {
+            make_credential(&ek, name, &secret, &Zeroizing::new([9; 32])).unwrap()
+        };
+        assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
+        let mut another = name;
+        another[33] ^= 1;
+        let refused = attester.tpm.activate(&made(&another));
+        assert!(matches!(refused, Err(TpmError::Another)), "{refused:?}");
+        assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! At start it extends the image's hash into PCR 11, once per reset of the TPM. Then, at half the
 //! freshness bound and whenever a holder of `attest` asks, it has the TPM sign the registers
-//! together with a challenge that is used once, and appraises the answer ([`evidence`]). Holders of
+//! together with a challenge that is used once, and appraises the answer ([`distos_evidence`]). Holders of
 //! `read` learn the verdict: whether the last evidence matched (integrity), and until when it counts
 //! (freshness). The two are told apart (A2). Evidence that is missing, old, not answered in time or not
 //! understood gives no freshness, so that the node gets no work (A1, S1). Each appraisal is an
@@ -39,11 +39,9 @@ use std::process::ExitCode;
 use distos_rpc::boot::Boot;
 
 mod attester;
-pub mod evidence;
 mod server;
 mod state;
 mod tpm;
-mod wire;
 
 /// Whoever switches this target on sees each step of the verifier, one event a line:
 /// `specs/attestation` says what they mean and checks them.

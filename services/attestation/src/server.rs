@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{CapId, Fault, ObjectId, Rights, TenantId};
+use distos_abi::{CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId};
+use distos_evidence::evidence::{Appraised, Continuity, PcrSet};
+use distos_evidence::joining::{MAX_SEALED_BYTES, Sealed};
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
 use distos_schemas::attestation_capnp::{attestation, verdict};
 use distos_types::kind;
@@ -18,7 +20,6 @@ use futures::future::LocalBoxFuture;
 
 use crate::TRACE;
 use crate::attester::{Attester, Outcome};
-use crate::evidence::{Appraised, Continuity, PcrSet};
 use crate::state::{Now, State, Unasked, Verdict};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
 
@@ -211,12 +212,42 @@ impl Attestation {
     }
 
     async fn ask_tpm(&self, challenge: [u8; 32], now_ms: u64) -> Result<Outcome, Fault> {
+        self.with_tpm(move |attester| attester.attest(&challenge, now_ms)).await
+    }
+
+    /// Asks the TPM for something else than a verdict, in turn. What is shown of its registers answers whoever asked,
+    /// and says nothing about this node's own freshness.
+    async fn aside<T: Send + 'static>(
+        &self,
+        asker: Asker,
+        what: &str,
+        ask: impl FnOnce(&mut Attester<TimedFd>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        if self.vat.draining() {
+            return Err(Fault::unavailable(1_000, "the attestation service is draining"));
+        }
+        let _turn = self.turn.lock().await;
+        let answered = self.with_tpm(ask).await;
+        self.report(
+            asker,
+            match &answered {
+                Ok(_) => what.to_owned(),
+                Err(fault) => format!("{what}: {fault}"),
+            },
+        );
+        answered
+    }
+
+    async fn with_tpm<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Attester<TimedFd>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
         let attester = self.attester.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "the image gives the attestation service no TPM")
         })?;
         tokio::task::spawn_blocking(move || {
             // A panic half way leaves at most a lost TPM, which the attester notices.
-            attester.lock().unwrap_or_else(PoisonError::into_inner).attest(&challenge, now_ms)
+            ask(&mut attester.lock().unwrap_or_else(PoisonError::into_inner))
         })
         .await
         .map_err(|_| Fault::internal("the thread that speaks to the TPM ended"))?
@@ -358,6 +389,12 @@ struct AttestationServer {
     facet: Facet,
 }
 
+impl AttestationServer {
+    fn asker(&self) -> Asker {
+        Asker { tenant: self.facet.tenant(), cap: self.facet.cap_id() }
+    }
+}
+
 impl Faceted for AttestationServer {
     fn facet(&self) -> &Facet {
         &self.facet
@@ -387,9 +424,70 @@ impl attestation::Server for AttestationServer {
         mut results: attestation::AttestResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ATTEST).map_err(fail)?;
-        let asker = Asker { tenant: self.facet.tenant(), cap: self.facet.cap_id() };
-        self.service.clone().attest(asker).await.map_err(fail)?;
+        self.service.clone().attest(self.asker()).await.map_err(fail)?;
         self.service.write_verdict(self.facet.reply(&mut results).init_verdict());
+        Ok(())
+    }
+
+    async fn identity(
+        self: Rc<Self>,
+        _: attestation::IdentityParams,
+        mut results: attestation::IdentityResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let now_ms = self.service.vat.now_ms();
+        let asked = self
+            .service
+            .aside(self.asker(), "told who the TPM is", move |attester| attester.identity(now_ms));
+        let (ek, ak) = asked.await.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_ek(&ek);
+        reply.set_ak(&ak);
+        Ok(())
+    }
+
+    async fn present(
+        self: Rc<Self>,
+        params: attestation::PresentParams,
+        mut results: attestation::PresentResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let (inviter, key, nonce) = {
+            let params = params.get()?;
+            let inviter = NodeId::try_from(params.get_inviter()?).map_err(fail)?;
+            let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
+            let nonce: [u8; 32] = params
+                .get_nonce()?
+                .try_into()
+                .map_err(|_| fail(Fault::malformed("a nonce has 32 bytes")))?;
+            (inviter, key, nonce)
+        };
+        let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
+        let what = format!("presented key {key} to node/{inviter}");
+        let asked = self.service.aside(self.asker(), &what, move |attester| {
+            attester.present(node, key, inviter, nonce, now_ms)?.to_json()
+        });
+        let request = asked.await.map_err(fail)?;
+        self.facet.reply(&mut results).set_request(request);
+        Ok(())
+    }
+
+    async fn open(
+        self: Rc<Self>,
+        params: attestation::OpenParams,
+        mut results: attestation::OpenResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let text = params.get()?.get_sealed()?;
+        if text.len() > MAX_SEALED_BYTES {
+            return Err(fail(Fault::malformed("an invitation is not so long")));
+        }
+        let sealed = Sealed::parse(text.to_str()?).map_err(fail)?;
+        let asked = self
+            .service
+            .aside(self.asker(), "opened an invitation", move |attester| attester.open(&sealed));
+        let plain = asked.await.map_err(fail)?;
+        self.facet.reply(&mut results).set_plain(plain);
         Ok(())
     }
 }

@@ -4,9 +4,8 @@
 //! a TPM that is silent lets freshness run out, evidence that does not match ends both at once.
 
 use distos_abi::NodeId;
+use distos_evidence::evidence::Appraised;
 use sha2::{Digest, Sha256};
-
-use crate::evidence::Appraised;
 
 /// A challenge that is not answered by then is void.
 pub(crate) const CHALLENGE_MS: u64 = 30_000;
@@ -217,7 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::evidence::{ClockInfo, Continuity, PcrSet};
+    use distos_evidence::evidence::{ClockInfo, Continuity, PcrSet};
 
     fn at(ms: u64) -> Now {
         Now { unix_ms: 1_000_000 + ms, mono_ms: 50 + ms }

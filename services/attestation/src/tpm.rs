@@ -1,7 +1,7 @@
 //! A TPM 2.0 client over one descriptor: the few commands that attestation needs (TPM 2.0
 //! Library, Part 3), built and read by hand so that no length of the TPM's is trusted.
 //!
-//! It does not open a path, load a library, keep sessions or need a resource manager: every object
+//! It does not open a path, load a library or need a resource manager: every object and session
 //! that it makes in the TPM is flushed again, because a TPM holds three (else 0x902).
 
 use std::fs::File;
@@ -10,11 +10,14 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use distos_abi::Fault;
+use distos_evidence::credential::{Credential, endorsement_template};
+use distos_evidence::evidence::{
+    ALG_ECDSA, ALG_NULL, ALG_SHA256, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template,
+};
+use distos_evidence::wire::{Broken, Reader, Writer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-
-use crate::evidence::{ALG_ECDSA, ALG_SHA256, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template};
-use crate::wire::{Broken, Reader, Writer};
+use zeroize::Zeroizing;
 
 /// The largest answer that is read: TPM 2.0's own buffers are 4 KiB.
 const MAX_RESPONSE_BYTES: usize = 4096;
@@ -24,12 +27,17 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 const TAG_NO_SESSIONS: u16 = 0x8001;
 const TAG_SESSIONS: u16 = 0x8002;
 const SESSION_PASSWORD: u32 = 0x4000_0009;
+const SESSION_POLICY: u8 = 0x01;
+const HANDLE_NULL: u32 = 0x4000_0007;
 const HEADER_BYTES: usize = 10;
 
 const CC_CREATE_PRIMARY: u32 = 0x0131;
 const CC_STARTUP: u32 = 0x0144;
+const CC_ACTIVATE_CREDENTIAL: u32 = 0x0147;
+const CC_POLICY_SECRET: u32 = 0x0151;
 const CC_QUOTE: u32 = 0x0158;
 const CC_FLUSH_CONTEXT: u32 = 0x0165;
+const CC_START_AUTH_SESSION: u32 = 0x0176;
 const CC_PCR_READ: u32 = 0x017e;
 const CC_PCR_EXTEND: u32 = 0x0182;
 
@@ -51,6 +59,9 @@ pub(crate) enum TpmError {
     /// An answer that is no TPM's.
     #[error("the TPM's answer is {0}")]
     Malformed(#[from] Broken),
+    /// What was to be opened is for another key, or for one in another TPM.
+    #[error("it is for another TPM, or another key of this one")]
+    Another,
     /// The TPM refused.
     #[error("the TPM refused command {command:#06x} with code {code:#05x}")]
     Refused {
@@ -67,6 +78,7 @@ impl From<TpmError> for Fault {
         match error {
             TpmError::Refused { code, .. } if !RC_PASSING.contains(&code) => Fault::Internal(why),
             TpmError::Malformed(_) => Fault::Internal(why),
+            TpmError::Another => Fault::Unauthenticated(why),
             _ => Fault::unavailable(RETRY_MS, why),
         }
     }
@@ -136,6 +148,96 @@ impl<T: Read + Write> Tpm<T> {
         Ok(Evidence { ak_public, quote, signature, pcrs: values, quote_micros })
     }
 
+    /// `TPMT_PUBLIC` of the endorsement key, the same at every boot.
+    pub(crate) fn endorsement(&mut self) -> Result<Vec<u8>, TpmError> {
+        let (handle, public) = self.create_primary(&endorsement_template())?;
+        self.flush(handle)?;
+        Ok(public)
+    }
+
+    /// `TPMT_PUBLIC` of the attestation key, the same at every boot.
+    pub(crate) fn attestation(&mut self) -> Result<Vec<u8>, TpmError> {
+        let (handle, public) = self.create_ak()?;
+        self.flush(handle)?;
+        Ok(public)
+    }
+
+    /// Gives back the secret of a credential that was made for this TPM's attestation key.
+    ///
+    /// # Errors
+    /// [`TpmError::Another`] if it was made for another one.
+    pub(crate) fn activate(
+        &mut self,
+        credential: &Credential,
+    ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
+        let (ak, _) = self.create_ak()?;
+        let activated = self.activate_by(ak, credential);
+        self.flush(ak)?;
+        activated
+    }
+
+    fn activate_by(
+        &mut self,
+        ak: u32,
+        credential: &Credential,
+    ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
+        let (ek, _) = self.create_primary(&endorsement_template())?;
+        let activated = self.activate_both(ak, ek, credential);
+        self.flush(ek)?;
+        activated
+    }
+
+    fn activate_both(
+        &mut self,
+        ak: u32,
+        ek: u32,
+        credential: &Credential,
+    ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
+        let session = self.start_policy()?;
+        let activated = self.policy_secret(session).and_then(|()| {
+            let auths = [Auth::Password, Auth::Session(session)];
+            let parameters = Writer::default().bytes(&credential.blob).bytes(&credential.secret);
+            let command = Command::new(CC_ACTIVATE_CREDENTIAL, &[ak, ek], &auths, parameters);
+            self.call(&command)
+        });
+        // The command ends it if it succeeds.
+        if activated.is_err() {
+            self.flush(session)?;
+        }
+        let response = activated.map_err(|error| match error {
+            // What is wrong with a parameter, and not with the TPM.
+            TpmError::Refused { command: CC_ACTIVATE_CREDENTIAL, .. } => TpmError::Another,
+            error => error,
+        })?;
+        let response = Zeroizing::new(response);
+        let mut parameters = parameters_of(&response, "the credential's parameters")?;
+        let secret = parameters.sized("certInfo")?;
+        Ok(Zeroizing::new(secret.try_into().map_err(|_| Broken("certInfo"))?))
+    }
+
+    fn start_policy(&mut self) -> Result<u32, TpmError> {
+        // What the TPM takes from it here is nothing: the session signs and encrypts nothing.
+        let nonce = [0u8; 16];
+        let parameters = Writer::default()
+            .u32(HANDLE_NULL)
+            .u32(HANDLE_NULL)
+            .sized(&nonce)
+            .sized(&[])
+            .u8(SESSION_POLICY)
+            .u16(ALG_NULL)
+            .u16(ALG_SHA256);
+        let response = self.call(&Command::plain(CC_START_AUTH_SESSION, parameters))?;
+        Ok(Reader::new(&response).u32("sessionHandle")?)
+    }
+
+    /// That whoever holds the session may use what the endorsement hierarchy's holder may, which has no password.
+    fn policy_secret(&mut self, session: u32) -> Result<(), TpmError> {
+        let parameters = Writer::default().sized(&[]).sized(&[]).sized(&[]).u32(0);
+        let handles = [HIERARCHY_ENDORSEMENT, session];
+        let command = Command::new(CC_POLICY_SECRET, &handles, &[Auth::Password], parameters);
+        self.call(&command).map(drop)
+    }
+
     /// Extends `digest` into `pcr` unless that has happened since the TPM's last reset. A register
     /// that holds anything else is left alone: appraisal refuses it. Returns whether the register
     /// was as a reset leaves it.
@@ -170,8 +272,13 @@ impl<T: Read + Write> Tpm<T> {
     /// endorsement seed and the template alone. The handle must be flushed.
     fn create_ak(&mut self) -> Result<(u32, Vec<u8>), TpmError> {
         let template = Writer::default().bytes(&key_template()).sized(&[]).sized(&[]).done();
+        self.create_primary(&template)
+    }
+
+    /// Makes a key in the endorsement hierarchy. The handle must be flushed.
+    fn create_primary(&mut self, template: &[u8]) -> Result<(u32, Vec<u8>), TpmError> {
         let no_secret = Writer::default().sized(&[]).sized(&[]).done();
-        let parameters = Writer::default().sized(&no_secret).sized(&template).sized(&[]).u32(0);
+        let parameters = Writer::default().sized(&no_secret).sized(template).sized(&[]).u32(0);
         let command = Command::authorized(CC_CREATE_PRIMARY, HIERARCHY_ENDORSEMENT, parameters);
         let response = self.call(&command)?;
         let handle = Reader::new(&response).u32("handle")?;
@@ -229,8 +336,8 @@ impl<T: Read + Write> Tpm<T> {
             Talk::Settled => Ok(()),
             Talk::Lost => Err(TpmError::Lost),
             Talk::Awaited(command) => match self.answer(command)? {
-                // Nobody knows this key's handle: it would fill the TPM.
-                (_, 0, body) if command == CC_CREATE_PRIMARY => {
+                // Nobody knows the handle of this key or session: it would fill the TPM.
+                (_, 0, body) if [CC_CREATE_PRIMARY, CC_START_AUTH_SESSION].contains(&command) => {
                     self.flush(Reader::new(&body).u32("handle")?)
                 }
                 _ => Ok(()),
@@ -284,31 +391,59 @@ impl<T: Read + Write> Tpm<T> {
     }
 }
 
-/// A command of ours. With a handle it carries an empty password for it: the keys and hierarchies
-/// used here have none.
+/// By what a handle may be used.
+enum Auth {
+    /// An empty password: the keys and hierarchies used here have none.
+    Password,
+    /// A policy session, which ends with the command.
+    Session(u32),
+}
+
+/// A command of ours.
 struct Command {
     tag: u16,
     code: u32,
-    handle: Option<u32>,
+    handles: Vec<u32>,
+    authorization: Vec<u8>,
     parameters: Vec<u8>,
 }
 
 impl Command {
     fn plain(code: u32, parameters: Writer) -> Command {
-        Command { tag: TAG_NO_SESSIONS, code, handle: None, parameters: parameters.done() }
+        let (handles, authorization) = (Vec::new(), Vec::new());
+        Command {
+            tag: TAG_NO_SESSIONS,
+            code,
+            handles,
+            authorization,
+            parameters: parameters.done(),
+        }
     }
 
     fn authorized(code: u32, handle: u32, parameters: Writer) -> Command {
-        Command { tag: TAG_SESSIONS, code, handle: Some(handle), parameters: parameters.done() }
+        Command::new(code, &[handle], &[Auth::Password], parameters)
+    }
+
+    /// With what authorizes the first handles.
+    fn new(code: u32, handles: &[u32], auths: &[Auth], parameters: Writer) -> Command {
+        let authorization = auths.iter().fold(Writer::default(), |area, auth| {
+            let session = match auth {
+                Auth::Password => SESSION_PASSWORD,
+                Auth::Session(session) => *session,
+            };
+            area.u32(session).sized(&[]).u8(0).sized(&[])
+        });
+        let (handles, authorization) = (handles.to_vec(), authorization.done());
+        Command { tag: TAG_SESSIONS, code, handles, authorization, parameters: parameters.done() }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let session = Writer::default().u32(SESSION_PASSWORD).sized(&[]).u8(0).sized(&[]).done();
-        let authorization = match self.handle {
-            None => Vec::new(),
-            Some(handle) => {
-                let len = u32::try_from(session.len()).expect("a session is 9 bytes");
-                Writer::default().u32(handle).u32(len).bytes(&session).done()
+        let handles = self.handles.iter().fold(Writer::default(), |all, handle| all.u32(*handle));
+        let authorization = match self.authorization.len() {
+            0 => handles.done(),
+            len => {
+                let len = u32::try_from(len).expect("each session is 9 bytes");
+                handles.u32(len).bytes(&self.authorization).done()
             }
         };
         let size = HEADER_BYTES + authorization.len() + self.parameters.len();

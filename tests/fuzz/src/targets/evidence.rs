@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use distos_attestation::evidence::{Attest, AttestationKey, PcrSet, Pcrs, Policy, appraise};
+use distos_evidence::evidence::{Attest, AttestationKey, PcrSet, Pcrs, Policy, appraise};
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};

@@ -1,7 +1,7 @@
 //! What a TPM quote says, and whether it is good. Pure: no clock, no I/O, no randomness.
 //!
 //! A quote is a `TPMS_ATTEST` structure that the TPM signed (TPM 2.0 Library, Part 2, 10.12). This
-//! module does not decide how old a quote may be: that is freshness, and [`crate`]'s state keeps
+//! module does not decide how old a quote may be: that is freshness, and whoever asks for quotes keeps
 //! it apart from integrity (A2).
 
 use std::collections::BTreeMap;
@@ -15,13 +15,18 @@ use sha2::{Digest, Sha256};
 pub use crate::wire::Broken;
 use crate::wire::{Reader, Writer};
 
-pub(crate) const ALG_SHA256: u16 = 0x000b;
-pub(crate) const ALG_NULL: u16 = 0x0010;
-pub(crate) const ALG_ECDSA: u16 = 0x0018;
-pub(crate) const ALG_ECC: u16 = 0x0023;
-pub(crate) const CURVE_P256: u16 = 0x0003;
+/// `TPM_ALG_SHA256`.
+pub const ALG_SHA256: u16 = 0x000b;
+/// `TPM_ALG_NULL`.
+pub const ALG_NULL: u16 = 0x0010;
+/// `TPM_ALG_ECDSA`.
+pub const ALG_ECDSA: u16 = 0x0018;
+/// `TPM_ALG_ECC`.
+pub const ALG_ECC: u16 = 0x0023;
+/// `TPM_ECC_NIST_P256`.
+pub const CURVE_P256: u16 = 0x0003;
 /// The endorsement hierarchy: its seed outlives a change of owner.
-pub(crate) const HIERARCHY_ENDORSEMENT: u32 = 0x4000_000b;
+pub const HIERARCHY_ENDORSEMENT: u32 = 0x4000_000b;
 /// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign. *Restricted*
 /// is what makes a quote evidence: the TPM signs with such a key nothing that it did not make.
 const AK_ATTRIBUTES: u32 = 0x0005_0472;
@@ -88,13 +93,13 @@ impl PcrSet {
     }
 
     /// As the TPM's bitmap: register 0 is the lowest bit of the first byte.
-    pub(crate) fn select(self) -> [u8; 3] {
+    pub fn select(self) -> [u8; 3] {
         let [a, b, c, _] = self.0.to_le_bytes();
         [a, b, c]
     }
 
     /// From a bitmap; `None` if it names a register above 23.
-    pub(crate) fn from_select(select: &[u8]) -> Option<PcrSet> {
+    pub fn from_select(select: &[u8]) -> Option<PcrSet> {
         let bits = select.iter().enumerate().try_fold(0u32, |bits, (i, byte)| {
             let shift = u32::try_from(i * 8).ok()?;
             if *byte == 0 { Some(bits) } else { Some(bits | u32::from(*byte).checked_shl(shift)?) }
@@ -262,7 +267,7 @@ impl fmt::Debug for AttestationKey {
 
 /// `TPMT_PUBLIC` up to its point: what makes an attestation key one. Equal bytes here and the same
 /// seed in the TPM give the same key at every boot.
-pub(crate) fn key_template() -> Vec<u8> {
+pub fn key_template() -> Vec<u8> {
     Writer::default()
         .u16(ALG_ECC)
         .u16(ALG_SHA256)
@@ -276,7 +281,8 @@ pub(crate) fn key_template() -> Vec<u8> {
         .done()
 }
 
-fn name_of(digest: [u8; 32]) -> [u8; 34] {
+/// A TPM name: the hash algorithm, then the hash.
+pub(crate) fn name_of(digest: [u8; 32]) -> [u8; 34] {
     let mut name = [0u8; 34];
     name[..2].copy_from_slice(&ALG_SHA256.to_be_bytes());
     name[2..].copy_from_slice(&digest);
@@ -292,7 +298,7 @@ fn qualified_name(hierarchy: u32, name: &[u8]) -> [u8; 34] {
 }
 
 /// A number that the TPM may have written without its leading zeros.
-fn scalar(bytes: &[u8], field: &'static str) -> Result<[u8; 32], Broken> {
+pub(crate) fn scalar(bytes: &[u8], field: &'static str) -> Result<[u8; 32], Broken> {
     let mut whole = [0u8; 32];
     let start = whole.len().checked_sub(bytes.len()).ok_or(Broken(field))?;
     whole[start..].copy_from_slice(bytes);

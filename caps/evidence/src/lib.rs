@@ -1,0 +1,17 @@
+//! What a TPM says of a machine, and whether it is good; and how to seal something so that only one TPM opens it.
+//!
+//! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
+//! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
+//!   key, and in it this attestation key.
+//! - [`joining`]: what a node presents that wants to be invited into a cluster by the TPM that it has, what the one who
+//!   invites demands of it, and the invitation, sealed to that TPM (A1).
+//!
+//! No I/O, no clock, no randomness: bytes, time and random bytes are arguments. It does not speak to a TPM; the attestation
+//! service does.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod credential;
+pub mod evidence;
+pub mod joining;
+pub mod wire;
