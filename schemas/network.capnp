@@ -71,6 +71,11 @@ interface Heard {
   # this node. `known` are such homes; `after` is as with `votes` (a home, and a link).
 }
 
+struct Register {
+  pcr   @0 :UInt8;
+  value @1 :Data;            # SHA-256, 32 bytes.
+}
+
 interface Network extends(Cap.Capability, Heard) {
   # To ask for what it has heard needs "read".
 
@@ -101,7 +106,8 @@ interface Network extends(Cap.Capability, Heard) {
   invite @7 (node :Data, key :Data, lifetimeS :UInt32) -> (bundle :Text, chain :List(Data));
   # Needs "admin". Durable. What the network service of another node needs to join: an SVID for its `key`
   # alone, and a place in the list, which ends with the SVID unless the node has come by then. Fails: "unavailable"
-  # (this node is no issuer), "exists" (the node is in the list, and not only invited).
+  # (this node is no issuer), "exists" (the node is in the list, and not only invited), "unauthenticated" (the image has it that
+  # nodes are invited by their TPMs alone).
   configure @8 (configuration :Text) -> (behind :List(Text), out :List(Text));
   # Needs "admin". Durable. Goes by this configuration of the cluster (JSON) from now on, and tells others of it.
   # `out` are the nodes that this one let in before and does not any more. Fails: "unauthenticated" (no root of the
@@ -122,6 +128,16 @@ interface Network extends(Cap.Capability, Heard) {
   # it. `ended`: it has, and nothing that it ends has an effect there any more. Fails: "unauthenticated" (whoever
   # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (32 of one
   # tenant are on their way to that home already).
+  challenge @13 (node :Data, lifetimeS :UInt32) -> (nonce :Data);
+  # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good once, for a day
+  # at most, and forgotten when this service is restarted. Fails: "unavailable" (64 are open).
+  inviteAttested @14 (request :Text, ek :Data, references :List(Register), address :Text, lifetimeS :UInt32)
+      -> (node :Data, sealed :Text, registers :List(Register));
+  # Needs "admin". Durable. As `invite`, for a node that has presented what its TPM says (`Attestation.present`): the
+  # invitation, for the reader to come to `address` ("HOST:PORT" in numbers), sealed to that TPM. `ek` is the name of the TPM's
+  # endorsement key, as whoever has the machine in hand has told, and `references` what registers hold; 11, the
+  # image's, is to be among them. `registers` is all that were quoted. The challenge is used up, whatever comes of it.
+  # Fails: as `invite`, and "unauthenticated" (what was expected and is not so).
 }
 
 interface Agents extends(Cap.Capability) {

@@ -31,6 +31,7 @@ pub const MAX_REQUEST_BYTES: usize = 16_384;
 /// The longest text of a sealed invitation, in bytes.
 pub const MAX_SEALED_BYTES: usize = 1 << 20;
 const VERSION: u32 = 1;
+const CHALLENGE: &str = "challenge";
 const REQUEST: &str = "request to join";
 const SEALED: &str = "sealed invitation";
 const QUALIFYING: &[u8] = b"distos tpm join 1\0";
@@ -53,6 +54,53 @@ pub fn qualifying(
         .chain_update(ek)
         .chain_update(nonce);
     hash.finalize().into()
+}
+
+/// What a node is to answer that wants to be invited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Challenge {
+    /// Who makes it.
+    pub inviter: NodeId,
+    /// For whom.
+    pub node: NodeId,
+    /// Random, and good once.
+    pub nonce: [u8; 32],
+}
+
+/// As JSON; all bytes in hexadecimal.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChallengeText {
+    distos: String,
+    version: u32,
+    inviter: String,
+    node: String,
+    nonce: String,
+}
+
+impl Challenge {
+    /// Reads a challenge. [`Fault::Malformed`] says what is wrong.
+    pub fn parse(text: &str) -> Result<Challenge, Fault> {
+        let head = |text: &ChallengeText| (text.distos.clone(), text.version);
+        let read: ChallengeText = read(text, CHALLENGE, MAX_REQUEST_BYTES, head)?;
+        Ok(Challenge {
+            inviter: NodeId(array(&read.inviter, "who makes it")?),
+            node: NodeId(array(&read.node, "the node")?),
+            nonce: array(&read.nonce, "the nonce")?,
+        })
+    }
+
+    /// The challenge as JSON.
+    pub fn to_json(&self) -> Result<String, Fault> {
+        let text = ChallengeText {
+            distos: CHALLENGE.to_owned(),
+            version: VERSION,
+            inviter: hex::encode(self.inviter.0),
+            node: hex::encode(self.node.0),
+            nonce: hex::encode(self.nonce),
+        };
+        serde_json::to_string_pretty(&text).map_err(Fault::internal)
+    }
 }
 
 /// What a node presents. Nothing in it is believed before [`admit`].
@@ -107,7 +155,7 @@ fn read<T: DeserializeOwned>(
     text: &str,
     kind: &str,
     most: usize,
-    head: impl Fn(&T) -> (&str, u32),
+    head: impl Fn(&T) -> (String, u32),
 ) -> Result<T, Fault> {
     if text.len() > most {
         return Err(Fault::malformed(format!("a {kind} is not so long")));
@@ -127,7 +175,7 @@ impl Request {
     /// Reads a request. [`Fault::Malformed`] says what is wrong.
     pub fn parse(text: &str) -> Result<Request, Fault> {
         let read: RequestText = read(text, REQUEST, MAX_REQUEST_BYTES, |text: &RequestText| {
-            (&text.distos, text.version)
+            (text.distos.clone(), text.version)
         })?;
         let pcrs = read.pcrs.iter().map(|(pcr, value)| Ok((*pcr, array(value, "a register")?)));
         Ok(Request {
@@ -266,8 +314,9 @@ fn cipher(secret: &[u8; 32]) -> XChaCha20Poly1305 {
 impl Sealed {
     /// Reads one. [`Fault::Malformed`] says what is wrong; whether this machine may open it only its TPM tells.
     pub fn parse(text: &str) -> Result<Sealed, Fault> {
-        let read: SealedText =
-            read(text, SEALED, MAX_SEALED_BYTES, |text: &SealedText| (&text.distos, text.version))?;
+        let read: SealedText = read(text, SEALED, MAX_SEALED_BYTES, |text: &SealedText| {
+            (text.distos.clone(), text.version)
+        })?;
         Ok(Sealed {
             node: NodeId(array(&read.node, "the node")?),
             ak_name: array(&read.ak_name, "the attestation key's name")?,

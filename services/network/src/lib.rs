@@ -32,6 +32,7 @@ mod alive;
 mod asked;
 mod beats;
 mod heard;
+mod inviting;
 mod keys;
 mod mesh;
 mod probes;

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
+use distos_evidence::joining::seal;
 use distos_identity::{
-    Bundle, Heard, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks, TokenKey,
-    TokenSecret, Trust, verify_proof,
+    Bundle, Heard, Invitation, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks,
+    TokenKey, TokenSecret, Trust, verify_proof,
 };
 use distos_membership::{Signed, Stance};
 use distos_quic::Endpoint;
@@ -33,6 +34,7 @@ use crate::asked::{Asked, Question};
 use crate::heard::{
     answer_known, answer_revocations, answer_votes, read_casts, read_revocations, write_revocations,
 };
+use crate::inviting::{AskedAttested, Challenges, is_by_tpm, randomness, write_registers};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::revocations::load_revocations;
@@ -45,6 +47,8 @@ pub(crate) const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
 /// The setting of an image that says how long an SVID holds that this node signs, in seconds.
 const LIFETIME: &str = "svid_s";
 const LIFETIME_S: u64 = 3600;
+/// The setting that says how nodes are invited: `key` or `tpm`.
+const JOINING: &str = "joining";
 /// How long a change of the list waits for the services to say that they know.
 pub(crate) const HEARD_WAIT: Duration = Duration::from_secs(2);
 const HEARD_LOOK: Duration = Duration::from_millis(5);
@@ -88,6 +92,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
             return Err(Fault::malformed(why));
         }
     };
+    let is_by_tpm = is_by_tpm(vat.param(JOINING))?;
     let keys = Keys::new(directory);
     let record = record(directory);
     let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
@@ -157,6 +162,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         more: watch::Sender::new(()),
         agents_asked: RefCell::default(),
         is_unsaved: Cell::new(false),
+        is_by_tpm,
+        challenges: RefCell::default(),
     });
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
@@ -246,6 +253,10 @@ pub(crate) struct NetworkService {
     pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
     /// Whether a configuration is followed that is not on disk.
     pub(crate) is_unsaved: Cell<bool>,
+    /// Whether nodes are invited by their TPMs alone.
+    is_by_tpm: bool,
+    /// What nodes are to answer that want to be invited.
+    pub(crate) challenges: RefCell<Challenges>,
     /// How often votes of each voter were told lately.
     pub(crate) told: RefCell<Asked<NodeId>>,
     /// How often what was heard elsewhere was offered lately, by whoever may.
@@ -418,6 +429,33 @@ impl NetworkServer {
         // Not with the disk: a revocation waits for what is done here.
         let before = self.facet.commit(Rights::ADMIN, NO_BYTES, || service.install(next));
         before.and_then(|before| service.save_or(before)).map_err(fail)
+    }
+
+    /// Lets a node in that is invited with this key, for so long unless it comes; its SVID.
+    fn invited(
+        &self,
+        node: NodeId,
+        key: HolderKey,
+        lifetime_s: u64,
+        how: &str,
+    ) -> Result<Vec<Vec<u8>>, capnp::Error> {
+        let service = &self.service;
+        let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
+        let validity = validity(now_s, lifetime_s);
+        let (mut chain, mut cast) = (Vec::new(), None);
+        self.change(|state| {
+            chain = state.invite(&service.issuer_secret, node, key, validity, serial)?;
+            cast = state.vote(
+                &service.issuer_secret,
+                node,
+                Stance::Admit(None),
+                now_s.saturating_mul(1_000_000),
+            )?;
+            Ok(())
+        })?;
+        service.clone().spread_all(cast);
+        service.report(format!("node/{node} is invited {how} key {key}"));
+        Ok(chain)
     }
 
     /// Goes by another key and its SVID from now on, under a guard; what was before, and what is to be shown.
@@ -646,26 +684,70 @@ impl network::Server for NetworkServer {
             let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
             (node, key, u64::from(params.get_lifetime_s()))
         };
-        let service = &self.service;
-        let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
-        let validity = validity(now_s, lifetime_s);
-        let (mut chain, mut cast) = (Vec::new(), None);
-        self.change(|state| {
-            chain = state.invite(&service.issuer_secret, node, key, validity, serial)?;
-            cast = state.vote(
-                &service.issuer_secret,
-                node,
-                Stance::Admit(None),
-                now_s.saturating_mul(1_000_000),
-            )?;
-            Ok(())
-        })?;
-        service.clone().spread_all(cast);
-        service.report(format!("node/{node} is invited with key {key}"));
-        let bundle = service.state.borrow().bundle().map_err(fail)?.to_json();
+        if self.service.is_by_tpm {
+            let why =
+                "this node's image has nodes invited by their TPMs: `distos network challenge`";
+            return Err(fail(Fault::Unauthenticated(why.into())));
+        }
+        let chain = self.invited(node, key, lifetime_s, "with")?;
+        let bundle = self.service.state.borrow().bundle().map_err(fail)?.to_json();
         let mut reply = self.facet.reply(&mut results);
         reply.set_bundle(bundle);
         write_chain(&chain, reply.init_chain(chain.len() as u32));
+        Ok(())
+    }
+
+    async fn challenge(
+        self: Rc<Self>,
+        params: network::ChallengeParams,
+        mut results: network::ChallengeResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let params = params.get()?;
+        let node = NodeId::try_from(params.get_node()?).map_err(fail)?;
+        let lifetime_s = u64::from(params.get_lifetime_s());
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).map_err(|e| fail(Fault::internal(e)))?;
+        let service = &self.service;
+        let now_s = service.now_s();
+        let opened = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
+            service.challenges.borrow_mut().open(nonce, node, lifetime_s, now_s)
+        });
+        opened.and_then(|opened| opened).map_err(fail)?;
+        self.facet.reply(&mut results).set_nonce(&nonce);
+        Ok(())
+    }
+
+    async fn invite_attested(
+        self: Rc<Self>,
+        params: network::InviteAttestedParams,
+        mut results: network::InviteAttestedResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::ADMIN)?;
+        let asked = AskedAttested::read(params.get()?).map_err(fail)?;
+        let service = &self.service;
+        let node = asked.request.node;
+        let admitted = service.admit(&asked).inspect_err(|fault| {
+            service.report(format!("node/{node} is not invited: {fault}"));
+        });
+        let admitted = admitted.map_err(fail)?;
+        // Whatever may fail, before anybody is invited.
+        let random = randomness().map_err(fail)?;
+        let tpm = hex::encode(admitted.ek.name());
+        let by = format!("by TPM {tpm}, with");
+        let chain = self.invited(node, admitted.key, asked.lifetime_s, &by)?;
+        let invitation = Invitation {
+            from: Peer::Node(service.vat.node()),
+            address: asked.address,
+            bundle: service.state.borrow().bundle().map_err(fail)?.clone(),
+            chain,
+        };
+        let sealed = invitation.to_json().and_then(|text| seal(&text, node, &admitted, &random));
+        let sealed = sealed.and_then(|sealed| sealed.to_json()).map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_node(&node.0);
+        reply.set_sealed(sealed);
+        write_registers(&admitted.pcrs, reply.init_registers(admitted.pcrs.len() as u32));
         Ok(())
     }
 

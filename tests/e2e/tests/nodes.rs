@@ -132,6 +132,97 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     });
 }
 
+/// A1: where it is asked for, nobody joins who has not shown the TPM and the image that were expected, and what was
+/// stolen on its way, or with the disk, opens at no other machine.
+#[test]
+fn a_node_joins_by_the_tpm_and_image_that_it_shows_and_its_invitation_opens_nowhere_else() {
+    let desk = Desk::set_up();
+    let software = |image: &str| image.replace("/dev/tpmrm0", "/dev/no-tpm");
+    let by_tpm = |image: &str| {
+        replaced(&software(image), "params = { svid_s", "params = { joining = \"tpm\", svid_s")
+    };
+    let (node, ports) = alone_with(3600, by_tpm);
+    let home = Member::of(&desk, node, LOOPBACK, ports);
+    let ((node, ports), (thief, _)) = (alone_with(3600, software), alone_with(3600, software));
+    let status = node.json(&["network", "status"]);
+    let (number, key) = (status["node"].as_str().unwrap(), status["key"].as_str().unwrap());
+    let peer = format!("node/{number}");
+    let at = home.address("network");
+    // Not by a key alone.
+    let output = home.node.cli(&["network", "invite", &peer, key, "--at", &at]);
+    assert!(output.code == UNAUTHENTICATED && output.stderr.contains("TPM"), "{}", output.stderr);
+
+    let identity = node.json(&["attest", "identity"]);
+    assert_eq!(identity, node.json(&["attest", "identity"]), "it stays the same");
+    let tpm = identity["endorsement_key"].as_str().unwrap();
+    let theirs =
+        thief.json(&["attest", "identity"])["endorsement_key"].as_str().unwrap().to_owned();
+    assert_ne!(tpm, theirs);
+    let image = node.image().to_str().unwrap().to_owned();
+    let (challenge, request) = (desk.text("challenge.json"), desk.text("request.json"));
+    let invitation = desk.text("invitation.json");
+    let present = || {
+        home.node.ok(&["network", "challenge", &peer, "--out", &challenge]);
+        node.ok(&["network", "present", &challenge, "--out", &request]);
+    };
+    let invite = |tpm: &str, image: &str| {
+        let expected = ["network", "invite", "--request", &request, "--tpm", tpm, "--image", image];
+        home.node.cli(&[&expected[..], &["--at", &at, "--out", &invitation]].concat())
+    };
+    // Another node's challenge is not answered.
+    present();
+    let told = thief.refused(&["network", "present", &challenge], MALFORMED);
+    assert!(told.contains(&peer), "{told}");
+    // Another TPM, another image, or for the second time: refused, and then that challenge is used up.
+    let refused = |output: Output, why: &str| {
+        assert!(output.code == UNAUTHENTICATED && output.stderr.contains(why), "{}", output.stderr);
+    };
+    refused(invite(&theirs, &image), "another TPM");
+    refused(invite(tpm, &image), "challenge");
+    present();
+    let another = repository().join("images/single.toml");
+    refused(invite(tpm, another.to_str().unwrap()), "PCR 11");
+    present();
+    let text = fs::read_to_string(&request).unwrap();
+    let changed =
+        text.replacen(key, thief.json(&["network", "status"])["key"].as_str().unwrap(), 1);
+    assert_ne!(text, changed);
+    fs::write(&request, changed).unwrap();
+    refused(invite(tpm, &image), "challenge");
+    assert_eq!(home.node.json(&["peers", "list"])["peers"].as_array().unwrap().len(), 0);
+    present();
+    let output = invite(tpm, &image);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.text().contains("not compared with anything: PCR 0"), "{}", output.text());
+    let sealed = fs::read_to_string(&invitation).unwrap();
+    assert!(!sealed.contains("BEGIN CERTIFICATE") && sealed.contains("sealed invitation"));
+
+    // It opens nowhere else: not at a thief's, and not with this node's disk in another machine.
+    let root = desk.text("root.pub");
+    let told = thief.refused(&["network", "accept", &invitation, "--root", &root], UNAUTHENTICATED);
+    assert!(told.contains("another TPM"), "{told}");
+    let mut node = node;
+    let (state, kept) = (node.directory().join("vats/swtpm"), desk.path("tpm"));
+    node.crash();
+    fs::rename(&state, &kept).unwrap();
+    node.reboot();
+    node.refused(&["network", "accept", &invitation, "--root", &root], UNAUTHENTICATED);
+    node.crash();
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(&kept, &state).unwrap();
+    node.reboot();
+    node.ok(&["network", "accept", &invitation, "--root", &root]);
+    let joined = Member { number: number.to_owned(), node, host: LOOPBACK, ports };
+    eventually("every service has an SVID", VOUCHED, || {
+        SERVICES[1..].iter().all(|service| joined.until_s(service).is_some()).then_some(())
+    });
+    let records = home.node.ok(&["audit", "list"]).text();
+    assert!(
+        records.contains("is invited by TPM") && records.contains("is not invited"),
+        "{records}"
+    );
+}
+
 /// Casts the vote of `voter` for `peer`, which is reached there; whether `voter` lets it in now.
 fn is_for(voter: &Member, peer: &Member) -> bool {
     let (name, at) = (format!("node/{}", peer.number), peer.address("network"));

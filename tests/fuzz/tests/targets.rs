@@ -26,6 +26,7 @@ targets!(
     auditlog,
     regionlog,
     evidence,
+    joining,
     svid,
     renewal,
     statement,

@@ -1,12 +1,18 @@
-//! `attest status` and `attest now`.
+//! `attest status`, `attest now` and `attest identity`.
 
 use clap::Subcommand;
-use distos_abi::Fault;
+use distos_abi::{Fault, HolderKey};
+use distos_evidence::credential::EndorsementKey;
+use distos_evidence::evidence::AttestationKey;
+use distos_evidence::joining::Challenge;
 use distos_schemas::attestation_capnp::{attestation, verdict};
 use serde_json::{Value, json};
 
 use super::holder::{Holder, call, now_ms, read};
 use super::{Context, Report, node, text};
+
+/// The entry of a capability file that these commands use.
+const ENTRY: &str = "attestation";
 
 /// Commands about evidence.
 #[derive(Subcommand)]
@@ -17,6 +23,13 @@ pub enum AttestCommand {
     /// Take and appraise a new quote
     #[command(after_help = "Example:\n  distos attest now --json | jq .good")]
     Now,
+    /// Which TPM this node has: what whoever invites it by its TPM has to know
+    #[command(after_help = "\
+Example:
+  distos attest identity
+The first name is that of the TPM's endorsement key, which stays the same for the life of the TPM. Take it to whoever
+invites on a way that nobody changes: a node is invited by it (`distos network invite --tpm`).")]
+    Identity,
 }
 
 /// What the attestation service says about the node.
@@ -56,20 +69,58 @@ pub(super) async fn command(context: &Context, command: AttestCommand) -> Result
     let verdict = match command {
         AttestCommand::Status => status(&holder).await?,
         AttestCommand::Now => now(&holder).await?,
+        AttestCommand::Identity => return identity(&holder).await,
     };
     Ok(Report { text: verdict.text(now_ms()), json: verdict.json() })
 }
 
+async fn identity(holder: &Holder) -> Result<Report, Fault> {
+    let client: attestation::Client = holder.root(ENTRY).await?;
+    let answer = call(client.identity_request()).await?;
+    let (ek, ak) =
+        read(|| Ok((answer.get()?.get_ek()?.to_vec(), answer.get()?.get_ak()?.to_vec())))?;
+    let strange = |broken| Fault::internal(format!("the TPM's key is {broken}"));
+    let ek = hex::encode(EndorsementKey::from_public(&ek).map_err(strange)?.name());
+    let ak = hex::encode(AttestationKey::from_public(&ak).map_err(strange)?.name());
+    let text = format!("endorsement key {ek}\nattestation key {ak}");
+    Ok(Report { text, json: json!({ "endorsement_key": ek, "attestation_key": ak }) })
+}
+
+/// What this node's TPM says to whoever challenged it, as JSON.
+pub(super) async fn present(
+    holder: &Holder,
+    challenge: &Challenge,
+    key: HolderKey,
+) -> Result<String, Fault> {
+    let client: attestation::Client = holder.root(ENTRY).await?;
+    let mut request = client.present_request();
+    let mut asked = request.get();
+    asked.set_inviter(&challenge.inviter.0);
+    asked.set_key(&key.0);
+    asked.set_nonce(&challenge.nonce);
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_request()?.to_str()?.to_owned()))
+}
+
+/// Opens what was sealed to this node's TPM.
+pub(super) async fn open(holder: &Holder, sealed: &str) -> Result<String, Fault> {
+    let client: attestation::Client = holder.root(ENTRY).await?;
+    let mut request = client.open_request();
+    request.get().set_sealed(sealed);
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_plain()?.to_str()?.to_owned()))
+}
+
 /// The last appraisal.
 pub async fn status(holder: &Holder) -> Result<Verdict, Fault> {
-    let client: attestation::Client = holder.root("attestation").await?;
+    let client: attestation::Client = holder.root(ENTRY).await?;
     let answer = call(client.status_request()).await?;
     read(|| verdict_of(answer.get()?.get_verdict()?))
 }
 
 /// A new appraisal.
 pub async fn now(holder: &Holder) -> Result<Verdict, Fault> {
-    let client: attestation::Client = holder.root("attestation").await?;
+    let client: attestation::Client = holder.root(ENTRY).await?;
     let answer = call(client.attest_request()).await?;
     read(|| verdict_of(answer.get()?.get_verdict()?))
 }

@@ -18,7 +18,7 @@ use crate::paths;
 use crate::signature::{self, ImageSignature, Pin, Trust};
 
 /// The longest image file, in bytes.
-const MAX_IMAGE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_IMAGE_BYTES: u64 = 1 << 20;
 /// The file of a node's directory that names whose images the node takes.
 pub const PIN: &str = "image-signer.pub";
 /// What an image's signature is called: the image's name with this behind it.

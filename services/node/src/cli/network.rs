@@ -1,10 +1,15 @@
 //! `network …` and `peers …`: this node in its cluster, and whom it lets in.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Authority, Caveats, Fault, HolderKey, NodeId, Rights};
+use distos_evidence::evidence::extended_once;
+use distos_evidence::joining::{
+    Challenge, IMAGE_PCR, MAX_REQUEST_BYTES, MAX_SEALED_BYTES, Request, Sealed,
+};
 use distos_identity::{
     Bundle, Home, Identity, Invitation, MAX_BUNDLE_BYTES, MAX_INVITATION_BYTES, Peer, Usage,
 };
@@ -13,10 +18,12 @@ use distos_schemas::network_capnp::{network, peer};
 use distos_types::Chain;
 use serde_json::{Value, json};
 
+use super::attest;
 use super::cap::Ended;
 use super::cap::public_key;
 use super::cluster::{configuration_json, configuration_text, read_configuration, read_pem};
 use super::holder::{Holder, call, named, now_ms, random, read};
+use super::image::MAX_IMAGE_BYTES;
 use super::share::{Near, ShareArgs, share};
 use super::text::{self, row};
 use super::{Context, Report, cap, files, workload};
@@ -43,8 +50,22 @@ From then on other nodes' issuers renew the SVID: name some with `distos peers a
 Example: with the number and the key that `distos network status` shows on the node that is to join
   distos network invite node/1f95… KEY --at 10.0.0.7:7400
 writes invitation.json, which opens nothing for whoever has another key. The address is this node's own, as
-that one reaches it. If the node has not come in time, it is taken off the list again.")]
+that one reaches it. If the node has not come in time, it is taken off the list again. By the node's TPM, in place
+of its key: `distos network challenge --help`.")]
     Invite(InviteArgs),
+    /// Challenge a node that is to be invited by the TPM that it has
+    #[command(after_help = "\
+Example: with the number that `distos network status` and the name that `distos attest identity` show on the node
+that is to join
+  distos network challenge node/1f95…                       # here: writes challenge.json
+  distos network present challenge.json                     # there: writes request.json
+  distos network invite --request request.json --tpm 000b… --image images/cluster.toml --at 10.0.0.7:7400   # here
+  distos network accept invitation.json --root root.pub     # there
+Each challenge is good once. The invitation opens in that TPM alone.")]
+    Challenge(ChallengeArgs),
+    /// Answer a challenge of a node that is to invite this one, by the TPM
+    #[command(after_help = "Example:\n  distos network present challenge.json")]
+    Present(PresentArgs),
     /// Join the cluster of a node that has invited this one
     #[command(after_help = "\
 Example:
@@ -75,7 +96,7 @@ Example:
   distos network rotate
 Services change theirs with each SVID, by themselves. The issuer's key stays until the root certifies another.")]
     Rotate,
-    /// Carry what this node hears of its cluster's configuration and votes to a store that nodes share, and back
+    /// Carry what this node hears of its cluster's configuration, votes and revocations to a store that nodes share, and back
     #[command(after_help = "\
 Example: by a capability that can do this and nothing else
   distos image keygen share.key
@@ -83,8 +104,8 @@ Example: by a capability that can do this and nothing else
   distos network share --as share.cap --etcd https://10.0.0.1:2379 --etcd https://10.0.0.2:2379 \\
     --ca etcd-ca.pem --cert share.pem --key share-key.pem
 It goes on until Ctrl-C, and when the node or the store is away. Nodes that do not reach one another hear of one
-another that way, and whoever lost what they had heard. The store is believed nothing that the cluster's root or
-voters have not signed.")]
+another that way, and whoever lost what they had heard. The store is believed nothing that nobody has signed who
+may.")]
     Share(ShareArgs),
     /// Let whoever has a key be a tenant's agent: get SVIDs and tokens here, and pass that on
     #[command(after_help = "\
@@ -108,11 +129,23 @@ pub struct JoinArgs {
 #[derive(Args)]
 pub struct InviteArgs {
     /// The node that is to join: node/N
-    #[arg(value_name = "NODE")]
-    whom: Peer,
+    #[arg(value_name = "NODE", required_unless_present = "request", conflicts_with = "request")]
+    whom: Option<Peer>,
     /// The key that `distos network status` shows there
-    #[arg(value_name = "KEY")]
-    key: String,
+    #[arg(value_name = "KEY", required_unless_present = "request", conflicts_with = "request")]
+    key: Option<String>,
+    /// What the node has presented (`distos network present`): it is invited by its TPM
+    #[arg(long, value_name = "FILE", requires = "tpm", requires = "image")]
+    request: Option<PathBuf>,
+    /// The name of its TPM's endorsement key, as `distos attest identity` shows it there
+    #[arg(long, value_name = "NAME", requires = "request")]
+    tpm: Option<String>,
+    /// The image that it is booted from: its file, or BLAKE3 of that
+    #[arg(long, value_name = "IMAGE", requires = "request")]
+    image: Option<String>,
+    /// What another register of the TPM holds: N=HEX. Those that are not named are told, and decide nothing
+    #[arg(long = "pcr", value_name = "N=HEX", requires = "request", value_parser = parse_register)]
+    registers: Vec<(u8, [u8; 32])>,
     /// Where this node's network service is reached, as HOST:PORT in numbers
     #[arg(long = "at", value_name = "ADDRESS")]
     address: SocketAddr,
@@ -121,6 +154,30 @@ pub struct InviteArgs {
     lasting: u64,
     /// The file to write
     #[arg(long, value_name = "FILE", default_value = "invitation.json")]
+    out: PathBuf,
+}
+
+/// Arguments of `network challenge`.
+#[derive(Args)]
+pub struct ChallengeArgs {
+    /// The node that is to join: node/N
+    #[arg(value_name = "NODE")]
+    whom: Peer,
+    /// How long it may take to answer: a day at most
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = text::parse_span_ms)]
+    lasting: u64,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = "challenge.json")]
+    out: PathBuf,
+}
+
+/// Arguments of `network present`.
+#[derive(Args)]
+pub struct PresentArgs {
+    /// The challenge
+    challenge: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = "request.json")]
     out: PathBuf,
 }
 
@@ -231,7 +288,9 @@ pub(super) async fn command(context: &Context, command: NetworkCommand) -> Resul
             join(&client, &bundle, &chain).await
         }
         NetworkCommand::Invite(args) => invite(&client, &args).await,
-        NetworkCommand::Accept(args) => accept(&client, &args).await,
+        NetworkCommand::Accept(args) => accept(&holder, &client, &args).await,
+        NetworkCommand::Challenge(args) => challenge(&client, &args).await,
+        NetworkCommand::Present(args) => present(&holder, &client, &args).await,
         NetworkCommand::Rotate => {
             let answer = call(client.rotate_request()).await?;
             let key = read(|| Ok(key_text(answer.get()?.get_key()?)))?;
@@ -341,16 +400,35 @@ fn votes_text(peer: &Value) -> String {
     }
 }
 
-async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, Fault> {
-    let Peer::Node(node) = &args.whom else {
-        return Err(Fault::malformed("only nodes join: let a tenant in with `distos peers add`"));
-    };
-    if args.address.ip().is_unspecified() {
+/// Where a node is to come to that is invited.
+fn own_address(address: SocketAddr) -> Result<SocketAddr, Fault> {
+    if address.ip().is_unspecified() {
         let why = "--at is where the other node reaches this one, and 0.0.0.0 is everywhere";
         return Err(Fault::malformed(why));
     }
-    let key = public_key(&args.key)?;
+    Ok(address)
+}
+
+fn node_of(whom: &Peer) -> Result<NodeId, Fault> {
+    match whom {
+        Peer::Node(node) => Ok(*node),
+        Peer::Tenant(_) => {
+            Err(Fault::malformed("only nodes join: let a tenant in with `distos peers add`"))
+        }
+    }
+}
+
+async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, Fault> {
+    let address = own_address(args.address)?;
     let lifetime_s = u32::try_from(args.lasting / 1000).unwrap_or(u32::MAX);
+    if let Some(request) = &args.request {
+        return invite_attested(client, args, request, lifetime_s).await;
+    }
+    // One goes without the other only with a request.
+    let (Some(whom), Some(key)) = (&args.whom, &args.key) else {
+        return Err(Fault::malformed("name the node and its key"));
+    };
+    let (node, key) = (node_of(whom)?, public_key(key)?);
     let answer = call(client.status_request()).await?;
     let own = read(|| status_json(answer.get()?.get_status()?))?;
     let mut request = client.invite_request();
@@ -366,15 +444,142 @@ async fn invite(client: &network::Client, args: &InviteArgs) -> Result<Report, F
     })?;
     let bundle = Bundle::parse(&bundle)?;
     let from = format!("node/{}", own["node"].as_str().unwrap_or_default()).parse()?;
-    let invitation = Invitation { from, address: args.address, bundle, chain };
+    let invitation = Invitation { from, address, bundle, chain };
     files::write(&args.out, invitation.to_json()?.as_bytes(), files::PUBLIC)?;
-    let (at, node) = (args.out.display().to_string(), args.whom.to_string());
+    let (at, node) = (args.out.display().to_string(), whom.to_string());
     let text = format!("{node} may come, with key {key}\n  {at}  take it there");
     Ok(Report { text, json: json!({ "invited": node, "key": key.to_string(), "file": at }) })
 }
 
-async fn accept(client: &network::Client, args: &AcceptArgs) -> Result<Report, Fault> {
-    let text = files::read_text(&args.invitation, MAX_INVITATION_BYTES as u64)?;
+async fn invite_attested(
+    client: &network::Client,
+    args: &InviteArgs,
+    path: &Path,
+    lifetime_s: u32,
+) -> Result<Report, Fault> {
+    let (Some(tpm), Some(image)) = (&args.tpm, &args.image) else {
+        return Err(Fault::malformed("say which TPM and image are expected: --tpm and --image"));
+    };
+    let text = files::read_text(path, MAX_REQUEST_BYTES as u64)?;
+    let presented = Request::parse(&text).map_err(|fault| named(path, fault))?;
+    let mut ek = [0; 34];
+    hex::decode_to_slice(tpm, &mut ek)
+        .map_err(|_| Fault::malformed("a TPM's name is 68 hexadecimal digits"))?;
+    let mut references: BTreeMap<u8, [u8; 32]> = args.registers.iter().copied().collect();
+    references.insert(IMAGE_PCR, extended_once(&image_hash(image)?));
+    let mut request = client.invite_attested_request();
+    let mut asked = request.get();
+    asked.set_request(&text);
+    asked.set_ek(&ek);
+    asked.set_address(args.address.to_string());
+    asked.set_lifetime_s(lifetime_s);
+    let mut list = asked.init_references(references.len() as u32);
+    for (index, (pcr, value)) in (0..).zip(&references) {
+        let mut one = list.reborrow().get(index);
+        one.set_pcr(*pcr);
+        one.set_value(value);
+    }
+    let answer = call(request).await?;
+    let (sealed, registers) = read(|| {
+        let answer = answer.get()?;
+        let registers = answer.get_registers()?.iter();
+        let registers =
+            registers.map(|one| Ok((one.get_pcr().to_string(), hex::encode(one.get_value()?))));
+        let registers = registers.collect::<capnp::Result<BTreeMap<_, _>>>()?;
+        Ok((answer.get_sealed()?.to_str()?.to_owned(), registers))
+    })?;
+    files::write(&args.out, sealed.as_bytes(), files::PUBLIC)?;
+    let (at, node) = (args.out.display().to_string(), Peer::Node(presented.node).to_string());
+    let key = presented.key.to_string();
+    let unnamed = registers.keys().filter(|pcr| !references.keys().any(|n| n.to_string() == **pcr));
+    let unnamed: Vec<&str> = unnamed.map(String::as_str).collect();
+    let mut text = format!(
+        "{node} may come, with key {key}, if it has TPM {}…\n  {at}  take it there",
+        text::short(tpm)
+    );
+    if !unnamed.is_empty() {
+        text += &format!("\nnot compared with anything: PCR {}", unnamed.join(", "));
+    }
+    let json = json!({ "invited": node, "key": key, "file": at, "tpm": tpm, "pcrs": registers });
+    Ok(Report { text, json })
+}
+
+/// BLAKE3 of an image: as such, or of the file that it is in.
+fn image_hash(image: &str) -> Result<[u8; 32], Fault> {
+    let mut hash = [0; 32];
+    if hex::decode_to_slice(image, &mut hash).is_ok() {
+        return Ok(hash);
+    }
+    let text = files::read_text(Path::new(image), MAX_IMAGE_BYTES)?;
+    Ok(*blake3::hash(text.as_bytes()).as_bytes())
+}
+
+fn parse_register(text: &str) -> Result<(u8, [u8; 32]), String> {
+    let wrong = || "a register is N=HEX, with 64 hexadecimal digits".to_owned();
+    let (pcr, value) = text.split_once('=').ok_or_else(wrong)?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(value, &mut bytes).map_err(|_| wrong())?;
+    Ok((pcr.parse().map_err(|_| wrong())?, bytes))
+}
+
+async fn challenge(client: &network::Client, args: &ChallengeArgs) -> Result<Report, Fault> {
+    let node = node_of(&args.whom)?;
+    let answer = call(client.status_request()).await?;
+    let inviter = read(|| Ok(answer.get()?.get_status()?.get_node()?.to_vec()))?;
+    let inviter = NodeId::try_from(&inviter[..])?;
+    let mut request = client.challenge_request();
+    request.get().set_node(&node.0);
+    request.get().set_lifetime_s(u32::try_from(args.lasting / 1000).unwrap_or(u32::MAX));
+    let answer = call(request).await?;
+    let nonce = read(|| Ok(answer.get()?.get_nonce()?.to_vec()))?;
+    let nonce: [u8; 32] = nonce.try_into().map_err(|_| Fault::malformed("a nonce has 32 bytes"))?;
+    let challenge = Challenge { inviter, node, nonce };
+    files::write(&args.out, challenge.to_json()?.as_bytes(), files::PUBLIC)?;
+    let (at, node) = (args.out.display().to_string(), args.whom.to_string());
+    let text =
+        format!("{node} is to answer this\n  {at}  take it there, to `distos network present`");
+    Ok(Report { text, json: json!({ "challenged": node, "file": at }) })
+}
+
+async fn present(
+    holder: &Holder,
+    client: &network::Client,
+    args: &PresentArgs,
+) -> Result<Report, Fault> {
+    let text = files::read_text(&args.challenge, MAX_REQUEST_BYTES as u64)?;
+    let challenge = Challenge::parse(&text).map_err(|fault| named(&args.challenge, fault))?;
+    let answer = call(client.status_request()).await?;
+    let (node, key) = read(|| {
+        let status = answer.get()?.get_status()?;
+        Ok((status.get_node()?.to_vec(), status.get_key()?.to_vec()))
+    })?;
+    let (node, key) = (NodeId::try_from(&node[..])?, HolderKey::try_from(&key[..])?);
+    if challenge.node != node {
+        let whom = Peer::Node(challenge.node);
+        return Err(Fault::malformed(format!(
+            "this challenge is for {whom}, and this is node/{node}"
+        )));
+    }
+    let request = attest::present(holder, &challenge, key).await?;
+    files::write(&args.out, request.as_bytes(), files::PUBLIC)?;
+    let (at, inviter) = (args.out.display().to_string(), Peer::Node(challenge.inviter).to_string());
+    let text = format!(
+        "this node's TPM has answered {inviter}\n  {at}  take it there, to `distos network invite`"
+    );
+    Ok(Report { text, json: json!({ "for": inviter, "file": at }) })
+}
+
+async fn accept(
+    holder: &Holder,
+    client: &network::Client,
+    args: &AcceptArgs,
+) -> Result<Report, Fault> {
+    let most = MAX_INVITATION_BYTES.max(MAX_SEALED_BYTES) as u64;
+    let mut text = files::read_text(&args.invitation, most)?;
+    if Sealed::is_one(&text) {
+        let opened = attest::open(holder, &text).await;
+        text = opened.map_err(|fault| named(&args.invitation, fault))?.into();
+    }
     let invitation = Invitation::parse(&text).map_err(|fault| named(&args.invitation, fault))?;
     let bundle = &invitation.bundle;
     let known = args.root.iter().map(|root| public_key(root)).collect::<Result<Vec<_>, _>>()?;

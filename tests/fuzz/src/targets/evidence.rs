@@ -1,8 +1,11 @@
-//! TPM quotes, signatures and attestation keys.
+//! TPM quotes, signatures and keys, and what is carried between a node that joins and one that invites.
 
 use std::sync::LazyLock;
 
+use distos_abi::{Fault, HolderKey, NodeId};
+use distos_evidence::credential::EndorsementKey;
 use distos_evidence::evidence::{Attest, AttestationKey, PcrSet, Pcrs, Policy, appraise};
+use distos_evidence::joining::{Challenge, Expected, IMAGE_PCR, Request, Sealed, admit};
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};
@@ -101,4 +104,63 @@ pub(super) fn quote(bytes: &[u8]) {
     let own = AttestationKey::from_public(&self::public()).unwrap();
     let signed = self::signature(message);
     let _ = appraise(&Policy::new(pcrs()), &own, &NONCE, message, &signed, &pcrs(), None);
+}
+
+const ONE: NodeId = NodeId([1; 32]);
+
+/// `TPMT_PUBLIC` of an endorsement key.
+fn endorsement() -> Vec<u8> {
+    let point = signing_key().verifying_key().to_encoded_point(false);
+    let template = distos_evidence::credential::endorsement_template();
+    let (x, y) = (point.x().unwrap(), point.y().unwrap());
+    [&template[..template.len() - 68], &sized(x), &sized(y)].concat()
+}
+
+fn request() -> Request {
+    let own = AttestationKey::from_public(&public()).unwrap();
+    let quote = attest(&own.qualified_name());
+    Request {
+        node: ONE,
+        key: HolderKey([3; 32]),
+        nonce: NONCE,
+        ek: endorsement(),
+        ak: public(),
+        signature: signature(&quote),
+        quote,
+        pcrs: pcrs(),
+    }
+}
+
+pub(super) fn joining_seeds() -> Vec<(String, Vec<u8>)> {
+    let challenge = Challenge { inviter: ONE, node: ONE, nonce: NONCE };
+    let sealed = r#"{"distos":"sealed invitation","version":1,"node":"00","ak_name":"00","credential":"00","secret":"00","sealed":"00"}"#;
+    let sealed = sealed
+        .replace(r#""node":"00""#, &format!(r#""node":"{}""#, "01".repeat(32)))
+        .replace(r#""ak_name":"00""#, &format!(r#""ak_name":"{}""#, "0b".repeat(34)));
+    vec![
+        seed("challenge", challenge.to_json().unwrap()),
+        seed("request", request().to_json().unwrap()),
+        seed("sealed", sealed),
+    ]
+}
+
+/// What is read is written again as the same, opens with no secret that it was not made with, and nobody is admitted by
+/// a quote that answers something else.
+pub(super) fn joining(bytes: &[u8]) {
+    let _ = EndorsementKey::from_public(bytes).map(|key| key.name());
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(read) = Challenge::parse(text) {
+        assert_eq!(Challenge::parse(&read.to_json().unwrap()), Ok(read));
+    }
+    if let Ok(read) = Sealed::parse(text) {
+        assert!(matches!(read.open(&[7; 32]), Err(Fault::Unauthenticated(_))));
+        assert_eq!(Sealed::parse(&read.to_json().unwrap()), Ok(read));
+    }
+    if let Ok(read) = Request::parse(text) {
+        assert_eq!(Request::parse(&read.to_json().unwrap()).as_ref(), Ok(&read));
+        let ek = EndorsementKey::from_public(&endorsement()).unwrap().name();
+        let references = Pcrs::from([(IMAGE_PCR, [9; 32])]);
+        let expected = Expected { inviter: ONE, node: ONE, nonce: NONCE, ek, references };
+        assert!(admit(&read, &expected).is_err(), "its quote answers another challenge");
+    }
 }

@@ -37,6 +37,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "auditlog", run: audit::log_target, seeds: audit::seeds, max_bytes: 16_000 },
     Target { name: "regionlog", run: region::log, seeds: region::seeds, max_bytes: 16_000 },
     Target { name: "evidence", run: evidence::quote, seeds: evidence::seeds, max_bytes: 2_000 },
+    Target {
+        name: "joining",
+        run: evidence::joining,
+        seeds: evidence::joining_seeds,
+        max_bytes: 8_000,
+    },
     Target { name: "svid", run: identity::svid, seeds: identity::svid_seeds, max_bytes: 3_000 },
     Target {
         name: "renewal",

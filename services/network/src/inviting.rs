@@ -1,0 +1,182 @@
+//! Inviting a node by the TPM that it has (A1): challenges, and what comes back.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use distos_abi::{Fault, NodeId};
+use distos_evidence::evidence::Pcrs;
+use distos_evidence::joining::{Admitted, Expected, MAX_REQUEST_BYTES, Randomness, Request, admit};
+use distos_rpc::fault_of;
+use distos_schemas::network_capnp::{network, register};
+use zeroize::Zeroizing;
+
+use crate::server::NetworkService;
+
+/// Challenges that are open at one time.
+const MAX_OPEN: usize = 64;
+/// How long one is open at most: a day, for people carry it.
+const MAX_OPEN_S: u64 = 24 * 3600;
+/// Registers that a TPM has.
+const MAX_REGISTERS: u32 = 24;
+
+/// Whether the image has nodes invited by their TPMs alone.
+pub(crate) fn is_by_tpm(setting: Option<&str>) -> Result<bool, Fault> {
+    match setting {
+        None | Some("key") => Ok(false),
+        Some("tpm") => Ok(true),
+        Some(other) => Err(Fault::malformed(format!("joining is 'key' or 'tpm', not '{other}'"))),
+    }
+}
+
+/// What nodes are to answer, each once. No I/O.
+#[derive(Debug, Default)]
+pub(crate) struct Challenges(BTreeMap<[u8; 32], (NodeId, u64)>);
+
+impl Challenges {
+    /// Opens one for a node.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if too many are open.
+    pub(crate) fn open(
+        &mut self,
+        nonce: [u8; 32],
+        node: NodeId,
+        lifetime_s: u64,
+        now_s: u64,
+    ) -> Result<(), Fault> {
+        self.0.retain(|_, (_, until_s)| now_s < *until_s);
+        if self.0.len() >= MAX_OPEN {
+            let soonest_s = self.0.values().map(|(_, until_s)| *until_s).min().unwrap_or(now_s);
+            let wait_ms = soonest_s.saturating_sub(now_s).saturating_mul(1000);
+            return Err(Fault::unavailable(wait_ms, format!("{MAX_OPEN} challenges are open")));
+        }
+        self.0.insert(nonce, (node, now_s.saturating_add(lifetime_s.min(MAX_OPEN_S))));
+        Ok(())
+    }
+
+    /// For which node it was opened, if it is open. It is not from now on.
+    pub(crate) fn take(&mut self, nonce: &[u8; 32], now_s: u64) -> Option<NodeId> {
+        let (node, until_s) = self.0.remove(nonce)?;
+        (now_s < until_s).then_some(node)
+    }
+}
+
+/// What an operator asks for who invites a node by its TPM.
+pub(crate) struct AskedAttested {
+    pub(crate) request: Request,
+    ek: [u8; 34],
+    references: Pcrs,
+    pub(crate) address: SocketAddr,
+    pub(crate) lifetime_s: u64,
+}
+
+impl AskedAttested {
+    pub(crate) fn read(
+        params: network::invite_attested_params::Reader<'_>,
+    ) -> Result<AskedAttested, Fault> {
+        let faulty = |e: capnp::Error| fault_of(&e);
+        let text = params.get_request().map_err(faulty)?;
+        if text.len() > MAX_REQUEST_BYTES {
+            return Err(Fault::malformed("a request to join is not so long"));
+        }
+        let request = Request::parse(text.to_str().map_err(|e| fault_of(&e.into()))?)?;
+        let ek = params.get_ek().map_err(faulty)?.try_into();
+        let ek = ek.map_err(|_| Fault::malformed("a TPM's name has 34 bytes"))?;
+        let address = params.get_address().map_err(faulty)?.to_str();
+        let address = address.map_err(|e| fault_of(&e.into()))?.parse();
+        let address =
+            address.map_err(|_| Fault::malformed("an address is HOST:PORT, in numbers"))?;
+        let list = params.get_references().map_err(faulty)?;
+        if list.len() > MAX_REGISTERS {
+            return Err(Fault::malformed("a TPM has not so many registers"));
+        }
+        let mut references = Pcrs::new();
+        for one in list {
+            let value = one.get_value().map_err(faulty)?.try_into();
+            let value = value.map_err(|_| Fault::malformed("a register has 32 bytes"))?;
+            references.insert(one.get_pcr(), value);
+        }
+        let lifetime_s = u64::from(params.get_lifetime_s());
+        Ok(AskedAttested { request, ek, references, address, lifetime_s })
+    }
+}
+
+pub(crate) fn write_registers(
+    registers: &Pcrs,
+    mut list: capnp::struct_list::Builder<'_, register::Owned>,
+) {
+    for (index, (pcr, value)) in (0..).zip(registers) {
+        let mut one = list.reborrow().get(index);
+        one.set_pcr(*pcr);
+        one.set_value(value);
+    }
+}
+
+/// For one sealed invitation.
+pub(crate) fn randomness() -> Result<Randomness, Fault> {
+    let mut random =
+        Randomness { ephemeral: Zeroizing::new([0; 32]), secret: Zeroizing::new([0; 32]) };
+    getrandom::fill(&mut random.ephemeral[..]).map_err(Fault::internal)?;
+    getrandom::fill(&mut random.secret[..]).map_err(Fault::internal)?;
+    Ok(random)
+}
+
+impl NetworkService {
+    /// Whether a node has shown what is expected of it, with a challenge that was open until now.
+    pub(crate) fn admit(&self, asked: &AskedAttested) -> Result<Admitted, Fault> {
+        let nonce = asked.request.nonce;
+        let node = self.challenges.borrow_mut().take(&nonce, self.now_s()).ok_or_else(|| {
+            let why = "this answers no challenge that is open here: make another";
+            Fault::Unauthenticated(why.into())
+        })?;
+        let expected = Expected {
+            inviter: self.vat.node(),
+            node,
+            nonce,
+            ek: asked.ek,
+            references: asked.references.clone(),
+        };
+        admit(&asked.request, &expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId([1; 32]);
+
+    #[test]
+    fn a_challenge_is_good_once_for_its_node_and_its_time() {
+        let mut challenges = Challenges::default();
+        challenges.open([1; 32], NODE, 10, 100).unwrap();
+        assert_eq!(challenges.take(&[2; 32], 100), None);
+        assert_eq!(challenges.take(&[1; 32], 109), Some(NODE));
+        assert_eq!(challenges.take(&[1; 32], 109), None, "again");
+        challenges.open([1; 32], NODE, 10, 100).unwrap();
+        assert_eq!(challenges.take(&[1; 32], 110), None, "too late");
+        challenges.open([1; 32], NODE, u64::MAX, 100).unwrap();
+        assert_eq!(challenges.take(&[1; 32], 100 + MAX_OPEN_S), None, "a day at most");
+    }
+
+    #[test]
+    fn so_many_are_open_and_no_more_until_their_time_is_over() {
+        let mut challenges = Challenges::default();
+        for nonce in 0..MAX_OPEN as u8 {
+            challenges.open([nonce; 32], NODE, 10, 100).unwrap();
+        }
+        let full = challenges.open([99; 32], NODE, 10, 105).unwrap_err();
+        assert!(matches!(full, Fault::Unavailable { retry_after_ms: 5000, .. }), "{full}");
+        challenges.open([99; 32], NODE, 10, 110).unwrap();
+        assert_eq!(challenges.take(&[99; 32], 111), Some(NODE));
+    }
+
+    #[test]
+    fn only_what_is_known_says_how_nodes_are_invited() {
+        assert_eq!(
+            [None, Some("key"), Some("tpm")].map(is_by_tpm),
+            [Ok(false), Ok(false), Ok(true)]
+        );
+        assert!(is_by_tpm(Some("TPM")).is_err());
+    }
+}
