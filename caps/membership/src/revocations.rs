@@ -38,6 +38,8 @@ impl Mark {
 #[derive(Clone, Debug, Default)]
 pub struct Revocations {
     homes: BTreeMap<NodeId, Home>,
+    /// The homes of which others are told; `None`: all.
+    shown: Option<BTreeSet<NodeId>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -150,9 +152,27 @@ impl Revocations {
         self.homes.keys().copied().collect()
     }
 
-    /// The digest of what is kept for each home.
-    pub fn digests(&self) -> impl Iterator<Item = (NodeId, [u8; 32])> {
+    /// Tells others of what is kept for these homes alone from now on; whether that is another set than before. Whoever
+    /// does not let a home in takes nothing that is for it, and would ask for it without end. What is kept stays: the home may
+    /// be let in again.
+    pub fn show(&mut self, homes: BTreeSet<NodeId>) -> bool {
+        let is_new = self.shown.as_ref() != Some(&homes);
+        self.shown = Some(homes);
+        is_new
+    }
+
+    fn shows(&self, home: &NodeId) -> bool {
+        self.shown.as_ref().is_none_or(|shown| shown.contains(home))
+    }
+
+    /// The digest of what is kept for each home, shown or not.
+    pub fn kept(&self) -> impl Iterator<Item = (NodeId, [u8; 32])> {
         self.homes.iter().map(|(home, kept)| (*home, kept.digest()))
+    }
+
+    /// The digest of what is kept for each home of which others are told.
+    pub fn digests(&self) -> impl Iterator<Item = (NodeId, [u8; 32])> {
+        self.kept().filter(|(home, _)| self.shows(home))
     }
 
     /// Up to `limit` behind `after`, for those homes of which somebody who knows `known` has not heard the same; and
@@ -167,7 +187,8 @@ impl Revocations {
         let differs = |(home, kept): &(&NodeId, &Home)| {
             known.get(home).is_none_or(|known| *known != kept.digest())
         };
-        let found = self.homes.range(first..).filter(differs);
+        let found = self.homes.range(first..).filter(|(home, _)| self.shows(home));
+        let found = found.filter(differs);
         let found = found.flat_map(|(_, home)| home.kept.values());
         let found = found.filter(|one| after.is_none_or(|after| Mark::of(one) > after));
         let page: Vec<&Revocation> = found.take(limit).collect();
@@ -264,6 +285,23 @@ pub(crate) mod tests {
         }
         assert_eq!(links(&kept, 100).len(), MAX_OF_HOME);
         assert!(kept.contains(&quiet));
+    }
+
+    /// Or nodes that have it and nodes that may not take it would ask one another for ever; and what was left would be
+    /// lost while its home is out.
+    #[test]
+    fn of_a_home_that_is_out_nobody_is_told_until_it_is_back() {
+        let mut kept = Revocations::default();
+        let (one, other) = (revocation(100, 2, 1, NOW_MS), revocation(101, 2, 2, NOW_MS));
+        kept.take(one.clone(), NOW_MS).unwrap();
+        let before: Vec<_> = kept.digests().collect();
+        kept.take(other.clone(), NOW_MS).unwrap();
+        assert!(kept.show([one.home()].into()));
+        assert_eq!(kept.digests().collect::<Vec<_>>(), before);
+        assert_eq!(kept.page(&BTreeMap::new(), None, 9).0, [&one]);
+        assert_eq!(kept.kept().count(), 2);
+        assert!(!kept.show([one.home()].into()) && kept.show([one.home(), other.home()].into()));
+        assert_eq!(kept.page(&BTreeMap::new(), None, 9).0.len(), 2);
     }
 
     #[test]

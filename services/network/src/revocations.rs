@@ -66,7 +66,7 @@ impl NetworkService {
         let state = self.state.borrow();
         let revocations = state.members().revocations();
         let mut kept = self.kept_revocations.borrow_mut();
-        for (home, digest) in revocations.digests() {
+        for (home, digest) in revocations.kept() {
             if kept.get(&home) != Some(&digest) {
                 let all = revocations.of(home).map(|one| STANDARD.encode(one.bytes())).collect();
                 record(directory, home).save(&RevocationsDisk { revocations: all })?;
@@ -86,13 +86,22 @@ impl NetworkService {
         Ok(())
     }
 
-    /// Forgets those whose time is over.
+    /// Forgets those whose time is over, and tells others of those for homes that are let in.
     pub(crate) fn expire_revocations(&self) -> Result<(), Fault> {
+        self.show_revocations();
         if self.state.borrow_mut().expire_revocations(self.vat.now_ms()) {
             self.more.send_replace(());
             self.save_revocations()?;
         }
         Ok(())
+    }
+
+    /// Tells others of revocations for homes that are let in, and this one.
+    pub(crate) fn show_revocations(&self) {
+        let now_s = self.now_s();
+        if self.state.borrow_mut().show_revocations(now_s) {
+            self.more.send_replace(());
+        }
     }
 
     /// Puts into effect what another node has told; what is wrong with one of them.

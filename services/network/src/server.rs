@@ -121,7 +121,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Some((voting.voters.get(&voter)?.key, digest))
     });
     let kept_votes = kept_votes.collect();
-    let kept_revocations = state.members().revocations().digests().collect();
+    let kept_revocations = state.members().revocations().kept().collect();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(Fault::internal)?;
     // Later than whenever it took part before, also if its clock was set back.
@@ -315,6 +315,7 @@ impl NetworkService {
         if let (Some(endpoint), Ok(trust)) = (&*self.endpoint.borrow(), self.own_trust()) {
             endpoint.trust(trust);
         }
+        self.show_revocations();
         self.revision.send_modify(|revision| *revision += 1);
         self.more.send_replace(());
     }

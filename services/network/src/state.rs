@@ -570,6 +570,12 @@ impl State {
         }
     }
 
+    /// Tells others of revocations for homes that are let in now, and this one; whether those are others than before.
+    pub(crate) fn show_revocations(&mut self, now_s: u64) -> bool {
+        let homes = self.nodes(now_s).into_keys().chain([self.node]).collect();
+        self.members.revocations_mut().show(homes)
+    }
+
     /// Forgets revocations whose time is over; whether there were any.
     pub(crate) fn expire_revocations(&mut self, now_ms: u64) -> bool {
         self.members.revocations_mut().expire(now_ms)

@@ -18,11 +18,14 @@ fn nobody_is_let_in_without_votes_and_all_hear_all_of_them_whatever_goes_wrong()
         all.configurations += report.configurations;
         all.let_in += report.let_in;
         all.crashes += report.crashes;
+        all.revoked += report.revoked;
+        all.came_home += report.came_home;
     }
     println!("{all:?}");
     // Otherwise nothing was checked.
     assert!(all.cast > 15_000 && all.taken > 50_000 && all.refused > 2_500, "{all:?}");
     assert!(all.configurations > 800 && all.let_in > 100_000 && all.crashes > 1_000, "{all:?}");
+    assert!(all.revoked > 1_000 && all.came_home > 500, "{all:?}");
 }
 
 #[test]

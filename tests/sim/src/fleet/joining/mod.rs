@@ -1,11 +1,11 @@
 //! How nodes come to belong to a cluster, and to it no more: [`distos_membership`] at every node, the messages by
-//! which they come to have heard the same as services/network sends them, operators who vote, and a root who changes
-//! its mind about who may.
+//! which they come to have heard the same as services/network sends them, operators who vote, a root who changes
+//! its mind about who may, and whoever leaves revocations with nodes of what lives at others.
 //!
 //! **What is checked**, whenever a node takes something from another: as many voters as the cluster asked for have at
 //! some time been for that one, and nobody goes by a vote that is older than one it has gone by before (N2, N3). And at the end,
 //! when nothing has gone wrong for a while: all who belong to the cluster have heard the same; and all that was said,
-//! where nothing went wrong at all.
+//! where nothing went wrong at all. What was revoked at any member for another has come to that one (C2).
 //!
 //! **What is not here:** SVIDs and handshakes (who speaks is known), evidence at joining (A1), disks that forget.
 
@@ -18,7 +18,7 @@ use std::fmt;
 use distos_abi::NodeId;
 use distos_identity::{Bundle, ClusterName, KeyExchange, Root, Serial, Validity};
 use distos_membership::{Cast, Configuration, Members, Signed, Stance, Voter, Voting};
-use distos_types::HolderSecret;
+use distos_types::{HolderSecret, Revocation};
 
 use self::node::{Message, Node, secret};
 use super::network::Network;
@@ -62,6 +62,10 @@ pub struct Report {
     pub let_in: u64,
     /// Crashes of nodes.
     pub crashes: u64,
+    /// Revocations that were left with nodes, and those that had come home in the end.
+    pub revoked: u64,
+    /// See there.
+    pub came_home: u64,
     /// How long all took to join.
     pub joined: Option<Step>,
     /// How long it took to put one out.
@@ -95,6 +99,8 @@ enum Event {
     Arrival(usize, usize, Message),
     /// An operator votes.
     Vote,
+    /// Somebody leaves a revocation with a node, of what lives at another.
+    Revoke,
     /// Somebody brings up what was said at any time before.
     BringUp,
     /// The root signs another configuration.
@@ -128,6 +134,10 @@ struct World {
     ever: HashSet<(NodeId, NodeId)>,
     /// The number of the latest vote that each node has gone by: of whom, about whom.
     gone_by: HashMap<(usize, NodeId, NodeId), u64>,
+    /// Who each node is as a home.
+    homes: Vec<NodeId>,
+    /// What was left, with which node, and whose it is.
+    left: Vec<(usize, usize, Revocation)>,
     /// The configurations, by number.
     voting: BTreeMap<u64, Voting>,
     is_quiet: bool,
@@ -263,6 +273,8 @@ impl Cluster {
             said: Vec::new(),
             ever: HashSet::new(),
             gone_by: HashMap::new(),
+            homes: (0..plan.nodes).map(|index| NodeId(node::kernel(index).key().0)).collect(),
+            left: Vec::new(),
             voting: BTreeMap::new(),
             is_quiet: false,
             news: 0,
@@ -302,6 +314,11 @@ impl Cluster {
                 self.vote()?;
                 let next_us = when_us + 50_000 + self.world.random.below(600_000);
                 self.world.at(next_us, Event::Vote);
+            }
+            Some(Event::Revoke) => {
+                self.revoke();
+                let next_us = when_us + 2_000_000 + self.world.random.below(8_000_000);
+                self.world.at(next_us, Event::Revoke);
             }
             Some(Event::BringUp) => {
                 let (random, nodes) = (&mut world.random, self.nodes.len() as u64);
@@ -389,6 +406,25 @@ impl Cluster {
         self.nodes[voter].vote(about, stance, world)
     }
 
+    /// Somebody leaves a revocation with a node that lets its home in.
+    fn revoke(&mut self) {
+        let world = &mut self.world;
+        if world.is_quiet {
+            return;
+        }
+        let nodes = self.nodes.len() as u64;
+        let (at, home) = (world.random.below(nodes) as usize, world.random.below(nodes) as usize);
+        let one = node::revocation(home, world.left.len() as u64);
+        let node = &mut self.nodes[at];
+        if node.is_up && at != home {
+            node.take_revocations(&[one.bytes().to_vec()], world);
+            if node.members.revocations().contains(&one) {
+                world.report.revoked += 1;
+                world.left.push((at, home, one));
+            }
+        }
+    }
+
     /// The root names other voters: node 0, and some of those who belong to the cluster.
     fn configure(&mut self) {
         let world = &mut self.world;
@@ -414,6 +450,7 @@ impl Cluster {
         self.world.at(100_000, Event::Vote);
         self.world.at(10_000_000, Event::Configure);
         self.world.at(1_000_000, Event::BringUp);
+        self.world.at(1_500_000, Event::Revoke);
         self.world.at(1_000_000, Event::Trouble);
         self.world.at(2_000_000, Event::Cut);
         self.world.at(trouble_us, Event::Quiet);
@@ -427,6 +464,17 @@ impl Cluster {
                 let what = format!("convergence: {index} and 0 have not heard the same");
                 return Err(Violation { at_us: self.world.now_us, what });
             }
+        }
+        for (at, home, one) in &self.world.left {
+            let is_member = |index: usize| first.standing(node::id(index)).is_member;
+            if !is_member(*at) || !is_member(*home) {
+                continue;
+            }
+            if !self.nodes[*home].members.revocations().contains(one) {
+                let what = format!("C2: {home} has not heard what was revoked at {at}");
+                return Err(Violation { at_us: self.world.now_us, what });
+            }
+            self.world.report.came_home += 1;
         }
         Ok(self.world.report)
     }

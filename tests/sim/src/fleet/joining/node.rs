@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use distos_abi::NodeId;
-use distos_membership::{Cast, Members, Place, Signed, Stance, Summary};
-use distos_types::HolderSecret;
+use distos_abi::{Authority, CapId, Kind, ObjectId, VatName};
+use distos_membership::{Cast, Mark, Members, Place, REVOCATIONS_PAGE, Signed, Stance, Summary};
+use distos_types::{Chain, HolderSecret, Revocation, Root};
 
 use super::{BEGIN_US, World};
 use crate::fleet::network::{Travels, flipped};
@@ -20,7 +21,7 @@ const ASK_US: u64 = 5_000_000;
 const AGAIN_US: u64 = 5_000_000;
 const AGAIN_IN_VAIN_US: u64 = 30_000_000;
 
-/// What somebody has heard, by voter.
+/// What somebody has heard, by voter or by home.
 pub(super) type Known = BTreeMap<NodeId, [u8; 32]>;
 
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub(super) enum Message {
     Configuration(Option<Signed>),
     AskVotes(Known, Option<Place>),
     Votes(Vec<Vec<u8>>, Option<Place>),
+    AskRevocations(Known, Option<Mark>),
+    Revocations(Vec<Vec<u8>>, Option<Mark>),
 }
 
 impl Message {
@@ -45,7 +48,7 @@ impl Message {
 impl Travels for Message {
     /// Whoever takes a vote along may repeat and change it, now or much later.
     fn is_overheard(&self) -> bool {
-        matches!(self, Message::Beat(_, Some(_)) | Message::Votes(..))
+        matches!(self, Message::Beat(_, Some(_)) | Message::Votes(..) | Message::Revocations(..))
     }
 
     fn changed(&self, random: &mut Random) -> Option<Message> {
@@ -58,6 +61,12 @@ impl Travels for Message {
                 let place = random.below(votes.len() as u64) as usize;
                 votes[place] = flipped(&votes[place], random);
                 Some(Message::Votes(votes, *next))
+            }
+            Message::Revocations(revocations, next) if !revocations.is_empty() => {
+                let mut revocations = revocations.clone();
+                let place = random.below(revocations.len() as u64) as usize;
+                revocations[place] = flipped(&revocations[place], random);
+                Some(Message::Revocations(revocations, *next))
             }
             _ => None,
         }
@@ -101,6 +110,37 @@ pub(super) fn id(index: usize) -> NodeId {
     NodeId(node)
 }
 
+/// The key of a node's kernel, by which it is the home of capabilities.
+pub(super) fn kernel(index: usize) -> HolderSecret {
+    let mut seed = [8; 32];
+    seed[..8].copy_from_slice(&index.to_le_bytes());
+    HolderSecret::from_seed(seed)
+}
+
+/// That somebody to whom a node's operator has given something ends what it has passed on.
+pub(super) fn revocation(home: usize, number: u64) -> Revocation {
+    let (operator, tenant) = (HolderSecret::from_seed([9; 32]), HolderSecret::from_seed([10; 32]));
+    let root = Root {
+        node: NodeId(kernel(home).key().0),
+        key_epoch: 1,
+        vat: VatName::new("memory").expect("a name"),
+        kind: Kind(1),
+        object: ObjectId(7),
+        cap: CapId(1),
+        holder: operator.key(),
+        authority: Authority::FULL,
+        nonce: [0; 16],
+    };
+    let mut nonce = [0; 16];
+    nonce[..8].copy_from_slice(&number.to_le_bytes());
+    let chain = Chain::issue(root, &kernel(home));
+    let chain = chain.delegate(&operator, tenant.key(), Authority::FULL, [1; 16]);
+    let chain =
+        chain.and_then(|chain| chain.delegate(&tenant, tenant.key(), Authority::FULL, nonce));
+    let revocation = Revocation::sign(&chain.expect("it may"), &tenant, BEGIN_US / 1000);
+    revocation.expect("it signed the last link")
+}
+
 fn index_of(node: NodeId) -> usize {
     let first = node.0.first_chunk::<8>().copied().unwrap_or_default();
     usize::from_le_bytes(first)
@@ -142,7 +182,31 @@ impl Node {
         members.map(|(node, _)| index_of(node)).filter(|index| *index != self.index).collect()
     }
 
-    fn spread(&self, vote: Option<&Cast>, world: &mut World) {
+    /// Tells others of what is revoked at homes that it lets in, as services/network does whenever those change.
+    fn show(&mut self, world: &World) {
+        let homes = world.homes.iter().enumerate();
+        let let_in = |index: usize| index == self.index || self.lets_in(index);
+        let shown = homes.filter(|(index, _)| let_in(*index)).map(|(_, home)| *home).collect();
+        self.members.revocations_mut().show(shown);
+    }
+
+    /// Takes revocations for homes that it lets in.
+    pub(super) fn take_revocations(&mut self, revocations: &[Vec<u8>], world: &mut World) {
+        for bytes in revocations {
+            let Ok(read) = Revocation::decode(bytes) else {
+                world.report.refused += 1;
+                continue;
+            };
+            let home = world.homes.iter().position(|home| *home == read.home());
+            if home.is_some_and(|home| home == self.index || self.lets_in(home)) {
+                let taken = self.members.revocations_mut().take(read, BEGIN_US / 1000);
+                world.report.refused += u64::from(taken.is_err());
+            }
+        }
+    }
+
+    fn spread(&mut self, vote: Option<&Cast>, world: &mut World) {
+        self.show(world);
         let summary = self.members.summary();
         for other in self.others() {
             let vote = vote.map(|cast| cast.bytes().to_vec());
@@ -247,9 +311,25 @@ impl Node {
             }
             Message::Votes(votes, next) => {
                 self.take(&votes, world);
-                let again_us = world.now_us + AGAIN_US;
+                self.show(world);
+                let homes = self.members.known().homes;
                 self.asked.get_mut(&from).and_then(|asked| match next {
                     Some(next) => Some(Message::AskVotes(asked.known.clone()?, Some(next))),
+                    None => Some(Message::AskRevocations(homes, None)),
+                })
+            }
+            Message::AskRevocations(known, after) => {
+                let kept = self.members.revocations();
+                let (page, next) = kept.page(&known, after, REVOCATIONS_PAGE);
+                let page = page.into_iter().map(|one| one.bytes().to_vec()).collect();
+                Some(Message::Revocations(page, next))
+            }
+            Message::Revocations(revocations, next) => {
+                let homes = self.members.known().homes;
+                self.take_revocations(&revocations, world);
+                let again_us = world.now_us + AGAIN_US;
+                self.asked.get_mut(&from).and_then(|asked| match next {
+                    Some(next) => Some(Message::AskRevocations(homes, Some(next))),
                     None => {
                         *asked = Asked { until_us: again_us, known: None };
                         None
