@@ -1,8 +1,10 @@
 ------------------------------- MODULE Trace -------------------------------
 (***************************************************************************)
 (* Whether a run is a behaviour of Revocation. A trace holds what a home   *)
-(* and two holders did, in the order in which they did it, with their      *)
-(* clocks' ticks in between: all of them were driven by one hand.          *)
+(* and its holders did, in the order in which they did it, with the time   *)
+(* in between: ticks of each clock, where one hand drove them all          *)
+(* (Trace.cfg), or how many milliseconds went by on the one clock that all *)
+(* processes of a machine have (Nodes.cfg).                                *)
 (*                                                                         *)
 (* One question renews all that a node holds, and one answer is given to   *)
 (* it: they are an Ask, a Grant and a Take of each capability.             *)
@@ -48,9 +50,24 @@ THome ==
     \/ Is("return") /\ Return(Event.x)
     \/ Is("restart_home") /\ RestartHome
 
+\* So many rounds of a HomeTick and then a RemoteTick of each node, in one step: TLC takes no
+\* behaviour of more than 65,535 states, and a minute has nearly as many milliseconds.
+Elapse(k) ==
+    /\ \A c \in Lent : ask[c].gain < Skew /\ lease[c].gain < Skew
+    /\ ask' = [c \in Lent |->
+        IF ask[c].left <= k THEN None ELSE [ask[c] EXCEPT !.left = @ - k]]
+    /\ lease' = [c \in Lent |->
+        IF lease[c].left <= k THEN Over ELSE [lease[c] EXCEPT !.left = @ - k]]
+    /\ owed' = [c \in Lent |-> IF owed[c] <= k THEN 0 ELSE owed[c] - k]
+    /\ since' = [x \in Caps |->
+        IF x \notin revoked \ returned THEN since[x]
+        ELSE IF since[x] + k > Bound THEN Bound ELSE since[x] + k]
+    /\ UNCHANGED <<revoked, known, returned, nonce, grants, acks, late>>
+
 TTime ==
     \/ Is("remote_tick") /\ RemoteTick(Event.n)
     \/ Is("home_tick") /\ HomeTick
+    \/ Is("elapse") /\ Elapse(Event.k)
 
 TNext == (THolder \/ THome \/ TTime) /\ Step
 

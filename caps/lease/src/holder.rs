@@ -24,6 +24,13 @@ pub struct Leaf {
     ends_ms: u64,
 }
 
+impl Leaf {
+    /// The number that the capability has for this holder.
+    pub fn number(self) -> u64 {
+        self.number
+    }
+}
+
 /// Why something may not be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {

@@ -345,6 +345,11 @@ impl Home {
         lent.is_none_or(|lent| !lent.unheard.contains_key(&number))
     }
 
+    /// Which slot it is whose end has to be heard; `None` if nothing is kept of it any more.
+    pub fn slot(&self, (lessee, number): Unheard) -> Option<SlotRef> {
+        self.lent.get(&lessee)?.lines.of(number).map(|place| place.slot)
+    }
+
     /// When nothing is used any more below any of these, or of what an earlier run lent; `None` if that is so now.
     pub fn over_ms(&self, of: &[Unheard], now_ms: u64) -> Option<u64> {
         let marks = of.iter().filter_map(|(lessee, number)| {

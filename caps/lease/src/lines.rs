@@ -114,6 +114,11 @@ impl<T> Lines<T> {
         self.links.is_empty()
     }
 
+    /// What this link is.
+    pub(crate) fn of(&self, number: u64) -> Option<&T> {
+        self.links.get(&number).map(|link| &link.what)
+    }
+
     /// What every link is.
     pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
         self.links.values().map(|link| &link.what)

@@ -1,6 +1,6 @@
 //! What was lent to this process over one connection: the holder's half of leases (`specs/revocation`).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{self, Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use distos_schemas::capability_capnp::{capability, door, edge, lessee, lessor};
 use tokio::sync::{OnceCell, watch};
 
 use crate::faults::{fail, fault_of};
-use crate::lending::{boot_ms, write};
+use crate::lending::{Listed, TRACE, boot_ns, link_of, millis, write};
 
 /// How often it is looked whether a lease is over: the runtime's clock stands still while the machine sleeps.
 const LOOK: Duration = Duration::from_millis(100);
@@ -45,6 +45,8 @@ struct Shared {
     /// Sent whenever a lease may have ended.
     news: Rc<watch::Sender<()>>,
     lessor: OnceCell<Known>,
+    /// What a trace calls the connection, once it is known who lends.
+    link: Rc<cell::OnceCell<String>>,
     renewing: Cell<bool>,
     /// Renewals under way.
     asked: Cell<usize>,
@@ -74,6 +76,7 @@ impl Borrowing {
                 holder: Rc::default(),
                 news: Rc::new(watch::Sender::new(())),
                 lessor: OnceCell::new(),
+                link: Rc::default(),
                 renewing: Cell::new(false),
                 asked: Cell::new(0),
             }),
@@ -109,10 +112,13 @@ impl Drop for Open<'_> {
 impl Shared {
     async fn hold(self: Rc<Shared>, cap: &capability::Client) -> Result<Held, Fault> {
         let token = self.known().await?.token;
+        let link = self.link();
         for _ in 0..TRIES {
-            let asked = self.holder.borrow_mut().ask(boot_ms());
+            let at = boot_ns();
+            let asked = self.holder.borrow_mut().ask(millis(at));
             let ask =
                 asked.ok_or_else(|| Fault::unavailable(100, "too many leases are asked for"))?;
+            tracing::debug!(target: TRACE, at, %link, ask = ask.0, "ask");
             let _open = Open { holder: &self.holder, ask };
             let answer = cap.lend_request().send().promise.await.map_err(|e| fault_of(&e))?;
             let read = || {
@@ -127,6 +133,11 @@ impl Shared {
                 return Err(Fault::malformed("the capability came over another connection"));
             }
             let lent = self.holder.borrow_mut().lent(ask, &loan, term_ms.into(), lasts_ms);
+            let (at, ask, key) = (boot_ns(), ask.0, loan.line.last());
+            match lent {
+                Ok(_) => tracing::debug!(target: TRACE, at, %link, ask, key, "take"),
+                Err(_) => tracing::debug!(target: TRACE, at, %link, ask, key, "miss"),
+            }
             if lent.is_err() {
                 // It is lent there, and not here.
                 self.holder.borrow_mut().release_unheld(&loan.line);
@@ -149,10 +160,13 @@ impl Shared {
     /// Says who is to be told, once.
     async fn known(&self) -> Result<&Known, Fault> {
         let arrive = || async {
-            let told = Told { holder: self.holder.clone(), news: Rc::downgrade(&self.news) };
+            let (holder, link) = (self.holder.clone(), self.link.clone());
+            let told = Told { holder, link, news: Rc::downgrade(&self.news) };
             let told: lessee::Client = capnp_rpc::new_client(told);
             let known = |lessor: capnp::Result<lessor::Client>, token: u64| {
-                lessor.map(|lessor| Known { lessor, token }).map_err(|e| fault_of(&e))
+                let lessor = lessor.map_err(|e| fault_of(&e))?;
+                self.link.get_or_init(|| link_of(token));
+                Ok(Known { lessor, token })
             };
             match &self.source {
                 Source::Door(door) => {
@@ -174,6 +188,10 @@ impl Shared {
         self.lessor.get_or_try_init(arrive).await
     }
 
+    fn link(&self) -> &str {
+        self.link.get().map_or("", String::as_str)
+    }
+
     /// Renews from now on, for as long as something is held.
     fn start(self: &Rc<Shared>) {
         if !self.renewing.replace(true) {
@@ -183,16 +201,21 @@ impl Shared {
 
     async fn renew_once(&self) -> Result<(), Fault> {
         let lessor = self.known().await?.lessor.clone();
+        let link = self.link();
         let released = self.holder.borrow_mut().take_released(BATCH);
         let mut request = lessor.renew_request();
         write(&released, |len| request.get().init_released(len));
-        let asked = self.holder.borrow_mut().ask_again(boot_ms());
+        let at = boot_ns();
+        let asked = self.holder.borrow_mut().ask_again(millis(at));
         let ask = asked.ok_or_else(|| Fault::unavailable(100, "too much is asked for"))?;
+        tracing::debug!(target: TRACE, at, %link, ask = ask.0, "ask_again");
         let _open = Open { holder: &self.holder, ask };
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let ended = answer.get_ended().map_err(|e| fault_of(&e))?;
         let news = News { ended: ended.iter().take(BATCH).collect(), as_of: answer.get_as_of() };
+        let ended = Listed(&news.ended);
+        tracing::debug!(target: TRACE, at = boot_ns(), %link, ask = ask.0, %ended, "renewed");
         self.holder.borrow_mut().renewed(ask, &news, answer.get_term_ms().into());
         self.news.send_replace(());
         Ok(())
@@ -227,6 +250,7 @@ async fn renew(shared: Weak<Shared>) {
 /// What the home tells of leases.
 struct Told {
     holder: Rc<RefCell<Holder>>,
+    link: Rc<cell::OnceCell<String>>,
     news: Weak<watch::Sender<()>>,
 }
 
@@ -242,6 +266,8 @@ impl lessee::Server for Told {
             return Err(fail(Fault::malformed("too many links have ended at once")));
         }
         let news = News { ended: links.iter().collect(), as_of: params.get_as_of() };
+        let link = self.link.get().map_or("", String::as_str);
+        tracing::debug!(target: TRACE, at = boot_ns(), %link, ended = %Listed(&news.ended), "hear");
         self.holder.borrow_mut().hear(&news);
         if let Some(told) = self.news.upgrade() {
             told.send_replace(());
@@ -272,7 +298,14 @@ impl Held {
     }
 
     fn lasts(&self) -> Result<Duration, Fault> {
-        let lasts = self.shared.holder.borrow().lasts(self.leaf, boot_ms());
+        let at = boot_ns();
+        let lasts = self.shared.holder.borrow().lasts(self.leaf, millis(at));
+        let (link, key) = (self.shared.link(), self.leaf.number());
+        match lasts {
+            Ok(_) => tracing::debug!(target: TRACE, at, %link, key, "use"),
+            Err(Lost::Expired) => tracing::debug!(target: TRACE, at, %link, key, "expired"),
+            Err(_) => tracing::debug!(target: TRACE, at, %link, key, "idle"),
+        }
         lasts.map(Duration::from_millis).map_err(|lost| match lost {
             Lost::Revoked => Fault::Revoked,
             Lost::Expired => Fault::Expired { at_ms: self.expires_ms },
@@ -299,6 +332,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        let (link, key) = (self.shared.link(), self.leaf.number());
+        tracing::debug!(target: TRACE, at = boot_ns(), %link, key, "release");
         self.shared.holder.borrow_mut().release(self.leaf);
     }
 }

@@ -17,6 +17,7 @@ use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::Ancestry;
 
 use crate::faults::{authority_of, fault_of, write_caveats};
+use crate::lending::boot_ns;
 use crate::meters::Limits;
 use crate::vat::Vat;
 
@@ -336,18 +337,19 @@ impl Facet {
         if let Origin::Link(link) = self.inner.origin {
             return self.revoke_link(&link.0, self.inner.authority.caveats.expires_ms).await;
         }
+        let began = boot_ns();
         let mut request = self.inner.vat.kernel()?.revoke_request();
         write_slot(self.inner.slot, request.get().init_slot());
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        let elsewhere_ms = self.inner.vat.lending().ended(self.inner.slot).await;
+        let elsewhere_ms = self.inner.vat.lending().ended(self.inner.slot, began).await;
         let (micros, descendants) = (done.get_micros(), done.get_descendants());
         Ok(Revoked { micros, descendants, elsewhere_ms })
     }
 
     /// Ends a delegation that was made below this capability, redeemed or not.
     pub async fn revoke_link(&self, link: &[u8], expires_ms: u64) -> Result<Revoked, Fault> {
-        let marks = self.inner.vat.lending().marks();
+        let (began, marks) = (boot_ns(), self.inner.vat.lending().marks());
         let mut request = self.inner.vat.kernel()?.revoke_link_request();
         let mut params = request.get();
         write_slot(self.inner.slot, params.reborrow().init_under());
@@ -355,7 +357,8 @@ impl Facet {
         params.set_expires_ms(expires_ms);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        let elsewhere_ms = self.inner.vat.lending().some_ended(&self.inner.vat, marks).await;
+        let vat = &self.inner.vat;
+        let elsewhere_ms = vat.lending().some_ended(vat, marks, began).await;
         let (micros, descendants) = (done.get_micros(), done.get_descendants());
         Ok(Revoked { micros, descendants, elsewhere_ms })
     }

@@ -4,11 +4,12 @@
 //! at once; for all others the table is looked at.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use distos_abi::{Fault, Rights, SessionId, SlotRef};
+use distos_abi::{Fault, Rights, SessionId, SlotRef, VatName};
 use distos_lease::{Cursor, Home, Lessee, Loan, Refused, Terms, Unheard};
 use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use rustix::time::{ClockId, clock_gettime};
@@ -29,15 +30,52 @@ const WAIT: Duration = Duration::from_millis(250);
 /// Between two renewals of one lessee: each looks at all that it was lent.
 const RENEWALS_MS: u64 = 100;
 
-/// Milliseconds since this machine was booted, also while it slept.
-pub(crate) fn boot_ms() -> u64 {
+/// Where both halves of leases tell their steps, as `specs/revocation` reads them.
+///
+/// Each is told with the time that the step went by, before anybody else can know of it. All processes of a machine
+/// have the same clock, so by these times what was said stands before what was heard.
+pub(crate) const TRACE: &str = "distos::trace::revocation";
+
+/// Nanoseconds since this machine was booted, also while it slept.
+pub(crate) fn boot_ns() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
-    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// The same in milliseconds, as leases count.
+pub(crate) fn boot_ms() -> u64 {
+    millis(boot_ns())
+}
+
+pub(crate) fn millis(ns: u64) -> u64 {
+    ns / 1_000_000
+}
+
+/// By what a trace knows a connection on both of its sides. The token itself is told to nobody else.
+pub(crate) fn link_of(token: u64) -> String {
+    let hash = blake3::derive_key("distos 2026-11 connection in a trace", &token.to_le_bytes());
+    // A letter first: it is a name, also where all the digits are decimal.
+    format!("l{}", hex::encode(&hash[..8]))
+}
+
+/// In a trace: one after the other, with commas between.
+pub(crate) struct Listed<I>(pub(crate) I);
+
+impl<T: fmt::Display, I: IntoIterator<Item = T> + Clone> fmt::Display for Listed<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, one) in self.0.clone().into_iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{one}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A vat's.
 pub(crate) struct Lending {
+    /// What a trace calls the vat: without the tenant of a template's instance.
+    vat: String,
     home: RefCell<Home>,
     told: RefCell<BTreeMap<Lessee, Rc<Told>>>,
     looking: Cell<bool>,
@@ -50,6 +88,7 @@ struct Told {
     lessee: lessee::Client,
     /// By which it knows what was lent over its own connection.
     token: u64,
+    link: String,
     /// It is being told.
     busy: Cell<bool>,
     /// Somebody has waited for it in vain: it is not waited for again until it answers.
@@ -58,23 +97,25 @@ struct Told {
     renewed_ms: Cell<u64>,
 }
 
-impl Default for Lending {
-    /// At the start of a vat.
-    fn default() -> Lending {
-        Lending {
-            home: RefCell::new(Home::started(Terms::USUAL, boot_ms())),
-            told: RefCell::default(),
-            looking: Cell::new(false),
-            heard: Notify::new(),
-        }
-    }
-}
-
 fn of(session: SessionId) -> Lessee {
     Lessee(session.0)
 }
 
 impl Lending {
+    /// At the start of a vat.
+    pub(crate) fn started(vat: &VatName) -> Lending {
+        let vat = vat.as_str().split('/').take(1).collect::<String>();
+        let at = boot_ns();
+        tracing::debug!(target: TRACE, at, %vat, "started");
+        Lending {
+            vat,
+            home: RefCell::new(Home::started(Terms::USUAL, millis(at))),
+            told: RefCell::default(),
+            looking: Cell::new(false),
+            heard: Notify::new(),
+        }
+    }
+
     /// Whoever is at the other end of this session's connection wants to be lent to. One who gave up waiting for the
     /// answer may ask again.
     pub(crate) fn arrive(
@@ -94,7 +135,7 @@ impl Lending {
         getrandom::fill(&mut token).map_err(Fault::internal)?;
         let token = u64::from_le_bytes(token);
         let (busy, silent, renewed_ms) = (Cell::new(false), Cell::new(false), Cell::new(0));
-        let told = Rc::new(Told { lessee, token, busy, silent, renewed_ms });
+        let told = Rc::new(Told { lessee, token, link: link_of(token), busy, silent, renewed_ms });
         self.told.borrow_mut().insert(of(session), told);
         self.home.borrow_mut().arrive(of(session));
         // Weak: the connection, which holds this, must not keep the vat.
@@ -114,24 +155,37 @@ impl Lending {
     fn lend(self: &Rc<Lending>, facet: &Facet, line: &[SlotRef]) -> Result<(Loan, u64), Fault> {
         let nobody = || Fault::denied(Rights::NONE);
         let session = of(facet.session());
-        let token = self.told.borrow().get(&session).map(|told| told.token).ok_or_else(nobody)?;
-        let lent = self.home.borrow_mut().lend(session, facet.tenant(), line, boot_ms());
+        let told = self.told.borrow().get(&session).cloned().ok_or_else(nobody)?;
+        let at = boot_ns();
+        let lent = self.home.borrow_mut().lend(session, facet.tenant(), line, millis(at));
         let loan = lent.map_err(|refused| match refused {
             Refused::Unknown => nobody(),
             Refused::Ended => Fault::Revoked,
             Refused::Full => Fault::unavailable(1000, "too much is lent"),
         })?;
+        tracing::debug!(
+            target: TRACE,
+            at,
+            vat = %self.vat,
+            link = %told.link,
+            line = %Listed(&loan.line),
+            slots = %Listed(line),
+            "grant"
+        );
         if !self.looking.replace(true) {
             tokio::task::spawn_local(self.clone().look(facet.vat().clone()));
         }
-        Ok((loan, token))
+        Ok((loan, told.token))
     }
 
     /// Tells those who were lent something below `slot`, which was revoked, and waits for a moment until they know.
-    /// Within how many milliseconds all is over.
-    pub(crate) async fn ended(self: &Rc<Lending>, slot: SlotRef) -> u64 {
+    /// Within how many milliseconds all is over. The kernel was asked for it after `began`, see [`boot_ns`].
+    pub(crate) async fn ended(self: &Rc<Lending>, slot: SlotRef, began: u64) -> u64 {
+        let at = boot_ns();
         let unheard = self.home.borrow_mut().ended(slot);
-        self.spread(&unheard).await
+        let (vat, slots) = (&self.vat, slot);
+        tracing::debug!(target: TRACE, at, %vat, began, %slots, "revoke");
+        self.spread(&unheard, began).await
     }
 
     /// How much has ended so far, for [`Lending::some_ended`].
@@ -141,7 +195,8 @@ impl Lending {
 
     /// The same as [`Lending::ended`], when it is not known which slot it was, for all that has ended since there
     /// were so many marks.
-    pub(crate) async fn some_ended(self: &Rc<Lending>, vat: &Vat, marks: u64) -> u64 {
+    pub(crate) async fn some_ended(self: &Rc<Lending>, vat: &Vat, marks: u64, began: u64) -> u64 {
+        let at = boot_ns();
         let alive = |slot| vat.checker().view.stands(slot);
         // What much hangs from is soon found, and told before everything else is looked at.
         self.home.borrow_mut().look(alive);
@@ -151,10 +206,16 @@ impl Lending {
             tokio::task::yield_now().await;
         }
         let unheard = self.home.borrow().since(marks);
-        self.spread(&unheard).await
+        let slots = || -> BTreeSet<SlotRef> {
+            let home = self.home.borrow();
+            unheard.iter().filter_map(|one| home.slot(*one)).collect()
+        };
+        let vat = &self.vat;
+        tracing::debug!(target: TRACE, at, %vat, began, slots = %Listed(&slots()), "revoke");
+        self.spread(&unheard, began).await
     }
 
-    async fn spread(self: &Rc<Lending>, unheard: &[Unheard]) -> u64 {
+    async fn spread(self: &Rc<Lending>, unheard: &[Unheard], began: u64) -> u64 {
         self.tell();
         let all_heard = async {
             loop {
@@ -173,9 +234,12 @@ impl Lending {
                 }
             }
         }
-        let now_ms = boot_ms();
+        let at = boot_ns();
+        let now_ms = millis(at);
         let over_ms = self.home.borrow().over_ms(unheard, now_ms);
-        over_ms.map_or(0, |over_ms| over_ms.saturating_sub(now_ms))
+        let left = over_ms.map_or(0, |over_ms| over_ms.saturating_sub(now_ms));
+        tracing::debug!(target: TRACE, at, vat = %self.vat, began, left, "return");
+        left
     }
 
     fn is_waited_for(&self, unheard: Unheard) -> bool {
@@ -205,11 +269,14 @@ impl Lending {
             let mut request = told.lessee.ended_request();
             write(&news.ended, |len| request.get().init_links(len));
             request.get().set_as_of(news.as_of);
+            let (vat, link, ended) = (&self.vat, &told.link, Listed(&news.ended));
+            tracing::debug!(target: TRACE, at = boot_ns(), %vat, %link, %ended, "tell");
             if request.send().promise.await.is_err() {
                 // It is told again at the next look, or with its next renewal.
                 break;
             }
             told.silent.set(false);
+            tracing::debug!(target: TRACE, at = boot_ns(), %vat, %link, %ended, "hear_ack");
             self.home.borrow_mut().heard(lessee, &news.ended);
             self.heard.notify_waiters();
         }
@@ -301,6 +368,11 @@ impl lessor::Server for Lessor {
         let told = lending.told.borrow().get(&self.lessee).cloned();
         let told = told.filter(|told| told.token == self.token);
         let told = told.ok_or_else(|| fail(Fault::denied(Rights::NONE)))?;
+        let (vat_name, link) = (&lending.vat, &told.link);
+        if !released.is_empty() {
+            let released = Listed(&released);
+            tracing::debug!(target: TRACE, at = boot_ns(), vat = %vat_name, %link, %released, "given_back");
+        }
         lending.home.borrow_mut().give_back(self.lessee, &released);
         lending.heard.notify_waiters();
         // Each in its turn: what waits is no older than what was asked before it.
@@ -309,12 +381,19 @@ impl lessor::Server for Lessor {
         told.renewed_ms.set(turn_ms);
         tokio::time::sleep(Duration::from_millis(turn_ms - now_ms)).await;
         let alive = |slot| vat.checker().view.stands(slot);
-        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, boot_ms());
-        let news = renewed.map_err(|_| fail(Fault::denied(Rights::NONE)))?;
+        let at = boot_ns();
+        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, millis(at));
+        let refuse = |fault: Fault| {
+            tracing::debug!(target: TRACE, at, vat = %vat_name, %link, "renewal_refused");
+            fail(fault)
+        };
+        let news = renewed.map_err(|_| refuse(Fault::denied(Rights::NONE)))?;
         if news.ended.len() > BATCH {
             lending.tell();
-            return Err(fail(Fault::unavailable(100, "much has ended: it is told first")));
+            return Err(refuse(Fault::unavailable(100, "much has ended: it is told first")));
         }
+        let ended = Listed(&news.ended);
+        tracing::debug!(target: TRACE, at, vat = %vat_name, %link, %ended, "renewal");
         let mut reply = results.get();
         write(&news.ended, |len| reply.reborrow().init_ended(len));
         reply.set_as_of(news.as_of);

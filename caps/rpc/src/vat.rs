@@ -30,7 +30,7 @@ use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
-use crate::lending::Lending;
+use crate::lending::{Lending, boot_ns};
 use crate::meters::Meters;
 use crate::quiet::Quiet;
 use crate::reach::{Far, Reach, Remote};
@@ -272,15 +272,16 @@ impl Vat {
         let mut node = [0; 32];
         hex::decode_to_slice(&manifest.node, &mut node)
             .map_err(|e| Fault::internal(format!("the node's name in the manifest: {e}")))?;
+        let name = VatName::new(&manifest.vat)?;
         Ok(Vat {
             core: Rc::new(Core {
                 bounds: holder_bounds(&manifest.params)?,
-                name: VatName::new(&manifest.vat)?,
+                lending: Rc::new(Lending::started(&name)),
+                name,
                 listens: manifest.listen_fd.is_some(),
                 reach: watch::Sender::new(None),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
-                lending: Rc::default(),
                 params: manifest.params.clone(),
                 data_dir: manifest.data_dir.clone(),
                 devices: RefCell::new(devices),
@@ -463,13 +464,13 @@ impl Vat {
 
     /// Ends every capability to one of this vat's objects: what dropping an object starts with.
     pub async fn revoke_object(&self, kind: Kind, object: ObjectId) -> Result<Revoked, Fault> {
-        let marks = self.core.lending.marks();
+        let (began, marks) = (boot_ns(), self.core.lending.marks());
         let mut request = self.kernel()?.revoke_object_request();
         request.get().set_kind(kind.0);
         request.get().set_object(object.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let done = response.get().map_err(|e| fault_of(&e))?;
-        let elsewhere_ms = self.core.lending.some_ended(self, marks).await;
+        let elsewhere_ms = self.core.lending.some_ended(self, marks, began).await;
         let (micros, descendants) = (done.get_micros(), done.get_descendants());
         Ok(Revoked { micros, descendants, elsewhere_ms })
     }

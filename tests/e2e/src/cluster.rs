@@ -12,7 +12,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::images::replaced;
-use crate::{COMMAND_TIMEOUT, Node, Output, distos, eventually, repository, run};
+use crate::watch::Watched;
+use crate::{COMMAND_TIMEOUT, Node, Output, distos, eventually, repository, run, wordcount};
 
 /// How long a node may take to be vouched for by another.
 pub const VOUCHED: Duration = Duration::from_secs(30);
@@ -205,4 +206,69 @@ pub fn alone_with(svid_s: u32, change: impl Fn(&str) -> String) -> (Node, Vec<u1
         replaced(&image, &format!("0.0.0.0:{port}"), &format!("127.0.0.1:{own}"))
     });
     (Node::boot_with(&change(&image)), ports)
+}
+
+/// A line of the text that [`counting`] counts.
+pub const TEXT: &str = "nothing holds authority that nobody handed it\n";
+/// How often it stands there.
+pub const LINES: usize = 20_000;
+
+/// The region `letters` of red's at `home`, and what counts its words at another node.
+pub fn counting(home: &Member) -> Vec<String> {
+    keep(home, "letters", LINES);
+    let module = wordcount();
+    let module = module.to_str().expect("the test's own files, sockets and commands");
+    let count = ["run", module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
+    count.map(str::to_owned).into_iter().chain(over(home)).collect()
+}
+
+/// A region of red's at `home`, with so many lines of [`TEXT`].
+pub fn keep(home: &Member, region: &str, lines: usize) {
+    fs::write(home.node.file("text"), TEXT.repeat(lines))
+        .expect("the test's own files, sockets and commands");
+    home.node.ok(&["region", "put", region, "text", "--as", "red.cap"]);
+}
+
+/// Over the regions that red has at `home`.
+pub fn over(home: &Member) -> Vec<String> {
+    let [file, there] = red_at(home);
+    ["--regions", &file, "--regions-node", &there, "--as", "red.cap"].map(str::to_owned).to_vec()
+}
+
+/// The tasks' output is kept by red's memory at `keeper` meanwhile.
+pub fn results_at(keeper: &Member) -> Vec<String> {
+    let [file, there] = red_at(keeper);
+    ["--results", &file, "--results-node", &there].map(str::to_owned).to_vec()
+}
+
+/// Red's capability file at a node, and where the node is.
+fn red_at(member: &Member) -> [String; 2] {
+    [member.node.file("red.cap"), member.node.directory()]
+        .map(|path| path.to_str().expect("the test's own files, sockets and commands").to_owned())
+}
+
+/// Arguments, as commands take them.
+pub fn words(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+/// Counts at this node, and right.
+pub fn is_counted(at: &Member, count: &[String]) {
+    let counted = at.node.ok(&words(count)).text();
+    let numbers: Vec<&str> = counted.split_whitespace().collect();
+    let bytes = (TEXT.len() * LINES).to_string();
+    assert_eq!(numbers, ["20000", "140000", &bytes], "{counted}");
+}
+
+/// A job of red's at one node that goes on for ever over a region that `home` keeps.
+pub fn endless(at: &Member, home: &Member, region: &str) -> Watched {
+    let text = "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
+    let module = wat::parse_str(text).expect("a module");
+    fs::write(at.node.file("endless.wasm"), module)
+        .expect("the test's own files, sockets and commands");
+    let run = ["run", "endless.wasm", "--input", region].map(str::to_owned);
+    let run: Vec<String> = run.into_iter().chain(over(home)).collect();
+    let mut job = Watched::spawn(at.node.command(&words(&run)));
+    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
+    job
 }

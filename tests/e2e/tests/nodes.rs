@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{
-    Desk, LOOPBACK, Member, SERVICES, VOUCHED, acquaint, alone, alone_with, two,
+    Desk, LINES, LOOPBACK, Member, SERVICES, TEXT, VOUCHED, acquaint, alone, alone_with, counting,
+    endless, is_counted, over, results_at, two, words,
 };
 use distos_e2e::images::{replaced, with_settings};
 use distos_e2e::watch::Watched;
@@ -570,54 +571,6 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     drop((python, red_again));
 }
 
-const TEXT: &str = "nothing holds authority that nobody handed it\n";
-const LINES: usize = 20_000;
-
-/// The region `letters` of red's at `home`, and what counts its words at another node.
-fn counting(home: &Member) -> Vec<String> {
-    fs::write(home.node.file("text"), TEXT.repeat(LINES)).unwrap();
-    home.node.ok(&["region", "put", "letters", "text", "--as", "red.cap"]);
-    let module = wordcount().to_str().unwrap().to_owned();
-    let count = ["run", &module, "--input", "letters", "--map", "map", "--reduce", "reduce"];
-    count.map(str::to_owned).into_iter().chain(over(home)).collect()
-}
-
-/// Over the regions that red has at `home`.
-fn over(home: &Member) -> Vec<String> {
-    let (file, there) = (home.node.file("red.cap"), home.node.directory());
-    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
-    ["--regions", file, "--regions-node", there, "--as", "red.cap"].map(str::to_owned).to_vec()
-}
-
-/// The tasks' output is kept by red's memory at `keeper` meanwhile.
-fn results_at(keeper: &Member) -> Vec<String> {
-    let (file, there) = (keeper.node.file("red.cap"), keeper.node.directory());
-    let (file, there) = (file.to_str().unwrap(), there.to_str().unwrap());
-    ["--results", file, "--results-node", there].map(str::to_owned).to_vec()
-}
-
-fn words(args: &[String]) -> Vec<&str> {
-    args.iter().map(String::as_str).collect()
-}
-
-fn is_counted(at: &Member, count: &[String]) {
-    let counted = at.node.ok(&words(count)).text();
-    let numbers: Vec<&str> = counted.split_whitespace().collect();
-    let bytes = (TEXT.len() * LINES).to_string();
-    assert_eq!(numbers, ["20000", "140000", &bytes], "{counted}");
-}
-
-/// A job of red's at one node that goes on for ever over what `home` keeps.
-fn endless(at: &Member, home: &Member) -> Watched {
-    let text = "(module (memory (export \"memory\") 1) (func (export \"_start\") (loop (br 0))))";
-    fs::write(at.node.file("endless.wasm"), wat::parse_str(text).unwrap()).unwrap();
-    let run = ["run", "endless.wasm", "--input", "letters"].map(str::to_owned);
-    let run: Vec<String> = run.into_iter().chain(over(home)).collect();
-    let mut job = Watched::spawn(at.node.command(&words(&run)));
-    assert!(job.run_for(Duration::from_secs(1)), "{}", job.text());
-    job
-}
-
 /// Handoff: a job runs at one node over regions of another, which its executor takes itself; that node decides
 /// for how long.
 #[test]
@@ -646,7 +599,7 @@ fn a_job_runs_at_one_node_over_what_another_keeps_until_that_one_takes_it_back()
         (other.node.cli(&words(&count)).code == 0).then_some(())
     });
     // Red takes back what it uses there, while it is used elsewhere (C2).
-    let job = endless(&other, &home);
+    let job = endless(&other, &home, "letters");
     home.node.ok(&["cap", "revoke", "red.cap", "--entry", "regions"]);
     let ended = job.finish(Duration::from_secs(10));
     assert_eq!(ended.code, REVOKED, "{}", ended.stderr);
@@ -806,7 +759,7 @@ fn nodes_on_bad_cables_work_together_and_one_that_is_cut_off_stops_within_its_le
     is_counted(&other, &count);
     // At a third node, which keeps nothing itself.
     is_counted(&third, &[&count[..], &results_at(&other)].concat());
-    let job = endless(&other, &home);
+    let job = endless(&other, &home, "letters");
     cables.cut(0);
     let begun = Instant::now();
     let ended = job.finish(Duration::from_secs(30));

@@ -5,6 +5,7 @@
 mod attestation;
 mod audit;
 mod kernel;
+mod leases;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use distos_e2e::Node;
 use distos_specs::root;
 use distos_specs::tlc::Tlc;
-use distos_specs::trace::{Checked, Finding, Trace, check};
+use distos_specs::trace::{Checked, Finding, Trace, check_with};
 
 const LONG: Duration = Duration::from_secs(20);
 /// Who works while processes are killed.
@@ -59,15 +60,22 @@ fn at_work<T>(node: &Node, meanwhile: impl FnOnce(), end: impl FnOnce() -> T) ->
     })
 }
 
-fn checked(spec: &str, traces: &[Trace]) -> Checked {
-    let tlc = Tlc::find(&root()).unwrap();
-    check(&tlc, &root().join("specs").join(spec), traces).unwrap_or_else(|why| panic!("{why}"))
+/// A folder of `specs/`, and the bounds in it.
+type Bounds<'a> = (&'a str, &'a str);
+
+fn checked((spec, config): Bounds<'_>, traces: &[Trace]) -> Checked {
+    let (tlc, spec) = (Tlc::find(&root()).unwrap(), root().join("specs").join(spec));
+    check_with(&tlc, &spec, config, traces).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// The trace is a behaviour of this model, and has at least so many events of each of these kinds:
 /// one in which nothing happened says nothing.
 fn accepted(spec: &str, trace: &Trace, least: &[(&str, usize)]) {
-    let Checked { findings, outcome } = checked(spec, std::slice::from_ref(trace));
+    accepted_within((spec, "Trace.cfg"), trace, least);
+}
+
+fn accepted_within(bounds: Bounds<'_>, trace: &Trace, least: &[(&str, usize)]) {
+    let Checked { findings, outcome } = checked(bounds, std::slice::from_ref(trace));
     let counts = trace.counts();
     eprintln!("{} events {counts:?}: {:?}", trace.len(), outcome.took);
     assert_eq!(findings, [Finding::Accepted], "a node did what its model does not");
@@ -83,9 +91,13 @@ fn accepted(spec: &str, trace: &Trace, least: &[(&str, usize)]) {
 /// Of each forged trace the last event is one that no node may have done, and is refused. The
 /// controls, which are forged as well, are fine.
 fn refused(spec: &str, forged: &[(&str, Trace)], controls: &[(&str, Trace)]) {
+    refused_within((spec, "Trace.cfg"), forged, controls);
+}
+
+fn refused_within(bounds: Bounds<'_>, forged: &[(&str, Trace)], controls: &[(&str, Trace)]) {
     let traces: Vec<Trace> =
         forged.iter().chain(controls).map(|(_, trace)| trace.clone()).collect();
-    let Checked { mut findings, outcome } = checked(spec, &traces);
+    let Checked { mut findings, outcome } = checked(bounds, &traces);
     eprintln!("{} forged traces: {:?}", forged.len(), outcome.took);
     let fine = findings.split_off(forged.len());
     for ((what, _), finding) in controls.iter().zip(fine) {

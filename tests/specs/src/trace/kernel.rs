@@ -73,7 +73,7 @@ pub fn trace(entries: &[Entry]) -> Trace {
             Err(what) => *skipped.entry(what).or_default() += 1,
         }
     }
-    Trace { events, skipped }
+    Trace { events, skipped, definitions: Vec::new() }
 }
 
 /// What a trace calls things: numbers keep their order, everything else only its identity.

@@ -3,8 +3,8 @@
 //!
 //! The kernel's trace is its journal ([`kernel`]). Services write theirs into the node's log, if
 //! the image has them do so ([`recorded`]); what a state machine's events are is in a module of its
-//! own ([`audit`], [`attestation`]). A handoff and leases are recorded by whoever simulates them
-//! ([`handoff`], [`revocation`]).
+//! own ([`audit`], [`attestation`], [`revocation`]). A handoff is recorded by whoever simulates it
+//! ([`handoff`]), and so are leases beside that.
 
 pub mod attestation;
 pub mod audit;
@@ -26,6 +26,9 @@ use crate::value::Value;
 pub struct Trace {
     events: Vec<Value>,
     skipped: BTreeMap<&'static str, usize>,
+    /// What the configuration takes constants from, `NAME == VALUE` each: the same in all traces that
+    /// are checked together.
+    definitions: Vec<String>,
 }
 
 /// What was found in one of the traces that were checked.
@@ -53,7 +56,18 @@ pub struct Checked {
 
 impl Trace {
     fn of(events: Vec<Value>) -> Trace {
-        Trace { events, skipped: BTreeMap::new() }
+        Trace { events, skipped: BTreeMap::new(), definitions: Vec::new() }
+    }
+
+    /// Its first events, so many.
+    pub fn first(mut self, len: usize) -> Trace {
+        self.events.truncate(len);
+        self
+    }
+
+    /// What was recorded and is not in it, as the model has no word for it, and how often.
+    pub fn skipped(&self) -> &BTreeMap<&'static str, usize> {
+        &self.skipped
     }
 
     /// How many events there are.
@@ -130,6 +144,9 @@ pub fn data(traces: &[Trace]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\\* trace {n}: {events} events; not in it: {skipped:?}");
     }
+    for definition in traces.first().into_iter().flat_map(|trace| &trace.definitions) {
+        let _ = writeln!(text, "{definition}");
+    }
     let traces = traces.iter().map(|trace| {
         let events: Vec<String> = trace.events.iter().map(Value::to_string).collect();
         format!("<<\n{}\n>>", events.join(",\n"))
@@ -143,15 +160,31 @@ pub fn data(traces: &[Trace]) -> String {
 /// # Errors
 /// TLC comes to no verdict, or to one that contradicts how far it went.
 pub fn check(tlc: &Tlc, spec: &Path, traces: &[Trace]) -> Result<Checked, String> {
+    check_with(tlc, spec, "Trace.cfg", traces)
+}
+
+/// The same with other bounds than those in `Trace.cfg`.
+///
+/// # Errors
+/// Those of [`check`]; or the traces do not have the same definitions.
+pub fn check_with(
+    tlc: &Tlc,
+    spec: &Path,
+    config: &str,
+    traces: &[Trace],
+) -> Result<Checked, String> {
+    if traces.windows(2).any(|two| two[0].definitions != two[1].definitions) {
+        return Err("traces of different runs are not checked together".to_owned());
+    }
     let folder = Folder::of(spec)?;
     folder.write("TraceData.tla", &data(traces))?;
     // TLC stops at the first trace that is refused, whether it is through with the others or not.
     // Therefore only one that is alone is held to the property.
     let alone = traces.len() == 1;
-    let config = fs::read_to_string(folder.path().join("Trace.cfg"));
-    let config = config.map_err(|e| format!("Trace.cfg: {e}"))?;
-    folder.write("Traces.cfg", &sections::without_properties(&config))?;
-    let config = if alone { "Trace.cfg" } else { "Traces.cfg" };
+    let text = fs::read_to_string(folder.path().join(config));
+    let text = text.map_err(|e| format!("{config}: {e}"))?;
+    folder.write("Traces.cfg", &sections::without_properties(&text))?;
+    let config = if alone { config } else { "Traces.cfg" };
     let mut reached = vec![0; traces.len()];
     let outcome = tlc.run(&folder, "Trace", config, &mut |printed| {
         let [_, trace, event] = printed.items()[..] else { return };
