@@ -24,11 +24,12 @@ interface Attestation extends(Cap.Capability) {
   attest @1 () -> (verdict :Verdict);
   # Needs "attest". Takes and appraises a new quote now. Fails: "unavailable" (no TPM answers).
   identity @2 () -> (ek :Data, ak :Data);
-  # Needs "attest". The TPM's endorsement key and the key with which it quotes (TPMT_PUBLIC). Fails: as `attest`.
+  # Needs "attest". The TPM's endorsement key and the key with which it quotes (TPMT_PUBLIC). Fails: as `present`.
   present @3 (inviter :Data, key :Data, nonce :Data) -> (request :Text);
-  # Needs "attest". What this node presents to a node that is to invite it (JSON): what its TPM says with that one's
-  # nonce (32 bytes), for the key of this node's network service. Fails: as `attest`.
+  # Needs "admin": whoever holds this may join as this node, with any key. What this node presents to a node that is to
+  # invite it (JSON): what its TPM says with that one's nonce (32 bytes), for the key of this node's network service.
+  # Fails: as `attest`, and "unavailable" (two others wait for the TPM).
   open @4 (sealed :Text) -> (plain :Text);
-  # Needs "attest". Opens an invitation that was sealed to this node's TPM. Fails: "unauthenticated" (it is for
-  # another TPM, or was changed), "malformed", and as `attest`.
+  # Needs "admin". Opens an invitation that was sealed to this node's TPM. Fails: "unauthenticated" (it is for
+  # another TPM, or was changed), "malformed", and as `present`.
 }

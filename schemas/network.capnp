@@ -129,14 +129,14 @@ interface Network extends(Cap.Capability, Heard) {
   # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (32 of one
   # tenant are on their way to that home already).
   challenge @13 (node :Data, lifetimeS :UInt32) -> (nonce :Data);
-  # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good once, for a day
-  # at most, and forgotten when this service is restarted. Fails: "unavailable" (64 are open).
+  # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good for one invitation,
+  # for a day at most, and forgotten when this service is restarted. Fails: "unavailable" (64 are open).
   inviteAttested @14 (request :Text, ek :Data, references :List(Register), address :Text, lifetimeS :UInt32)
       -> (node :Data, sealed :Text, registers :List(Register));
   # Needs "admin". Durable. As `invite`, for a node that has presented what its TPM says (`Attestation.present`): the
   # invitation, for the reader to come to `address` ("HOST:PORT" in numbers), sealed to that TPM. `ek` is the name of the TPM's
   # endorsement key, as whoever has the machine in hand has told, and `references` what registers hold; 11, the
-  # image's, is to be among them. `registers` is all that were quoted. The challenge is used up, whatever comes of it.
+  # image's, is to be among them. `registers` is all that were quoted.
   # Fails: as `invite`, and "unauthenticated" (what was expected and is not so).
 }
 

@@ -89,13 +89,51 @@ fn shape() -> Vec<u8> {
         .done()
 }
 
-/// A secret that only one TPM gives back.
+/// A secret that only one TPM gives back. Of exactly the form that [`make_credential`] makes: it goes into a command to
+/// a TPM, and whatever is longer might be more than that command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// `TPM2B_ID_OBJECT`.
-    pub blob: Vec<u8>,
-    /// `TPM2B_ENCRYPTED_SECRET`.
-    pub secret: Vec<u8>,
+    blob: Vec<u8>,
+    secret: Vec<u8>,
+}
+
+impl Credential {
+    /// From a `TPM2B_ID_OBJECT` and a `TPM2B_ENCRYPTED_SECRET`.
+    ///
+    /// # Errors
+    /// [`Broken`] names what is of another form.
+    pub fn parse(blob: &[u8], secret: &[u8]) -> Result<Credential, Broken> {
+        let whole = |bytes, field| {
+            let mut outer = Reader::new(bytes);
+            let inner = outer.sized(field)?;
+            outer.end(field)?;
+            Ok::<_, Broken>(Reader::new(inner))
+        };
+        let field = "the credential";
+        let mut r = whole(blob, field)?;
+        if r.sized(field)?.len() != 32 || r.rest().len() != usize::from(SIZED_BYTES) {
+            return Err(Broken(field));
+        }
+        let field = "the credential's secret";
+        let mut r = whole(secret, field)?;
+        for _ in 0..2 {
+            if r.sized(field)?.len() != 32 {
+                return Err(Broken(field));
+            }
+        }
+        r.end(field)?;
+        Ok(Credential { blob: blob.to_vec(), secret: secret.to_vec() })
+    }
+
+    /// `TPM2B_ID_OBJECT`: a MAC, and a secret that is encrypted.
+    pub fn blob(&self) -> &[u8] {
+        &self.blob
+    }
+
+    /// `TPM2B_ENCRYPTED_SECRET`: a point of P-256.
+    pub fn secret(&self) -> &[u8] {
+        &self.secret
+    }
 }
 
 /// Makes `secret` one that only the TPM of `ek` gives back, and only while a key with the name `ak_name` is loaded there.
@@ -211,6 +249,46 @@ mod tests {
         cfb(&key, &mut all);
         assert_eq!(all[..16], vector);
         assert_eq!(hex::encode(&all[16..]), "3b3fd92eb72dad20333449f8e83cfb4ac8a64537a0b3");
+    }
+
+    /// Or whoever changes a file on its way sends commands of their own to somebody's TPM behind it.
+    #[test]
+    fn nothing_is_a_credential_that_is_longer_shorter_or_otherwise_made() {
+        let ek = EndorsementKey::from_public(&public(3)).unwrap();
+        let made = make_credential(&ek, &[1; 34], &[1; 32], &Zeroizing::new([1; 32])).unwrap();
+        assert_eq!(Credential::parse(made.blob(), made.secret()), Ok(made.clone()));
+        let (blob, secret) = (made.blob().to_vec(), made.secret().to_vec());
+        let longer = |bytes: &[u8]| [bytes, &[0]].concat();
+        let inner = |bytes: &[u8], more: u8| {
+            let mut bytes = longer(bytes);
+            bytes[1] += more;
+            bytes
+        };
+        for (blob, secret) in [
+            (longer(&blob), secret.clone()),
+            (inner(&blob, 1), secret.clone()),
+            (blob.clone(), longer(&secret)),
+            (blob.clone(), inner(&secret, 1)),
+            (blob[..69].to_vec(), secret.clone()),
+            (blob.clone(), secret[..69].to_vec()),
+            (Vec::new(), secret.clone()),
+            (blob.clone(), Vec::new()),
+            (vec![0, 0], vec![0, 0]),
+            (vec![0xff; 70], vec![0xff; 70]),
+        ] {
+            assert!(Credential::parse(&blob, &secret).is_err(), "{blob:?} {secret:?}");
+        }
+        // The lengths within.
+        for at in [0, 1, 2, 3] {
+            let mut changed = blob.clone();
+            changed[at] ^= 1;
+            assert!(Credential::parse(&changed, &secret).is_err(), "{at}");
+        }
+        for at in [0, 1, 2, 3, 36, 37] {
+            let mut changed = secret.clone();
+            changed[at] ^= 1;
+            assert!(Credential::parse(&blob, &changed).is_err(), "{at}");
+        }
     }
 
     #[test]

@@ -7,8 +7,10 @@
 //!    quote is by an attestation key and answers its nonce, and that the registers hold what it expects.
 //! 4. It [seals](seal) the invitation so that it opens only in the TPM with both keys.
 //!
-//! Not shown by it: that the endorsement key is a TPM's. Whoever names it (step 3) vouches for that. Registers that
-//! whoever invites names no value for are told, and decide nothing.
+//! Not shown by it: that the endorsement key is a TPM's. Whoever names it (step 3) vouches for that. That the attestation
+//! key is in the same TPM shows only by what is sealed being opened. The image's register is extended by the software that
+//! is to be judged by it: it says which image was booted only if registers of the firmware and the boot chain, which
+//! whoever invites names, say that this software was. Registers that no value is named for are told, and decide nothing.
 
 use std::collections::BTreeMap;
 
@@ -81,8 +83,7 @@ struct ChallengeText {
 impl Challenge {
     /// Reads a challenge. [`Fault::Malformed`] says what is wrong.
     pub fn parse(text: &str) -> Result<Challenge, Fault> {
-        let head = |text: &ChallengeText| (text.distos.clone(), text.version);
-        let read: ChallengeText = read(text, CHALLENGE, MAX_REQUEST_BYTES, head)?;
+        let read: ChallengeText = read(text, CHALLENGE, MAX_REQUEST_BYTES)?;
         Ok(Challenge {
             inviter: NodeId(array(&read.inviter, "who makes it")?),
             node: NodeId(array(&read.node, "the node")?),
@@ -151,32 +152,36 @@ fn bytes(text: &str, what: &str) -> Result<Vec<u8>, Fault> {
     hex::decode(text).map_err(|_| Fault::malformed(format!("{what} is not hexadecimal")))
 }
 
-fn read<T: DeserializeOwned>(
-    text: &str,
-    kind: &str,
-    most: usize,
-    head: impl Fn(&T) -> (String, u32),
-) -> Result<T, Fault> {
+/// What every text of these begins with being.
+#[derive(Deserialize)]
+struct Head {
+    distos: String,
+    version: u32,
+}
+
+fn read<T: DeserializeOwned>(text: &str, kind: &str, most: usize) -> Result<T, Fault> {
     if text.len() > most {
         return Err(Fault::malformed(format!("a {kind} is not so long")));
     }
-    let read: T = serde_json::from_str(text)
-        .map_err(|e| Fault::malformed(format!("this is no {kind}: {e}")))?;
-    match head(&read) {
-        (found, VERSION) if found == kind => Ok(read),
-        (found, version) if found == kind => {
-            Err(Fault::malformed(format!("a {kind} of version {version}: use the newer program")))
+    let none = |e| Fault::malformed(format!("this is no {kind}: {e}"));
+    // First what it is: a later version may have other fields.
+    let head: Head = serde_json::from_str(text).map_err(none)?;
+    match head.version {
+        _ if head.distos != kind => {
+            Err(Fault::malformed(format!("this is a {}, and no {kind}", head.distos)))
         }
-        _ => Err(Fault::malformed(format!("this is no {kind}"))),
+        VERSION => serde_json::from_str(text).map_err(none),
+        version => {
+            let why = format!("a {kind} of version {version}: use the newer program");
+            Err(Fault::malformed(why))
+        }
     }
 }
 
 impl Request {
     /// Reads a request. [`Fault::Malformed`] says what is wrong.
     pub fn parse(text: &str) -> Result<Request, Fault> {
-        let read: RequestText = read(text, REQUEST, MAX_REQUEST_BYTES, |text: &RequestText| {
-            (text.distos.clone(), text.version)
-        })?;
+        let read: RequestText = read(text, REQUEST, MAX_REQUEST_BYTES)?;
         let pcrs = read.pcrs.iter().map(|(pcr, value)| Ok((*pcr, array(value, "a register")?)));
         Ok(Request {
             node: NodeId(array(&read.node, "the node")?),
@@ -257,6 +262,13 @@ pub fn admit(request: &Request, expected: &Expected) -> Result<Admitted, Fault> 
     if !expected.references.contains_key(&IMAGE_PCR) {
         return Err(refused(Refusal::NoReferences.to_string()));
     }
+    let missing = expected.references.keys().find(|pcr| !request.pcrs.contains_key(pcr));
+    if let Some(pcr) = missing {
+        let why = format!(
+            "PCR {pcr} was not quoted: the joining node's image names the registers that are"
+        );
+        return Err(refused(why));
+    }
     // Those for which no value is expected are only to be what was quoted.
     let mut references = request.pcrs.clone();
     references.extend(&expected.references);
@@ -270,10 +282,17 @@ pub fn admit(request: &Request, expected: &Expected) -> Result<Admitted, Fault> 
 
 /// Random bytes for one sealed invitation.
 pub struct Randomness {
-    /// An ephemeral private key.
-    pub ephemeral: Zeroizing<[u8; 32]>,
-    /// What only the TPM gives back.
-    pub secret: Zeroizing<[u8; 32]>,
+    ephemeral: Zeroizing<[u8; 32]>,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+impl Randomness {
+    /// An ephemeral private key, and what only the TPM gives back; `None` if the first is no private key, which one in
+    /// 2³² is not.
+    pub fn new(ephemeral: Zeroizing<[u8; 32]>, secret: Zeroizing<[u8; 32]>) -> Option<Randomness> {
+        p256::SecretKey::from_slice(&ephemeral[..]).ok()?;
+        Some(Randomness { ephemeral, secret })
+    }
 }
 
 /// As JSON; all bytes in hexadecimal.
@@ -314,27 +333,21 @@ fn cipher(secret: &[u8; 32]) -> XChaCha20Poly1305 {
 impl Sealed {
     /// Reads one. [`Fault::Malformed`] says what is wrong; whether this machine may open it only its TPM tells.
     pub fn parse(text: &str) -> Result<Sealed, Fault> {
-        let read: SealedText = read(text, SEALED, MAX_SEALED_BYTES, |text: &SealedText| {
-            (text.distos.clone(), text.version)
-        })?;
+        let read: SealedText = read(text, SEALED, MAX_SEALED_BYTES)?;
         Ok(Sealed {
             node: NodeId(array(&read.node, "the node")?),
             ak_name: array(&read.ak_name, "the attestation key's name")?,
-            credential: Credential {
-                blob: bytes(&read.credential, "the credential")?,
-                secret: bytes(&read.secret, "the secret")?,
-            },
+            credential: Credential::parse(
+                &bytes(&read.credential, "the credential")?,
+                &bytes(&read.secret, "the secret")?,
+            )?,
             sealed: bytes(&read.sealed, "what is sealed")?,
         })
     }
 
     /// Whether a text says that it is one.
     pub fn is_one(text: &str) -> bool {
-        #[derive(Deserialize)]
-        struct Kind {
-            distos: String,
-        }
-        serde_json::from_str::<Kind>(text).is_ok_and(|kind| kind.distos == SEALED)
+        serde_json::from_str::<Head>(text).is_ok_and(|head| head.distos == SEALED)
     }
 
     /// The same as JSON.
@@ -344,8 +357,8 @@ impl Sealed {
             version: VERSION,
             node: hex::encode(self.node.0),
             ak_name: hex::encode(self.ak_name),
-            credential: hex::encode(&self.credential.blob),
-            secret: hex::encode(&self.credential.secret),
+            credential: hex::encode(self.credential.blob()),
+            secret: hex::encode(self.credential.secret()),
             sealed: hex::encode(&self.sealed),
         };
         serde_json::to_string_pretty(&text).map_err(Fault::internal)
@@ -373,8 +386,7 @@ impl Sealed {
 /// Seals `text` for the TPM of a node that was admitted.
 ///
 /// # Errors
-/// [`Fault::Internal`] with random bytes that cannot be used, which one in 2³² cannot; [`Fault::Malformed`] if it is too
-/// long.
+/// [`Fault::Malformed`] if it is too long.
 pub fn seal(
     text: &str,
     node: NodeId,
@@ -387,6 +399,7 @@ pub fn seal(
     }
     let ak_name = admitted.ak.name();
     let made = make_credential(&admitted.ek, &ak_name, &random.secret, &random.ephemeral);
+    // It was looked at before.
     let credential = made.ok_or_else(|| Fault::internal("a random number that is no key"))?;
     let aad = Sealed::bound(node, &ak_name);
     let payload = Payload { msg: text.as_bytes(), aad: &aad };

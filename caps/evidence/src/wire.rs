@@ -106,3 +106,9 @@ impl Writer {
         self.bytes
     }
 }
+
+impl From<Broken> for distos_abi::Fault {
+    fn from(broken: Broken) -> distos_abi::Fault {
+        distos_abi::Fault::malformed(broken.to_string())
+    }
+}

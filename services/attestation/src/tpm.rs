@@ -21,6 +21,8 @@ use zeroize::Zeroizing;
 
 /// The largest answer that is read: TPM 2.0's own buffers are 4 KiB.
 const MAX_RESPONSE_BYTES: usize = 4096;
+/// The longest command: none of ours is half as long. What is longer a software TPM would take for several.
+const MAX_COMMAND_BYTES: usize = 1024;
 /// A TPM that has not answered by then is taken for dead. Real ones take 0.6 s for a quote.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -104,6 +106,8 @@ pub(crate) struct Evidence {
 pub(crate) struct Tpm<T> {
     io: T,
     talk: Talk,
+    /// Keys and sessions that are in the TPM.
+    there: Vec<u32>,
 }
 
 /// Where the conversation with a TPM stands.
@@ -119,7 +123,7 @@ enum Talk {
 
 impl<T: Read + Write> Tpm<T> {
     pub(crate) fn new(io: T) -> Self {
-        Tpm { io, talk: Talk::Settled }
+        Tpm { io, talk: Talk::Settled, there: Vec::new() }
     }
 
     /// `TPM2_Startup(CLEAR)`; a TPM that is started already says so, which is well.
@@ -172,8 +176,8 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         let (ak, _) = self.create_ak()?;
         let activated = self.activate_by(ak, credential);
-        self.flush(ak)?;
-        activated
+        let flushed = self.flush(ak);
+        activated.and_then(|secret| flushed.map(|()| secret))
     }
 
     fn activate_by(
@@ -183,8 +187,8 @@ impl<T: Read + Write> Tpm<T> {
     ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         let (ek, _) = self.create_primary(&endorsement_template())?;
         let activated = self.activate_both(ak, ek, credential);
-        self.flush(ek)?;
-        activated
+        let flushed = self.flush(ek);
+        activated.and_then(|secret| flushed.map(|()| secret))
     }
 
     fn activate_both(
@@ -196,20 +200,21 @@ impl<T: Read + Write> Tpm<T> {
         let session = self.start_policy()?;
         let activated = self.policy_secret(session).and_then(|()| {
             let auths = [Auth::Password, Auth::Session(session)];
-            let parameters = Writer::default().bytes(&credential.blob).bytes(&credential.secret);
+            let parameters = Writer::default().bytes(credential.blob()).bytes(credential.secret());
             let command = Command::new(CC_ACTIVATE_CREDENTIAL, &[ak, ek], &auths, parameters);
             self.call(&command)
         });
-        // The command ends it if it succeeds.
-        if activated.is_err() {
-            self.flush(session)?;
+        // The command ends it if it succeeds; if not, that is what went wrong, whatever becomes of the session.
+        match activated {
+            Ok(_) => self.there.retain(|there| *there != session),
+            Err(_) => drop(self.flush(session)),
         }
         let response = activated.map_err(|error| match error {
-            // What is wrong with a parameter, and not with the TPM.
-            TpmError::Refused { command: CC_ACTIVATE_CREDENTIAL, .. } => TpmError::Another,
+            TpmError::Refused { command: CC_ACTIVATE_CREDENTIAL, code } if is_parameters(code) => {
+                TpmError::Another
+            }
             error => error,
         })?;
-        let response = Zeroizing::new(response);
         let mut parameters = parameters_of(&response, "the credential's parameters")?;
         let secret = parameters.sized("certInfo")?;
         Ok(Zeroizing::new(secret.try_into().map_err(|_| Broken("certInfo"))?))
@@ -227,7 +232,9 @@ impl<T: Read + Write> Tpm<T> {
             .u16(ALG_NULL)
             .u16(ALG_SHA256);
         let response = self.call(&Command::plain(CC_START_AUTH_SESSION, parameters))?;
-        Ok(Reader::new(&response).u32("sessionHandle")?)
+        let session = Reader::new(&response).u32("sessionHandle")?;
+        self.there.push(session);
+        Ok(session)
     }
 
     /// That whoever holds the session may use what the endorsement hierarchy's holder may, which has no password.
@@ -282,6 +289,7 @@ impl<T: Read + Write> Tpm<T> {
         let command = Command::authorized(CC_CREATE_PRIMARY, HIERARCHY_ENDORSEMENT, parameters);
         let response = self.call(&command)?;
         let handle = Reader::new(&response).u32("handle")?;
+        self.there.push(handle);
         match parse_public(&response) {
             Ok(public) => Ok((handle, public)),
             Err(broken) => {
@@ -306,16 +314,25 @@ impl<T: Read + Write> Tpm<T> {
         Ok((quote, parameters.rest().to_vec()))
     }
 
+    /// Takes a key or session out of the TPM; later, if it has not answered what it was asked before.
     fn flush(&mut self, handle: u32) -> Result<(), TpmError> {
+        if self.talk != Talk::Settled {
+            return Ok(());
+        }
+        self.there.retain(|there| *there != handle);
         self.call(&Command::plain(CC_FLUSH_CONTEXT, Writer::default().u32(handle))).map(drop)
     }
 
     /// Sends one command and reads its answer: what follows the header.
-    fn call(&mut self, command: &Command) -> Result<Vec<u8>, TpmError> {
+    fn call(&mut self, command: &Command) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.settle()?;
+        let bytes = command.bytes();
+        if bytes.len() > MAX_COMMAND_BYTES {
+            return Err(Broken("a command that is longer than any of ours").into());
+        }
         // Until the command has left as a whole.
         self.talk = Talk::Lost;
-        self.io.write_all(&command.bytes())?;
+        self.io.write_all(&bytes)?;
         self.io.flush()?;
         let (tag, code, body) = self.answer(command.code)?;
         let wanted = if code == 0 { command.tag } else { TAG_NO_SESSIONS };
@@ -335,22 +352,30 @@ impl<T: Read + Write> Tpm<T> {
         match self.talk {
             Talk::Settled => Ok(()),
             Talk::Lost => Err(TpmError::Lost),
-            Talk::Awaited(command) => match self.answer(command)? {
-                // Nobody knows the handle of this key or session: it would fill the TPM.
-                (_, 0, body) if [CC_CREATE_PRIMARY, CC_START_AUTH_SESSION].contains(&command) => {
-                    self.flush(Reader::new(&body).u32("handle")?)
+            Talk::Awaited(command) => {
+                let (_, code, body) = self.answer(command)?;
+                if code == 0 && [CC_CREATE_PRIMARY, CC_START_AUTH_SESSION].contains(&command) {
+                    self.there.push(Reader::new(&body).u32("handle")?);
                 }
-                _ => Ok(()),
-            },
+                // Nobody asks for these any more: they would fill the TPM.
+                for handle in std::mem::take(&mut self.there) {
+                    match self.flush(handle) {
+                        // A session may have ended with the command that used it.
+                        Ok(()) | Err(TpmError::Refused { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
     /// Reads the answer to a command with the code `command`: tag, code, and what follows them.
-    fn answer(&mut self, command: u32) -> Result<(u16, u32, Vec<u8>), TpmError> {
+    fn answer(&mut self, command: u32) -> Result<(u16, u32, Zeroizing<Vec<u8>>), TpmError> {
         self.talk = Talk::Lost;
         // A character device gives an answer to one read only as long as the buffer is; the socket
         // gives a stream. Reading into one whole buffer suits both.
-        let mut buffer = vec![0u8; MAX_RESPONSE_BYTES];
+        let mut buffer = Zeroizing::new(vec![0u8; MAX_RESPONSE_BYTES]);
         let first = self.fill(&mut buffer, 0, 1);
         if matches!(&first, Err(TpmError::Io(error)) if error.kind() == ErrorKind::TimedOut) {
             self.talk = Talk::Awaited(command);
@@ -368,7 +393,7 @@ impl<T: Read + Write> Tpm<T> {
             return Err(Broken("responseSize").into());
         }
         self.talk = Talk::Settled;
-        Ok((tag, code, buffer[HEADER_BYTES..size].to_vec()))
+        Ok((tag, code, Zeroizing::new(buffer[HEADER_BYTES..size].to_vec())))
     }
 
     fn fill(&mut self, buffer: &mut [u8], from: usize, until: usize) -> Result<usize, TpmError> {
@@ -486,6 +511,11 @@ fn parse_pcr_read(response: &[u8], asked: PcrSet) -> Result<Pcrs, Broken> {
         .collect::<Result<Pcrs, Broken>>()?;
     r.end("the end of the registers")?;
     Ok(values)
+}
+
+/// Whether a response code says that a parameter is wrong (Part 2, 6.6.3: format one, with a parameter's number).
+fn is_parameters(code: u32) -> bool {
+    code & 0xc0 == 0xc0
 }
 
 /// The parameter area of an answer with sessions, without a handle before it.

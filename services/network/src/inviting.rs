@@ -54,10 +54,14 @@ impl Challenges {
         Ok(())
     }
 
-    /// For which node it was opened, if it is open. It is not from now on.
-    pub(crate) fn take(&mut self, nonce: &[u8; 32], now_s: u64) -> Option<NodeId> {
-        let (node, until_s) = self.0.remove(nonce)?;
-        (now_s < until_s).then_some(node)
+    /// For which node it was opened, if it is open.
+    pub(crate) fn of(&self, nonce: &[u8; 32], now_s: u64) -> Option<NodeId> {
+        self.0.get(nonce).filter(|(_, until_s)| now_s < *until_s).map(|(node, _)| *node)
+    }
+
+    /// It was answered: it is not open any more.
+    pub(crate) fn close(&mut self, nonce: &[u8; 32]) {
+        self.0.remove(nonce);
     }
 }
 
@@ -114,18 +118,19 @@ pub(crate) fn write_registers(
 
 /// For one sealed invitation.
 pub(crate) fn randomness() -> Result<Randomness, Fault> {
-    let mut random =
-        Randomness { ephemeral: Zeroizing::new([0; 32]), secret: Zeroizing::new([0; 32]) };
-    getrandom::fill(&mut random.ephemeral[..]).map_err(Fault::internal)?;
-    getrandom::fill(&mut random.secret[..]).map_err(Fault::internal)?;
-    Ok(random)
+    let (mut ephemeral, mut secret) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+    getrandom::fill(&mut ephemeral[..]).map_err(Fault::internal)?;
+    getrandom::fill(&mut secret[..]).map_err(Fault::internal)?;
+    Randomness::new(ephemeral, secret)
+        .ok_or_else(|| Fault::unavailable(0, "a random number was no key: try again"))
 }
 
 impl NetworkService {
-    /// Whether a node has shown what is expected of it, with a challenge that was open until now.
+    /// Whether a node has shown what is expected of it, with a challenge that is open. That closes it; what falls short
+    /// does not, or anybody who sees a challenge could close it.
     pub(crate) fn admit(&self, asked: &AskedAttested) -> Result<Admitted, Fault> {
         let nonce = asked.request.nonce;
-        let node = self.challenges.borrow_mut().take(&nonce, self.now_s()).ok_or_else(|| {
+        let node = self.challenges.borrow().of(&nonce, self.now_s()).ok_or_else(|| {
             let why = "this answers no challenge that is open here: make another";
             Fault::Unauthenticated(why.into())
         })?;
@@ -136,7 +141,11 @@ impl NetworkService {
             ek: asked.ek,
             references: asked.references.clone(),
         };
-        admit(&asked.request, &expected)
+        let admitted = admit(&asked.request, &expected).inspect_err(|fault| {
+            self.report(format!("node/{node} has not shown what was expected of it: {fault}"));
+        })?;
+        self.challenges.borrow_mut().close(&nonce);
+        Ok(admitted)
     }
 }
 
@@ -147,16 +156,19 @@ mod tests {
     const NODE: NodeId = NodeId([1; 32]);
 
     #[test]
-    fn a_challenge_is_good_once_for_its_node_and_its_time() {
+    fn a_challenge_is_good_for_its_node_and_time_until_it_is_answered() {
         let mut challenges = Challenges::default();
         challenges.open([1; 32], NODE, 10, 100).unwrap();
-        assert_eq!(challenges.take(&[2; 32], 100), None);
-        assert_eq!(challenges.take(&[1; 32], 109), Some(NODE));
-        assert_eq!(challenges.take(&[1; 32], 109), None, "again");
-        challenges.open([1; 32], NODE, 10, 100).unwrap();
-        assert_eq!(challenges.take(&[1; 32], 110), None, "too late");
+        assert_eq!(challenges.of(&[2; 32], 100), None);
+        assert_eq!([109, 110].map(|now_s| challenges.of(&[1; 32], now_s)), [Some(NODE), None]);
+        challenges.close(&[1; 32]);
+        assert_eq!(challenges.of(&[1; 32], 109), None, "again");
         challenges.open([1; 32], NODE, u64::MAX, 100).unwrap();
-        assert_eq!(challenges.take(&[1; 32], 100 + MAX_OPEN_S), None, "a day at most");
+        let end_s = 100 + MAX_OPEN_S;
+        assert_eq!(
+            [end_s - 1, end_s].map(|now_s| challenges.of(&[1; 32], now_s)),
+            [Some(NODE), None]
+        );
     }
 
     #[test]
@@ -168,7 +180,7 @@ mod tests {
         let full = challenges.open([99; 32], NODE, 10, 105).unwrap_err();
         assert!(matches!(full, Fault::Unavailable { retry_after_ms: 5000, .. }), "{full}");
         challenges.open([99; 32], NODE, 10, 110).unwrap();
-        assert_eq!(challenges.take(&[99; 32], 111), Some(NODE));
+        assert_eq!(challenges.of(&[99; 32], 111), Some(NODE));
     }
 
     #[test]

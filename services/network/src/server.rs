@@ -715,6 +715,7 @@ impl network::Server for NetworkServer {
             service.challenges.borrow_mut().open(nonce, node, lifetime_s, now_s)
         });
         opened.and_then(|opened| opened).map_err(fail)?;
+        service.report(format!("node/{node} is challenged"));
         self.facet.reply(&mut results).set_nonce(&nonce);
         Ok(())
     }
@@ -728,14 +729,11 @@ impl network::Server for NetworkServer {
         let asked = AskedAttested::read(params.get()?).map_err(fail)?;
         let service = &self.service;
         let node = asked.request.node;
-        let admitted = service.admit(&asked).inspect_err(|fault| {
-            service.report(format!("node/{node} is not invited: {fault}"));
-        });
-        let admitted = admitted.map_err(fail)?;
-        // Whatever may fail, before anybody is invited.
         let random = randomness().map_err(fail)?;
+        let admitted = service.admit(&asked).map_err(fail)?;
         let tpm = hex::encode(admitted.ek.name());
-        let by = format!("by TPM {tpm}, with");
+        // That it has that TPM shows once it comes.
+        let by = format!("for TPM {tpm} alone, with");
         let chain = self.invited(node, admitted.key, asked.lifetime_s, &by)?;
         let invitation = Invitation {
             from: Peer::Node(service.vat.node()),

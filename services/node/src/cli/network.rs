@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Authority, Caveats, Fault, HolderKey, NodeId, Rights};
-use distos_evidence::evidence::extended_once;
+use distos_evidence::evidence::{PcrSet, extended_once};
 use distos_evidence::joining::{
     Challenge, IMAGE_PCR, MAX_REQUEST_BYTES, MAX_SEALED_BYTES, Request, Sealed,
 };
@@ -61,7 +61,7 @@ that is to join
   distos network present challenge.json                     # there: writes request.json
   distos network invite --request request.json --tpm 000b… --image images/cluster.toml --at 10.0.0.7:7400   # here
   distos network accept invitation.json --root root.pub     # there
-Each challenge is good once. The invitation opens in that TPM alone.")]
+Each challenge is good for one invitation, which opens in that TPM alone.")]
     Challenge(ChallengeArgs),
     /// Answer a challenge of a node that is to invite this one, by the TPM
     #[command(after_help = "Example:\n  distos network present challenge.json")]
@@ -465,7 +465,15 @@ async fn invite_attested(
     let mut ek = [0; 34];
     hex::decode_to_slice(tpm, &mut ek)
         .map_err(|_| Fault::malformed("a TPM's name is 68 hexadecimal digits"))?;
-    let mut references: BTreeMap<u8, [u8; 32]> = args.registers.iter().copied().collect();
+    let mut references = BTreeMap::new();
+    for (pcr, value) in &args.registers {
+        if *pcr == IMAGE_PCR {
+            return Err(Fault::malformed("PCR 11 is the image's: --image says what it holds"));
+        }
+        if references.insert(*pcr, *value).is_some() {
+            return Err(Fault::malformed(format!("PCR {pcr} is named twice")));
+        }
+    }
     references.insert(IMAGE_PCR, extended_once(&image_hash(image)?));
     let mut request = client.invite_attested_request();
     let mut asked = request.get();
@@ -519,7 +527,8 @@ fn parse_register(text: &str) -> Result<(u8, [u8; 32]), String> {
     let (pcr, value) = text.split_once('=').ok_or_else(wrong)?;
     let mut bytes = [0; 32];
     hex::decode_to_slice(value, &mut bytes).map_err(|_| wrong())?;
-    Ok((pcr.parse().map_err(|_| wrong())?, bytes))
+    let pcr = pcr.parse().ok().filter(|pcr| *pcr < PcrSet::COUNT);
+    Ok((pcr.ok_or("a TPM's registers are 0 to 23")?, bytes))
 }
 
 async fn challenge(client: &network::Client, args: &ChallengeArgs) -> Result<Report, Fault> {
@@ -577,6 +586,14 @@ async fn accept(
     let most = MAX_INVITATION_BYTES.max(MAX_SEALED_BYTES) as u64;
     let mut text = files::read_text(&args.invitation, most)?;
     if Sealed::is_one(&text) {
+        let sealed = Sealed::parse(&text).map_err(|fault| named(&args.invitation, fault))?;
+        let answer = call(client.status_request()).await?;
+        let node = read(|| Ok(answer.get()?.get_status()?.get_node()?.to_vec()))?;
+        if node != sealed.node.0 {
+            let whom = Peer::Node(sealed.node);
+            let why = format!("this invitation is for {whom}, and for another TPM");
+            return Err(named(&args.invitation, Fault::Unauthenticated(why)));
+        }
         let opened = attest::open(holder, &text).await;
         text = opened.map_err(|fault| named(&args.invitation, fault))?.into();
     }

@@ -135,6 +135,8 @@ pub(super) fn joining_seeds() -> Vec<(String, Vec<u8>)> {
     let challenge = Challenge { inviter: ONE, node: ONE, nonce: NONCE };
     let sealed = r#"{"distos":"sealed invitation","version":1,"node":"00","ak_name":"00","credential":"00","secret":"00","sealed":"00"}"#;
     let sealed = sealed
+        .replace(r#""credential":"00""#, &format!(r#""credential":"00440020{}""#, "0a".repeat(66)))
+        .replace(r#""secret":"00""#, &format!(r#""secret":"00440020{0}0020{0}""#, "0c".repeat(32)))
         .replace(r#""node":"00""#, &format!(r#""node":"{}""#, "01".repeat(32)))
         .replace(r#""ak_name":"00""#, &format!(r#""ak_name":"{}""#, "0b".repeat(34)));
     vec![
