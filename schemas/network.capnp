@@ -42,15 +42,16 @@ struct Status {
 struct Summary {
   # What somebody has heard, in short: the same for two who have heard the same.
   configuration @0 :UInt64; # The configuration's number; 0 without one.
-  digest        @1 :Data;   # BLAKE3 of the configuration's BLAKE3 hash, the voters and their digests, in order, the
-                            # word "homes", and the homes of revocations and their digests, in order.
+  votes         @1 :Data;   # BLAKE3 of the configuration's BLAKE3 hash, the voters and their digests, in order.
+  homes         @2 :Data;   # BLAKE3 of the homes of revocations and their digests, in order: of homes that this
+                            # node lets in, so that it is another at nodes that let others in.
 }
 
 struct Known {
   # What somebody has heard of one voter, or of what was revoked at one home.
   node   @0 :Data;  # The voter's node, or the home.
   digest @1 :Data;  # BLAKE3 of the BLAKE3 hashes of its votes, in the order of the nodes that they speak of; or of those
-                    # of the revocations, in the order of the links that they end.
+                    # of the revocations, in the order of the links that they end, the issuer's first.
 }
 
 interface Heard {
@@ -59,7 +60,7 @@ interface Heard {
 
   heard @0 (seen :Summary) -> (summary :Summary, known :List(Known), homes :List(Known));
   # In short. Resolves once it differs from `seen`, and after five seconds in any case; at once to whoever has seen
-  # nothing (no `digest`), and to other nodes.
+  # nothing (no `votes`), and to other nodes.
   configuration @1 () -> (configuration :Text);
   # The cluster's, as its root has signed it (JSON); empty without one.
   votes @2 (known :List(Known), after :Data) -> (votes :List(Data), after :Data);
@@ -68,7 +69,8 @@ interface Heard {
   # is empty at the first and after the last.
   revocations @3 (known :List(Known), after :Data) -> (revocations :List(Data), after :Data);
   # Revocations that are on their way to their homes, for homes of which whoever asks has heard something else than
-  # this node. `known` are such homes; `after` is as with `votes` (a home, and a link).
+  # this node. `known` are such homes; `after` is as with `votes` (65 bytes: a home, a link,
+  # and 0 for its issuer or 1 for its holder).
 }
 
 struct Register {
@@ -126,8 +128,8 @@ interface Network extends(Cap.Capability, Heard) {
   # Needs "write". Durable. Takes a revocation that somebody has signed (docs/foreign.md), and brings it to the home of
   # what it ends: by this node, by others that hear of it, or by a store that nodes share, until that home has heard
   # it. `ended`: it has, and nothing that it ends has an effect there any more. Fails: "unauthenticated" (whoever
-  # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (32 of one
-  # tenant are on their way to that home already).
+  # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (256 are
+  # kept for that home, or 32 that this tenant has left here).
   challenge @13 (node :Data, lifetimeS :UInt32) -> (nonce :Data);
   # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good for one invitation,
   # for a day at most, and forgotten when this service is restarted. Fails: "unavailable" (64 are open).
@@ -138,6 +140,8 @@ interface Network extends(Cap.Capability, Heard) {
   # endorsement key, as whoever has the machine in hand has told, and `references` what registers hold; 11, the
   # image's, is to be among them. `registers` is all that were quoted.
   # Fails: as `invite`, and "unauthenticated" (what was expected and is not so).
+  homes @15 () -> (nodes :List(Data));
+  # Needs "read". The nodes that are let in now, and this one: for others no revocations are taken.
 }
 
 interface Agents extends(Cap.Capability) {
@@ -175,10 +179,10 @@ interface Credentials extends(Cap.Capability) {
   contact @3 () -> (voters :UInt32, heard :UInt32);
   # Needs "read". How many vote on the cluster's nodes, and how many of them this node hears: itself, if it is one,
   # and those that are not suspect. 0 of 0 where the cluster does not vote.
-  revocations @4 (seen :Data) -> (digest :Data, revocations :List(Data));
+  revocations @4 (seen :Data, ended :List(Data)) -> (digest :Data, revocations :List(Data));
   # Needs "read". What others have signed that ends something at the vat that asks: all that is kept of it, at most 256.
-  # Resolves once its digest (as in `Known`) differs from `seen`; empty is none. Whoever asks with a digest has seen to
-  # it that nothing of that has an effect any more.
+  # Resolves once its digest (as in `Known`) differs from `seen`; empty is none. `ended` are the hashes (BLAKE3 in its
+  # key derivation mode, docs/foreign.md) of those of which nothing has an effect any more.
 }
 
 interface Member extends(Heard) {

@@ -23,7 +23,7 @@ pub use configuration::{
     Configuration, MAX_CONFIGURATION_BYTES, MAX_VOTERS, Signed, Voter, Voting,
 };
 pub use members::{Members, Place, Standing, Summary, digest};
-pub use revocations::{MAX_OF_HOME, MAX_OF_ONE, Mark, Revocations};
+pub use revocations::{MAX_HOMES, MAX_OF_HOME, Mark, Revocations};
 pub use shared::{
     ClusterState, Found, Known, Left, Offer, Other, PAGE, REVOCATIONS_PAGE, all_revocations,
     all_votes, hear, leave,

@@ -72,9 +72,11 @@ pub fn digest<'a>(casts: impl IntoIterator<Item = &'a Cast>) -> [u8; 32] {
 pub struct Summary {
     /// The configuration's number; 0 without one.
     pub configuration: u64,
-    /// BLAKE3 of the configuration's hash, the voters and their digests, in order, and the homes of what was revoked and
-    /// theirs.
-    pub digest: [u8; 32],
+    /// BLAKE3 of the configuration's hash, the voters and their digests, in order.
+    pub votes: [u8; 32],
+    /// BLAKE3 of the homes of what was revoked and their digests, in order. Two who do not let the same nodes in never
+    /// have heard the same.
+    pub homes: [u8; 32],
 }
 
 impl Summary {
@@ -91,12 +93,13 @@ impl Summary {
         for (voter, digest) in voters {
             hasher.update(&voter.0).update(&digest);
         }
-        hasher.update(b"homes");
+        let mut revoked = blake3::Hasher::new();
         for (home, digest) in homes {
-            hasher.update(&home.0).update(&digest);
+            revoked.update(&home.0).update(&digest);
         }
         let number = configuration.map_or(0, |signed| signed.configuration().number);
-        Summary { configuration: number, digest: *hasher.finalize().as_bytes() }
+        let (votes, homes) = (*hasher.finalize().as_bytes(), *revoked.finalize().as_bytes());
+        Summary { configuration: number, votes, homes }
     }
 }
 
@@ -374,11 +377,12 @@ impl Members {
         Known { summary: self.summary(), digests: self.digests().collect(), homes }
     }
 
-    /// Whether somebody with this summary may know what is not known here, and is to be asked.
+    /// Whether somebody with this summary may know a configuration or votes that are not known here, and is to be asked.
+    /// Revocations are another matter: there the digests of `homes` are to be compared.
     pub fn is_behind(&self, theirs: &Summary) -> bool {
         let own = self.summary();
         theirs.configuration > own.configuration
-            || (theirs.configuration == own.configuration && theirs.digest != own.digest)
+            || (theirs.configuration == own.configuration && theirs.votes != own.votes)
     }
 
     /// The digest of what each voter has said.

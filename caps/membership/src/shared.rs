@@ -156,6 +156,8 @@ pub async fn hear(
     now_s: u64,
 ) -> Result<Found, Fault> {
     let mut found = Found::default();
+    // What is kept beyond its time would be in the way of what is new.
+    members.revocations_mut().expire(now_s.saturating_mul(1000));
     let theirs = state.known().await?.summary;
     if theirs == members.summary() {
         return Ok(found);
@@ -582,7 +584,9 @@ mod tests {
                 _: &BTreeMap<NodeId, [u8; 32]>,
                 _: Option<Mark>,
             ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
-                let mark = Mark { home: NodeId([1; 32]), link: distos_abi::LinkHash([1; 32]) };
+                let link = distos_abi::LinkHash([1; 32]);
+                let signer = distos_types::Signer::Issuer;
+                let mark = Mark { home: NodeId([1; 32]), link, signer };
                 Ok((Vec::new(), Some(mark)))
             }
             async fn leave(&mut self, _: Offer<'_>) -> Result<(), Fault> {

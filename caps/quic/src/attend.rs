@@ -198,30 +198,48 @@ impl Attendant {
 
 /// Ends what others have signed that ends here, until the vat ends.
 async fn obey(vat: Vat) {
-    let mut obeyed = Obeyed::default();
+    let (mut obeyed, mut revocations) = (Obeyed::default(), Vec::new());
     loop {
-        let Err(fault) = obey_until(&vat, &mut obeyed).await;
+        let Err(fault) = obey_until(&vat, &mut obeyed, &mut revocations).await;
         tracing::debug!(%fault, "what is to end is asked for again");
         tokio::time::sleep(AGAIN).await;
     }
 }
 
-async fn obey_until(vat: &Vat, obeyed: &mut Obeyed) -> Result<Infallible, Fault> {
+async fn obey_until(
+    vat: &Vat,
+    obeyed: &mut Obeyed,
+    revocations: &mut Vec<Revocation>,
+) -> Result<Infallible, Fault> {
     let network: credentials::Client = vat.root(EDGE).await?;
     let mut seen = Vec::new();
     loop {
+        let again = obeyed.obey(vat, revocations).await;
         let mut request = network.revocations_request();
-        // Asking with a digest says that all of it has had its effect.
         request.get().set_seen(&seen);
-        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        // Of these nothing has an effect any more.
+        let ended = obeyed.ended();
+        let mut list = request.get().init_ended(ended.len() as u32);
+        for (index, hash) in (0..).zip(&ended) {
+            list.set(index, hash);
+        }
+        let asked = request.send().promise;
+        let answer = match again {
+            None => asked.await,
+            Some(again) => match tokio::time::timeout(again, asked).await {
+                Ok(answer) => answer,
+                // It is time for one that had to wait.
+                Err(_) => continue,
+            },
+        };
+        let answer = answer.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let list = answer.get_revocations().map_err(|e| fault_of(&e))?;
         if list.len() > MAX_REVOCATIONS {
             return Err(Fault::malformed("so much is not kept for one vat"));
         }
         let read = |one: capnp::Result<&[u8]>| Revocation::decode(one.map_err(|e| fault_of(&e))?);
-        let revocations = list.iter().map(read).collect::<Result<Vec<_>, Fault>>()?;
-        obeyed.obey(vat, &revocations).await?;
+        *revocations = list.iter().map(read).collect::<Result<_, Fault>>()?;
         seen = answer.get_digest().map_err(|e| fault_of(&e))?.to_vec();
     }
 }

@@ -1,13 +1,18 @@
 //! Revocations that come signed, instead of being asked for by whoever holds a capability.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use distos_abi::Fault;
-use distos_types::Revocation;
+use distos_types::{Chain, Revocation};
 
 use crate::facet::{Facet, Origin, Revoked};
 use crate::faults::fault_of;
 use crate::vat::Vat;
+
+/// After how long one is tried again for which there was no room, or that cannot be judged yet: at first and at most.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(300);
 
 impl Vat {
     /// Ends what a revocation names, whoever brings it: it proves that whoever signed it holds what it may end that by.
@@ -18,63 +23,91 @@ impl Vat {
     /// [`Fault::Expired`] if it proves nothing, or nothing any more; [`Fault::Revoked`] if what it would be ended by has
     /// ended, and that with it; what the kernel says.
     pub async fn obey(&self, revocation: &Revocation) -> Result<Revoked, Fault> {
-        let chain = revocation.by();
-        if chain.root().node != self.node() || chain.root().vat != *self.name() {
+        if revocation.home() != self.node() || revocation.vat() != self.name() {
             return Err(Fault::not_found("what is to be revoked has another home"));
         }
         revocation.verify(self.now_ms())?;
         let session = self.next_session();
-        let ended = async {
-            let mut request = self.kernel()?.redeem_request();
-            request.get().set_chain(&chain.encode());
-            request.get().set_session(session.0);
-            let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
-            let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
-            let facet = Facet::new(self, session, grant, Origin::Session)?;
-            let ended = facet.revoke_link(&revocation.link().0, revocation.expires_ms()).await?;
-            let (tenant, cap) = (facet.tenant(), facet.cap_id());
-            let by = chain.holder();
-            let detail = format!("link {} was ended by key {by}, signed", revocation.link());
-            self.report("revocation", tenant, cap, detail);
-            Ok(ended)
-        };
-        let ended = ended.await;
+        let ended = self.end_by(&revocation.by(), revocation, session).await;
         self.end_session(session).await;
         ended
     }
+
+    async fn end_by(
+        &self,
+        by: &Chain,
+        revocation: &Revocation,
+        session: distos_abi::SessionId,
+    ) -> Result<Revoked, Fault> {
+        let mut request = self.kernel()?.redeem_request();
+        request.get().set_chain(&by.encode());
+        request.get().set_session(session.0);
+        let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
+        let facet = Facet::new(self, session, grant, Origin::Session)?;
+        let ended = facet.revoke_link(&revocation.link().0, revocation.expires_ms()).await?;
+        let (tenant, cap) = (facet.tenant(), facet.cap_id());
+        let detail = format!("link {} was ended by key {}, signed", revocation.link(), by.holder());
+        self.report("revocation", tenant, cap, detail);
+        Ok(ended)
+    }
+}
+
+/// What became of a revocation.
+#[derive(Debug)]
+enum Outcome {
+    /// Nothing that it ends has an effect any more.
+    Ended,
+    /// It ends nothing.
+    Refused,
+    /// It is to be tried again, and how long that was put off.
+    Later(Instant, Duration),
 }
 
 /// Revocations that a vat has obeyed, so that each is looked at once.
 #[derive(Debug, Default)]
-pub struct Obeyed(BTreeSet<[u8; 32]>);
+pub struct Obeyed(BTreeMap<[u8; 32], Outcome>);
 
 impl Obeyed {
-    /// Obeys those of these that were not before, and forgets those that are not among them. One that proves nothing is
-    /// obeyed by doing nothing.
-    ///
-    /// # Errors
-    /// Why one of them is to be tried again; the others have had their effect.
-    pub async fn obey(&mut self, vat: &Vat, revocations: &[Revocation]) -> Result<(), Fault> {
+    /// Obeys those of these that were not before, and forgets those that are not among them. One that has to wait is in
+    /// the way of no other; how long until the first of those is to be tried again, if there are any.
+    pub async fn obey(&mut self, vat: &Vat, revocations: &[Revocation]) -> Option<Duration> {
         let all: BTreeSet<[u8; 32]> = revocations.iter().map(|one| *one.hash()).collect();
-        self.0.retain(|hash| all.contains(hash));
-        let mut later = None;
+        self.0.retain(|hash, _| all.contains(hash));
         for revocation in revocations {
-            if self.0.contains(revocation.hash()) {
-                continue;
-            }
-            match vat.obey(revocation).await {
-                Err(
-                    fault @ (Fault::Unavailable { .. }
-                    | Fault::OverQuota { .. }
-                    | Fault::Internal(_)),
-                ) => later = Some(fault),
-                Err(fault) => {
-                    tracing::info!(link = %revocation.link(), %fault, "nothing is left to end");
-                    self.0.insert(*revocation.hash());
+            let now = Instant::now();
+            let wait = match self.0.get(revocation.hash()) {
+                None => AGAIN,
+                Some(Outcome::Later(at, wait)) if *at <= now => (*wait * 2).min(AGAIN_MOST),
+                Some(_) => continue,
+            };
+            let outcome = match vat.obey(revocation).await {
+                Ok(_) | Err(Fault::Revoked | Fault::Expired { .. }) => Outcome::Ended,
+                Err(Fault::Unavailable { .. } | Fault::OverQuota { .. } | Fault::Internal(_)) => {
+                    Outcome::Later(now + wait, wait)
                 }
-                Ok(_) => drop(self.0.insert(*revocation.hash())),
-            }
+                // This clock may be behind yet.
+                Err(_) if revocation.is_early(vat.now_ms()) => Outcome::Later(now + wait, wait),
+                Err(fault) => {
+                    let detail = format!("revocation of link {}: {fault}", revocation.link());
+                    let cap = revocation.by().root().cap;
+                    vat.report("denial", distos_abi::TenantId::OPERATOR, cap, detail);
+                    Outcome::Refused
+                }
+            };
+            self.0.insert(*revocation.hash(), outcome);
         }
-        later.map_or(Ok(()), Err)
+        let now = Instant::now();
+        let later = self.0.values().filter_map(|outcome| match outcome {
+            Outcome::Later(at, _) => Some(at.saturating_duration_since(now)),
+            Outcome::Ended | Outcome::Refused => None,
+        });
+        later.min()
+    }
+
+    /// The hashes of those of which nothing has an effect any more.
+    pub fn ended(&self) -> Vec<[u8; 32]> {
+        let ended = self.0.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Ended));
+        ended.map(|(hash, _)| *hash).collect()
     }
 }

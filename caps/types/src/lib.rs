@@ -25,5 +25,5 @@ pub use key::{
     HolderSecret, check_version, is_usable, key_file_text, parse_key_file, restore_message,
     verify_signature,
 };
-pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation};
+pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation, Signer};
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

@@ -1,14 +1,13 @@
 //! Revocations on their way: what somebody signs who ends a capability whose home it does not reach.
 //!
-//! A revocation proves by itself that whoever signed it may end what it names: it carries the chain up to the link
-//! whose holder signed it. So it may be handed to anybody and carried by anybody until it comes to the capability's
+//! A revocation proves by itself that whoever signed it may end what it names: it carries the chain up to the link that
+//! ends, and whoever made that link, or holds it, has signed it. So it may be handed to anybody and carried by anybody until it comes to the capability's
 //! home. Revoking twice is revoking once: it does no harm that it is heard again (N3).
 
-use distos_abi::{Fault, HolderKey, LinkHash, NodeId};
+use distos_abi::{Fault, LinkHash, NodeId, VatName};
 
 use crate::HolderSecret;
 use crate::chain::Chain;
-use crate::encoding::Reader;
 use crate::key::verify_signature;
 
 /// The longest revocation with its signature, in bytes.
@@ -22,16 +21,26 @@ const DOMAIN: &[u8] = b"distos revocation 1\0";
 const HASH_CONTEXT: &str = "distos revocation v1";
 const SIGNATURE_BYTES: usize = 64;
 
-/// That a link of a chain has ended, as somebody has signed it who may say so.
+/// Who signs that a link has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signer {
+    /// Whoever made it, who passed something on by it.
+    Issuer,
+    /// Whoever holds it, and gives it up.
+    Holder,
+}
+
+/// That the last link of a chain has ended, as one has signed it who may say so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
-    /// What whoever signs it holds.
-    by: Chain,
-    /// What it ends: the last link of `by`, or one that was made below it.
+    /// Up to the link that ends.
+    chain: Chain,
+    signer: Signer,
+    /// What ends.
     link: LinkHash,
-    /// Until when the link holds by itself, in Unix milliseconds.
+    /// Until when it holds by itself, in Unix milliseconds.
     expires_ms: u64,
-    /// When it was made, in Unix milliseconds.
+    /// When this was made, in Unix milliseconds.
     made_ms: u64,
     /// As it travels and is kept.
     bytes: Vec<u8>,
@@ -47,44 +56,60 @@ impl Revocation {
     pub fn sign(chain: &Chain, secret: &HolderSecret, now_ms: u64) -> Result<Revocation, Fault> {
         let links = chain.links();
         let signed = (1..links.len()).rev().find(|n| links[n - 1].holder == secret.key());
-        let own = (chain.holder() == secret.key()).then(|| links.len() - 1);
-        let at = signed.or(own).ok_or_else(|| {
-            let key = secret.key();
-            Fault::Unauthenticated(format!("key {key} signed no link of this capability"))
-        })?;
-        let by = chain.prefix(signed.unwrap_or(links.len()));
-        let (link, expires_ms) = (links[at].hash, links[at].authority.caveats.expires_ms);
-        let mut bytes = [now_ms, expires_ms].map(u64::to_le_bytes).concat();
-        bytes.extend(link.0);
-        bytes.extend(by.encode());
+        let (signer, chain) = match signed {
+            Some(at) => (Signer::Issuer, chain.prefix(at + 1)),
+            None if chain.holder() == secret.key() => (Signer::Holder, chain.clone()),
+            None => {
+                let key = secret.key();
+                let why = format!("key {key} signed no link of this capability");
+                return Err(Fault::Unauthenticated(why));
+            }
+        };
+        let mut bytes = now_ms.to_le_bytes().to_vec();
+        bytes.push(u8::from(signer == Signer::Holder));
+        bytes.extend(chain.encode());
         bytes.extend(secret.sign(&[DOMAIN, &bytes].concat()));
         Revocation::decode(&bytes)
     }
 
-    /// Reads what [`Revocation::bytes`] writes: when it was made and when the link expires (8 bytes each,
-    /// little-endian), the link's hash (32), the chain of whoever signed it, and the signature (64).
-    /// [`Fault::Malformed`] for anything else. Whether it is signed is for [`Revocation::verify`] to say.
+    /// Reads what [`Revocation::bytes`] writes: when it was made (8 bytes, little-endian), who signs it (1: 0 for the
+    /// issuer, 1 for the holder), the chain up to the link that ends, and the signature (64). [`Fault::Malformed`] for
+    /// anything else. Whether it is signed is for [`Revocation::verify`] to say.
     pub fn decode(bytes: &[u8]) -> Result<Revocation, Fault> {
         let broken = || Fault::malformed("this is no revocation");
         if bytes.len() > MAX_REVOCATION_BYTES {
             return Err(broken());
         }
         let (said, _) = bytes.split_last_chunk::<SIGNATURE_BYTES>().ok_or_else(broken)?;
-        let mut reader = Reader::new(said);
-        let (made_ms, expires_ms) = (reader.u64("its time")?, reader.u64("its link's time")?);
-        let link = LinkHash(reader.array("its link")?);
-        let by = Chain::decode(said.get(48..).ok_or_else(broken)?)?;
-        let hash = blake3::derive_key(HASH_CONTEXT, bytes);
-        Ok(Revocation { by, link, expires_ms, made_ms, bytes: bytes.to_vec(), hash })
+        let (made, rest) = said.split_first_chunk::<8>().ok_or_else(broken)?;
+        let (signer, chain) = match rest.split_first() {
+            Some((0, chain)) => (Signer::Issuer, chain),
+            Some((1, chain)) => (Signer::Holder, chain),
+            _ => return Err(broken()),
+        };
+        let chain = Chain::decode(chain)?;
+        // A chain has at least its root, which its node's kernel has signed, and which only its holder ends.
+        let links = chain.links();
+        let last = links.last().filter(|_| links.len() > 1 || signer == Signer::Holder);
+        let last = last.ok_or_else(broken)?;
+        Ok(Revocation {
+            signer,
+            link: last.hash,
+            expires_ms: last.authority.caveats.expires_ms,
+            made_ms: u64::from_le_bytes(*made),
+            hash: blake3::derive_key(HASH_CONTEXT, bytes),
+            bytes: bytes.to_vec(),
+            chain,
+        })
     }
 
     /// Whether whoever signed it may end what it names, as far as somebody can tell who is not the capability's home.
     ///
     /// # Errors
-    /// [`Fault::Unauthenticated`] if a signature is wrong, or it was made later than now; [`Fault::Expired`] if what it
-    /// ends has, or nobody carries it any more.
+    /// [`Fault::Unauthenticated`] if a signature is wrong, or it was made later than now; [`Fault::Denied`] if the chain
+    /// is none; [`Fault::Expired`] if what it ends has, or nobody carries it any more.
     pub fn verify(&self, now_ms: u64) -> Result<(), Fault> {
-        if self.made_ms > now_ms.saturating_add(DRIFT_MS) {
+        if self.is_early(now_ms) {
             let why = "this revocation was made later than now: clocks may differ by five minutes";
             return Err(Fault::Unauthenticated(why.into()));
         }
@@ -94,26 +119,52 @@ impl Revocation {
         let Some((said, signature)) = self.bytes.split_last_chunk::<SIGNATURE_BYTES>() else {
             return Err(Fault::malformed("this is no revocation"));
         };
-        verify_signature(self.by.holder(), &[DOMAIN, said].concat(), signature)?;
+        verify_signature(self.by().holder(), &[DOMAIN, said].concat(), signature)?;
         // A node is named by the key with which its kernel signs.
-        self.by.verify(|_| Some(self.by.root().node), now_ms)
+        self.chain.verify(|_| Some(self.chain.root().node), now_ms)
+    }
+
+    /// Whether it says that it was made later than now, so that a clock is wrong, its maker's or this one.
+    pub fn is_early(&self, now_ms: u64) -> bool {
+        self.made_ms > now_ms.saturating_add(DRIFT_MS)
+    }
+
+    /// Whether it is not from now: whoever leaves it somewhere says now that it ends.
+    pub fn is_old(&self, now_ms: u64) -> bool {
+        self.made_ms.saturating_add(DRIFT_MS) < now_ms
+    }
+
+    /// Whether nobody carries it any more, whatever clock they go by.
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        self.until_ms().saturating_add(DRIFT_MS) <= now_ms
     }
 
     /// Until when it is carried, in Unix milliseconds.
     pub fn until_ms(&self) -> u64 {
-        let held_ms = self.by.authority().caveats.expires_ms;
-        let carried_ms = self.made_ms.saturating_add(REVOCATION_LASTS_MS);
-        carried_ms.min(self.expires_ms).min(held_ms)
+        self.made_ms.saturating_add(REVOCATION_LASTS_MS).min(self.expires_ms)
     }
 
     /// The node where it is to have its effect.
     pub fn home(&self) -> NodeId {
-        self.by.root().node
+        self.chain.root().node
+    }
+
+    /// The vat there.
+    pub fn vat(&self) -> &VatName {
+        &self.chain.root().vat
+    }
+
+    /// Who signs it.
+    pub fn signer(&self) -> Signer {
+        self.signer
     }
 
     /// What whoever signed it holds.
-    pub fn by(&self) -> &Chain {
-        &self.by
+    pub fn by(&self) -> Chain {
+        match self.signer {
+            Signer::Issuer => self.chain.prefix(self.chain.links().len() - 1),
+            Signer::Holder => self.chain.clone(),
+        }
     }
 
     /// What it ends.
@@ -139,13 +190,6 @@ impl Revocation {
     /// BLAKE3 of its bytes, in key derivation mode.
     pub fn hash(&self) -> &[u8; 32] {
         &self.hash
-    }
-
-    /// For whom what it ends was made: to whomever the root's holder has passed it on, or the root's holder itself.
-    /// Whatever keys somebody makes for itself, this one is not of its own making.
-    pub fn principal(&self) -> HolderKey {
-        let (links, root) = (self.by.links(), self.by.root().holder);
-        links.iter().map(|link| link.holder).find(|holder| *holder != root).unwrap_or(root)
     }
 }
 
@@ -193,12 +237,13 @@ mod tests {
         for (seed, link, held) in [(1, 1, 1), (2, 2, 2), (3, 2, 3)] {
             let revocation = Revocation::sign(&chain(), &secret(seed), NOW_MS).unwrap();
             assert_eq!(revocation.link(), links[link].hash, "{seed}");
-            assert_eq!(revocation.by(), &chain().prefix(held), "{seed}");
+            assert_eq!(revocation.by(), chain().prefix(held), "{seed}");
             assert_eq!(revocation.verify(NOW_MS), Ok(()), "{seed}");
             assert_eq!(revocation.home(), NodeId(secret(9).key().0));
-            let principal = if seed == 1 { 1 } else { 2 };
-            assert_eq!(revocation.principal(), secret(principal).key());
+            assert_eq!(revocation.expires_ms(), links[link].authority.caveats.expires_ms);
         }
+        let alone = Revocation::sign(&chain().prefix(1), &secret(1), NOW_MS).unwrap();
+        assert_eq!((alone.link(), alone.signer()), (links[0].hash, Signer::Holder));
         assert!(is_unauthenticated(Revocation::sign(&chain(), &secret(4), NOW_MS).map(drop)));
     }
 
@@ -212,6 +257,21 @@ mod tests {
             let read = Revocation::decode(&bytes).and_then(|read| read.verify(NOW_MS));
             assert!(read.is_err(), "{at}");
         }
+        // Somebody who holds another capability there, or another link of this one, in the name of whoever may.
+        for (seed, signer) in [(3, 0), (1, 0), (2, 1), (4, 0), (4, 1)] {
+            let mut bytes = NOW_MS.to_le_bytes().to_vec();
+            bytes.push(signer);
+            bytes.extend(chain().encode());
+            bytes.extend(secret(seed).sign(&[DOMAIN, &bytes].concat()));
+            let other = Revocation::decode(&bytes).unwrap();
+            assert!(is_unauthenticated(other.verify(NOW_MS)), "{seed} {signer}");
+        }
+        // A root is its kernel's to have signed, and nobody signs as its issuer.
+        let mut bytes = NOW_MS.to_le_bytes().to_vec();
+        bytes.push(0);
+        bytes.extend(chain().prefix(1).encode());
+        bytes.extend(secret(9).sign(&[DOMAIN, &bytes].concat()));
+        assert!(Revocation::decode(&bytes).is_err());
         // A chain that a kernel has not signed, by one who may say what it likes of it.
         let mut root = chain().root().clone();
         root.holder = secret(4).key();
@@ -229,6 +289,10 @@ mod tests {
         assert_eq!(long.until_ms(), NOW_MS + REVOCATION_LASTS_MS);
         assert_eq!(long.verify(NOW_MS - DRIFT_MS), Ok(()));
         assert!(is_unauthenticated(long.verify(NOW_MS - DRIFT_MS - 1)));
+        assert!(long.is_early(NOW_MS - DRIFT_MS - 1) && !long.is_early(NOW_MS - DRIFT_MS));
+        assert!(long.is_old(NOW_MS + DRIFT_MS + 1) && !long.is_old(NOW_MS + DRIFT_MS));
+        let over_ms = long.until_ms() + DRIFT_MS;
+        assert!(long.is_over(over_ms) && !long.is_over(over_ms - 1));
     }
 
     proptest! {

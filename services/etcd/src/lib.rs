@@ -15,7 +15,7 @@
 
 mod mirror;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use distos_abi::{Fault, NodeId};
@@ -70,7 +70,8 @@ pub struct EtcdState {
 }
 
 impl EtcdState {
-    /// Connects to a member of the store at `endpoint` (`https://HOST:PORT`), and reads what is there.
+    /// Connects to a member of the store at `endpoint` (`https://HOST:PORT`), and reads what is there; of revocations,
+    /// those for `homes`.
     ///
     /// # Errors
     /// [`Fault::Malformed`] if it is no address of that kind; [`Fault::Unauthenticated`] if the store lets nobody do
@@ -79,6 +80,7 @@ impl EtcdState {
         endpoint: &str,
         access: &Access,
         cluster: &ClusterName,
+        homes: BTreeSet<NodeId>,
     ) -> Result<EtcdState, Fault> {
         if !endpoint.starts_with("https://") {
             let why =
@@ -96,7 +98,7 @@ impl EtcdState {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         let client = in_time(Client::connect([endpoint], Some(options))).await?;
-        let mut mirror = Mirror::new(cluster);
+        let mut mirror = Mirror::new(cluster, homes);
         let mut keys = client.kv_client();
         let all = tokio::time::timeout(READ_WAIT, read(&mut keys, &mut mirror)).await;
         let revision =
@@ -163,8 +165,8 @@ impl EtcdState {
     ///
     /// # Errors
     /// As those of [`ClusterState`].
-    pub async fn tidy(&mut self, members: &Members) -> Result<(), Fault> {
-        let revocations = self.mirror.useless_revocations(members);
+    pub async fn tidy(&mut self, members: &Members, now_ms: u64) -> Result<(), Fault> {
+        let revocations = self.mirror.useless_revocations(members, now_ms);
         self.write(&[], &revocations).await?;
         let (revision, useless) = self.mirror.useless(members);
         if useless.is_empty() {

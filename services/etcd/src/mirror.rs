@@ -5,22 +5,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use distos_abi::{LinkHash, NodeId};
+use distos_abi::{Fault, LinkHash, NodeId};
 use distos_identity::ClusterName;
 use distos_membership::{
     Cast, Known, MAX_CONFIGURATION_BYTES, MAX_OF_HOME, MAX_VOTE_BYTES, MAX_VOTERS, Mark, Members,
     Offer, PAGE, Place, REVOCATIONS_PAGE, Revocations, Signed, Summary, digest,
 };
-use distos_types::{MAX_REVOCATION_BYTES, Revocation};
+use distos_types::{MAX_REVOCATION_BYTES, Revocation, Signer};
 
 /// What the configuration is called, and what votes' and revocations' names begin with, behind the cluster's own prefix.
 const CONFIGURATION: &str = "configuration";
 const VOTE: &str = "vote/";
 const REVOCATION: &str = "revocation/";
+const ISSUER: &str = "issuer/";
+const HOLDER: &str = "holder/";
 /// Names of votes that are kept in mind: twice as many as voters say.
 const MAX_VOTES: usize = 2 * MAX_VOTERS * 1536;
-/// And of revocations: as many as are kept for a thousand homes, each with some.
-const MAX_REVOCATIONS: usize = 64 * MAX_OF_HOME;
+/// And of revocations for one home: twice as many as are kept.
+const MAX_REVOCATIONS: usize = 2 * MAX_OF_HOME;
 
 /// Something that is in the store.
 #[derive(Clone, Debug)]
@@ -58,18 +60,22 @@ pub(crate) struct Mirror {
     configuration: Option<Entry<Signed>>,
     votes: BTreeMap<Place, Entry<Cast>>,
     revocations: BTreeMap<Mark, Entry<Revocation>>,
+    /// Of others' revocations nothing is kept in mind.
+    homes: BTreeSet<NodeId>,
     /// Whether there was more than is kept in mind.
     is_partial: bool,
 }
 
 impl Mirror {
-    pub(crate) fn new(cluster: &ClusterName) -> Mirror {
+    /// Of a cluster, and of revocations for these homes.
+    pub(crate) fn new(cluster: &ClusterName, homes: BTreeSet<NodeId>) -> Mirror {
         let prefix = format!("/distos/{cluster}/");
         Mirror {
             prefix,
             configuration: None,
             votes: BTreeMap::new(),
             revocations: BTreeMap::new(),
+            homes,
             is_partial: false,
         }
     }
@@ -98,8 +104,12 @@ impl Mirror {
         format!("{}{VOTE}{voter}/{node}", self.prefix).into_bytes()
     }
 
-    fn revocation_key(&self, Mark { home, link }: Mark) -> Vec<u8> {
-        format!("{}{REVOCATION}{home}/{}", self.prefix, hex::encode(link.0)).into_bytes()
+    fn revocation_key(&self, Mark { home, link, signer }: Mark) -> Vec<u8> {
+        let kind = match signer {
+            Signer::Issuer => ISSUER,
+            Signer::Holder => HOLDER,
+        };
+        format!("{}{REVOCATION}{kind}{home}/{}", self.prefix, hex::encode(link.0)).into_bytes()
     }
 
     /// Both parts of a name of this kind.
@@ -116,9 +126,12 @@ impl Mirror {
 
     /// Which revocation a name is of.
     fn mark(&self, key: &[u8]) -> Option<Mark> {
-        let (home, link) = self.parts(REVOCATION, key)?;
-        let mark = Mark { home: NodeId(home), link: LinkHash(link) };
-        (self.revocation_key(mark) == key).then_some(mark)
+        let kinds = [(Signer::Issuer, ISSUER), (Signer::Holder, HOLDER)];
+        let found = kinds.into_iter().find_map(|(signer, kind)| {
+            let (home, link) = self.parts(&format!("{REVOCATION}{kind}"), key)?;
+            Some(Mark { home: NodeId(home), link: LinkHash(link), signer })
+        });
+        found.filter(|mark| self.revocation_key(*mark) == key && self.homes.contains(&mark.home))
     }
 
     /// Which vote a name is of.
@@ -148,9 +161,12 @@ impl Mirror {
             let value = (value.len() <= MAX_REVOCATION_BYTES).then(|| Revocation::decode(value));
             let value = value.and_then(Result::ok).filter(|one| Mark::of(one) == mark);
             let entry = Entry::written(self.revocations.get(&mark), value, revision);
-            match self.revocations.len() < MAX_REVOCATIONS || self.revocations.contains_key(&mark) {
-                true => drop(self.revocations.insert(mark, entry)),
-                false => self.is_partial = true,
+            let least = Mark { link: LinkHash([0; 32]), signer: Signer::Issuer, ..mark };
+            let of_home = self.revocations.range(least..);
+            let of_home = of_home.take_while(|(known, _)| known.home == mark.home).count();
+            // What is too much is somebody's flood: what is right of it is written again by whoever has it.
+            if of_home < MAX_REVOCATIONS || self.revocations.contains_key(&mark) {
+                self.revocations.insert(mark, entry);
             }
         }
     }
@@ -306,11 +322,21 @@ impl Mirror {
         writes
     }
 
-    /// Revocations that may be removed, of which none counts by `members`: those that it has seen and not kept.
-    pub(crate) fn useless_revocations(&self, members: &Members) -> Vec<Write> {
+    /// Revocations that may be removed: those that are over or nobody's word, whoever reads them. That `members` does not
+    /// keep one says nothing.
+    pub(crate) fn useless_revocations(&self, members: &Members, now_ms: u64) -> Vec<Write> {
         let kept = members.revocations();
         let useless = self.revocations.iter().filter(|(_, entry)| {
-            entry.is_seen && !entry.value.as_ref().is_some_and(|one| kept.contains(one))
+            let is_useless = |one: &Revocation| match kept.contains(one) || one.is_early(now_ms) {
+                true => false,
+                false => {
+                    one.is_over(now_ms)
+                        || one
+                            .verify(now_ms)
+                            .is_err_and(|fault| !matches!(fault, Fault::Expired { .. }))
+                }
+            };
+            entry.is_seen && entry.value.as_ref().is_none_or(is_useless)
         });
         let remove = |(mark, entry): (&Mark, &Entry<Revocation>)| Write {
             key: self.revocation_key(*mark),
@@ -404,6 +430,10 @@ mod tests {
         Offer { configuration, votes, ..Offer::default() }
     }
 
+    fn homes() -> BTreeSet<NodeId> {
+        (50..53).map(|seed| NodeId(secret(seed).key().0)).collect()
+    }
+
     /// That somebody ends what it had passed on, of a node's with this seed.
     fn revocation(home: u8, nonce: u8) -> Revocation {
         let (owner, all) = (secret(2), Authority::FULL);
@@ -425,7 +455,7 @@ mod tests {
 
     #[test]
     fn revocations_are_written_read_page_by_page_and_removed_if_they_are_nobodys_word() {
-        let mut mirror = Mirror::new(&cluster());
+        let mut mirror = Mirror::new(&cluster(), homes());
         let mut members = Members::default();
         let all: Vec<Revocation> = (0..40).map(|n| revocation(50 + n % 3, n)).collect();
         for one in &all {
@@ -440,7 +470,7 @@ mod tests {
         let (second, end) = mirror.see_revocations(&BTreeMap::new(), next);
         assert_eq!((first.len() + second.len(), end), (40, None));
         assert_eq!(mirror.see_revocations(&members.known().homes, None), (Vec::new(), None));
-        assert_eq!(mirror.useless_revocations(&members), []);
+        assert_eq!(mirror.useless_revocations(&members, NOW_S * 1000), []);
         // Somebody writes another one in its place, and one that is none.
         let (at, strange) = (Mark::of(&all[0]), mirror.revocation_key(Mark::of(&all[1])));
         let mut forged = all[0].bytes().to_vec();
@@ -450,11 +480,22 @@ mod tests {
         let again = mirror.writes(Offer { revocations: &all[..2], ..Offer::default() });
         assert_eq!(again.len(), 1, "what is there was not seen");
         mirror.see_revocations(&BTreeMap::new(), None);
-        assert_eq!(mirror.useless_revocations(&members).len(), 2);
+        assert_eq!(mirror.useless_revocations(&members, NOW_S * 1000).len(), 2);
         let again = mirror.writes(Offer { revocations: &all[..2], ..Offer::default() });
         assert!(again.len() == 2 && again.iter().all(|write| write.instead_of == 9));
         written(&mut mirror, &again, 10);
         assert_eq!(mirror.known(), members.known());
+        // One that this node has not kept, or not yet, may be right; a home that it does not let in is nobody here.
+        let (right, other) = (revocation(50, 99), revocation(60, 1));
+        for one in [&right, &other] {
+            mirror.put(&mirror.revocation_key(Mark::of(one)), one.bytes(), 11);
+        }
+        assert_eq!(mirror.see_revocations(&members.known().homes, None).0.len(), 15);
+        assert_eq!(mirror.useless_revocations(&members, NOW_S * 1000), []);
+        let over_ms = right.until_ms() + 300_000;
+        members.revocations_mut().expire(over_ms);
+        assert_eq!(mirror.useless_revocations(&members, over_ms - 1).len(), 0);
+        assert_eq!(mirror.useless_revocations(&members, over_ms).len(), 41);
     }
 
     fn all(mirror: &mut Mirror, known: &BTreeMap<NodeId, [u8; 32]>) -> Vec<Cast> {
@@ -465,7 +506,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_and_is_the_same_as_what_whoever_wrote_it_has_heard() {
-        let (mut mirror, mut members) = (Mirror::new(&cluster()), members(1, &[10, 11]));
+        let (mut mirror, mut members) = (Mirror::new(&cluster(), homes()), members(1, &[10, 11]));
         let votes = [vote(10, 50, 1), vote(11, 50, 1), vote(11, 51, 2)];
         for cast in &votes {
             members.take(cast.clone()).unwrap();
@@ -479,14 +520,14 @@ mod tests {
         assert_eq!(all(&mut mirror, &members.known().digests), []);
         assert_eq!(mirror.writes(offer(members.signed(), &votes)), [], "it is there");
         // The same names belong to another cluster behind another prefix.
-        let mut other = Mirror::new(&ClusterName::new("demo2").unwrap());
+        let mut other = Mirror::new(&ClusterName::new("demo2").unwrap(), homes());
         written(&mut other, &writes, 7);
         assert_eq!(other.known(), Members::default().known());
     }
 
     #[test]
     fn nothing_is_replaced_that_was_not_seen_but_what_this_program_has_written() {
-        let mut mirror = Mirror::new(&cluster());
+        let mut mirror = Mirror::new(&cluster(), homes());
         let first = mirror.writes(offer(Some(&signed(1, &[10])), &[vote(10, 50, 1)]));
         written(&mut mirror, &first, 3);
         let newer = (signed(2, &[10]), vote(10, 50, 2));
@@ -509,7 +550,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_what_its_name_says_counts_as_nothing_and_may_be_replaced() {
-        let mut mirror = Mirror::new(&cluster());
+        let mut mirror = Mirror::new(&cluster(), homes());
         let cast = vote(10, 50, 1);
         let key = mirror.vote_key(place_of(&cast));
         let other = vote(10, 51, 1);
@@ -535,7 +576,7 @@ mod tests {
 
     #[test]
     fn votes_are_removed_if_they_count_for_nobody_who_goes_by_the_configuration_that_is_there() {
-        let (mut mirror, members) = (Mirror::new(&cluster()), members(2, &[10]));
+        let (mut mirror, members) = (Mirror::new(&cluster(), homes()), members(2, &[10]));
         let old =
             mirror.writes(offer(Some(&signed(1, &[10, 11])), &[vote(10, 50, 1), vote(11, 50, 1)]));
         written(&mut mirror, &old, 3);
@@ -556,7 +597,7 @@ mod tests {
     /// Or a flood of them would hide what voters say.
     #[test]
     fn what_is_nothing_is_removed_and_more_than_is_kept_in_mind_is_noticed() {
-        let (mut mirror, members) = (Mirror::new(&cluster()), members(1, &[10]));
+        let (mut mirror, members) = (Mirror::new(&cluster(), homes()), members(1, &[10]));
         let configured = mirror.writes(offer(members.signed(), &[]));
         written(&mut mirror, &configured, 1);
         mirror.see_configuration();
@@ -577,7 +618,7 @@ mod tests {
 
     #[test]
     fn many_votes_are_read_page_by_page() {
-        let mut mirror = Mirror::new(&cluster());
+        let mut mirror = Mirror::new(&cluster(), homes());
         let casts: Vec<Cast> = (0..=255).map(|about| vote(10, about, 1)).collect();
         let writes = mirror.writes(offer(None, &casts));
         written(&mut mirror, &writes, 1);
@@ -596,7 +637,7 @@ mod tests {
             value in proptest::collection::vec(any::<u8>(), 0..700),
             revision in any::<i64>(),
         ) {
-            let mut mirror = Mirror::new(&cluster());
+            let mut mirror = Mirror::new(&cluster(), homes());
             mirror.put(name.as_bytes(), &value, revision);
             let known = mirror.known();
             let (page, next) = mirror.see_votes(&BTreeMap::new(), None);

@@ -6,6 +6,7 @@ use capnp::capability::FromClientHook as _;
 use capnp::private::capability::ClientHook;
 use distos_abi::{Authority, Caveats, Fault, HolderKey, ObjectId, Rights};
 use distos_identity::{MAX_TOKEN_LIFETIME_S, Validity};
+use distos_membership::Mark;
 use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::network_capnp::agents;
 use distos_types::{Revocation, kind};
@@ -148,7 +149,11 @@ impl agents::Server for AgentsServer {
         self.facet.check(Rights::READ).map_err(fail)?;
         self.once_more().map_err(fail)?;
         let revocation = Revocation::decode(params.get()?.get_revocation()?).map_err(fail)?;
-        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        let (service, mark) = (&self.service, Mark::of(&revocation));
+        let may = service.may_leave(self.facet.object(), mark);
+        may.map_err(fail)?;
+        let install = |next| self.facet.commit(Rights::READ, NO_BYTES, || service.install(next));
+        let ended = service.carry(revocation, install).await.map_err(fail)?;
         self.facet.reply(&mut results).set_ended(ended);
         Ok(())
     }

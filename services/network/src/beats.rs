@@ -18,7 +18,7 @@ use crate::state::SERVICE;
 /// By how much a beat comes earlier or later, so that nodes that were started together do not all speak at once.
 const JITTER_MS: u64 = 500;
 /// The first byte of what a node says: that it is there. The numbers of its bundle and of its configuration
-/// follow (8 bytes each, big-endian), the digest of that and of the votes and revocations that it has heard (32), and a vote with its
+/// follow (8 bytes each, big-endian), the digests of that and of the votes that it has heard, and of revocations (32 each), and a vote with its
 /// signature, if it has something to say about that.
 const BEAT: u8 = 1;
 
@@ -34,7 +34,7 @@ impl Beat {
     fn encode(&self) -> Vec<u8> {
         let numbers = [self.bundle, self.summary.configuration].map(u64::to_be_bytes);
         let vote = self.vote.as_ref().map_or(&[][..], Cast::bytes);
-        [&[BEAT][..], &numbers.concat(), &self.summary.digest, vote].concat()
+        [&[BEAT][..], &numbers.concat(), &self.summary.votes, &self.summary.homes, vote].concat()
     }
 
     fn decode(body: &[u8]) -> Result<Beat, Fault> {
@@ -42,10 +42,11 @@ impl Beat {
         let rest = body.strip_prefix(&[BEAT]).ok_or_else(unknown)?;
         let (bundle, rest) = rest.split_first_chunk::<8>().ok_or_else(unknown)?;
         let (configuration, rest) = rest.split_first_chunk::<8>().ok_or_else(unknown)?;
-        let (digest, vote) = rest.split_first_chunk::<32>().ok_or_else(unknown)?;
+        let (votes, rest) = rest.split_first_chunk::<32>().ok_or_else(unknown)?;
+        let (homes, vote) = rest.split_first_chunk::<32>().ok_or_else(unknown)?;
         let [bundle, configuration] = [*bundle, *configuration].map(u64::from_be_bytes);
         let vote = (!vote.is_empty()).then(|| Cast::decode(vote)).transpose()?;
-        Ok(Beat { bundle, summary: Summary { configuration, digest: *digest }, vote })
+        Ok(Beat { bundle, summary: Summary { configuration, votes: *votes, homes: *homes }, vote })
     }
 }
 
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_neither_a_beat_nor_a_vote_is_refused() {
-        let summary = Summary { configuration: 3, digest: [9; 32] };
+        let summary = Summary { configuration: 3, votes: [9; 32], homes: [8; 32] };
         let cluster = distos_identity::ClusterName::new("demo").unwrap();
         let (voter, node) = (NodeId([1; 32]), NodeId([2; 32]));
         let stance = distos_membership::Stance::Remove;
@@ -206,7 +207,7 @@ mod tests {
             let beat = Beat { bundle: 7, summary, vote };
             assert_eq!(Beat::decode(&beat.encode()), Ok(beat));
         }
-        for other in [&[][..], &[BEAT], &[BEAT; 48], &[BEAT; 50], &[2; 49]] {
+        for other in [&[][..], &[BEAT], &[BEAT; 80], &[BEAT; 82], &[2; 81]] {
             assert!(Beat::decode(other).is_err(), "{other:?}");
         }
     }

@@ -1,27 +1,29 @@
 //! What a node has heard of its cluster and of revocations, as others ask for it and offer more: other nodes, and whoever carries it to
 //! a store that nodes share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::capability::FromClientHook as _;
-use distos_abi::LinkHash;
-use distos_abi::{Fault, NodeId};
+use distos_abi::{Fault, LinkHash, NodeId};
 use distos_membership::{
-    Cast, ClusterState, Known, Mark, Members, Offer, PAGE, Place, REVOCATIONS_PAGE, Signed, Summary,
+    Cast, ClusterState, Known, MAX_HOMES, Mark, Members, Offer, PAGE, Place, REVOCATIONS_PAGE,
+    Signed, Summary,
 };
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::{heard, known, member, network, summary};
-use distos_types::Revocation;
+use distos_types::{Revocation, Signer};
 
 use crate::server::NetworkService;
 use crate::state::State;
 
 /// How long somebody may wait for more to be heard, before they are answered in any case.
 pub(crate) const MORE_WAIT: Duration = Duration::from_secs(5);
+/// Nodes that are let in.
+const MAX_LET_IN: u32 = 8192;
 /// Voters, or homes, of whom somebody says what it has heard.
-const MAX_KNOWN: u32 = 1536;
+const MAX_KNOWN: u32 = MAX_HOMES as u32;
 
 /// What a node has heard, over a connection to it: a cluster's state as its nodes keep it by themselves.
 pub struct NodeState {
@@ -39,6 +41,21 @@ impl NodeState {
     /// That of another node.
     pub(crate) fn of_peer(client: member::Client) -> NodeState {
         NodeState { heard: client.cast_to(), offers: None }
+    }
+
+    /// The nodes for which it takes revocations.
+    ///
+    /// # Errors
+    /// What it answers; [`Fault::Malformed`] of another node, which is not asked.
+    pub async fn homes(&self) -> Result<BTreeSet<NodeId>, Fault> {
+        let own = self.offers.as_ref();
+        let own = own.ok_or_else(|| Fault::malformed("another node's homes are its own affair"))?;
+        let answer = own.homes_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let nodes = answer.get().and_then(|answer| answer.get_nodes()).map_err(|e| fault_of(&e))?;
+        if nodes.len() > MAX_LET_IN {
+            return Err(Fault::malformed("a node does not let so many in"));
+        }
+        nodes.iter().map(|one| NodeId::try_from(one.map_err(|e| fault_of(&e))?)).collect()
     }
 
     async fn heard(&self, seen: Option<&Summary>) -> Result<Known, Fault> {
@@ -91,14 +108,12 @@ impl ClusterState for NodeState {
         after: Option<Mark>,
     ) -> Result<(Vec<Revocation>, Option<Mark>), Fault> {
         let mut request = self.heard.revocations_request();
-        let after = after.map(|Mark { home, link }| (home.0, link.0));
-        request.get().set_after(&write_place(after));
+        request.get().set_after(&write_mark(after));
         write_known(known, request.get().init_known(known.len() as u32));
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let page = read_revocations(answer.get_revocations().map_err(|e| fault_of(&e))?)?;
-        let next = read_place(answer.get_after().map_err(|e| fault_of(&e))?)?;
-        let next = next.map(|(home, link)| Mark { home: NodeId(home), link: LinkHash(link) });
+        let next = read_mark(answer.get_after().map_err(|e| fault_of(&e))?)?;
         Ok((page, next))
     }
 
@@ -139,14 +154,18 @@ pub(crate) fn write_casts<'a>(
 }
 
 pub(crate) fn read_summary(summary: summary::Reader<'_>) -> Result<Summary, Fault> {
-    let digest = summary.get_digest().map_err(|e| fault_of(&e))?.try_into();
-    let digest = digest.map_err(|_| Fault::malformed("a digest has 32 bytes"))?;
-    Ok(Summary { configuration: summary.get_configuration(), digest })
+    let digest = |bytes: capnp::Result<&[u8]>| {
+        let bytes = bytes.map_err(|e| fault_of(&e))?.try_into();
+        bytes.map_err(|_| Fault::malformed("a digest has 32 bytes"))
+    };
+    let (votes, homes) = (digest(summary.get_votes())?, digest(summary.get_homes())?);
+    Ok(Summary { configuration: summary.get_configuration(), votes, homes })
 }
 
 pub(crate) fn write_summary(summary: &Summary, mut into: summary::Builder<'_>) {
     into.set_configuration(summary.configuration);
-    into.set_digest(&summary.digest);
+    into.set_votes(&summary.votes);
+    into.set_homes(&summary.homes);
 }
 
 /// What somebody has heard, by voter or home.
@@ -175,7 +194,7 @@ pub(crate) fn write_known(
     }
 }
 
-/// Where somebody goes on: the voter, then the node; or the home, then the link.
+/// Where somebody goes on: the voter, then the node.
 type Behind = ([u8; 32], [u8; 32]);
 
 /// The same as bytes.
@@ -190,6 +209,24 @@ pub(crate) fn read_place(bytes: &[u8]) -> Result<Option<Behind>, Fault> {
 
 pub(crate) fn write_place(place: Option<Behind>) -> Vec<u8> {
     place.map(|(first, second)| [first, second].concat()).unwrap_or_default()
+}
+
+/// Where somebody goes on: the home, the link, and by whom.
+fn read_mark(bytes: &[u8]) -> Result<Option<Mark>, Fault> {
+    let broken = || Fault::malformed("a mark has 65 bytes");
+    let Some((signer, place)) = bytes.split_last() else { return Ok(None) };
+    let signer = match signer {
+        0 => Signer::Issuer,
+        1 => Signer::Holder,
+        _ => return Err(broken()),
+    };
+    let (home, link) = read_place(place)?.ok_or_else(broken)?;
+    Ok(Some(Mark { home: NodeId(home), link: LinkHash(link), signer }))
+}
+
+fn write_mark(mark: Option<Mark>) -> Vec<u8> {
+    let Some(Mark { home, link, signer }) = mark else { return Vec::new() };
+    [&write_place(Some((home.0, link.0)))[..], &[u8::from(signer == Signer::Holder)]].concat()
 }
 
 /// At most a page of them.
@@ -220,7 +257,7 @@ impl NetworkService {
         seen: summary::Reader<'_>,
         may_wait: bool,
     ) -> Result<Known, Fault> {
-        let has_seen = seen.has_digest().then(|| read_summary(seen)).transpose()?;
+        let has_seen = seen.has_votes().then(|| read_summary(seen)).transpose()?;
         if may_wait && let Some(seen) = has_seen {
             let mut more = self.more.subscribe();
             let more = more.wait_for(|_| self.state.borrow().members().summary() != seen);
@@ -300,10 +337,9 @@ pub(crate) fn answer_revocations(
     mut reply: heard::revocations_results::Builder<'_>,
 ) -> Result<(), Fault> {
     let known = read_known(asked.get_known().map_err(|e| fault_of(&e))?)?;
-    let after = read_place(asked.get_after().map_err(|e| fault_of(&e))?)?;
-    let after = after.map(|(home, link)| Mark { home: NodeId(home), link: LinkHash(link) });
+    let after = read_mark(asked.get_after().map_err(|e| fault_of(&e))?)?;
     let (page, next) = members.revocations().page(&known, after, REVOCATIONS_PAGE);
-    reply.set_after(&write_place(next.map(|Mark { home, link }| (home.0, link.0))));
+    reply.set_after(&write_mark(next));
     let count = page.len() as u32;
     write_revocations(page, reply.init_revocations(count));
     Ok(())
@@ -315,6 +351,14 @@ mod tests {
 
     #[test]
     fn a_place_is_read_as_it_was_written_and_no_other_bytes_are_one() {
+        for signer in [Signer::Issuer, Signer::Holder] {
+            let mark = Some(Mark { home: NodeId([1; 32]), link: LinkHash([2; 32]), signer });
+            assert_eq!(read_mark(&write_mark(mark)), Ok(mark));
+        }
+        assert_eq!(read_mark(&write_mark(None)), Ok(None));
+        for bytes in [vec![2; 65], vec![0; 64], vec![0; 66], vec![0; 1]] {
+            assert!(read_mark(&bytes).is_err(), "{bytes:?}");
+        }
         let place = Some(([1; 32], [2; 32]));
         assert_eq!(read_place(&write_place(place)), Ok(place));
         assert_eq!(read_place(&write_place(None)), Ok(None));

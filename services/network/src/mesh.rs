@@ -458,7 +458,11 @@ impl member::Server for MemberServer {
         if revocation.home() != self.service.vat.node() {
             return Err(fail(Fault::malformed("this is for another node")));
         }
-        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        let ended = self
+            .service
+            .carry(revocation, |next| Ok(self.service.install(next)))
+            .await
+            .map_err(fail)?;
         results.get().set_ended(ended);
         Ok(())
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use distos_abi::{Fault, NodeId, VatName};
-use distos_membership::Revocations;
+use distos_abi::{Fault, NodeId, ObjectId, VatName};
+use distos_membership::{Mark, Revocations};
 use distos_rpc::record::Record;
 use distos_rpc::{Obeyed, fault_of};
 use distos_schemas::network_capnp::member;
@@ -17,14 +17,14 @@ use distos_types::Revocation;
 use serde::{Deserialize, Serialize};
 
 use crate::server::NetworkService;
-use crate::state::SERVICE;
+use crate::state::{SERVICE, State};
 
 /// What the names of the files begin with.
 const PREFIX: &str = "revocations-";
+/// How many a tenant's agents may leave here, since this service was started.
+const MAX_LEFT: usize = 32;
 /// How long somebody who brings a revocation waits for its effect.
 const ENDED_WAIT: Duration = Duration::from_secs(2);
-/// After how long it is tried again to end something of this service's own.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is on disk for one home.
 #[derive(Serialize, Deserialize)]
@@ -117,24 +117,33 @@ impl NetworkService {
     pub(crate) fn ended_at(&self, vat: &VatName) -> (Vec<Revocation>, [u8; 32]) {
         let state = self.state.borrow();
         let all = state.members().revocations().of(self.vat.node());
-        let all: Vec<_> = all.filter(|one| one.by().root().vat == *vat).cloned().collect();
+        let all: Vec<_> = all.filter(|one| one.vat() == vat).cloned().collect();
         let digest = Revocations::digest(&all);
         (all, digest)
     }
 
     /// Takes a revocation that somebody brings, and sees to it that its home hears of it; whether nothing that it ends
-    /// has an effect there any more.
+    /// has an effect there any more. `install` is called with what is known then, and returns what was before, unless
+    /// whoever brings it may do so no more.
     ///
     /// # Errors
     /// [`Fault::Unauthenticated`], [`Fault::Denied`] or [`Fault::Expired`] if it proves nothing, or nothing any more;
     /// [`Fault::NotFound`] if its home is no node that is let in; [`Fault::Unavailable`] if there is no room.
-    pub(crate) async fn carry(self: &Rc<Self>, revocation: Revocation) -> Result<bool, Fault> {
+    pub(crate) async fn carry(
+        self: &Rc<Self>,
+        revocation: Revocation,
+        install: impl FnOnce(State) -> Result<State, Fault>,
+    ) -> Result<bool, Fault> {
         let (home, link) = (revocation.home(), revocation.link());
-        let next = self.changed(|state| state.bring(revocation.clone(), self.vat.now_ms()))?;
-        let before = self.install(next);
+        let mut is_new = false;
+        let next = self.changed(|state| {
+            is_new = state.bring(revocation.clone(), self.vat.now_ms())?;
+            Ok(())
+        })?;
+        install(next)?;
         // It holds whether or not there is room on the disk; but nobody is told that it will.
         let saved = self.save_revocations();
-        if self.state.borrow().members().summary() != before.members().summary() {
+        if is_new {
             self.more.send_replace(());
             let by = revocation.by().holder();
             self.report(format!("carries a revocation of key {by} to node/{home}: link {link}"));
@@ -150,11 +159,26 @@ impl NetworkService {
                 })
             }
         };
-        if !ended {
+        if is_new && !ended {
             let service = self.clone();
             tokio::task::spawn_local(async move { service.spread(Some(service.beat(None))).await });
         }
         Ok(ended)
+    }
+
+    /// Whether a tenant's agents may leave one more here. Counted by whom it is brought, and not by what it says: keys
+    /// and chains are whoever makes them's to choose.
+    pub(crate) fn may_leave(&self, tenant: ObjectId, mark: Mark) -> Result<(), Fault> {
+        let mut left = self.left.borrow_mut();
+        let state = self.state.borrow();
+        left.retain(|mark, _| state.members().revocations().get(mark).is_some());
+        let own = left.values().filter(|by| **by == tenant).count();
+        if own >= MAX_LEFT && !left.contains_key(&mark) {
+            let why = "this tenant has left enough here: revoke it at its home";
+            return Err(Fault::unavailable(60_000, why));
+        }
+        left.insert(mark, tenant);
+        Ok(())
     }
 
     async fn bring_home(&self, home: NodeId, revocation: &Revocation) -> Result<bool, Fault> {
@@ -169,13 +193,22 @@ impl NetworkService {
 
     /// Waits for a while until what ends at a vat of this node has.
     async fn until_ended(&self, revocation: &Revocation) -> bool {
-        let vat = &revocation.by().root().vat;
+        let (vat, mark) = (revocation.vat(), Mark::of(revocation));
         let mut more = self.more.subscribe();
         let has_ended = |_: &()| {
-            let attending = self.attending.borrow();
-            attending.get(vat.as_str()).is_some_and(|one| one.obeyed == self.ended_at(vat).1)
+            let (attending, state) = (self.attending.borrow(), self.state.borrow());
+            // The same may have been said before, in other words.
+            let kept = state.members().revocations().get(&mark);
+            let ended = attending.get(vat.as_str()).map(|one| &one.ended);
+            kept.zip(ended).is_some_and(|(kept, ended)| ended.contains(kept.hash()))
         };
         tokio::time::timeout(ENDED_WAIT, more.wait_for(has_ended)).await.is_ok()
+    }
+
+    /// A vat says of what nothing has an effect there any more.
+    pub(crate) fn has_ended(&self, vat: &VatName, ended: BTreeSet<[u8; 32]>) {
+        self.note(vat.as_str(), |one| one.ended = ended);
+        self.more.send_replace(());
     }
 
     /// Ends what is to end of this service's own, until the vat ends.
@@ -185,17 +218,13 @@ impl NetworkService {
         let mut obeyed = Obeyed::default();
         loop {
             let (revocations, digest) = self.ended_at(&own);
-            match obeyed.obey(&self.vat, &revocations).await {
-                Ok(()) => {
-                    self.note(own.as_str(), |one| one.obeyed = digest);
-                    self.more.send_replace(());
-                    // The sender lives as long as this service.
-                    let _ = more.wait_for(|()| self.ended_at(&own).1 != digest).await;
-                }
-                Err(fault) => {
-                    tracing::warn!(%fault, "what is to end here is ended later");
-                    tokio::time::sleep(AGAIN).await;
-                }
+            let again = obeyed.obey(&self.vat, &revocations).await;
+            self.has_ended(&own, obeyed.ended().into_iter().collect());
+            let others = more.wait_for(|()| self.ended_at(&own).1 != digest);
+            // The sender lives as long as this service.
+            match again {
+                None => drop(others.await),
+                Some(again) => drop(tokio::time::timeout(again, others).await),
             }
         }
     }

@@ -17,7 +17,7 @@ use distos_identity::{
     Bundle, Heard, Invitation, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks,
     TokenKey, TokenSecret, Trust, verify_proof,
 };
-use distos_membership::{Signed, Stance};
+use distos_membership::{MAX_OF_HOME, Mark, Signed, Stance};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
@@ -157,6 +157,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         kept_votes: RefCell::new(kept_votes),
         kept_revocations: RefCell::new(kept_revocations),
         asking: RefCell::default(),
+        settled: RefCell::default(),
+        left: RefCell::default(),
         told: RefCell::default(),
         offers: RefCell::default(),
         more: watch::Sender::new(()),
@@ -165,6 +167,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         is_by_tpm,
         challenges: RefCell::default(),
     });
+    service.show_revocations();
     if is_new {
         // The keys that the operator has signed must be those of the next boot.
         service.save()?;
@@ -189,7 +192,7 @@ fn heard_record(directory: &Path) -> Record {
 }
 
 /// A service that asks for credentials.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Attending {
     /// The revision that it has put into effect.
     pub(crate) seen: u64,
@@ -197,8 +200,8 @@ pub(crate) struct Attending {
     pub(crate) until_s: u64,
     /// The UDP port at which it lets others in; 0 if it does not.
     port: u16,
-    /// The digest of those revocations of which nothing has an effect there any more.
-    pub(crate) obeyed: [u8; 32],
+    /// The hashes of those revocations of which nothing has an effect there any more.
+    pub(crate) ended: BTreeSet<[u8; 32]>,
 }
 
 /// The port of a service, as its node said, and until when that is believed.
@@ -251,6 +254,10 @@ pub(crate) struct NetworkService {
     pub(crate) kept_revocations: RefCell<BTreeMap<NodeId, [u8; 32]>>,
     /// Those who are being asked for what this node has not heard, and until when the others are not asked again.
     pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
+    /// What those have heard of revocations, and what this node had then, who have told all of it that is taken here.
+    pub(crate) settled: RefCell<BTreeMap<NodeId, ([u8; 32], [u8; 32])>>,
+    /// Which tenant's agents have left which revocation here.
+    pub(crate) left: RefCell<BTreeMap<Mark, ObjectId>>,
     /// Whether a configuration is followed that is not on disk.
     pub(crate) is_unsaved: Cell<bool>,
     /// Whether nodes are invited by their TPMs alone.
@@ -585,6 +592,22 @@ impl network::Server for NetworkServer {
         Ok(())
     }
 
+    async fn homes(
+        self: Rc<Self>,
+        _: network::HomesParams,
+        mut results: network::HomesResults,
+    ) -> Result<(), capnp::Error> {
+        self.check(Rights::READ)?;
+        let service = &self.service;
+        let mut nodes = service.let_in();
+        nodes.insert(service.vat.node());
+        let mut list = self.facet.reply(&mut results).init_nodes(nodes.len() as u32);
+        for (index, node) in (0..).zip(&nodes) {
+            list.set(index, &node.0);
+        }
+        Ok(())
+    }
+
     async fn carry(
         self: Rc<Self>,
         params: network::CarryParams,
@@ -592,7 +615,12 @@ impl network::Server for NetworkServer {
     ) -> Result<(), capnp::Error> {
         self.check(Rights::WRITE)?;
         let revocation = Revocation::decode(params.get()?.get_revocation()?).map_err(fail)?;
-        let ended = self.service.carry(revocation).await.map_err(fail)?;
+        let service = &self.service;
+        if !service.offers.borrow_mut().may((), service.now_s()) {
+            return Err(fail(Fault::unavailable(10_000, "too much is offered")));
+        }
+        let install = |next| self.facet.commit(Rights::WRITE, NO_BYTES, || service.install(next));
+        let ended = service.carry(revocation, install).await.map_err(fail)?;
         self.facet.reply(&mut results).set_ended(ended);
         Ok(())
     }
@@ -1071,10 +1099,19 @@ impl credentials::Server for CredentialsServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
         let asking = self.asking()?;
-        let seen: Option<[u8; 32]> = params.get()?.get_seen()?.try_into().ok();
+        let params = params.get()?;
+        let seen: Option<[u8; 32]> = params.get_seen()?.try_into().ok();
         let service = &self.service;
-        service.note(asking.as_str(), |one| one.obeyed = seen.unwrap_or_default());
-        service.more.send_replace(());
+        let list = params.get_ended()?;
+        if list.len() > MAX_OF_HOME as u32 {
+            return Err(fail(Fault::malformed("so much is not kept for one vat")));
+        }
+        let hash = |one: capnp::Result<&[u8]>| {
+            let one = one?.try_into();
+            one.map_err(|_| fail(Fault::malformed("a hash has 32 bytes")))
+        };
+        let ended = list.iter().map(hash).collect::<Result<BTreeSet<[u8; 32]>, _>>()?;
+        service.has_ended(&asking, ended);
         let mut more = service.more.subscribe();
         let known = |_: &()| Some(service.ended_at(&asking).1) != seen;
         // The sender lives as long as this service.

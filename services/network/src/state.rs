@@ -9,7 +9,7 @@ use distos_identity::{
     Statement, Subject, TenantName, Token, TokenKey, TokenSecret, Trust, Usage, Validity,
     verify_proof,
 };
-use distos_membership::{Cast, Members, Signed, Stance};
+use distos_membership::{Cast, Mark, Members, Signed, Stance};
 use distos_types::{HolderSecret, Revocation};
 use serde::{Deserialize, Serialize};
 
@@ -524,16 +524,18 @@ impl State {
         (new, wrong)
     }
 
-    /// Takes revocations, from wherever they come; how many are new, and what is wrong with one of the others. Their
-    /// homes are nodes that are let in, and this one: there is no room for whatever else somebody may call a node.
+    /// Takes revocations, from wherever they come; how many are new, and what is wrong with one of the others. One for a
+    /// home that is not let in is passed over: others may let it in, and there is no room here for whatever somebody may
+    /// call a node.
     pub(crate) fn take_revocations(
         &mut self,
         revocations: impl IntoIterator<Item = Revocation>,
         now_ms: u64,
     ) -> (usize, Option<Fault>) {
         let (mut new, mut wrong) = (0, None);
+        self.show_revocations(now_ms / 1000);
         for revocation in revocations {
-            match self.take_revocation(revocation, now_ms) {
+            match self.members.revocations_mut().take(revocation, now_ms) {
                 Ok(is_new) => new += usize::from(is_new),
                 Err(fault) => wrong = Some(fault),
             }
@@ -541,32 +543,30 @@ impl State {
         (new, wrong)
     }
 
-    fn take_revocation(&mut self, revocation: Revocation, now_ms: u64) -> Result<bool, Fault> {
-        let home = revocation.home();
+    /// The same of one that is brought here, and to be carried on; whether it is new. It is to be from now: whatever is
+    /// earlier than others stays when there is too much.
+    pub(crate) fn bring(&mut self, revocation: Revocation, now_ms: u64) -> Result<bool, Fault> {
+        let (home, mark) = (revocation.home(), Mark::of(&revocation));
         if home != self.node && self.place(home, now_ms / 1000).is_none() {
             return Err(Fault::not_found(format!("this node does not let node/{home} in")));
         }
-        self.members.revocations_mut().take(revocation, now_ms)
-    }
-
-    /// The same of one that is brought here, and to be carried on: it is to be kept.
-    pub(crate) fn bring(&mut self, revocation: Revocation, now_ms: u64) -> Result<(), Fault> {
-        let (home, principal) = (revocation.home(), revocation.principal());
-        let kept = |state: &State| {
-            let revocations = state.members.revocations();
-            revocations.of(home).any(|known| known.link() == revocation.link())
-        };
-        let is_full = !kept(self) && self.members.revocations().is_full(home, principal);
-        if is_full {
-            let why = "too much is on its way to that home already, of this tenant's or of all: revoke it there";
+        // Said already, by the same signer.
+        if self.members.revocations().get(&mark).is_some() {
+            return revocation.verify(now_ms).map(|()| false);
+        }
+        if revocation.is_old(now_ms) {
+            let why = "this revocation was made more than five minutes ago: sign it anew";
+            return Err(Fault::Unauthenticated(why.into()));
+        }
+        if self.members.revocations().is_full(home) {
+            let why = "too much is kept for that home already: revoke it there";
             return Err(Fault::unavailable(60_000, why));
         }
-        // Here one whose time is over says so.
-        revocation.verify(now_ms)?;
-        self.take_revocation(revocation.clone(), now_ms)?;
-        match kept(self) {
-            true => Ok(()),
-            false => Err(Fault::internal("a revocation was not kept")),
+        self.show_revocations(now_ms / 1000);
+        match self.members.revocations_mut().take(revocation, now_ms)? {
+            true => Ok(true),
+            // Here one whose time is over says so.
+            false => Err(Fault::Expired { at_ms: now_ms }),
         }
     }
 
@@ -863,6 +863,10 @@ mod tests {
 
     /// That the operator of the node with this seed ends what it gave to `tenant`.
     fn revocation(home: u8, tenant: u8) -> Revocation {
+        revocation_of(home, tenant, 1)
+    }
+
+    fn revocation_of(home: u8, tenant: u8, nonce: u8) -> Revocation {
         let root = distos_types::Root {
             node: NodeId(secret(home).key().0),
             key_epoch: 1,
@@ -876,7 +880,7 @@ mod tests {
         };
         let chain = distos_types::Chain::issue(root, &secret(home));
         let all = distos_abi::Authority::FULL;
-        let chain = chain.delegate(&secret(2), secret(tenant).key(), all, [1; 16]).unwrap();
+        let chain = chain.delegate(&secret(2), secret(tenant).key(), all, [nonce; 16]).unwrap();
         Revocation::sign(&chain, &secret(2), NOW_S * 1000).unwrap()
     }
 
@@ -888,23 +892,32 @@ mod tests {
         let mut state = joined(&cluster);
         let (one, other) = (revocation(60, 70), revocation(61, 70));
         assert!(matches!(state.bring(one.clone(), now_ms), Err(Fault::NotFound(_))));
-        let (new, wrong) = state.take_revocations([one.clone()], now_ms);
-        assert!(new == 0 && matches!(wrong, Some(Fault::NotFound(_))));
+        assert_eq!(state.take_revocations([one.clone()], now_ms), (0, None), "it is passed over");
         state.add(Peer::Node(one.home()), None).unwrap();
-        assert_eq!(state.bring(one.clone(), now_ms), Ok(()));
-        assert_eq!(state.bring(one.clone(), now_ms), Ok(()), "again");
+        assert_eq!(state.bring(one.clone(), now_ms), Ok(true));
+        assert_eq!(state.bring(one.clone(), now_ms), Ok(false), "again");
         let mut forged = one.bytes().to_vec();
         *forged.last_mut().unwrap() ^= 1;
         let forged = Revocation::decode(&forged).unwrap();
         assert!(matches!(state.bring(forged, now_ms), Err(Fault::Unauthenticated(_))));
         let late_ms = now_ms + distos_types::REVOCATION_LASTS_MS;
         assert!(matches!(state.bring(one.clone(), late_ms), Err(Fault::Expired { .. })));
+        // Dated back, it would stay in place of others.
+        let mut empty = joined(&cluster);
+        empty.add(Peer::Node(one.home()), None).unwrap();
+        let old = empty.bring(one.clone(), now_ms + 300_001);
+        assert!(matches!(old, Err(Fault::Unauthenticated(_))), "{old:?}");
         // One of somebody's whom it does not let in says nothing about the others.
-        assert_eq!(state.take_revocations([other, one.clone()], now_ms).0, 0);
-        // What is said of too much does not displace what was brought before.
-        for tenant in 71..71 + distos_membership::MAX_OF_ONE as u8 {
-            let _ = state.bring(revocation(60, tenant), now_ms);
-        }
+        let more = revocation(60, 71);
+        assert_eq!(state.take_revocations([other, more], now_ms), (1, None));
+        // What is too much displaces nothing that was brought before.
+        let full = (0..=255).find_map(|tenant| state.bring(revocation(60, tenant), now_ms).err());
+        assert_eq!(full, None);
+        let all = state.members().revocations().of(one.home()).count();
+        assert_eq!(all, 256);
+        let full = state.bring(revocation_of(60, 2, 3), now_ms);
+        assert!(matches!(full, Err(Fault::Unavailable { .. })), "{full:?}");
+        assert!(state.members().revocations().contains(&one));
         let kept = vec![one.clone()];
         let back = State::restore(NODE, keys(), state.keep(), &|_| Ok(Vec::new()), kept).unwrap();
         assert!(back.members().revocations().contains(&one));

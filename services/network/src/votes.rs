@@ -206,18 +206,29 @@ impl NetworkService {
 
     /// A node has said what it has: asks it, if this one has heard something else, and says so.
     pub(crate) fn compare(self: &Rc<Self>, node: NodeId, theirs: &Summary) -> bool {
+        let own = self.state.borrow().members().summary();
         let is_behind = self.state.borrow().members().is_behind(theirs);
+        // Whoever lets others in has heard something else, and said all of it that matters here.
+        let is_settled = self.settled.borrow().get(&node) == Some(&(theirs.homes, own.homes));
+        let differs = is_behind || (theirs.homes != own.homes && !is_settled);
         let (mut asking, now_ms) = (self.asking.borrow_mut(), self.clock_ms());
         asking.retain(|_, until_ms| until_ms.is_none_or(|until_ms| now_ms < until_ms));
         let busy = asking.values().filter(|until_ms| until_ms.is_none()).count();
-        if !is_behind || busy >= MAX_ASKED || asking.contains_key(&node) {
+        if !differs || busy >= MAX_ASKED || asking.contains_key(&node) {
             return is_behind;
         }
         asking.insert(node, None);
-        let (service, number) = (self.clone(), theirs.configuration);
+        let (service, theirs) = (self.clone(), *theirs);
         tokio::task::spawn_local(async move {
             let begun_ms = service.clock_ms();
-            let caught_up = service.catch_up(node, number).await;
+            let caught_up = service.catch_up(node, theirs.configuration).await;
+            if caught_up.is_ok() {
+                let own = service.state.borrow().members().summary();
+                let let_in = service.let_in();
+                let mut settled = service.settled.borrow_mut();
+                settled.retain(|node, _| let_in.contains(node));
+                settled.insert(node, (theirs.homes, own.homes));
+            }
             let least_ms = if caught_up.is_ok() { ASK_AGAIN_MS } else { ASK_AGAIN_IN_VAIN_MS };
             // Who takes long has a smaller share of the places.
             let took_ms = service.clock_ms().saturating_sub(begun_ms);
@@ -228,7 +239,7 @@ impl NetworkService {
             let until_ms = service.clock_ms() + wait_ms;
             service.asking.borrow_mut().insert(node, Some(until_ms));
         });
-        true
+        is_behind
     }
 
     /// Asks a node for what this one has not heard. What it has said counts, however that ends.
@@ -252,9 +263,8 @@ impl NetworkService {
         });
         let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
         self.save_votes()?;
-        if let Ok(votes) = asked {
-            votes?;
-        }
+        // Whatever is wrong with its votes says nothing about the rest.
+        let votes = asked;
         let known = self.state.borrow().members().known().homes;
         let asked = all_revocations(&mut state, &known, async |page| {
             let wrong = self.follow_revocations(page);
@@ -263,7 +273,11 @@ impl NetworkService {
         });
         let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
         self.save_revocations()?;
-        asked.unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))
+        for asked in [votes, asked] {
+            asked
+                .unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))?;
+        }
+        Ok(())
     }
 }
 

@@ -451,7 +451,7 @@ fn what_is_revoked_while_its_home_is_away_ends_when_that_is_back_whoever_was_tol
     let revoke = |home: &Member, name: &str, by: &str| {
         at_home(home, &format!("cap revoke {name}.cap --as {by}.cap --through agents.cap --json"))
     };
-    // Blue may give up its own, and end nothing of red's.
+    // Blue may not end what is red's; and each end is told when it is one.
     let output = revoke(&home, "first", "red");
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert!(output.text().contains("\"ended\":true"), "its home is there: {}", output.text());
@@ -499,7 +499,28 @@ fn what_is_revoked_while_its_home_is_away_ends_when_that_is_back_whoever_was_tol
     assert_eq!(at_home(&home, "cap redeem words.cap --as red.cap").code, 0);
     // One that is nobody's to end is not carried.
     let output = revoke(&home, "words", "blue");
-    assert_ne!(output.code, 0, "{}", output.text());
+    assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
+    other.node.reboot();
+    // Whoever holds something gives it up, by whomever it is brought: also the whole of what the operator gave.
+    home.node.ok(&[
+        "cap",
+        "delegate",
+        "words.cap",
+        "--as",
+        "red.cap",
+        "--to",
+        "blue.pub",
+        "--out",
+        "own.cap",
+    ]);
+    for (name, by) in [("own", "blue"), ("words", "red")] {
+        eventually("the home is reached", VOUCHED, || {
+            let output = revoke(&home, name, by);
+            assert_eq!(output.code, 0, "{}", output.stderr);
+            output.text().contains("\"ended\":true").then_some(())
+        });
+        assert_eq!(at_home(&home, &format!("cap redeem {name}.cap --as {by}.cap")).code, REVOKED);
+    }
 }
 
 /// N2, C4: red's programs work with a node from elsewhere as long as the operator lets red in.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use distos_abi::Fault;
+use distos_abi::{Fault, Rights};
 use distos_identity::Peer;
 use distos_schemas::network_capnp::{agents, network};
 use distos_types::{CapEntry, HolderSecret, Revocation, kind};
@@ -30,11 +30,18 @@ impl Carrier {
     /// [`Fault::NotFound`] if there is none in the file; what its node says.
     pub(super) async fn open(path: &Path) -> Result<Carrier, Fault> {
         let holder = Holder::load(path, None)?;
-        let of_kind = |kind| {
-            let found = holder.file.entries.iter().find(|one| one.chain.root().kind == kind);
+        let of_kind = |kind, need: Rights| {
+            let mut of_kind =
+                holder.file.entries.iter().filter(|one| one.chain.root().kind == kind);
+            // One that can only see is no letterbox.
+            let may = |one: &&CapEntry| one.chain.authority().rights.contains(need);
+            let found = of_kind.find(may);
             found.map(|one| one.name.clone())
         };
-        let through = match (of_kind(kind::NETWORK), of_kind(kind::AGENTS)) {
+        let through = match (
+            of_kind(kind::NETWORK, Rights::WRITE),
+            of_kind(kind::AGENTS, Rights::READ),
+        ) {
             (Some(name), _) => Through::Network(holder.root(&name).await?),
             (None, Some(name)) => Through::Agents(holder.root(&name).await?),
             (None, None) => {
@@ -70,7 +77,10 @@ impl Carrier {
         };
         let (home, by) = (Peer::Node(revocation.home()), Peer::Node(self.holder.file.node));
         let text = match ended {
-            true => format!("[{}] revoked at its home, {home}, which {by} has told", entry.name),
+            true => format!(
+                "[{}] revoked at its home, {home}, which {by} has told; what runs elsewhere by a lease ends within 5.1 s",
+                entry.name
+            ),
             false => format!(
                 "[{}] left with {by}: its home, {home}, has not heard of it yet, and it has its effect there once \
                  that has",

@@ -211,9 +211,19 @@ impl Carrier<'_> {
         };
         let endpoint = &self.args.endpoints[self.at % self.args.endpoints.len()];
         let bundle = node.bundle().await.map_err(Away::Node)?;
-        let store = EtcdState::open(endpoint, &self.access, bundle.cluster()).await;
-        let mut store = store.map_err(Away::Store)?;
+        let mut homes = in_time(node.state.homes()).await.map_err(Away::Node)?;
+        let cluster = bundle.cluster();
+        let opened = EtcdState::open(endpoint, &self.access, cluster, homes.clone()).await;
+        let mut store = opened.map_err(Away::Store)?;
         loop {
+            let let_in = in_time(node.state.homes()).await.map_err(Away::Node)?;
+            if let_in != homes {
+                // Of the others nothing was kept in mind.
+                let opened = EtcdState::open(endpoint, &self.access, cluster, let_in.clone());
+                store = opened.await.map_err(Away::Store)?;
+                homes = let_in;
+            }
+            self.members.revocations_mut().show(homes.clone());
             let seen = self.once(node, &mut store).await?;
             self.again = AGAIN;
             self.tell(None);
@@ -253,7 +263,7 @@ impl Carrier<'_> {
         if to_store.other == Some(Other::Unknown) && may_mend {
             self.mended = Some(Instant::now());
         }
-        store.tidy(&self.members).await.map_err(Away::Store)?;
+        store.tidy(&self.members, now_ms()).await.map_err(Away::Store)?;
         let wrong = [
             (from_node.wrong, "not all that the node has heard counts"),
             (from_store.wrong, "not all that is in the store counts"),

@@ -258,7 +258,8 @@ impl Node {
         self.asked.retain(|_, asked| now_us < asked.until_us);
         let late = |asked: &Asked| now_us + AGAIN_IN_VAIN_US >= asked.until_us;
         let busy = self.asked.values().filter(|asked| asked.known.is_some() && !late(asked));
-        if !self.members.is_behind(theirs)
+        let differs = theirs.homes != self.members.summary().homes;
+        if !(self.members.is_behind(theirs) || differs)
             || busy.count() >= MAX_ASKED
             || self.asked.contains_key(&with)
         {
