@@ -207,6 +207,9 @@ pub(crate) struct Attending {
 /// The port of a service, as its node said, and until when that is believed.
 pub(crate) type Said = (u64, Result<u16, Fault>);
 
+/// The digests of what another node and this one had heard of revocations.
+pub(crate) type Settled = ([u8; 32], [u8; 32]);
+
 pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
     record: Record,
@@ -255,7 +258,7 @@ pub(crate) struct NetworkService {
     /// Those who are being asked for what this node has not heard, and until when the others are not asked again.
     pub(crate) asking: RefCell<BTreeMap<NodeId, Option<u64>>>,
     /// What those have heard of revocations, and what this node had then, who have told all of it that is taken here.
-    pub(crate) settled: RefCell<BTreeMap<NodeId, ([u8; 32], [u8; 32])>>,
+    pub(crate) settled: RefCell<BTreeMap<NodeId, Settled>>,
     /// Which tenant's agents have left which revocation here.
     pub(crate) left: RefCell<BTreeMap<Mark, ObjectId>>,
     /// Whether a configuration is followed that is not on disk.

@@ -498,9 +498,9 @@ fn what_is_revoked_while_its_home_is_away_ends_when_that_is_back_whoever_was_tol
     // And nothing else has.
     assert_eq!(at_home(&home, "cap redeem words.cap --as red.cap").code, 0);
     // One that is nobody's to end is not carried.
+    other.node.reboot();
     let output = revoke(&home, "words", "blue");
     assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
-    other.node.reboot();
     // Whoever holds something gives it up, by whomever it is brought: also the whole of what the operator gave.
     home.node.ok(&[
         "cap",
