@@ -128,7 +128,7 @@ interface Network extends(Cap.Capability, Heard) {
   # Needs "write". Durable. Takes a revocation that somebody has signed (docs/foreign.md), and brings it to the home of
   # what it ends: by this node, by others that hear of it, or by a store that nodes share, until that home has heard
   # it. `ended`: it has, and nothing that it ends has an effect there any more. Fails: "unauthenticated" (whoever
-  # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (256 are
+  # signed it may not end that), "expired", "not-found" (this node lets no such home in), "unavailable" (192 are
   # kept for that home, or 32 that this tenant has left here).
   challenge @13 (node :Data, lifetimeS :UInt32) -> (nonce :Data);
   # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good for one invitation,

@@ -14,6 +14,8 @@ use distos_types::{Revocation, Signer};
 
 /// Revocations for one home.
 pub const MAX_OF_HOME: usize = 256;
+/// With so many none is accepted any more that is brought: what was accepted elsewhere meanwhile still has room.
+const FULL: usize = 192;
 /// Homes for which there are any: more than nodes that a cluster's voters speak of.
 pub const MAX_HOMES: usize = 1536;
 
@@ -41,6 +43,8 @@ pub struct Revocations {
     homes: BTreeMap<NodeId, Home>,
     /// The homes of which others are told; `None`: all.
     shown: Option<BTreeSet<NodeId>>,
+    /// How often those have changed.
+    turn: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -117,10 +121,10 @@ impl Revocations {
         home.kept.get(&at).is_some_and(|kept| *kept.hash() == hash)
     }
 
-    /// Whether there is no room for another one for this home.
+    /// Whether another one for this home is not to be accepted.
     pub fn is_full(&self, home: NodeId) -> bool {
         match self.homes.get(&home) {
-            Some(home) => home.kept.len() >= MAX_OF_HOME,
+            Some(home) => home.kept.len() >= FULL,
             None => self.homes.len() >= MAX_HOMES,
         }
     }
@@ -166,10 +170,17 @@ impl Revocations {
     pub fn show(&mut self, homes: BTreeSet<NodeId>) -> bool {
         let is_new = self.shown.as_ref() != Some(&homes);
         self.shown = Some(homes);
+        self.turn += u64::from(is_new);
         is_new
     }
 
-    fn shows(&self, home: &NodeId) -> bool {
+    /// How often the homes have changed of which others are told: whoever has told all before may have more since.
+    pub fn turn(&self) -> u64 {
+        self.turn
+    }
+
+    /// Whether others are told of what is kept for this home.
+    pub fn shows(&self, home: &NodeId) -> bool {
         self.shown.as_ref().is_none_or(|shown| shown.contains(home))
     }
 
@@ -289,7 +300,14 @@ pub(crate) mod tests {
         assert!(kept.contains(&quiet) && kept.is_full(quiet.home()));
         assert_eq!(kept.take(revocation(100, 3, 1, NOW_MS + 2), NOW_MS), Ok(false));
         let elsewhere = revocation(101, 3, 0, NOW_MS);
-        assert!(!kept.is_full(elsewhere.home()) && kept.take(elsewhere, NOW_MS) == Ok(true));
+        assert!(
+            !kept.is_full(elsewhere.home()) && kept.take(elsewhere.clone(), NOW_MS) == Ok(true)
+        );
+        for nonce in 1..FULL as u8 {
+            assert!(!kept.is_full(elsewhere.home()));
+            kept.take(revocation(101, 3, nonce, NOW_MS), NOW_MS).unwrap();
+        }
+        assert!(kept.is_full(elsewhere.home()));
     }
 
     /// Whose it was to give up could otherwise have what ends it forgotten.

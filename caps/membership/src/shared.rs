@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use distos_abi::{Fault, NodeId};
+use distos_abi::{Fault, LinkHash, NodeId};
 use distos_identity::Bundle;
-use distos_types::Revocation;
+use distos_types::{Revocation, Signer};
 
 use crate::configuration::Signed;
 use crate::members::{Members, Place, Summary};
@@ -96,13 +96,14 @@ pub async fn all_votes(
     }
 }
 
-/// The same of revocations.
+/// The same of revocations, for homes that `wants` names: others' are passed over, however many there are.
 ///
 /// # Errors
 /// As those of [`all_votes`].
 pub async fn all_revocations(
     state: &mut impl ClusterState,
     known: &BTreeMap<NodeId, [u8; 32]>,
+    wants: impl Fn(&NodeId) -> bool,
     mut take: impl AsyncFnMut(Vec<Revocation>) -> Option<Fault>,
 ) -> Result<(), Fault> {
     let (mut after, mut wrong) = (None, None);
@@ -110,6 +111,11 @@ pub async fn all_revocations(
         let (page, next) = state.revocations(known, after).await?;
         let fault = take(page).await;
         wrong = wrong.or(fault);
+        let last = |next: Mark| match wants(&next.home) {
+            true => next,
+            false => Mark { link: LinkHash([0xff; 32]), signer: Signer::Holder, ..next },
+        };
+        let next = next.map(last);
         match next {
             None => return wrong.map_or(Ok(()), Err),
             Some(_) if next <= after => return Err(Fault::malformed("its revocations go round")),
@@ -192,6 +198,8 @@ pub async fn hear(
     let read = all_votes(state, &known, take).await;
     found.note(read)?;
     let (known, now_ms) = (members.known().homes, now_s.saturating_mul(1000));
+    // Whoever is read tells of others' homes what is there, and those are not kept.
+    let shown = members.revocations().clone();
     let take = async |page: Vec<Revocation>| {
         let mut wrong = None;
         for revocation in page {
@@ -202,7 +210,7 @@ pub async fn hear(
         }
         wrong
     };
-    let read = all_revocations(state, &known, take).await;
+    let read = all_revocations(state, &known, |home| shown.shows(home), take).await;
     found.note(read)?;
     Ok(found)
 }
@@ -598,7 +606,7 @@ mod tests {
         }
         let all = now(all_votes(&mut Round, &BTreeMap::new(), async |_| None));
         assert!(matches!(all, Err(Fault::Malformed(_))), "{all:?}");
-        let all = now(all_revocations(&mut Round, &BTreeMap::new(), async |_| None));
+        let all = now(all_revocations(&mut Round, &BTreeMap::new(), |_| true, async |_| None));
         assert!(matches!(all, Err(Fault::Malformed(_))), "{all:?}");
     }
 

@@ -430,3 +430,128 @@ mod joining {
         assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
     }
 }
+
+/// A TPM that is made up, and counts what is in it.
+mod made_up {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::io::{self, ErrorKind};
+    use std::rc::Rc;
+
+    use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+    use distos_evidence::wire::Writer;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    const CREATE_PRIMARY: u32 = 0x131;
+    const ACTIVATE: u32 = 0x147;
+    const FLUSH: u32 = 0x165;
+    const START_SESSION: u32 = 0x176;
+
+    struct MadeUp {
+        /// Objects and sessions.
+        there: Rc<RefCell<Vec<u32>>>,
+        made: u32,
+        public: Vec<u8>,
+        /// With which code credentials are answered.
+        code: u32,
+        /// Whether the answer to that comes late.
+        is_late: bool,
+        answer: VecDeque<u8>,
+    }
+
+    impl Write for MadeUp {
+        fn write(&mut self, command: &[u8]) -> io::Result<usize> {
+            let word = |at: usize| u32::from_be_bytes(command[at..at + 4].try_into().unwrap());
+            let (tag, code) = (u16::from_be_bytes([command[0], command[1]]), word(6));
+            let (mut answer, mut body) = (0, Writer::default());
+            match code {
+                CREATE_PRIMARY | START_SESSION => {
+                    self.made += 1;
+                    self.there.borrow_mut().push(self.made);
+                    body = body.u32(self.made);
+                    if code == CREATE_PRIMARY {
+                        let parameters = Writer::default().sized(&self.public).done();
+                        body = body.u32(parameters.len() as u32).bytes(&parameters);
+                    }
+                }
+                FLUSH => {
+                    let (handle, mut there) = (word(10), self.there.borrow_mut());
+                    answer = if there.contains(&handle) { 0 } else { 0x1c4 };
+                    there.retain(|one| *one != handle);
+                }
+                ACTIVATE => {
+                    answer = self.code;
+                    if answer == 0 {
+                        // The session ends with it: the last that was made.
+                        self.there.borrow_mut().pop();
+                    }
+                }
+                _ => {}
+            }
+            let body = if answer == 0 { body.done() } else { Vec::new() };
+            let tag = if answer == 0 { tag } else { 0x8001 };
+            let head = Writer::default().u16(tag).u32(10 + body.len() as u32).u32(answer);
+            self.answer.extend(head.bytes(&body).done());
+            Ok(command.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Read for MadeUp {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            // Three keys and sessions are there only while a credential is activated.
+            if self.is_late && self.there.borrow().len() >= 2 && self.made >= 3 {
+                self.is_late = false;
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.answer.read(buffer)
+        }
+    }
+
+    /// It, what is in it, and a credential for somebody.
+    fn made_up(code: u32, is_late: bool) -> (Tpm<MadeUp>, Rc<RefCell<Vec<u32>>>, Credential) {
+        let node = Node::new();
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let (ek, ak) = attester.identity(5).unwrap();
+        let ek = EndorsementKey::from_public(&ek).unwrap();
+        let (secret, own) = ([1; 32], Zeroizing::new([2; 32]));
+        let credential = make_credential(&ek, &[3; 34], &secret, &own).unwrap();
+        let there = Rc::new(RefCell::new(Vec::new()));
+        let (made, answer) = (0, VecDeque::new());
+        let io = MadeUp { there: there.clone(), made, public: ak, code, is_late, answer };
+        (Tpm::new(io), there, credential)
+    }
+
+    /// An operator would look for another invitation while the TPM is only busy.
+    #[test]
+    fn what_a_tpm_says_of_itself_is_not_taken_for_what_is_wrong_with_an_invitation() {
+        for (code, is_another) in
+            [(0x1df, true), (0x2d5, true), (0x922, false), (0x902, false), (0x101, false)]
+        {
+            let (mut tpm, there, credential) = made_up(code, false);
+            let refused = tpm.activate(&credential).unwrap_err();
+            assert_eq!(matches!(refused, TpmError::Another), is_another, "{code:#x}: {refused}");
+            let is_passing = matches!(Fault::from(refused), Fault::Unavailable { .. });
+            assert_eq!(is_passing, code == 0x922, "{code:#x}");
+            assert!(there.borrow().is_empty(), "{code:#x}: {there:?}");
+        }
+    }
+
+    /// A TPM holds three: two such answers would end its evidence.
+    #[test]
+    fn what_a_late_answer_leaves_behind_is_flushed_before_anything_else_is_asked() {
+        for code in [0, 0x1df] {
+            let (mut tpm, there, credential) = made_up(code, true);
+            let late = tpm.activate(&credential).unwrap_err();
+            assert!(matches!(late, TpmError::Io(_)), "{code:#x}: {late}");
+            assert!(there.borrow().len() >= 2);
+            tpm.startup().unwrap();
+            assert!(there.borrow().is_empty(), "{code:#x}: {there:?}");
+        }
+    }
+}

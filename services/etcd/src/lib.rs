@@ -168,6 +168,9 @@ impl EtcdState {
     pub async fn tidy(&mut self, members: &Members, now_ms: u64) -> Result<(), Fault> {
         let revocations = self.mirror.useless_revocations(members, now_ms);
         self.write(&[], &revocations).await?;
+        if !revocations.is_empty() {
+            self.mirror.make_room();
+        }
         let (revision, useless) = self.mirror.useless(members);
         if useless.is_empty() {
             return Ok(());
@@ -204,7 +207,13 @@ impl ClusterState for EtcdState {
     }
 
     async fn leave(&mut self, offer: Offer<'_>) -> Result<(), Fault> {
-        let writes = self.mirror.writes(offer);
+        // One by one, so that one of them is in the way of no other.
+        for revocation in offer.revocations {
+            let revocations = std::slice::from_ref(revocation);
+            let writes = self.mirror.writes(Offer { revocations, ..Offer::default() });
+            self.write(&[], &writes).await?;
+        }
+        let writes = self.mirror.writes(Offer { revocations: &[], ..offer });
         self.write(&[], &writes).await
     }
 

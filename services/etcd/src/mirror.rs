@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use distos_abi::{Fault, LinkHash, NodeId};
+use distos_abi::{LinkHash, NodeId};
 use distos_identity::ClusterName;
 use distos_membership::{
     Cast, Known, MAX_CONFIGURATION_BYTES, MAX_OF_HOME, MAX_VOTE_BYTES, MAX_VOTERS, Mark, Members,
@@ -23,6 +23,8 @@ const HOLDER: &str = "holder/";
 const MAX_VOTES: usize = 2 * MAX_VOTERS * 1536;
 /// And of revocations for one home: twice as many as are kept.
 const MAX_REVOCATIONS: usize = 2 * MAX_OF_HOME;
+/// How far ahead of this clock nobody's is, in milliseconds: a day.
+const STRANGE_MS: u64 = 24 * 3600 * 1000;
 
 /// Something that is in the store.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub(crate) struct Mirror {
     homes: BTreeSet<NodeId>,
     /// Whether there was more than is kept in mind.
     is_partial: bool,
+    /// Whether there was, of revocations.
+    has_dropped: bool,
 }
 
 impl Mirror {
@@ -77,6 +81,7 @@ impl Mirror {
             revocations: BTreeMap::new(),
             homes,
             is_partial: false,
+            has_dropped: false,
         }
     }
 
@@ -90,9 +95,17 @@ impl Mirror {
         self.is_partial
     }
 
-    /// What the names of votes begin with, and those of revocations.
-    pub(crate) fn prefixes(&self) -> [String; 2] {
-        [VOTE, REVOCATION].map(|kind| format!("{}{kind}", self.prefix))
+    /// What the names of votes begin with, and those of revocations for these homes: others' are not even read.
+    pub(crate) fn prefixes(&self) -> Vec<String> {
+        let of_home =
+            |home: &NodeId| [ISSUER, HOLDER].map(|kind| format!("{REVOCATION}{kind}{home}/"));
+        let kinds = self.homes.iter().flat_map(of_home).chain([VOTE.to_owned()]);
+        kinds.map(|kind| format!("{}{kind}", self.prefix)).collect()
+    }
+
+    /// Something useless was removed: what there was no room for is to be read again.
+    pub(crate) fn make_room(&mut self) {
+        self.is_partial |= self.has_dropped;
     }
 
     pub(crate) fn configuration_key(&self) -> Vec<u8> {
@@ -165,8 +178,9 @@ impl Mirror {
             let of_home = self.revocations.range(least..);
             let of_home = of_home.take_while(|(known, _)| known.home == mark.home).count();
             // What is too much is somebody's flood: what is right of it is written again by whoever has it.
-            if of_home < MAX_REVOCATIONS || self.revocations.contains_key(&mark) {
-                self.revocations.insert(mark, entry);
+            match of_home < MAX_REVOCATIONS || self.revocations.contains_key(&mark) {
+                true => drop(self.revocations.insert(mark, entry)),
+                false => self.has_dropped = true,
             }
         }
     }
@@ -327,14 +341,11 @@ impl Mirror {
     pub(crate) fn useless_revocations(&self, members: &Members, now_ms: u64) -> Vec<Write> {
         let kept = members.revocations();
         let useless = self.revocations.iter().filter(|(_, entry)| {
-            let is_useless = |one: &Revocation| match kept.contains(one) || one.is_early(now_ms) {
-                true => false,
-                false => {
-                    one.is_over(now_ms)
-                        || one
-                            .verify(now_ms)
-                            .is_err_and(|fault| !matches!(fault, Fault::Expired { .. }))
-                }
+            let is_useless = |one: &Revocation| {
+                // Signed or not, whatever clock is right; and nobody's is so wrong.
+                let is_signed = || one.verify(now_ms.min(one.made_ms())).is_ok();
+                let is_strange = one.made_ms() > now_ms.saturating_add(STRANGE_MS);
+                !kept.contains(one) && (one.is_over(now_ms) || is_strange || !is_signed())
             };
             entry.is_seen && entry.value.as_ref().is_none_or(is_useless)
         });
@@ -492,6 +503,16 @@ mod tests {
         }
         assert_eq!(mirror.see_revocations(&members.known().homes, None).0.len(), 15);
         assert_eq!(mirror.useless_revocations(&members, NOW_S * 1000), []);
+        // Ahead of this clock, and signed: it may be this clock that is wrong, but not by days; or not signed at all.
+        let mut ahead = revocation(51, 98).bytes().to_vec();
+        ahead[..8].copy_from_slice(&(NOW_S * 1000 + 3_600_000).to_le_bytes());
+        let ahead = Revocation::decode(&ahead).unwrap();
+        mirror.put(&mirror.revocation_key(Mark::of(&ahead)), ahead.bytes(), 12);
+        mirror.see_revocations(&BTreeMap::new(), None);
+        let next = mirror.see_revocations(&BTreeMap::new(), None).1;
+        mirror.see_revocations(&BTreeMap::new(), next);
+        assert_eq!(mirror.useless_revocations(&members, NOW_S * 1000).len(), 1);
+        mirror.delete(&mirror.revocation_key(Mark::of(&ahead)));
         let over_ms = right.until_ms() + 300_000;
         members.revocations_mut().expire(over_ms);
         assert_eq!(mirror.useless_revocations(&members, over_ms - 1).len(), 0);

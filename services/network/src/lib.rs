@@ -31,6 +31,7 @@ mod agents;
 mod alive;
 mod asked;
 mod beats;
+mod credentials;
 mod heard;
 mod inviting;
 mod keys;

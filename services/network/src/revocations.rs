@@ -53,7 +53,9 @@ pub(crate) fn load_revocations(directory: &Path) -> Result<Vec<Revocation>, Faul
         let Some(disk) = record(directory, NodeId(id)).load::<RevocationsDisk>()? else { continue };
         let broken = |_| Fault::Corrupt("a revocation on disk is not in base64".into());
         for text in &disk.revocations {
-            found.push(Revocation::decode(&STANDARD.decode(text).map_err(broken)?)?);
+            let read = Revocation::decode(&STANDARD.decode(text).map_err(broken)?);
+            let wrong = |fault| Fault::Corrupt(format!("{PREFIX}{}: {fault}", NodeId(id)));
+            found.push(read.map_err(wrong)?);
         }
     }
     Ok(found)
@@ -148,7 +150,6 @@ impl NetworkService {
             let by = revocation.by().holder();
             self.report(format!("carries a revocation of key {by} to node/{home}: link {link}"));
         }
-        saved?;
         let ended = match home == self.vat.node() {
             true => self.until_ended(&revocation).await,
             false => {
@@ -163,7 +164,10 @@ impl NetworkService {
             let service = self.clone();
             tokio::task::spawn_local(async move { service.spread(Some(service.beat(None))).await });
         }
-        Ok(ended)
+        match ended {
+            true => Ok(true),
+            false => saved.map(|()| false),
+        }
     }
 
     /// Whether a tenant's agents may leave one more here. Counted by whom it is brought, and not by what it says: keys
@@ -172,8 +176,12 @@ impl NetworkService {
         let mut left = self.left.borrow_mut();
         let state = self.state.borrow();
         left.retain(|mark, _| state.members().revocations().get(mark).is_some());
+        // It is whoever's who has left it first.
+        if left.contains_key(&mark) {
+            return Ok(());
+        }
         let own = left.values().filter(|by| **by == tenant).count();
-        if own >= MAX_LEFT && !left.contains_key(&mark) {
+        if own >= MAX_LEFT {
             let why = "this tenant has left enough here: revoke it at its home";
             return Err(Fault::unavailable(60_000, why));
         }

@@ -14,15 +14,15 @@ use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
 use distos_evidence::joining::seal;
 use distos_identity::{
-    Bundle, Heard, Invitation, KeyExchange, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks,
-    TokenKey, TokenSecret, Trust, verify_proof,
+    Bundle, Heard, Invitation, MAX_SVID_LIFETIME_S, Peer, Serial, TenantName, Ticks, TokenKey,
+    TokenSecret, Trust,
 };
-use distos_membership::{MAX_OF_HOME, Mark, Signed, Stance};
+use distos_membership::{Mark, Signed, Stance};
 use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
-use distos_schemas::network_capnp::{credentials, heard, network};
+use distos_schemas::network_capnp::{heard, network};
 use distos_types::{HolderSecret, Revocation, kind};
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -31,14 +31,13 @@ use tokio::sync::watch;
 use crate::agents::AgentsServer;
 use crate::alive::Alive;
 use crate::asked::{Asked, Question};
-use crate::heard::{
-    answer_known, answer_revocations, answer_votes, read_casts, read_revocations, write_revocations,
-};
+use crate::credentials::CredentialsServer;
+use crate::heard::{answer_known, answer_revocations, answer_votes, read_casts, read_revocations};
 use crate::inviting::{AskedAttested, Challenges, is_by_tpm, randomness, write_registers};
 use crate::keys::Keys;
 use crate::mesh::Member;
 use crate::revocations::load_revocations;
-use crate::state::{Kept, State, validity};
+use crate::state::{Kept, SERVICE, State, validity};
 use crate::swim::Swim;
 use crate::votes::load_votes;
 
@@ -199,7 +198,7 @@ pub(crate) struct Attending {
     /// Until when its SVID holds.
     pub(crate) until_s: u64,
     /// The UDP port at which it lets others in; 0 if it does not.
-    port: u16,
+    pub(crate) port: u16,
     /// The hashes of those revocations of which nothing has an effect there any more.
     pub(crate) ended: BTreeSet<[u8; 32]>,
 }
@@ -207,8 +206,9 @@ pub(crate) struct Attending {
 /// The port of a service, as its node said, and until when that is believed.
 pub(crate) type Said = (u64, Result<u16, Fault>);
 
-/// The digests of what another node and this one had heard of revocations.
-pub(crate) type Settled = ([u8; 32], [u8; 32]);
+/// The digests of what another node and this one had heard of revocations, and how often the homes had changed by then
+/// that this one lets in.
+pub(crate) type Settled = ([u8; 32], [u8; 32], u64);
 
 pub(crate) struct NetworkService {
     pub(crate) vat: Vat,
@@ -657,11 +657,13 @@ impl network::Server for NetworkServer {
         status.set_tokens(state.takes_tokens_of(token_key));
         // Those that have ended are of no interest any more.
         let here = service.vat.holders(kind::CREDENTIALS);
-        service.attending.borrow_mut().retain(|name, _| here.contains(name));
-        let attending = service.attending.borrow();
+        let mut attending = service.attending.borrow_mut();
+        // This one is none of them, and says here only what has ended.
+        attending.retain(|name, _| here.contains(name) || name == SERVICE);
+        let others: Vec<_> = attending.iter().filter(|(name, _)| *name != SERVICE).collect();
         let revision = *service.revision.borrow();
-        let mut list = status.init_services(attending.len() as u32);
-        for (index, (name, one)) in (0..).zip(attending.iter()) {
+        let mut list = status.init_services(others.len() as u32);
+        for (index, (name, one)) in (0..).zip(others) {
             let mut entry = list.reborrow().get(index);
             entry.set_service(name);
             entry.set_current(one.seen >= revision);
@@ -985,160 +987,6 @@ impl network::Server for NetworkServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_agents(capnp::capability::FromClientHook::new(server.into_hook()));
         reply.set_chain(&chain);
-        Ok(())
-    }
-}
-
-#[derive(Clone)]
-struct CredentialsServer {
-    facet: Facet,
-    service: Rc<NetworkService>,
-}
-
-impl CredentialsServer {
-    fn into_hook(self) -> Box<dyn ClientHook> {
-        capnp_rpc::new_client::<credentials::Client, _>(self).into_client_hook()
-    }
-
-    /// The vat whose edge this is; nobody's if it was derived or passed on.
-    fn asking(&self) -> Result<VatName, capnp::Error> {
-        let edge = self.facet.edge().ok_or_else(|| {
-            Fault::Unauthenticated(
-                "credentials are for a service of this node, over its edge".into(),
-            )
-        });
-        edge.and_then(VatName::new).map_err(fail)
-    }
-}
-
-impl Faceted for CredentialsServer {
-    fn facet(&self) -> &Facet {
-        &self.facet
-    }
-
-    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        CredentialsServer { facet, service: self.service.clone() }.into_hook()
-    }
-}
-
-serve_capability!(CredentialsServer);
-
-impl credentials::Server for CredentialsServer {
-    async fn sign(
-        self: Rc<Self>,
-        params: credentials::SignParams,
-        mut results: credentials::SignResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let (key, proof) = {
-            let params = params.get()?;
-            let key = HolderKey::try_from(params.get_key()?).map_err(fail)?;
-            (key, params.get_proof()?.to_vec())
-        };
-        let asking = self.asking()?;
-        let id = self.service.state.borrow().id_of(asking.clone()).map_err(fail)?;
-        verify_proof(&id.subject, key, &proof).map_err(fail)?;
-        let (chain, own) = self.service.ask(&asking, key, &proof).await.map_err(fail)?;
-        self.service.note(asking.as_str(), |one| one.until_s = own.until_s);
-        let mut reply = self.facet.reply(&mut results);
-        reply.set_id(id.to_string());
-        write_chain(&chain, reply.init_chain(chain.len() as u32));
-        Ok(())
-    }
-
-    async fn trust(
-        self: Rc<Self>,
-        params: credentials::TrustParams,
-        mut results: credentials::TrustResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let (seen, port) = {
-            let params = params.get()?;
-            (params.get_seen(), params.get_port())
-        };
-        let mut revision = self.service.revision.subscribe();
-        self.service.note(self.asking()?.as_str(), |one| {
-            one.seen = seen;
-            one.port = port;
-        });
-        // Nothing is to be told before there is a cluster.
-        let known =
-            |revision: &u64| *revision != seen && self.service.state.borrow().bundle().is_ok();
-        // The sender lives as long as this service.
-        let current = revision.wait_for(known).await.map_or(0, |revision| *revision);
-        let trust = self.service.state.borrow().trust(self.service.now_s()).map_err(fail)?;
-        let mut reply = self.facet.reply(&mut results);
-        reply.set_revision(current);
-        reply.set_bundle(trust.bundle.to_json());
-        reply.set_hybrid_only(trust.exchange == KeyExchange::HybridOnly);
-        let nodes = trust.peers.nodes.iter().map(|node| Peer::Node(*node));
-        let tenants = trust.peers.tenants.iter().map(|tenant| Peer::Tenant(tenant.clone()));
-        let peers: Vec<String> = nodes.chain(tenants).map(|peer| peer.to_string()).collect();
-        reply.set_peers(peers.as_slice())
-    }
-
-    async fn locate(
-        self: Rc<Self>,
-        params: credentials::LocateParams,
-        mut results: credentials::LocateResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let (node, service) = {
-            let params = params.get()?;
-            let service = VatName::new(params.get_service()?.to_str()?).map_err(fail)?;
-            (NodeId::try_from(params.get_node()?).map_err(fail)?, service)
-        };
-        let asking = self.asking()?;
-        let located = self.service.locate(node, &service, &asking).await;
-        let address = located.map_err(fail)?;
-        self.facet.reply(&mut results).set_address(address.to_string());
-        Ok(())
-    }
-
-    async fn revocations(
-        self: Rc<Self>,
-        params: credentials::RevocationsParams,
-        mut results: credentials::RevocationsResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let asking = self.asking()?;
-        let params = params.get()?;
-        let seen: Option<[u8; 32]> = params.get_seen()?.try_into().ok();
-        let service = &self.service;
-        let list = params.get_ended()?;
-        if list.len() > MAX_OF_HOME as u32 {
-            return Err(fail(Fault::malformed("so much is not kept for one vat")));
-        }
-        let hash = |one: capnp::Result<&[u8]>| {
-            let one = one?.try_into();
-            one.map_err(|_| fail(Fault::malformed("a hash has 32 bytes")))
-        };
-        let ended = list.iter().map(hash).collect::<Result<BTreeSet<[u8; 32]>, _>>()?;
-        service.has_ended(&asking, ended);
-        let mut more = service.more.subscribe();
-        let known = |_: &()| Some(service.ended_at(&asking).1) != seen;
-        // The sender lives as long as this service.
-        let _ = more.wait_for(known).await;
-        let (ended, digest) = service.ended_at(&asking);
-        let mut reply = self.facet.reply(&mut results);
-        reply.set_digest(&digest);
-        write_revocations(&ended, reply.init_revocations(ended.len() as u32));
-        Ok(())
-    }
-
-    async fn contact(
-        self: Rc<Self>,
-        _: credentials::ContactParams,
-        mut results: credentials::ContactResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let service = &self.service;
-        let (alive, now_ms) = (service.alive.borrow(), service.clock_ms());
-        let hears = |node| alive.hears(node, now_ms);
-        let (voters, heard) = service.state.borrow().contact(hears);
-        let mut reply = self.facet.reply(&mut results);
-        reply.set_voters(voters);
-        reply.set_heard(heard);
         Ok(())
     }
 }

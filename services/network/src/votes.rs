@@ -209,7 +209,9 @@ impl NetworkService {
         let own = self.state.borrow().members().summary();
         let is_behind = self.state.borrow().members().is_behind(theirs);
         // Whoever lets others in has heard something else, and said all of it that matters here.
-        let is_settled = self.settled.borrow().get(&node) == Some(&(theirs.homes, own.homes));
+        let turn = self.state.borrow().members().revocations().turn();
+        let now = (theirs.homes, own.homes, turn);
+        let is_settled = self.settled.borrow().get(&node) == Some(&now);
         let differs = is_behind || (theirs.homes != own.homes && !is_settled);
         let (mut asking, now_ms) = (self.asking.borrow_mut(), self.clock_ms());
         asking.retain(|_, until_ms| until_ms.is_none_or(|until_ms| now_ms < until_ms));
@@ -223,11 +225,14 @@ impl NetworkService {
             let begun_ms = service.clock_ms();
             let caught_up = service.catch_up(node, theirs.configuration).await;
             if caught_up.is_ok() {
-                let own = service.state.borrow().members().summary();
+                let state = service.state.borrow();
+                let own = state.members().summary();
+                let turn = state.members().revocations().turn();
+                drop(state);
                 let let_in = service.let_in();
                 let mut settled = service.settled.borrow_mut();
                 settled.retain(|node, _| let_in.contains(node));
-                settled.insert(node, (theirs.homes, own.homes));
+                settled.insert(node, (theirs.homes, own.homes, turn));
             }
             let least_ms = if caught_up.is_ok() { ASK_AGAIN_MS } else { ASK_AGAIN_IN_VAIN_MS };
             // Who takes long has a smaller share of the places.
@@ -242,18 +247,20 @@ impl NetworkService {
         is_behind
     }
 
-    /// Asks a node for what this one has not heard. What it has said counts, however that ends.
+    /// Asks a node for what this one has not heard. What it has said counts, however that ends, and whatever is wrong with
+    /// one part of it says nothing about the others.
     async fn catch_up(self: &Rc<Self>, node: NodeId, number: u64) -> Result<(), Fault> {
+        let mut configured = Ok(());
         let asked = self.with_member(node, async |member: member::Client| {
             let mut state = NodeState::of_peer(member);
-            if number >= self.state.borrow().members().number()
-                && let Some(signed) = state.configuration().await?
-            {
-                self.hear_configuration(signed)?;
-            }
-            Ok(state)
+            let may_be_newer = number >= self.state.borrow().members().number();
+            let signed = if may_be_newer { state.configuration().await? } else { None };
+            Ok((state, signed))
         });
-        let mut state = asked.await?;
+        let (mut state, signed) = asked.await?;
+        if let Some(signed) = signed {
+            configured = self.hear_configuration(signed);
+        }
         let known = self.state.borrow().members().known().digests;
         let asked = all_votes(&mut state, &known, async |casts| {
             let (_, wrong) = self.follow(casts);
@@ -261,23 +268,18 @@ impl NetworkService {
             tokio::task::yield_now().await;
             wrong
         });
-        let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
-        self.save_votes()?;
-        // Whatever is wrong with its votes says nothing about the rest.
-        let votes = asked;
+        let late = |_| Err(Fault::unavailable(1000, "it has not said all in time"));
+        let votes = tokio::time::timeout(PAGES_WAIT, asked).await.unwrap_or_else(late);
         let known = self.state.borrow().members().known().homes;
-        let asked = all_revocations(&mut state, &known, async |page| {
+        let wants = |home: &NodeId| self.state.borrow().members().revocations().shows(home);
+        let asked = all_revocations(&mut state, &known, wants, async |page| {
             let wrong = self.follow_revocations(page);
             tokio::task::yield_now().await;
             wrong
         });
-        let asked = tokio::time::timeout(PAGES_WAIT, asked).await;
-        self.save_revocations()?;
-        for asked in [votes, asked] {
-            asked
-                .unwrap_or_else(|_| Err(Fault::unavailable(1000, "it has not said all in time")))?;
-        }
-        Ok(())
+        let revocations = tokio::time::timeout(PAGES_WAIT, asked).await.unwrap_or_else(late);
+        let saved = [self.save_votes(), self.save_revocations()];
+        [configured, votes, revocations].into_iter().chain(saved).collect()
     }
 }
 

@@ -483,7 +483,7 @@ fn what_is_revoked_while_its_home_is_away_ends_when_that_is_back_whoever_was_tol
     let line = format!("cap revoke third.cap --as red.cap --through {}", operator.display());
     let output = at_home(&home, &line);
     assert!(
-        output.code == 0 && output.text().contains("has not heard of it yet"),
+        output.code == 0 && output.text().contains("has not said that it has ended"),
         "{}",
         output.text()
     );

@@ -82,8 +82,7 @@ impl Carrier {
                 entry.name
             ),
             false => format!(
-                "[{}] left with {by}: its home, {home}, has not heard of it yet, and it has its effect there once \
-                 that has",
+                "[{}] left with {by}: its home, {home}, has not said that it has ended there; run this again to ask",
                 entry.name
             ),
         };

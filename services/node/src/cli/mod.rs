@@ -13,6 +13,7 @@ pub mod files;
 pub mod gpu;
 pub mod holder;
 pub mod image;
+mod joining;
 pub mod network;
 pub mod node;
 pub mod region;
