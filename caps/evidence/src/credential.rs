@@ -13,7 +13,7 @@ use p256::{NonZeroScalar, ProjectivePoint, PublicKey, SecretKey};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::evidence::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256, name_of, scalar};
+use crate::evidence::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256, name_of, point_of};
 use crate::wire::{Broken, Reader, Writer};
 
 const ALG_AES: u16 = 0x0006;
@@ -42,16 +42,7 @@ impl EndorsementKey {
     /// # Errors
     /// [`Broken`] names the field that is not as the template has it, or that the point is on no curve.
     pub fn from_public(public: &[u8]) -> Result<EndorsementKey, Broken> {
-        let mut r = Reader::new(public);
-        let wanted = shape();
-        if r.bytes(wanted.len(), "the key's type, attributes and policy")? != wanted {
-            return Err(Broken("the key's type, attributes and policy"));
-        }
-        let (x, y) = (scalar(r.sized("x")?, "x")?, scalar(r.sized("y")?, "y")?);
-        r.end("the end of the key")?;
-        let mut point = [4u8; 65];
-        point[1..33].copy_from_slice(&x);
-        point[33..].copy_from_slice(&y);
+        let point = point_of(public, &shape(), "the key's type, attributes and policy")?;
         let key = PublicKey::from_sec1_bytes(&point).map_err(|_| Broken("the key's point"))?;
         Ok(EndorsementKey { public: public.to_vec(), key })
     }

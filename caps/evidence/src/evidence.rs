@@ -223,16 +223,7 @@ pub struct AttestationKey {
 impl AttestationKey {
     /// From a `TPMT_PUBLIC` structure, whose every field is checked.
     pub fn from_public(public: &[u8]) -> Result<AttestationKey, Broken> {
-        let mut r = Reader::new(public);
-        let wanted = key_template();
-        if r.bytes(wanted.len(), "the key's type, attributes and scheme")? != wanted {
-            return Err(Broken("the key's type, attributes and scheme"));
-        }
-        let (x, y) = (scalar(r.sized("x")?, "x")?, scalar(r.sized("y")?, "y")?);
-        r.end("the end of the key")?;
-        let mut point = [4u8; 65];
-        point[1..33].copy_from_slice(&x);
-        point[33..].copy_from_slice(&y);
+        let point = point_of(public, &key_template(), "the key's type, attributes and scheme")?;
         let key = VerifyingKey::from_sec1_bytes(&point).map_err(|_| Broken("the key's point"))?;
         Ok(AttestationKey { public: public.to_vec(), key })
     }
@@ -263,6 +254,24 @@ impl fmt::Debug for AttestationKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AttestationKey({})", hex::encode(self.name()))
     }
+}
+
+/// The point (SEC 1, uncompressed) of a `TPMT_PUBLIC` that begins like `wanted`, which is to be `what`, and ends with it.
+pub(crate) fn point_of(
+    public: &[u8],
+    wanted: &[u8],
+    what: &'static str,
+) -> Result<[u8; 65], Broken> {
+    let mut r = Reader::new(public);
+    if r.bytes(wanted.len(), what)? != wanted {
+        return Err(Broken(what));
+    }
+    let (x, y) = (scalar(r.sized("x")?, "x")?, scalar(r.sized("y")?, "y")?);
+    r.end("the end of the key")?;
+    let mut point = [4u8; 65];
+    point[1..33].copy_from_slice(&x);
+    point[33..].copy_from_slice(&y);
+    Ok(point)
 }
 
 /// `TPMT_PUBLIC` up to its point: what makes an attestation key one. Equal bytes here and the same
@@ -298,7 +307,7 @@ fn qualified_name(hierarchy: u32, name: &[u8]) -> [u8; 34] {
 }
 
 /// A number that the TPM may have written without its leading zeros.
-pub(crate) fn scalar(bytes: &[u8], field: &'static str) -> Result<[u8; 32], Broken> {
+fn scalar(bytes: &[u8], field: &'static str) -> Result<[u8; 32], Broken> {
     let mut whole = [0u8; 32];
     let start = whole.len().checked_sub(bytes.len()).ok_or(Broken(field))?;
     whole[start..].copy_from_slice(bytes);
