@@ -9,13 +9,14 @@
 # docs/foreign.md tells how to write a client, and has the formats of keys, files and chains.
 
 struct Caveats {
-  # Conditions. The all-ones default of each means "no condition".
+  # Conditions. The default of each, all ones or false, means "no condition".
   expiresMs  @0 :UInt64 = 0xffffffffffffffff;  # Unix milliseconds at which the capability ends.
   rangeStart @1 :UInt64 = 0;                   # First byte of the object that it reaches.
   rangeEnd   @2 :UInt64 = 0xffffffffffffffff;  # One past the last byte.
   quotaBytes @3 :UInt64 = 0xffffffffffffffff;  # Bytes held through it and its descendants together.
   quotaTasks @4 :UInt32 = 0xffffffff;          # Tasks queued or running, likewise together.
   ratePerS   @5 :UInt32 = 0xffffffff;          # Calls a second, likewise together.
+  endToEnd   @6 :Bool;                         # Restored only where the connection is encrypted from holder to home.
 }
 
 struct Slot {

@@ -36,6 +36,7 @@ pub fn caveats_of(caveats: caveats::Reader<'_>) -> Caveats {
         quota_bytes: caveats.get_quota_bytes(),
         quota_tasks: caveats.get_quota_tasks(),
         rate_per_s: caveats.get_rate_per_s(),
+        end_to_end: caveats.get_end_to_end(),
     }
 }
 
@@ -52,6 +53,7 @@ pub fn write_caveats(caveats: Caveats, mut builder: caveats::Builder<'_>) {
     builder.set_quota_bytes(caveats.quota_bytes);
     builder.set_quota_tasks(caveats.quota_tasks);
     builder.set_rate_per_s(caveats.rate_per_s);
+    builder.set_end_to_end(caveats.end_to_end);
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@
 //! | signature by the kernel | 64 | | |
 //!
 //! An authority is rights (8), expiry (8), range start and end (8 + 8), byte quota (8), task
-//! quota (4) and rate (4). Signatures cover a domain prefix and all of the link's earlier bytes.
+//! quota (4) and rate (4); the rights' last bit, which is no right's, says that it is end to end. Signatures cover a domain prefix and all of the link's earlier bytes.
 //! A link's hash is BLAKE3 in key derivation mode, with the context [`LINK_HASH_CONTEXT`], of all
 //! of its bytes including the signature.
 
@@ -25,7 +25,7 @@ use distos_abi::{
 };
 
 use crate::HolderSecret;
-use crate::encoding::{Reader, put_authority};
+use crate::encoding::{Reader, authority_bytes};
 use crate::key::verify_signature;
 
 /// The longest encoding that is looked at.
@@ -274,7 +274,7 @@ impl Delegation {
         let mut out = vec![VERSION];
         out.extend(self.parent.0);
         out.extend(self.holder.0);
-        put_authority(&mut out, self.authority);
+        out.extend(authority_bytes(self.authority));
         out.extend(self.nonce);
         out
     }
@@ -300,7 +300,7 @@ fn root_body(root: &Root) -> Vec<u8> {
     out.extend(root.object.0.to_le_bytes());
     out.extend(root.cap.0.to_le_bytes());
     out.extend(root.holder.0);
-    put_authority(&mut out, root.authority);
+    out.extend(authority_bytes(root.authority));
     out.extend(root.nonce);
     out
 }

@@ -3,6 +3,11 @@
 
 use distos_abi::{Authority, ByteRange, Caveats, Fault, Rights};
 
+/// How long an encoded authority is.
+pub const AUTHORITY_BYTES: usize = 48;
+/// In the rights' word: no right has this bit. Whoever does not know it takes it for a right that nobody has.
+const END_TO_END: u64 = 1 << 63;
+
 /// Takes fields off the front of a byte string.
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -45,10 +50,10 @@ impl<'a> Reader<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// Rights and caveats, 48 bytes. A byte range that ends before it starts is refused.
+    /// Rights and caveats. A byte range that ends before it starts is refused.
     pub(crate) fn authority(&mut self) -> Result<Authority, Fault> {
         let what = "an authority";
-        let rights = Rights(self.u64(what)?);
+        let word = self.u64(what)?;
         let expires_ms = self.u64(what)?;
         let range = ByteRange { start: self.u64(what)?, end: self.u64(what)? };
         if range.end < range.start {
@@ -60,8 +65,9 @@ impl<'a> Reader<'a> {
             quota_bytes: self.u64(what)?,
             quota_tasks: self.u32(what)?,
             rate_per_s: self.u32(what)?,
+            end_to_end: word & END_TO_END != 0,
         };
-        Ok(Authority { rights, caveats })
+        Ok(Authority { rights: Rights(word & !END_TO_END), caveats })
     }
 
     /// Refuses anything left over.
@@ -73,14 +79,34 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Appends what [`Reader::authority`] reads.
-pub(crate) fn put_authority(out: &mut Vec<u8>, authority: Authority) {
+/// Rights and caveats as bytes: each number little-endian, in the order in which [`Authority`] has them, and
+/// whether it is end to end in the rights' word.
+pub fn authority_bytes(authority: Authority) -> [u8; AUTHORITY_BYTES] {
     let Authority { rights, caveats } = authority;
-    out.extend(rights.0.to_le_bytes());
-    out.extend(caveats.expires_ms.to_le_bytes());
-    out.extend(caveats.range.start.to_le_bytes());
-    out.extend(caveats.range.end.to_le_bytes());
-    out.extend(caveats.quota_bytes.to_le_bytes());
-    out.extend(caveats.quota_tasks.to_le_bytes());
-    out.extend(caveats.rate_per_s.to_le_bytes());
+    let word = match caveats.end_to_end {
+        true => rights.0 | END_TO_END,
+        false => rights.0 & !END_TO_END,
+    };
+    let mut out = [0; AUTHORITY_BYTES];
+    let numbers = [
+        &word.to_le_bytes()[..],
+        &caveats.expires_ms.to_le_bytes(),
+        &caveats.range.start.to_le_bytes(),
+        &caveats.range.end.to_le_bytes(),
+        &caveats.quota_bytes.to_le_bytes(),
+        &caveats.quota_tasks.to_le_bytes(),
+        &caveats.rate_per_s.to_le_bytes(),
+    ];
+    for (byte, number) in out.iter_mut().zip(numbers.into_iter().flatten()) {
+        *byte = *number;
+    }
+    out
+}
+
+/// Reads [`authority_bytes`].
+///
+/// # Errors
+/// [`Fault::Malformed`] if a byte range ends before it starts.
+pub fn authority_from(bytes: &[u8; AUTHORITY_BYTES]) -> Result<Authority, Fault> {
+    Reader::new(bytes).authority()
 }

@@ -10,6 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::secret::{SECRET_BYTES, SecretPage};
 
 const RESTORE_DOMAIN: &[u8] = b"distos-restore-v1";
+const CHANNEL_DOMAIN: &[u8] = b"distos-channel-v1";
 const KEY_FILE: &str = "distos holder key v";
 const SECRET_FILE: &str = "distos holder secret v";
 const FILE_VERSION: u32 = 1;
@@ -151,6 +152,21 @@ pub fn check_version(found: &str, known: u32, what: &str) -> Result<(), Fault> {
 pub fn restore_message(nonce: &[u8; 32], node: NodeId, vat: &VatName, chain: &[u8]) -> Vec<u8> {
     let hash = blake3::hash(chain);
     [RESTORE_DOMAIN, nonce, &node.0, vat.as_str().as_bytes(), hash.as_bytes()].concat()
+}
+
+/// How long the public key of a vat's encrypted channels is (X25519, RFC 7748).
+pub const CHANNEL_KEY_BYTES: usize = 32;
+
+/// What a node signs so that holders know a vat by a key for channels that are encrypted to it, whatever passes
+/// them on: its own name, until when it says so (Unix milliseconds), the key and the vat's name.
+pub fn channel_message(
+    node: NodeId,
+    vat: &VatName,
+    key: &[u8; CHANNEL_KEY_BYTES],
+    until_ms: u64,
+) -> Vec<u8> {
+    let until = until_ms.to_le_bytes();
+    [CHANNEL_DOMAIN, &node.0, &until, key, vat.as_str().as_bytes()].concat()
 }
 
 /// Checks an Ed25519 signature, strictly: only one encoding of a signature is accepted, and no

@@ -62,13 +62,15 @@ fn three_links() -> Chain {
 fn any_authority() -> impl Strategy<Value = Authority> {
     let caveats = (any::<u64>(), any::<[u64; 2]>(), any::<u64>(), any::<u32>(), any::<u32>());
     (any::<u64>(), caveats).prop_map(|(rights, (expires_ms, ends, bytes, tasks, rate))| Authority {
-        rights: Rights(rights),
+        // The last bit is no right's.
+        rights: Rights(rights >> 1),
         caveats: Caveats {
             expires_ms: expires_ms.max(NOW_MS + 1),
             range: ByteRange { start: ends[0], end: ends[1] },
             quota_bytes: bytes,
             quota_tasks: tasks,
             rate_per_s: rate,
+            end_to_end: tasks % 2 == 0,
         },
     })
 }

@@ -43,8 +43,8 @@ impl ByteRange {
     }
 }
 
-/// The conditions on a capability. `u64::MAX` and `u32::MAX` mean that a condition is absent, so
-/// that narrowing is a minimum everywhere.
+/// The conditions on a capability. `u64::MAX`, `u32::MAX` and `false` mean that a condition is absent, so
+/// that narrowing is a minimum, or an "or", everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caveats {
     /// The capability ends at this instant, in milliseconds since the Unix epoch.
@@ -57,6 +57,9 @@ pub struct Caveats {
     pub quota_tasks: u32,
     /// How many calls a second it and its descendants may make together.
     pub rate_per_s: u32,
+    /// Whether it is restored only over a connection that is encrypted from its holder to its home,
+    /// whatever passes it on.
+    pub end_to_end: bool,
 }
 
 impl Caveats {
@@ -67,6 +70,7 @@ impl Caveats {
         quota_bytes: u64::MAX,
         quota_tasks: u32::MAX,
         rate_per_s: u32::MAX,
+        end_to_end: false,
     };
 
     /// The conditions of both: the result is no weaker than either.
@@ -77,6 +81,7 @@ impl Caveats {
             quota_bytes: self.quota_bytes.min(other.quota_bytes),
             quota_tasks: self.quota_tasks.min(other.quota_tasks),
             rate_per_s: self.rate_per_s.min(other.rate_per_s),
+            end_to_end: self.end_to_end | other.end_to_end,
         }
     }
 }

@@ -136,9 +136,9 @@ impl Forest {
         if (own.kind, own.object) == (kind, object) {
             return Err(Fault::malformed("a capability to the same object is derived, not minted"));
         }
-        let expires_ms = own.authority.caveats.expires_ms;
-        let until = Caveats { expires_ms, ..Caveats::NONE };
-        let authority = Authority { caveats: authority.caveats.meet(until), ..authority };
+        let Caveats { expires_ms, end_to_end, .. } = own.authority.caveats;
+        let own_terms = Caveats { expires_ms, end_to_end, ..Caveats::NONE };
+        let authority = Authority { caveats: authority.caveats.meet(own_terms), ..authority };
         if let Some(session) = session {
             let (holder, tenant) = (own.holder.clone(), own.tenant);
             let facts = root(vat, kind, authority, holder, tenant, Life::Session(session));

@@ -52,7 +52,8 @@ fn rights(n: u8) -> Authority {
         Rights::READ.join(Rights::CREATE),
     ][n as usize % 4];
     let expires_ms = if n & 4 == 0 { u64::MAX } else { 200 + u64::from(n) };
-    Authority { rights, caveats: Caveats { expires_ms, ..Caveats::NONE } }
+    let end_to_end = n & 8 != 0;
+    Authority { rights, caveats: Caveats { expires_ms, end_to_end, ..Caveats::NONE } }
 }
 
 fn chain(root: CapId, variant: u8) -> Vec<LinkClaim> {
@@ -314,6 +315,9 @@ impl World {
             }
             let until = |facts: &Facts| facts.authority.caveats.expires_ms;
             assert!(until(own) <= until(above));
+            // Of objects that are made through a capability, too: else what a tenant makes could be heard.
+            let end_to_end = |facts: &Facts| facts.authority.caveats.end_to_end;
+            assert!(end_to_end(own) >= end_to_end(above), "{row:?} under {parent:?}");
             assert!(own.life != Life::Durable || above.life == Life::Durable);
         }
         for (slot, lineage, home) in &self.seen {

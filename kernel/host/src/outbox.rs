@@ -174,6 +174,9 @@ fn describe_caveats(caveats: &Caveats) -> String {
     if caveats.quota_tasks != u32::MAX {
         text += &format!(", at most {} tasks", caveats.quota_tasks);
     }
+    if caveats.end_to_end {
+        text += ", end to end";
+    }
     text
 }
 

@@ -1,11 +1,9 @@
 //! Journal records as bytes: little-endian, versioned, exact. A record that decodes encodes to
 //! the same bytes again; every length is checked before memory is set aside for it.
 
-use distos_abi::{
-    Authority, ByteRange, CapId, Caveats, HolderKey, Kind, LinkHash, ObjectId, Rights, SessionId,
-    TenantId, VatName,
-};
+use distos_abi::{CapId, HolderKey, Kind, LinkHash, ObjectId, SessionId, TenantId, VatName};
 use distos_core::{Holder, Life, NodeRecord, Reason, Record, RevokeRecord, TenantRecord};
+use distos_types::{authority_bytes, authority_from};
 
 const VERSION: u8 = 1;
 /// Longest text field, in bytes.
@@ -216,14 +214,7 @@ impl Writer {
         self.text(node.vat.as_str());
         self.0.extend(node.kind.0.to_le_bytes());
         self.u64(node.object.0);
-        let Authority { rights, caveats } = node.authority;
-        self.u64(rights.0);
-        self.u64(caveats.expires_ms);
-        self.u64(caveats.range.start);
-        self.u64(caveats.range.end);
-        self.u64(caveats.quota_bytes);
-        self.u32(caveats.quota_tasks);
-        self.u32(caveats.rate_per_s);
+        self.0.extend(authority_bytes(node.authority));
         self.u32(node.tenant.0);
         self.holder(&node.holder);
         self.optional(node.link.map(|link| link.0));
@@ -314,16 +305,8 @@ impl Reader<'_> {
             vat: self.vat()?,
             kind: Kind(self.u16()?),
             object: ObjectId(self.u64()?),
-            authority: Authority {
-                rights: Rights(self.u64()?),
-                caveats: Caveats {
-                    expires_ms: self.u64()?,
-                    range: ByteRange { start: self.u64()?, end: self.u64()? },
-                    quota_bytes: self.u64()?,
-                    quota_tasks: self.u32()?,
-                    rate_per_s: self.u32()?,
-                },
-            },
+            authority: authority_from(&self.array()?)
+                .map_err(|_| CodecError::Invalid("authority"))?,
             tenant: TenantId(self.u32()?),
             holder: self.holder()?,
             link: self.optional()?.map(LinkHash),
@@ -343,6 +326,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use distos_abi::{Authority, Caveats};
     use proptest::prelude::*;
 
     fn samples() -> Vec<Record> {
@@ -355,7 +339,10 @@ mod tests {
                 vat: vat.clone(),
                 kind: Kind(2),
                 object: ObjectId(3),
-                authority: Authority::FULL,
+                authority: Authority {
+                    caveats: Caveats { end_to_end: true, ..Caveats::NONE },
+                    ..Authority::FULL
+                },
                 tenant: TenantId(4),
                 holder,
                 link,

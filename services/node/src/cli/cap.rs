@@ -101,6 +101,9 @@ pub struct Weaker {
     /// Only for this long
     #[arg(long = "for", value_parser = text::parse_span_ms, value_name = "TIME")]
     lasting: Option<u64>,
+    /// Only over connections that are encrypted from the holder to the service, whatever passes them on
+    #[arg(long)]
+    end_to_end: bool,
 }
 
 /// Arguments of `cap attenuate`.
@@ -142,6 +145,7 @@ impl Weaker {
             page: Some(page),
             range: None,
             lasting: Some(lasting_ms),
+            end_to_end: false,
         }
     }
 
@@ -158,7 +162,8 @@ impl Weaker {
             (None, None) => ByteRange::WHOLE,
         };
         let expires_ms = self.lasting.map_or(u64::MAX, |ms| now_ms.saturating_add(ms));
-        let caveats = Caveats { range, expires_ms, ..Caveats::NONE };
+        let end_to_end = self.end_to_end;
+        let caveats = Caveats { range, expires_ms, end_to_end, ..Caveats::NONE };
         Ok(Authority { rights: self.rights.unwrap_or(has.rights), caveats })
     }
 }

@@ -24,7 +24,7 @@ use super::files::{self, Input, io_fault};
 use super::holder::{Holder, call, now_ms, read_cap_file, read_secret_file};
 use super::image::{self, Booting, Signed};
 use super::run::{self, Job, Limits};
-use super::tenant::{self, Quotas};
+use super::tenant::{self, Terms};
 use super::text::{self, PAGE_BYTES};
 use super::up;
 use super::{
@@ -258,12 +258,13 @@ async fn attested(operator: &Holder, talk: &Talk) -> Result<Value, Fault> {
 async fn tenants(node: &Path, operator: &Holder, talk: &Talk) -> Result<(), Fault> {
     let out = node.join("tenants");
     make_closed(&out)?;
-    let quotas = Quotas { quota_bytes: 8 << 30, quota_tasks: 64, quota_slots: 4096 };
+    let terms =
+        Terms { quota_bytes: 8 << 30, quota_tasks: 64, quota_slots: 4096, end_to_end: false };
     for name in ["red", "blue"] {
         if out.join(format!("{name}.cap")).exists() {
             talk.line(&format!("tenant {name} is there from an earlier run"));
         } else {
-            talk.line(&tenant::add(operator, name, quotas, &out).await?.text());
+            talk.line(&tenant::add(operator, name, terms, &out).await?.text());
         }
     }
     Ok(())

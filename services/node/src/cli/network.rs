@@ -259,14 +259,14 @@ pub(super) async fn agents_chain(
     holder: &Holder,
     client: &network::Client,
     tenant: &str,
-    key: HolderKey,
+    (key, caveats): (HolderKey, Caveats),
 ) -> Result<Chain, Fault> {
     let mut request = client.agents_request();
     request.get().set_tenant(tenant);
     let answer = call(request).await?;
     let chain = read(|| Ok(Chain::decode(answer.get()?.get_chain()?)))??;
     let rights = Rights::READ.join(Rights::CREATE);
-    chain.delegate(&holder.secret, key, Authority { rights, caveats: Caveats::NONE }, random()?)
+    chain.delegate(&holder.secret, key, Authority { rights, caveats }, random()?)
 }
 
 async fn agents(
@@ -275,7 +275,7 @@ async fn agents(
     args: &AgentsArgs,
 ) -> Result<Report, Fault> {
     let key = public_key(&args.to)?;
-    let chain = agents_chain(holder, client, &args.tenant, key).await?;
+    let chain = agents_chain(holder, client, &args.tenant, (key, Caveats::NONE)).await?;
     let file = holder.file_of(workload::ENTRY, chain);
     files::write(&args.out, file.to_text().as_bytes(), files::SECRET)?;
     let at = args.out.display().to_string();

@@ -25,7 +25,9 @@ pub enum TenantCommand {
 Example:
   distos tenant add red --quota-bytes 8G
 writes red.cap (what red may do), red.key (red's secret: give it to nobody but red) and red.pub
-(red's public key, for whoever delegates to red)")]
+(red's public key, for whoever delegates to red)
+  distos tenant add red --end-to-end
+the same, and whoever passes red's connections on, a gateway say, hears nothing of what red says")]
     Add(AddArgs),
     /// The node's tenants
     #[command(after_help = "Example:\n  distos tenant list")]
@@ -38,15 +40,15 @@ pub struct AddArgs {
     /// 1 to 20 of a-z, 0-9 and '-'
     name: String,
     #[command(flatten)]
-    quotas: Quotas,
+    terms: Terms,
     /// Directory for the three files
     #[arg(long, default_value = ".", value_name = "DIR")]
     out: PathBuf,
 }
 
-/// What a tenant may hold.
+/// What a tenant may hold, and by which ways.
 #[derive(Args, Clone, Copy)]
-pub struct Quotas {
+pub struct Terms {
     /// Bytes of all its regions together
     #[arg(long, default_value = "8G", value_parser = text::parse_bytes, value_name = "SIZE")]
     pub quota_bytes: u64,
@@ -56,6 +58,15 @@ pub struct Quotas {
     /// Capability slots
     #[arg(long, default_value_t = 4096, value_name = "N")]
     pub quota_slots: u32,
+    /// Only over connections that are encrypted from the tenant to the service, whatever passes them on
+    #[arg(long)]
+    pub end_to_end: bool,
+}
+
+impl Terms {
+    fn caveats(self) -> Caveats {
+        Caveats { end_to_end: self.end_to_end, ..Caveats::NONE }
+    }
 }
 
 /// The rights that a tenant gets on each of the operator's root capabilities.
@@ -75,7 +86,7 @@ pub(super) async fn command(context: &Context, command: TenantCommand) -> Result
     let holder = context.holder()?;
     match command {
         TenantCommand::Add(args) => {
-            let added = add(&holder, &args.name, args.quotas, &args.out).await?;
+            let added = add(&holder, &args.name, args.terms, &args.out).await?;
             Ok(Report { text: added.text(), json: added.json() })
         }
         TenantCommand::List => {
@@ -124,7 +135,7 @@ impl Added {
 
 /// Makes a tenant and writes its files into `out`. The key is on disk before the node knows it,
 /// and a second call after an interruption goes on with that key: no tenant is left without one.
-pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Result<Added, Fault> {
+pub async fn add(holder: &Holder, name: &str, terms: Terms, out: &Path) -> Result<Added, Fault> {
     // Before a key is made, and a file and an executor named after it.
     TenantName::new(name)?;
     let cap = out.join(format!("{name}.cap"));
@@ -144,11 +155,12 @@ pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Res
         let agents = match holder.file.find(NETWORK) {
             Some(_) => {
                 let network: network::Client = holder.root(NETWORK).await?;
-                Some(agents_chain(holder, &network, name, secret.key()).await?)
+                let to = (secret.key(), terms.caveats());
+                Some(agents_chain(holder, &network, name, to).await?)
             }
             None => None,
         };
-        Ok((register(&client, name, &secret, quotas.quota_slots).await?, agents))
+        Ok((register(&client, name, &secret, terms.quota_slots).await?, agents))
     };
     let (id, agents) = match made.await {
         Ok(made) => made,
@@ -162,7 +174,7 @@ pub async fn add(holder: &Holder, name: &str, quotas: Quotas, out: &Path) -> Res
     };
     let public = key_file_text(secret.key());
     files::write(&cap.with_extension("pub"), public.as_bytes(), files::PUBLIC)?;
-    let mut file = delegated(holder, &secret, quotas)?;
+    let mut file = delegated(holder, &secret, terms)?;
     if let Some(chain) = agents {
         file.entries.push(CapEntry { name: workload::ENTRY.to_owned(), chain });
     }
@@ -197,11 +209,11 @@ async fn register(
 
 /// The tenant's capability file: the operator's roots, attenuated and delegated offline to the
 /// tenant's key (C1, C4).
-fn delegated(holder: &Holder, tenant: &HolderSecret, quotas: Quotas) -> Result<CapFile, Fault> {
+fn delegated(holder: &Holder, tenant: &HolderSecret, terms: Terms) -> Result<CapFile, Fault> {
     let caveats = Caveats {
-        quota_bytes: quotas.quota_bytes,
-        quota_tasks: quotas.quota_tasks,
-        ..Caveats::NONE
+        quota_bytes: terms.quota_bytes,
+        quota_tasks: terms.quota_tasks,
+        ..terms.caveats()
     };
     let mut entries = Vec::new();
     for (name, rights) in tenant_rights() {

@@ -116,6 +116,9 @@ pub fn caveats(caveats: Caveats, now_ms: u64) -> String {
     if caveats.rate_per_s != u32::MAX {
         phrases.push(format!("at most {} calls/s", caveats.rate_per_s));
     }
+    if caveats.end_to_end {
+        phrases.push("end to end".to_owned());
+    }
     if phrases.is_empty() { "no conditions".into() } else { phrases.join(", ") }
 }
 
@@ -145,6 +148,9 @@ pub fn authority_json(authority: Authority) -> Value {
     put("quota_bytes", caveats.quota_bytes, u64::MAX);
     put("quota_tasks", caveats.quota_tasks.into(), u32::MAX.into());
     put("rate_per_s", caveats.rate_per_s.into(), u32::MAX.into());
+    if caveats.end_to_end {
+        conditions.insert("end_to_end".to_owned(), json!(true));
+    }
     json!({ "rights": authority.rights.to_string(), "caveats": conditions })
 }
 

@@ -96,6 +96,7 @@ fn authority(input: &mut Input<'_>) -> Authority {
         quota_bytes: input.u64(),
         quota_tasks: input.u32(),
         rate_per_s: input.u32(),
+        end_to_end: start & 1 == 1,
     };
     // Most rights are kept, or no chain would get long.
     Authority { rights: Rights::ALL.minus(Rights(1 << (input.u8() % 64))), caveats }

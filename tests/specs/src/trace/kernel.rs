@@ -201,8 +201,13 @@ impl Names {
         let [exp, from, to, bytes, tasks, rate] = limits(authority).map(|number| self.rank(number));
         let bits = (0..u64::BITS).map(|bit| Rights(1 << bit));
         let rights = bits.filter(|right| authority.rights.contains(*right));
+        let mut allowed: Vec<Value> = rights.map(|right| Value::Text(right.to_string())).collect();
+        // What is not bound to it may come by any way: of this, too, a child has no more.
+        if !authority.caveats.end_to_end {
+            allowed.push(Value::text("any way"));
+        }
         Value::record([
-            ("rights", Value::Set(rights.map(|right| Value::Text(right.to_string())).collect())),
+            ("rights", Value::Set(allowed.into_iter().collect())),
             ("exp", exp),
             ("range", Value::record([("from", from), ("to", to)])),
             ("bytes", bytes),
