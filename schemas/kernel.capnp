@@ -96,6 +96,12 @@ interface Kernel {
   release @16 (slots :List(Cap.Slot)) -> ();
   # The vat dropped these session-bound capabilities: they end, with all below them. Nobody waits
   # for quiescence, because nobody holds them any more.
+
+  certify @17 (key :Data) -> (untilMs :UInt64, signature :Data);
+  # That this X25519 key is the calling vat's, signed with the key that signs sturdy capabilities, until `untilMs`.
+  # Holders, who have the node's key in their capabilities, encrypt to it through whatever passes their
+  # connections on. The signature is of these bytes one after the other: "distos-channel-v1", the node, `untilMs`
+  # (8 bytes, little-endian), `key`, and the vat's name.
 }
 
 struct Protection {

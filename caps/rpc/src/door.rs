@@ -2,17 +2,22 @@
 //! and the edges that the image gave to other vats.
 
 use std::cell::Cell;
+use std::io::Cursor;
 use std::rc::Rc;
 
 use capnp::capability::FromClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{CapId, Fault, SessionId, TenantId};
 use distos_schemas::capability_capnp::{capability, door, edge};
 use distos_types::{Chain, restore_message, verify_signature};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use crate::admission::Stranger;
 use crate::facet::{Facet, Origin};
 use crate::faults::{fail, fault_of};
 use crate::gift;
+use crate::seal::{End, HELLO, Reader, Sealed, Writer};
+use crate::transport::{self, Cut};
 use crate::vat::Vat;
 
 /// How many sturdy capabilities one connection may restore.
@@ -26,6 +31,8 @@ pub(crate) struct Door {
     pub(crate) session: SessionId,
     /// Whom the handshake has shown, by the path of its SPIFFE id.
     pub(crate) peer: Option<String>,
+    /// Whose key is at the other end.
+    pub(crate) end: End,
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
     /// How often a capability was presented.
     pub(crate) restores: Rc<Cell<u32>>,
@@ -115,6 +122,55 @@ impl door::Server for Door {
 }
 
 impl Door {
+    /// Serves whoever is at the other end of these two halves until it goes: in the clear, or encrypted if that is
+    /// how it begins.
+    pub(crate) async fn open<R, W>(self, mut reader: R, writer: W)
+    where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let mut first = [0; HELLO.len()];
+        if reader.read_exact(&mut first).await.is_err() {
+            return;
+        }
+        if first != HELLO {
+            return self.serve(Cursor::new(first).chain(reader), writer).await;
+        }
+        match self.unseal(Box::new(reader), Box::new(writer)).await {
+            Ok(Sealed { holder, reader, writer }) => {
+                // A gift is left for whoever has an SVID, and that may be another's, who passes this on.
+                let door = Door { end: End::Through(holder), peer: None, ..self };
+                door.serve(reader, writer).await;
+            }
+            Err(fault) => {
+                let detail = format!("an encrypted connection: {fault}");
+                self.vat.report("denial", TenantId::OPERATOR, CapId(0), detail);
+            }
+        }
+    }
+
+    async fn unseal(&self, reader: Reader, writer: Writer) -> Result<Sealed, Fault> {
+        let seal = self.vat.seal()?;
+        seal.accept(&self.vat, reader, writer).await
+    }
+
+    async fn serve<R, W>(self, reader: R, writer: W)
+    where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let (vat, stranger) = (self.vat.clone(), self.stranger.clone());
+        let door: door::Client = capnp_rpc::new_client(self);
+        let door = capnp::capability::Client::new(door.into_client_hook());
+        let (bounds, checker) = (vat.bounds(), Some(vat.checker().clone()));
+        let (side, told) = (Side::Server, Some(stranger));
+        let system = transport::system(reader, writer, side, Some(door), bounds, checker, told);
+        // Dropped after the system, if this is dropped while it runs.
+        let _cut = Cut::of(&system);
+        // How a connection ends is its client's affair.
+        let _ = system.await;
+    }
+
     /// Whoever connected is the receiver that its handshake has shown, and nobody else (C4).
     async fn take_gift(&self, ticket: &[u8]) -> Result<(Facet, capability::Client), Fault> {
         // Whoever has shown nothing is counted, too: each refusal goes to the audit log.
@@ -169,7 +225,9 @@ impl Door {
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
         // A chain that decodes has at least its root.
         let origin = chain.links().last().map_or(Origin::Session, |link| Origin::Link(link.hash));
-        Facet::new(&self.vat, self.session, grant, origin)
+        let facet = Facet::new(&self.vat, self.session, grant, origin)?;
+        self.end.admits(chain.holder(), facet.authority().caveats.end_to_end)?;
+        Ok(facet)
     }
 }
 

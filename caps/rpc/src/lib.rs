@@ -31,6 +31,7 @@ mod obey;
 mod quiet;
 mod reach;
 pub mod record;
+pub mod seal;
 mod seats;
 pub mod transport;
 mod vat;
@@ -44,6 +45,7 @@ pub use gift::{Gift, Received};
 pub use meters::Meters;
 pub use obey::Obeyed;
 pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
+
 pub use seats::{Seat, Seats};
 pub use vat::{Service, Vat, run, serve};
 

@@ -34,7 +34,8 @@ use crate::lending::{Lending, boot_ns};
 use crate::meters::Meters;
 use crate::quiet::Quiet;
 use crate::reach::{Far, Reach, Remote};
-use crate::transport::{self, Bounds, Checker, Cut};
+use crate::seal::{End, Seal};
+use crate::transport::{self, Bounds, Checker};
 
 /// Audit events that wait for the kernel; beyond it they are counted instead of kept.
 const MAX_WAITING_EVENTS: usize = 1024;
@@ -66,6 +67,16 @@ pub struct Vat {
     core: Rc<Core>,
 }
 
+/// Where a connection comes from.
+struct Caller {
+    /// Who stands behind it.
+    party: Party,
+    /// Whom its handshake has shown, by the path of its SPIFFE id.
+    name: Option<String>,
+    /// Whose key is at its other end.
+    end: End,
+}
+
 /// A vat, for what must not keep it.
 pub(crate) struct WeakVat(Weak<Core>);
 
@@ -83,6 +94,8 @@ struct Core {
     /// Whether the image lets holders connect to it.
     listens: bool,
     reach: watch::Sender<Option<Rc<dyn Reach>>>,
+    /// What answers those who want to be encrypted to this vat.
+    seal: RefCell<Option<Rc<dyn Seal>>>,
     node: NodeId,
     tenant: TenantId,
     lending: Rc<Lending>,
@@ -280,6 +293,7 @@ impl Vat {
                 name,
                 listens: manifest.listen_fd.is_some(),
                 reach: watch::Sender::new(None),
+                seal: RefCell::default(),
                 node: NodeId(node),
                 tenant: TenantId(manifest.tenant),
                 params: manifest.params.clone(),
@@ -312,6 +326,11 @@ impl Vat {
     /// Whether the image lets holders connect to it.
     pub fn listens(&self) -> bool {
         self.core.listens
+    }
+
+    /// Lets holders encrypt to this vat by `seal` from now on.
+    pub fn set_seal(&self, seal: Rc<dyn Seal>) {
+        *self.core.seal.borrow_mut() = Some(seal);
     }
 
     /// Reaches vats of other nodes by `reach` from now on.
@@ -493,13 +512,23 @@ impl Vat {
         WeakVat(Rc::downgrade(&self.core))
     }
 
-    pub(crate) fn checker(&self) -> &Checker {
+    pub(crate) fn checker(&self) -> &Rc<Checker> {
         &self.core.checker
     }
 
     pub(crate) fn kernel(&self) -> Result<kernel_capnp::kernel::Client, Fault> {
         let kernel = self.core.kernel.borrow().clone();
         kernel.ok_or_else(|| Fault::unavailable(200, "the kernel is not connected"))
+    }
+
+    pub(crate) fn seal(&self) -> Result<Rc<dyn Seal>, Fault> {
+        let seal = self.core.seal.borrow().clone();
+        seal.ok_or_else(|| Fault::unavailable(0, "nobody is encrypted to this vat"))
+    }
+
+    /// What each connection from a holder may keep this vat busy with.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.core.bounds
     }
 
     pub(crate) fn service(&self) -> Result<Rc<dyn Service>, Fault> {
@@ -608,7 +637,8 @@ impl Vat {
         let Arrival { socket, user, seat } = arrival;
         let socket = Quiet::new(socket);
         let (reader, writer) = (socket.clone(), socket.clone());
-        self.take(reader, writer, (Party::User(user), None), Some(socket), async move {
+        let from = Caller { party: Party::User(user), name: None, end: End::Unknown };
+        self.take(reader, writer, from, Some(socket), async move {
             // It lasts until its client ends it.
             let _seat = seat;
             std::future::pending().await
@@ -629,7 +659,9 @@ impl Vat {
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        self.take(reader, writer, (from.party, Some(from.name)), None, over);
+        let Remote { party, name, key } = from;
+        let from = Caller { party, name: Some(name), end: End::Direct(key) };
+        self.take(reader, writer, from, None, over);
     }
 
     /// What is kept with this vat of this type; it is there from the first question on, and ends with the vat.
@@ -645,38 +677,26 @@ impl Vat {
         &self,
         reader: R,
         writer: W,
-        (party, peer): (Party, Option<String>),
+        from: Caller,
         socket: Option<Quiet>,
         over: impl Future<Output = ()> + 'static,
     ) where
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        let place = self.core.admission.place(party, socket);
+        let place = self.core.admission.place(from.party, socket);
         let session = self.next_session();
         let (stranger, restores) = (Rc::new(Stranger::default()), Rc::new(Cell::new(0)));
         let door = Door {
             vat: self.clone(),
             session,
-            peer,
+            peer: from.name,
+            end: from.end,
             nonce: Cell::new(None),
             restores: restores.clone(),
             stranger: stranger.clone(),
         };
-        let vat = self.clone();
-        let told = stranger.clone();
-        let start = move || async move {
-            let door: capability_capnp::door::Client = capnp_rpc::new_client(door);
-            let door = capnp::capability::Client::new(door.into_client_hook());
-            let (bounds, checker) = (vat.core.bounds, Some(vat.core.checker.clone()));
-            let side = Side::Server;
-            let system =
-                transport::system(reader, writer, side, Some(door), bounds, checker, Some(told));
-            // Dropped after the system, if this is dropped while it runs.
-            let _cut = Cut::of(&system);
-            // How a connection ends is its client's affair.
-            let _ = system.await;
-        };
+        let start = move || async move { door.open(reader, writer).await };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {

@@ -12,7 +12,7 @@ use distos_core::{Command, GrantView, Holder, LinkClaim, Outcome};
 use distos_rpc::boot::Protection;
 use distos_rpc::{authority_of, fail, write_caveats};
 use distos_schemas::{capability_capnp, kernel_capnp};
-use distos_types::{Chain, Root};
+use distos_types::{Chain, Root, channel_message};
 use kernel_capnp::kernel::{self, *};
 
 use crate::control::{ControlServer, SpawnerServer};
@@ -27,6 +27,8 @@ pub(crate) const KEY_EPOCH: u32 = 1;
 const GIFT_MS: u64 = 30_000;
 /// Most slots released in one call.
 const MAX_RELEASES: usize = 1024;
+/// How long a vat's channel key is good for once it was signed.
+const CHANNEL_LASTS_MS: u64 = 3_600_000;
 /// Events that one vat may report in a second.
 const MAX_EVENTS_PER_S: u32 = 2000;
 /// Protections that a vat may report.
@@ -290,6 +292,16 @@ impl kernel::Server for KernelServer {
         Ok(())
     }
 
+    async fn certify(self: Rc<Self>, params: CertifyParams, mut results: CertifyResults) -> Done {
+        let key = params.get()?.get_key()?.try_into();
+        let key = key.map_err(|_| fail(Fault::malformed("a channel's key has 32 bytes")))?;
+        let until_ms = now_ms().saturating_add(CHANNEL_LASTS_MS);
+        let message = channel_message(self.kernel.node(), &self.name()?, key, until_ms);
+        results.get().set_until_ms(until_ms);
+        results.get().set_signature(&self.kernel.secret.sign(&message));
+        Ok(())
+    }
+
     async fn report(self: Rc<Self>, params: ReportParams, _: ReportResults) -> Done {
         if !self.admits_event() {
             return Err(fail(Fault::unavailable(1000, "too many events in a second")));
@@ -328,7 +340,7 @@ impl kernel::Server for KernelServer {
     }
 }
 
-/// A sturdy capability of one link: the kernel's key signs nothing else.
+/// A sturdy capability of one link. Besides these the kernel's key signs whose a channel's key is, and nothing else.
 pub(crate) fn sign_root(kernel: &Kernel, vat: VatName, outcome: Outcome) -> Result<Chain, Fault> {
     let Outcome::Persist { cap, kind, object, holder, authority } = outcome else {
         return Err(Fault::internal("the command yields no certificate"));
