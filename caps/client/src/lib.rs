@@ -8,18 +8,21 @@ pub mod handoff;
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use capnp::capability::FromClientHook;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
+use distos_noise::Place;
+use distos_noise::stream::{SealedReader, SealedWriter};
 use distos_rpc::transport::{self, Bounds, Driven};
 pub use distos_rpc::{Borrowing, Gift, Held, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
@@ -39,9 +42,7 @@ impl Connection {
     /// Connects to a vat's socket. [`Fault::Unavailable`] if nobody listens there, or if so many
     /// others connect that its turn does not come within ten seconds.
     pub async fn open(socket: &Path) -> Result<Connection, Fault> {
-        let stream = connect(socket).await.map_err(|e| {
-            Fault::unavailable(1000, format!("nobody answers at {}: {e}", socket.display()))
-        })?;
+        let stream = reach(socket).await?;
         Ok(Connection::over(transport::start(stream, Side::Client, None, Bounds::EDGE)))
     }
 
@@ -50,6 +51,21 @@ impl Connection {
         let door: door::Client = system.bootstrap(Side::Server);
         let borrowing = Borrowing::at(door.clone());
         Connection { door, borrowing, _open: Driven::new(system) }
+    }
+
+    /// Connects to the vat at which a capability lives, by a socket that leads there through whomever: what is said
+    /// is encrypted with keys that its holder and the vat alone have.
+    ///
+    /// # Errors
+    /// As [`Connection::open`], and [`Fault::Unauthenticated`] if it is not that vat that answers.
+    pub async fn open_end_to_end(
+        socket: &Path,
+        chain: &Chain,
+        holder: &HolderSecret,
+    ) -> Result<Connection, Fault> {
+        let (reader, writer) = reach(socket).await?.into_split();
+        let (reader, writer) = end_to_end(reader, writer, chain, holder).await?;
+        Ok(Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE)))
     }
 
     /// The vat's door, for what this crate does not do there.
@@ -114,6 +130,34 @@ impl Connection {
         let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
         Ok(cap.cast_to())
     }
+}
+
+/// Encrypts a connection, whose halves these are, to the vat at which a capability lives.
+///
+/// # Errors
+/// [`Fault::Unauthenticated`] if it is not that vat that answers, or if what it says was changed on its way;
+/// [`Fault::Unavailable`] if it has no key now, or the connection ends.
+pub async fn end_to_end<R, W>(
+    reader: R,
+    writer: W,
+    chain: &Chain,
+    holder: &HolderSecret,
+) -> Result<(SealedReader<R>, SealedWriter<W>), Fault>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let root = chain.root();
+    let place = Place { node: root.node, vat: root.vat.clone() };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    distos_noise::stream::connect(reader, writer, &place, holder, now_ms).await
+}
+
+async fn reach(socket: &Path) -> Result<UnixStream, Fault> {
+    connect(socket).await.map_err(|e| {
+        Fault::unavailable(1000, format!("nobody answers at {}: {e}", socket.display()))
+    })
 }
 
 /// Where the queue of connections is full, who does not block is told so at once, and not when there

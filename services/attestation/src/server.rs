@@ -132,6 +132,7 @@ impl Attestation {
         let bound = settings.freshness_ms;
         tracing::debug!(target: TRACE, at = vat.now_ms(), bound, "start");
         let attester = vat.take_device("tpm").map(|fd| attester(fd, &settings)).transpose()?;
+        distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         let service = Rc::new(Attestation {
             vat,

@@ -54,6 +54,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         Err(error @ OpenError::Newer(_)) => return Err(Fault::malformed(error.to_string())),
         Err(error) => return Err(Fault::unavailable(1_000, error.to_string())),
     };
+    distos_noise::seal(&vat);
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     let service = Rc::new(Audit { dir, state, verifying: tokio::sync::Mutex::new(()) });
     let keeping = service.clone();

@@ -100,6 +100,7 @@ impl Executor {
         };
         let engine = Arc::new(Engine::new()?);
         // To take gifts at other nodes, if the image gives it a way there.
+        distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         Ok(Rc::new(Executor {
             vat,

@@ -61,6 +61,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let mut first = [0; 8];
     getrandom::fill(&mut first).map_err(Fault::internal)?;
     let first = (u64::from_le_bytes(first) >> 1).max(1);
+    distos_noise::seal(&vat);
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     let service = Rc::new(GpuService {
         vat,

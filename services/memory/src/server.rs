@@ -50,6 +50,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     }
     let store = Store::open_directory(dir, limits)?;
     reconcile(&vat, &store).await?;
+    distos_noise::seal(&vat);
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     Ok(Rc::new(Memory { vat, store }))
 }

@@ -80,6 +80,7 @@ struct HeardDisk {
 }
 
 async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+    distos_noise::seal(&vat);
     let directory = vat.data_dir().ok_or_else(|| {
         Fault::malformed("the network service keeps keys: give it `data = true` in the image")
     })?;

@@ -25,6 +25,7 @@ pub fn run(boot: Boot) -> ExitCode {
 }
 
 async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+    distos_noise::seal(&vat);
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     Ok(Rc::new(NodeService { control: vat.control().await? }))
 }

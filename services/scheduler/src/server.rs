@@ -88,6 +88,7 @@ impl Scheduler {
     pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         let tenant = number(&vat, "workers", DEFAULT_WORKERS)?;
         let slots = Slots { tenant, node: number(&vat, "node-tasks", BUSY_TENANTS * tenant)? };
+        distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         let scheduler = Rc::new(Scheduler {
             vat,

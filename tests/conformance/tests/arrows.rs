@@ -70,7 +70,8 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("caps/membership", &["kernel/abi", "caps/types", "caps/identity"]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "caps/lease", "schemas"]),
         ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),
-        ("caps/client", &["kernel/abi", "caps/types", "caps/rpc", "schemas"]),
+        ("caps/noise", &["kernel/abi", "caps/types", "caps/rpc"]),
+        ("caps/client", &["kernel/abi", "caps/types", "caps/rpc", "caps/noise", "schemas"]),
     ];
     if room == "services/node" || room.starts_with("tests/") {
         return None;
@@ -91,6 +92,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
             "caps/evidence",
             "caps/membership",
             "caps/rpc",
+            "caps/noise",
             "caps/quic",
             "caps/client",
             "schemas",

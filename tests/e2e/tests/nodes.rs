@@ -9,8 +9,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{
-    Desk, LINES, LOOPBACK, Member, SERVICES, TEXT, VOUCHED, acquaint, alone, alone_with, counting,
-    endless, is_counted, over, results_at, two, words,
+    Desk, LINES, LOOPBACK, Member, SERVICES, TEXT, VOUCHED, acquaint, alone, alone_with, connect,
+    counting, endless, is_counted, over, results_at, two, words,
 };
 use distos_e2e::images::{replaced, with_settings};
 use distos_e2e::watch::Watched;
@@ -22,23 +22,6 @@ const MALFORMED: i32 = 16;
 const EXISTS: i32 = 19;
 const UNAUTHENTICATED: i32 = 22;
 const UNAVAILABLE: i32 = 17;
-
-/// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
-fn connect(desk: &Desk, member: &Member, name: &str) -> Watched {
-    let far = desk.path("far/run");
-    fs::create_dir_all(&far).unwrap();
-    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
-    let listen = format!("unix:{}", far.join("memory.sock").display());
-    let command =
-        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
-    let mut connected = Watched::spawn(command);
-    let begun = Instant::now();
-    while !connected.text().contains("leads to") {
-        assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
-        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
-    }
-    connected
-}
 
 /// What `distos connect` says if it ends by itself soon; `None` if it goes on, and then it is ended.
 fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {

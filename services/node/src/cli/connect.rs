@@ -1,4 +1,4 @@
-//! `connect`: a local socket that leads to a service of another node.
+//! `connect`: a local socket that leads to a service of another node, or through somebody else's socket to one.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -6,16 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use capnp_rpc::rpc_twoparty_capnp::Side;
 use clap::Args;
-use distos_abi::{Fault, VatName};
-use distos_client::Connection;
-use distos_identity::{KeyExchange, Peers, SpiffeId, Subject, Trust};
-use distos_quic::{ConnectionError, Credentials, Endpoint, Link, Settings, why_closed};
-use distos_rpc::transport::Bounds;
+use distos_abi::Fault;
+use distos_client::{Connection, end_to_end};
+use distos_identity::{Bundle, KeyExchange, Peers, SpiffeId, Subject, Trust};
+use distos_quic::{ConnectionError, Credentials, Endpoint, Settings, why_closed};
+use distos_rpc::transport::{self, Bounds};
 use distos_schemas::capability_capnp::capability;
-use distos_types::{Chain, HolderSecret};
+use distos_types::{Chain, HolderSecret, Root};
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::cluster::{read_bundle, read_pem};
@@ -35,11 +36,19 @@ Example: red's programs work with node 1f95…, as if they were on it
   python3 docs/examples/python/client.py run/memory.sock red.cap
 The address is that of the service at which the capability lives. The SVID is red's, for red's key:
   distos cluster svid tenant/red/agent/z6Mk… red.pub --issuer issuer.key
-It goes on until Ctrl-C; a newer SVID in the same file is shown without a pause.")]
+It goes on until Ctrl-C; a newer SVID in the same file is shown without a pause.
+
+Through a socket at which somebody else runs that, whom red does not trust with what it says:
+  distos connect unix:gateway/memory.sock --end-to-end --as red.cap --entry regions --listen unix:run/memory.sock
+What passes there is encrypted with keys that red and the service alone have. Red's programs need not know.")]
 pub struct ConnectArgs {
-    /// Where the service listens, as HOST:PORT in numbers
-    #[arg(value_name = "ADDRESS")]
-    address: SocketAddr,
+    /// Where the service listens, as HOST:PORT in numbers; or unix:PATH, a socket that leads there
+    #[arg(value_name = "ADDRESS", value_parser = place)]
+    address: Place,
+    /// Encrypt to the service itself, whatever passes the connection on [default: where the capability asks for it
+    /// and the address is a socket]
+    #[arg(long)]
+    end_to_end: bool,
     /// The socket to make: unix:PATH
     #[arg(long, value_name = "unix:PATH", value_parser = socket::path)]
     listen: PathBuf,
@@ -54,43 +63,119 @@ pub struct ConnectArgs {
     bundle: PathBuf,
 }
 
+/// Where it leads.
+#[derive(Clone)]
+enum Place {
+    Network(SocketAddr),
+    Socket(PathBuf),
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    if text.starts_with("unix:") {
+        return socket::path(text).map(Place::Socket);
+    }
+    let address = text.parse().map_err(|_| "neither HOST:PORT in numbers nor unix:PATH")?;
+    Ok(Place::Network(address))
+}
+
+/// By which way the service is reached.
+enum Way {
+    Network { endpoint: Box<Endpoint>, address: SocketAddr, whom: SpiffeId },
+    Socket(PathBuf),
+}
+
 /// Who speaks to whom.
 struct Line {
-    endpoint: Endpoint,
-    address: SocketAddr,
-    whom: SpiffeId,
+    way: Way,
+    chain: Chain,
+    secret: Arc<HolderSecret>,
+    end_to_end: bool,
+}
+
+/// Both directions of a connection.
+struct Halves {
+    reader: Box<dyn AsyncRead + Unpin>,
+    writer: Box<dyn AsyncWrite + Unpin>,
+    /// How it ends, where something says so.
+    ends: Option<(SocketAddr, distos_quic::Connection)>,
+}
+
+impl Halves {
+    /// Why it has ended, if whoever runs this should know.
+    fn complaint(&self) -> Option<Fault> {
+        let (address, connection) = self.ends.as_ref()?;
+        let reason = connection.close_reason()?;
+        let ordinary = matches!(reason, ConnectionError::LocallyClosed);
+        (!ordinary).then(|| why_closed(*address, &reason))
+    }
 }
 
 impl Line {
-    /// What whoever runs this should know about the end of a connection.
-    fn complaint(&self, reason: &ConnectionError) -> Option<Fault> {
-        let ordinary = matches!(reason, ConnectionError::LocallyClosed);
-        (!ordinary).then(|| why_closed(self.address, reason))
+    /// To whom it leads, for people.
+    fn whom(&self) -> String {
+        let root = self.chain.root();
+        match &self.way {
+            Way::Network { whom, .. } => whom.to_string(),
+            Way::Socket(path) => {
+                format!("node/{}/service/{} through {}", root.node, root.vat, path.display())
+            }
+        }
     }
 
-    async fn open(&self) -> Result<Link, Fault> {
-        self.endpoint.connect(self.address, &self.whom).await
+    async fn open(&self) -> Result<Halves, Fault> {
+        let Halves { reader, writer, ends } = self.reach().await?;
+        if !self.end_to_end {
+            return Ok(Halves { reader, writer, ends });
+        }
+        let sealed = end_to_end(reader, writer, &self.chain, &self.secret);
+        let silent = |_| Err(Fault::unavailable(1000, "the service is silent"));
+        let (reader, writer) =
+            tokio::time::timeout(ANSWER_WAIT, sealed).await.unwrap_or_else(silent)?;
+        Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+    }
+
+    async fn reach(&self) -> Result<Halves, Fault> {
+        match &self.way {
+            Way::Network { endpoint, address, whom } => {
+                let link = endpoint.connect(*address, whom).await?;
+                let ends = Some((*address, link.connection().clone()));
+                let (reader, writer) = link.into_halves();
+                Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+            }
+            Way::Socket(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|error| {
+                    let at = path.display();
+                    Fault::unavailable(1000, format!("nobody answers at {at}: {error}"))
+                })?;
+                let (reader, writer) = stream.into_split();
+                Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends: None })
+            }
+        }
     }
 
     /// Restores the capability once. That the other side lets somebody in shows in its first answer.
-    async fn try_out(&self, chain: &Chain, secret: &HolderSecret) -> Result<(), Fault> {
-        match self.restore(self.open().await?, chain, secret).await {
+    async fn try_out(&self) -> Result<(), Fault> {
+        match self.restore().await {
             // Who ended it before anything was said, the other side or its SVID's time, the next one shows.
-            Err(Fault::Unavailable { .. }) => self.restore(self.open().await?, chain, secret).await,
+            Err(Fault::Unavailable { .. }) => self.restore().await,
             tried => tried,
         }
     }
 
-    async fn restore(&self, link: Link, chain: &Chain, secret: &HolderSecret) -> Result<(), Fault> {
-        let connection = link.connection().clone();
-        let over = Connection::over(link.start(None, Bounds::EDGE));
-        let restored =
-            tokio::time::timeout(ANSWER_WAIT, over.restore::<capability::Client>(chain, secret));
-        match (restored.await, connection.close_reason()) {
+    async fn restore(&self) -> Result<(), Fault> {
+        let Halves { reader, writer, ends } = self.open().await?;
+        let over =
+            Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE));
+        let restored = over.restore::<capability::Client>(&self.chain, &self.secret);
+        let restored = tokio::time::timeout(ANSWER_WAIT, restored).await;
+        let ended = ends.and_then(|(address, connection)| {
+            connection.close_reason().map(|reason| why_closed(address, &reason))
+        });
+        match (restored, ended) {
             (Ok(Ok(_)), _) => Ok(()),
-            (_, Some(reason)) => Err(why_closed(self.address, &reason)),
+            (_, Some(fault)) => Err(fault),
             (Ok(Err(fault)), None) => Err(fault),
-            (Err(_), None) => Err(Fault::unavailable(1000, format!("{} is silent", self.address))),
+            (Err(_), None) => Err(Fault::unavailable(1000, "the service is silent")),
         }
     }
 }
@@ -101,43 +186,59 @@ pub(super) async fn command(context: &Context, args: ConnectArgs) -> Result<Repo
     })?;
     let file = read_cap_file(acting)?;
     let secret = Arc::new(read_secret(acting)?);
-    let chain = &pick(&file, args.entry.as_deref())?.chain;
-    let root = chain.root().clone();
-    let bundle = read_bundle(&args.bundle)?;
-    let whom = service(&bundle, root.node, root.vat);
+    let chain = pick(&file, args.entry.as_deref())?.chain.clone();
+    let asked = chain.authority().caveats.end_to_end;
     let svid = args.svid.unwrap_or_else(|| acting.with_extension("pem"));
+    let way = match args.address {
+        Place::Network(address) => {
+            let bundle = read_bundle(&args.bundle)?;
+            network(address, chain.root(), bundle, credentials(&svid, &secret)?)?
+        }
+        Place::Socket(path) => Way::Socket(path),
+    };
+    // The holder's SVID shows who it is where nobody is in between.
+    let end_to_end = args.end_to_end || asked && matches!(way, Way::Socket(_));
+    let line = Rc::new(Line { way, chain, secret, end_to_end });
+    // Whatever is wrong is told before anybody relies on it.
+    line.try_out().await?;
+    let (listener, _place) = socket::listen(&args.listen)?;
+    let (at, to) = (args.listen.display(), line.whom());
+    let how = if end_to_end { ", end to end" } else { "" };
+    let told = match context.json {
+        true => {
+            json!({ "listening": at.to_string(), "to": to, "end_to_end": end_to_end }).to_string()
+        }
+        false => format!("{at} leads to {to}{how}; Ctrl-C ends it"),
+    };
+    say(&told);
+    tokio::select! {
+        () = serve(&line, &listener) => {}
+        () = renew(&line, &svid) => {}
+    }
+    Ok(Report::nothing())
+}
+
+/// To a service over the network.
+fn network(
+    address: SocketAddr,
+    root: &Root,
+    bundle: Bundle,
+    own: Credentials,
+) -> Result<Way, Fault> {
+    let subject = Subject::Service { node: root.node, service: root.vat.clone() };
+    let whom = SpiffeId { cluster: bundle.cluster().clone(), subject };
     let peers = Peers { nodes: [root.node].into(), ..Peers::default() };
-    let any: SocketAddr = match args.address {
+    let any: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let socket = UdpSocket::bind(any).map_err(Fault::internal)?;
-    let own = credentials(&svid, &secret)?;
     let trust = Trust { bundle, peers, own: None, exchange: KeyExchange::default() };
     let clock = distos_quic::system_clock();
     // Nobody connects to it: dropping arrivals refuses whoever tries.
     let (endpoint, _) =
         Endpoint::new(socket, own, trust, Settings::default(), clock).map_err(Fault::internal)?;
-    let line = Rc::new(Line { endpoint, address: args.address, whom });
-    // Whatever is wrong is told before anybody relies on it.
-    line.try_out(chain, &secret).await?;
-    let (listener, _place) = socket::listen(&args.listen)?;
-    let at = args.listen.display();
-    let told = match context.json {
-        true => json!({ "listening": at.to_string(), "to": line.whom.to_string() }).to_string(),
-        false => format!("{at} leads to {}; Ctrl-C ends it", line.whom),
-    };
-    say(&told);
-    tokio::select! {
-        () = serve(&line, &listener) => {}
-        () = renew(&line, &svid, &secret) => {}
-    }
-    Ok(Report::nothing())
-}
-
-fn service(bundle: &distos_identity::Bundle, node: distos_abi::NodeId, vat: VatName) -> SpiffeId {
-    let subject = Subject::Service { node, service: vat };
-    SpiffeId { cluster: bundle.cluster().clone(), subject }
+    Ok(Way::Network { endpoint: Box::new(endpoint), address, whom })
 }
 
 fn credentials(path: &Path, secret: &Arc<HolderSecret>) -> Result<Credentials, Fault> {
@@ -151,11 +252,9 @@ async fn serve(line: &Rc<Line>, listener: &UnixListener) {
                 let line = line.clone();
                 tokio::task::spawn_local(async move {
                     match line.open().await {
-                        Ok(link) => {
-                            let connection = link.connection().clone();
-                            join(local, link).await;
-                            let reason = connection.close_reason();
-                            if let Some(fault) = reason.and_then(|why| line.complaint(&why)) {
+                        Ok(mut far) => {
+                            join(local, &mut far).await;
+                            if let Some(fault) = far.complaint() {
                                 complain(&format!("distos: {fault}"));
                             }
                         }
@@ -173,15 +272,15 @@ async fn serve(line: &Rc<Line>, listener: &UnixListener) {
 }
 
 /// Passes on what each side says, until either is done.
-async fn join(mut local: UnixStream, link: Link) {
-    let (mut from_far, mut to_far) = link.into_halves();
+async fn join(mut local: UnixStream, far: &mut Halves) {
+    let (from_far, to_far) = (&mut far.reader, &mut far.writer);
     let (mut from_near, mut to_near) = local.split();
     let out = async {
-        let _ = tokio::io::copy(&mut from_near, &mut to_far).await;
+        let _ = tokio::io::copy(&mut from_near, to_far).await;
         let _ = to_far.shutdown().await;
     };
     let back = async {
-        let _ = tokio::io::copy(&mut from_far, &mut to_near).await;
+        let _ = tokio::io::copy(from_far, &mut to_near).await;
     };
     // The near side may say that it is done and still listen; once the far side is, nobody answers.
     tokio::pin!(back);
@@ -192,13 +291,14 @@ async fn join(mut local: UnixStream, link: Link) {
 }
 
 /// Shows what is in the SVID's file, whenever that is another.
-async fn renew(line: &Rc<Line>, path: &Path, secret: &Arc<HolderSecret>) {
+async fn renew(line: &Line, path: &Path) {
+    let Way::Network { endpoint, .. } = &line.way else { return std::future::pending().await };
     let mut shown = None;
     loop {
-        match credentials(path, secret) {
+        match credentials(path, &line.secret) {
             Ok(own) if shown.as_ref() != Some(&own.chain) => {
                 shown = Some(own.chain.clone());
-                line.endpoint.renew(own);
+                endpoint.renew(own);
             }
             Ok(_) => {}
             Err(fault) => complain(&format!("distos: the SVID was not renewed: {fault}")),

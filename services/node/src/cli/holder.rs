@@ -31,7 +31,8 @@ pub struct Holder {
     /// The key that proves possession.
     pub secret: HolderSecret,
     sockets: PathBuf,
-    connections: RefCell<BTreeMap<VatName, Rc<Connection>>>,
+    /// By whose door it is, and whether it is end to end.
+    connections: RefCell<BTreeMap<(VatName, bool), Rc<Connection>>>,
     /// Live entries of the file. What is opened through one, such as a region by its name, is
     /// derived from it and would end with it.
     roots: RefCell<BTreeMap<String, capability::Client>>,
@@ -149,7 +150,7 @@ impl Holder {
     /// A live capability for a chain, proving possession of this holder's key (C4).
     pub async fn restore<T: FromClientHook>(&self, chain: &Chain) -> Result<T, Fault> {
         let vat = &chain.root().vat;
-        let connection = self.connection(vat).await?;
+        let connection = self.connection(chain).await?;
         let live = connection.restore(chain, &self.secret);
         tokio::time::timeout(ANSWER_WAIT, live)
             .await
@@ -168,14 +169,27 @@ impl Holder {
         full.to_str().map(str::to_owned)
     }
 
-    async fn connection(&self, vat: &VatName) -> Result<Rc<Connection>, Fault> {
-        if let Some(open) = self.connections.borrow().get(vat) {
+    /// To the vat of a chain: encrypted to it, if the chain asks for that.
+    async fn connection(&self, chain: &Chain) -> Result<Rc<Connection>, Fault> {
+        let (vat, end_to_end) = (&chain.root().vat, chain.authority().caveats.end_to_end);
+        let place = (vat.clone(), end_to_end);
+        if let Some(open) = self.connections.borrow().get(&place) {
             return Ok(open.clone());
         }
         let socket = self.sockets.join(format!("{vat}.sock"));
-        let opened = Connection::open(&socket).await.map_err(|fault| self.explain(vat, fault))?;
-        let opened = Rc::new(opened);
-        self.connections.borrow_mut().insert(vat.clone(), opened.clone());
+        let opened = match end_to_end {
+            true => {
+                let opened = Connection::open_end_to_end(&socket, chain, &self.secret);
+                let silent = |_| Err(Fault::unavailable(1000, "it is silent"));
+                tokio::time::timeout(2 * ANSWER_WAIT, opened).await.unwrap_or_else(silent)
+            }
+            false => Connection::open(&socket).await,
+        };
+        let opened = Rc::new(opened.map_err(|fault| match fault {
+            Fault::Unavailable { .. } => self.explain(vat, fault),
+            other => other,
+        })?);
+        self.connections.borrow_mut().insert(place, opened.clone());
         Ok(opened)
     }
 
