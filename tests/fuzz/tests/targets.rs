@@ -32,6 +32,7 @@ targets!(
     statement,
     bundle,
     token,
+    noise,
     configuration,
     vote,
     revocation,

@@ -8,6 +8,7 @@ mod image;
 mod job;
 mod journal;
 mod membership;
+mod noise;
 mod plain;
 mod region;
 mod wasm;
@@ -63,6 +64,7 @@ pub const TARGETS: &[Target] = &[
         max_bytes: 8_000,
     },
     Target { name: "token", run: identity::token, seeds: identity::token_seeds, max_bytes: 2_000 },
+    Target { name: "noise", run: noise::noise, seeds: noise::seeds, max_bytes: 3_000 },
     Target {
         name: "configuration",
         run: membership::configuration,
