@@ -7,7 +7,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -189,6 +189,23 @@ pub fn acquaint(one: &Member, other: &Member) {
             SERVICES[1..].iter().all(|service| member.until_s(service).is_some()).then_some(())
         });
     }
+}
+
+/// `distos connect` to the memory service of `member`, for `name`; the socket is in `run` of this folder of the desk.
+pub fn connect(desk: &Desk, member: &Member, name: &str, folder: &str) -> Watched {
+    let run = desk.path(folder).join("run");
+    fs::create_dir_all(&run).expect("the test's own files, sockets and commands");
+    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
+    let listen = format!("unix:{}", run.join("memory.sock").display());
+    let command =
+        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
+    let mut connected = Watched::spawn(command);
+    let begun = Instant::now();
+    while !connected.text().contains("leads to") {
+        assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
+        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
+    }
+    connected
 }
 
 /// A node that has joined nothing yet.

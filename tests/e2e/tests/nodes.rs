@@ -9,8 +9,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{
-    Desk, LINES, LOOPBACK, Member, SERVICES, TEXT, VOUCHED, acquaint, alone, alone_with, counting,
-    endless, is_counted, over, results_at, two, words,
+    Desk, LINES, LOOPBACK, Member, SERVICES, TEXT, VOUCHED, acquaint, alone, alone_with, connect,
+    counting, endless, is_counted, over, results_at, two, words,
 };
 use distos_e2e::images::{replaced, with_settings};
 use distos_e2e::watch::Watched;
@@ -22,23 +22,6 @@ const MALFORMED: i32 = 16;
 const EXISTS: i32 = 19;
 const UNAUTHENTICATED: i32 = 22;
 const UNAVAILABLE: i32 = 17;
-
-/// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
-fn connect(desk: &Desk, member: &Member, name: &str) -> Watched {
-    let far = desk.path("far/run");
-    fs::create_dir_all(&far).unwrap();
-    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
-    let listen = format!("unix:{}", far.join("memory.sock").display());
-    let command =
-        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
-    let mut connected = Watched::spawn(command);
-    let begun = Instant::now();
-    while !connected.text().contains("leads to") {
-        assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
-        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
-    }
-    connected
-}
 
 /// What `distos connect` says if it ends by itself soon; `None` if it goes on, and then it is ended.
 fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {
@@ -535,7 +518,7 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     // A certificate of the cluster opens nothing by itself.
     is_refused(&desk, &home, "red");
     home.node.ok(&["peers", "add", "tenant/red"]);
-    let red = connect(&desk, &home, "red");
+    let red = connect(&desk, &home, "red", "far");
     is_refused(&desk, &home, "blue");
 
     // Our own command line, and a program in another language that knows no QUIC.
@@ -580,7 +563,7 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     red.signal(rustix::process::Signal::TERM);
     red.finish(COMMAND_TIMEOUT);
     assert!(!desk.path("far/run/memory.sock").exists(), "it takes its socket away");
-    let red_again = connect(&desk, &home, "red");
+    let red_again = connect(&desk, &home, "red", "far");
     let told = home.node.json(&["peers", "remove", "tenant/red"]);
     assert!(told["revoked"]["given"].as_u64().unwrap() > 0, "{told}");
     let ended = job.finish(Duration::from_secs(5));
@@ -857,7 +840,7 @@ fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
     home.node.tenants(&["red"]);
     desk.agent(&home.node, "red");
     home.node.ok(&["peers", "add", "tenant/red"]);
-    let red = connect(&desk, &home, "red");
+    let red = connect(&desk, &home, "red", "far");
     let far = desk.text("far");
     desk.ok(&["region", "create", "r", "--bytes", "64K", "--as", "red.cap", "--node", &far]);
     let first_s = home.until_s("memory").unwrap();

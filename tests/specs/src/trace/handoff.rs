@@ -68,7 +68,8 @@ pub fn trace(events: &[Value]) -> Trace {
 }
 
 /// What one giver, its receiver, and whoever had to do with them did, as they wrote it, and what their home wrote of
-/// them into the log of its node; in the order of their times and in the model's terms.
+/// them into the log of its node; in the order of their times and in the model's terms. No other vat of that node may
+/// tell its steps, and the home must not have been started again: sessions have their numbers from it.
 ///
 /// # Errors
 /// An event is of no known kind, lacks a field or tells no time; the home says nothing of what was offered; or something
