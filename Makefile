@@ -121,7 +121,7 @@ specs: tlc loom ## Checks all specifications with their mutants, and the code be
 	@specs/setup.sh second
 	$(BUILD)
 	target/debug/distos-specs $(addprefix --only ,$(ONLY))
-	$(CARGO) test --workspace --locked --quiet --test traces --test leases
+	$(CARGO) test --workspace --locked --quiet --test traces --test leases --test handoffs
 
 # A target directory of its own, because the flag rebuilds everything.
 .PHONY: loom

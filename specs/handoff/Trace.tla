@@ -1,8 +1,8 @@
 ------------------------------- MODULE Trace -------------------------------
 (***************************************************************************)
 (* Whether a run is a behaviour of Handoff. A trace holds what a receiver, *)
-(* a giver and a home did, in the order in which they did it: all three    *)
-(* ran on one thread, connected as in production.                          *)
+(* a giver and a home did, in the order in which they did it: on one       *)
+(* thread, or by the clock that all processes of a machine have.           *)
 (*                                                                         *)
 (* At every event at most one step is possible, so a run is a behaviour    *)
 (* exactly if every behaviour of TSpec reaches its end. README lists the   *)

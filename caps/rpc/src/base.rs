@@ -7,7 +7,7 @@ use distos_schemas::capability_capnp::capability;
 use crate::facet::Facet;
 use crate::faults::{authority_of, fail};
 use crate::gift;
-use crate::lending::{self, short};
+use crate::lending::{self, boot_ns, short};
 
 /// A server object: an object behind a facet.
 pub trait Faceted: 'static {
@@ -32,6 +32,8 @@ impl Base {
         facet: &Facet,
         results: &mut capability::DescribeResults,
     ) -> Result<(), capnp::Error> {
+        // Whatever the answer will be: by then all that came before has come (`specs/handoff`).
+        tracing::debug!(target: gift::TRACE, at = boot_ns(), session = facet.session().0, "flushed");
         // No right is needed, but a dead capability says that it is dead, and every call counts.
         facet.check(Rights::NONE).map_err(fail)?;
         facet.describe(facet.reply(results).init_info());
@@ -101,6 +103,7 @@ impl Base {
         params: capability::GiftParams,
         mut results: capability::GiftResults,
     ) -> Result<(), capnp::Error> {
+        let came = boot_ns();
         let (receiver, wanted) = {
             let params = params.get()?;
             let receiver = params.get_receiver()?.to_str().map_err(|_| malformed("receiver"))?;
@@ -112,6 +115,14 @@ impl Base {
         };
         facet.check(Rights::NONE).map_err(fail)?;
         let ticket = facet.gift(receiver.as_str(), wanted).await.map_err(fail)?;
+        tracing::debug!(
+            target: gift::TRACE,
+            at = boot_ns(),
+            came,
+            session = facet.session().0,
+            ticket = %gift::traced(&ticket),
+            "deposited"
+        );
         facet.reply(&mut results).set_ticket(&ticket);
         Ok(())
     }

@@ -17,6 +17,7 @@ use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::Ancestry;
 
 use crate::faults::{authority_of, fault_of, write_caveats};
+use crate::gift;
 use crate::lending::boot_ns;
 use crate::meters::Limits;
 use crate::vat::Vat;
@@ -225,6 +226,21 @@ impl Facet {
             committed.ok_or(Fault::Revoked)
         });
         self.audited(allowed)
+    }
+
+    /// Tells whoever traces handoffs that the call of this number has come by this capability, before it is checked:
+    /// a method of which it matters in which order its calls take effect begins with this. Numbers are the caller's,
+    /// and each is of one call.
+    pub fn arrived(&self, n: u64) {
+        let session = self.inner.session.0;
+        tracing::debug!(target: gift::TRACE, at = boot_ns(), session, n, "arrived");
+    }
+
+    /// Tells the same that this call has taken effect, right behind [`Facet::commit`]; not within, for a revocation
+    /// would wait.
+    pub fn took_effect(&self, n: u64) {
+        let session = self.inner.session.0;
+        tracing::debug!(target: gift::TRACE, at = boot_ns(), session, n, "effect");
     }
 
     /// The results of a call, for the method to fill. The reply is checked again, under a guard,

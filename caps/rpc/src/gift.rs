@@ -10,11 +10,19 @@ use distos_schemas::capability_capnp;
 use crate::borrowing::Held;
 use crate::facet::{Facet, Origin};
 use crate::faults::fault_of;
+use crate::lending::{boot_ns, name_of};
 use crate::reach::Open;
 use crate::vat::Vat;
 
 /// The longest ticket that is looked at.
 const MAX_TICKET_BYTES: usize = 256;
+
+/// Where homes tell the steps of handoffs, as `specs/handoff` reads them: what came over which session, and what came
+/// of it.
+///
+/// Each is told with the time at which it came or, if it is an answer, before anybody can know of it. All processes of
+/// a machine have the same clock, so by these times what was said stands before what was heard.
+pub(crate) const TRACE: &str = "distos::trace::handoff";
 
 /// A capability that waits for its receiver, and where: [`capability_capnp::gift`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +61,16 @@ impl Gift {
         }
         gift.set_vat(self.vat.as_str());
     }
+
+    /// By what traces know it on all sides. Nobody can take it by that.
+    pub fn traced(&self) -> String {
+        traced(&self.ticket)
+    }
+}
+
+/// The same of a gift of which no more than the ticket is known.
+pub(crate) fn traced(ticket: &[u8]) -> String {
+    name_of('t', "distos 2026-11 ticket in a trace", ticket)
 }
 
 /// The receiver as the kernel knows it. A vat of this node has its name. Whoever comes over the network has
@@ -111,6 +129,13 @@ pub(crate) async fn withdraw<T: FromClientHook>(
     let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
     let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
     let facet = Facet::new(vat, session, grant, Origin::Session)?;
+    tracing::debug!(
+        target: TRACE,
+        at = boot_ns(),
+        session = session.0,
+        ticket = %traced(ticket),
+        "granted"
+    );
     let hook = vat.service()?.open(facet.clone())?;
     Ok((facet, FromClientHook::new(hook)))
 }

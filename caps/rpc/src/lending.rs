@@ -54,9 +54,14 @@ pub(crate) fn millis(ns: u64) -> u64 {
 
 /// By what a trace knows a connection on both of its sides. The token itself is told to nobody else.
 pub(crate) fn link_of(token: u64) -> String {
-    let hash = blake3::derive_key("distos 2026-11 connection in a trace", &token.to_le_bytes());
+    name_of('l', "distos 2026-11 connection in a trace", &token.to_le_bytes())
+}
+
+/// By what a trace knows something that is otherwise known by a secret, which nobody can tell from this.
+pub(crate) fn name_of(first: char, context: &'static str, secret: &[u8]) -> String {
+    let hash = blake3::derive_key(context, secret);
     // A letter first: it is a name, also where all the digits are decimal.
-    format!("l{}", hex::encode(&hash[..8]))
+    format!("{first}{}", hex::encode(&hash[..8]))
 }
 
 /// In a trace: one after the other, with commas between.

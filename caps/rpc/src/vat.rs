@@ -30,6 +30,7 @@ use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
+use crate::gift;
 use crate::lending::{Lending, boot_ns};
 use crate::meters::Meters;
 use crate::quiet::Quiet;
@@ -719,7 +720,9 @@ impl Vat {
         });
     }
 
+    /// Nothing is served over its connection any more.
     pub(crate) async fn end_session(&self, session: SessionId) {
+        tracing::debug!(target: gift::TRACE, at = boot_ns(), session = session.0, "session_ends");
         let Ok(kernel) = self.kernel() else { return };
         let mut request = kernel.end_session_request();
         request.get().set_session(session.0);

@@ -411,13 +411,17 @@ impl region::Server for RegionServer {
             let params = params.get()?;
             let data = params.get_data()?;
             let range = range_of(params.get_offset(), data.len() as u64).map_err(fail)?;
+            self.facet.arrived(range.start);
             self.facet.check_range(Rights::WRITE, range).map_err(fail)?;
             (params.get_offset(), range, data.to_vec())
         };
         // The message is as large as the data, and the data is copied.
         drop(params);
         let facet = self.facet.clone();
-        let gate = move |publish: &mut dyn FnMut()| facet.commit(Rights::WRITE, range, publish);
+        let gate = move |publish: &mut dyn FnMut()| {
+            let published = facet.commit(Rights::WRITE, range, publish);
+            published.inspect(|()| facet.took_effect(offset))
+        };
         let written = self.memory.store.write(self.facet.object(), offset, data, gate).await;
         written.map_err(|fault| fail(self.refused(Rights::WRITE, range, fault)))?;
         self.facet.reply(&mut results);

@@ -191,12 +191,12 @@ pub fn acquaint(one: &Member, other: &Member) {
     }
 }
 
-/// `distos connect` to the memory service of `member`, for `name`; `far/run` has its socket.
-pub fn connect(desk: &Desk, member: &Member, name: &str) -> Watched {
-    let far = desk.path("far/run");
-    fs::create_dir_all(&far).expect("the test's own files, sockets and commands");
+/// `distos connect` to the memory service of `member`, for `name`; the socket is in `run` of this folder of the desk.
+pub fn connect(desk: &Desk, member: &Member, name: &str, folder: &str) -> Watched {
+    let run = desk.path(folder).join("run");
+    fs::create_dir_all(&run).expect("the test's own files, sockets and commands");
     let (cap, at) = (format!("{name}.cap"), member.address("memory"));
-    let listen = format!("unix:{}", far.join("memory.sock").display());
+    let listen = format!("unix:{}", run.join("memory.sock").display());
     let command =
         desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
     let mut connected = Watched::spawn(command);

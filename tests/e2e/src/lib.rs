@@ -12,6 +12,7 @@ pub mod disk;
 pub mod etcd;
 pub mod holder;
 pub mod images;
+pub mod steps;
 pub mod watch;
 
 use std::collections::HashMap;

@@ -112,7 +112,7 @@ fn a_gateway_hears_nothing_of_a_tenant_whose_capabilities_are_end_to_end() {
     let get = ["region", "get", "letters"];
 
     // Blue's calls are heard where they pass, and that is what the relay is there to show.
-    let gateway = connect(&desk, &home, "gate");
+    let gateway = connect(&desk, &home, "gate", "far");
     let heard_at = desk.path("heard");
     let relay = Relay::start(&heard_at, &desk.path("far/run/memory.sock"));
     let there = text(heard_at.clone());
@@ -144,7 +144,7 @@ fn a_gateway_hears_nothing_of_a_tenant_whose_capabilities_are_end_to_end() {
     gateway.signal(Signal::TERM);
     drop(gateway.finish(COMMAND_TIMEOUT));
     fs::remove_dir_all(desk.path("far")).unwrap();
-    let own = connect(&desk, &home, "red");
+    let own = connect(&desk, &home, "red", "far");
     restored(node, "red", &desk.path("far/run/memory.sock")).unwrap();
     own.signal(Signal::TERM);
     drop(own.finish(COMMAND_TIMEOUT));

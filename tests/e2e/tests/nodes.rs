@@ -518,7 +518,7 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     // A certificate of the cluster opens nothing by itself.
     is_refused(&desk, &home, "red");
     home.node.ok(&["peers", "add", "tenant/red"]);
-    let red = connect(&desk, &home, "red");
+    let red = connect(&desk, &home, "red", "far");
     is_refused(&desk, &home, "blue");
 
     // Our own command line, and a program in another language that knows no QUIC.
@@ -563,7 +563,7 @@ fn a_tenants_programs_work_with_a_node_from_elsewhere_until_it_is_taken_off_the_
     red.signal(rustix::process::Signal::TERM);
     red.finish(COMMAND_TIMEOUT);
     assert!(!desk.path("far/run/memory.sock").exists(), "it takes its socket away");
-    let red_again = connect(&desk, &home, "red");
+    let red_again = connect(&desk, &home, "red", "far");
     let told = home.node.json(&["peers", "remove", "tenant/red"]);
     assert!(told["revoked"]["given"].as_u64().unwrap() > 0, "{told}");
     let ended = job.finish(Duration::from_secs(5));
@@ -840,7 +840,7 @@ fn svids_are_renewed_while_calls_go_on_and_without_another_node_they_run_out() {
     home.node.tenants(&["red"]);
     desk.agent(&home.node, "red");
     home.node.ok(&["peers", "add", "tenant/red"]);
-    let red = connect(&desk, &home, "red");
+    let red = connect(&desk, &home, "red", "far");
     let far = desk.text("far");
     desk.ok(&["region", "create", "r", "--bytes", "64K", "--as", "red.cap", "--node", &far]);
     let first_s = home.until_s("memory").unwrap();

@@ -22,6 +22,7 @@ use distos_sim::far::{HOME, World, tenant, test};
 use distos_sim::random::Random;
 use distos_specs::root;
 use distos_specs::tlc::Tlc;
+use distos_specs::trace::handoff::forged::forged;
 use distos_specs::trace::handoff::{SPEC, effect, event, trace};
 use distos_specs::trace::{Finding, Trace, check};
 use distos_specs::value::Value;
@@ -366,16 +367,6 @@ fn findings(traces: &[Trace]) -> Vec<Finding> {
     checked.unwrap_or_else(|why| panic!("{why}")).findings
 }
 
-fn place(events: &[Value], kind: &str) -> usize {
-    let at = events.iter().position(|event| event.at("event").str() == kind);
-    at.unwrap_or_else(|| panic!("there is no {kind}"))
-}
-
-/// The events up to this one, and another one.
-fn then(events: &[Value], last: usize, more: Value) -> Vec<Value> {
-    [&events[..=last], &[more]].concat()
-}
-
 #[test]
 fn what_a_handoff_did_is_a_behaviour_of_its_model_and_forged_traces_are_not() {
     let runs = RefCell::new(Vec::new());
@@ -390,27 +381,14 @@ fn what_a_handoff_did_is_a_behaviour_of_its_model_and_forged_traces_are_not() {
     for (seed, finding) in findings(&traces).into_iter().enumerate() {
         assert_eq!(finding, Finding::Accepted, "seed {seed}: {:#?}", traces[seed].events());
     }
-    let events = &runs[0];
-    let (granted, withdrawn) = (place(events, "granted"), place(events, "withdrawn"));
-    let (direct, revoked) = (place(events, "go_direct"), place(events, "revoke"));
-    let made = events[..revoked].iter().filter(|event| event.at("event").str() == "call").count();
-    let next = i64::try_from(made).expect("few calls") + 1;
-    let after = then(events, revoked, event("call", &[("n", next)]));
-    let forged = [
-        ("the ticket works again", then(events, granted, event("granted", &[("t", 1)]))),
-        ("it goes direct before it was flushed", then(events, withdrawn, event("go_direct", &[]))),
-        ("the giver lets go before it is told", then(events, withdrawn, event("release", &[]))),
-        ("a call after the revocation", then(&after, revoked + 1, effect("direct", next, true))),
-        ("a call that nobody made", then(events, direct, event("call", &[("n", 99)]))),
-        ("the giver gives what it has not", then(events, 0, event("offer", &[("t", 1)]))),
-    ];
-    let control = then(&after, revoked + 1, effect("direct", next, false));
-    let all: Vec<Trace> =
-        forged.iter().map(|(_, events)| trace(events)).chain([trace(&control)]).collect();
+    let (wrong, fine) = forged(&runs[0]).unwrap_or_else(|why| panic!("{why}"));
+    let all: Vec<Trace> = wrong.iter().chain(&fine).map(|(_, trace)| trace.clone()).collect();
     let mut found = findings(&all);
-    assert_eq!(found.pop(), Some(Finding::Accepted), "nothing is wrong with it");
-    for ((what, events), finding) in forged.iter().zip(found) {
-        let last = events.len();
+    for ((what, _), finding) in fine.iter().zip(found.split_off(wrong.len())) {
+        assert_eq!(finding, Finding::Accepted, "{what}: nothing is wrong with it");
+    }
+    for ((what, trace), finding) in wrong.iter().zip(found) {
+        let last = trace.len();
         let is_last = matches!(&finding, Finding::Refused { event, .. } if *event == last);
         assert!(is_last, "{what}: the last of {last} events is wrong, but: {finding:?}");
     }

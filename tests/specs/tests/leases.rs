@@ -2,21 +2,16 @@
 #![allow(clippy::unwrap_used)]
 #![forbid(unsafe_code)]
 
-use distos_specs::root;
-use distos_specs::tlc::Tlc;
+mod judge;
+
+use distos_specs::trace::Finding;
 use distos_specs::trace::revocation::forged::forged;
 use distos_specs::trace::revocation::{NODES, Names, SPEC, elapse, event, events, question, trace};
-use distos_specs::trace::{Finding, Trace, check, check_with};
 use distos_specs::value::Value;
 
-fn findings(config: &str, traces: &[Trace]) -> Vec<Finding> {
-    let (tlc, spec) = (Tlc::find(&root()).unwrap(), root().join("specs").join(SPEC));
-    let checked = match config {
-        "Trace.cfg" => check(&tlc, &spec, traces),
-        other => check_with(&tlc, &spec, other, traces),
-    };
-    checked.unwrap_or_else(|why| panic!("{why}")).findings
-}
+use judge::{are_judged, findings};
+
+const BOUNDS: (&str, &str) = (SPEC, NODES);
 
 /// Else runs of nodes would be held to another model than those that are counted tick by tick.
 #[test]
@@ -59,7 +54,7 @@ fn time_that_goes_by_in_one_step_is_so_many_ticks_of_every_clock() {
             traces.extend([timed(&ticks), timed(&|k| vec![elapse(k)])]);
         }
     }
-    let found = findings("Trace.cfg", &traces);
+    let found = findings((SPEC, "Trace.cfg"), &traces);
     let mut counts = [0, 0];
     for (two, traces) in found.chunks(2).zip(traces.chunks(2)) {
         let is_accepted = |finding: &Finding| *finding == Finding::Accepted;
@@ -140,16 +135,8 @@ const OTHER: &str = "\
 15504 release link=lb key=4
 ";
 
-/// As processes write it.
 fn log(said: &str) -> String {
-    let line = |line: &str| {
-        let (ms, said) = line.split_once(' ').unwrap();
-        let (kind, fields) = said.split_once(' ').unwrap();
-        let (whole, part) = ms.split_once('.').unwrap_or((ms, "0"));
-        let at = format!("{whole}{part:0<6}");
-        format!("2026-11-22T00:00:00Z DEBUG distos::trace::revocation: {kind} at={at} {fields}\n")
-    };
-    said.lines().map(line).collect()
+    judge::log(SPEC, said)
 }
 
 #[test]
@@ -159,19 +146,9 @@ fn a_run_of_nodes_is_a_behaviour_of_the_model_and_what_is_made_of_it_is_not() {
     let names = Names::of(&events).unwrap();
     let run = names.trace(&events).unwrap();
     let shown = run.events().iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-    assert_eq!(findings(NODES, std::slice::from_ref(&run)), [Finding::Accepted], "{shown}");
+    assert_eq!(findings(BOUNDS, std::slice::from_ref(&run)), [Finding::Accepted], "{shown}");
     let (wrong, fine) = forged(&names, &events).unwrap();
-    let all: Vec<Trace> = wrong.iter().chain(&fine).map(|(_, trace)| trace.clone()).collect();
-    let mut found = findings(NODES, &all);
-    for ((what, trace), finding) in fine.iter().zip(found.split_off(wrong.len())) {
-        assert_eq!(finding, Finding::Accepted, "{what}: {:?}", trace.events());
-    }
-    for ((what, trace), finding) in wrong.iter().zip(found) {
-        let last = trace.len();
-        let is_last = matches!(&finding, Finding::Refused { event, .. } if *event == last);
-        assert!(is_last, "{what}: the last of {last} events is wrong, but: {finding:?}");
-        eprintln!("{what}: {finding:?}");
-    }
+    are_judged(BOUNDS, &wrong, &fine);
 }
 
 /// A millisecond is a tick: what the code counts and what the model counts is the same to the last one.
@@ -180,7 +157,7 @@ fn a_revocation_that_returns_a_millisecond_before_all_is_over_is_refused() {
     let home = log(&HOME.replace("left=4750", "left=4749"));
     let events = events(&home, &[&log(ONE), &log(OTHER)]).unwrap();
     let run = Names::of(&events).unwrap().trace(&events).unwrap();
-    let found = findings(NODES, std::slice::from_ref(&run));
+    let found = findings(BOUNDS, std::slice::from_ref(&run));
     let text = match &found[..] {
         [Finding::Refused { text, .. }] => text,
         other => panic!("{other:?}"),

@@ -4,6 +4,7 @@
 
 mod attestation;
 mod audit;
+mod handoffs;
 mod kernel;
 mod leases;
 

@@ -3,8 +3,8 @@
 //!
 //! The kernel's trace is its journal ([`kernel`]). Services write theirs into the node's log, if
 //! the image has them do so ([`recorded`]); what a state machine's events are is in a module of its
-//! own ([`audit`], [`attestation`], [`revocation`]). A handoff is recorded by whoever simulates it
-//! ([`handoff`]), and so are leases beside that.
+//! own ([`audit`], [`attestation`], [`revocation`], [`handoff`]). Leases and handoffs are recorded by
+//! whoever simulates them, too.
 
 pub mod attestation;
 pub mod audit;
@@ -30,6 +30,9 @@ pub struct Trace {
     /// are checked together.
     definitions: Vec<String>,
 }
+
+/// Traces that somebody made of one that was recorded, and what each is.
+pub type Forged = Vec<(&'static str, Trace)>;
 
 /// What was found in one of the traces that were checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,11 +1,8 @@
 //! What no home and no holder may have done, made of what they did.
 
 use super::{NS, Names, TERM_MS, ask, at, kind, link, listed, with};
-use crate::trace::Trace;
+use crate::trace::{Forged, Trace};
 use crate::value::Value;
-
-/// Traces, and what each is.
-pub type Forged = Vec<(&'static str, Trace)>;
 
 /// Of a run in which a revocation was heard by whom it concerned, and another by some only, so that it returned with
 /// time left: what cannot have been, the last step of each being the one that is wrong; and what can.
