@@ -49,7 +49,8 @@ interface Region extends(Cap.Capability) {
 
   write @1 (offset :UInt64, data :Data) -> ();
   # Needs "write" over exactly these bytes. Returns when durable (M3); a crash before leaves each
-  # page either old or new, never mixed. At most `maxCallBytes`.
+  # page either old or new, never mixed. At most `maxCallBytes`. Of writes that touch a page in common,
+  # those that came first take effect first; others may overtake one another.
 
   info @2 () -> (info :RegionInfo);
   # Needs "read".

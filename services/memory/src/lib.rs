@@ -20,6 +20,7 @@ mod committer;
 mod disk;
 pub mod error;
 mod jobs;
+mod locks;
 pub mod log;
 mod recent;
 mod sealed;

@@ -15,13 +15,13 @@
 //! At most [`MAX_CALLS`] reads and writes are under way, which bounds memory.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distos_abi::{ByteRange, Fault, ObjectId, TenantId};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::committer::{Answer, Committer, write_new_log};
@@ -30,6 +30,7 @@ use crate::error::StoreError;
 use crate::jobs::{
     LOST_KEY, Piece, ReadJob, ReadNow, Sealers, Source, WriteJob, WritePart, Written, random,
 };
+use crate::locks::Locks;
 use crate::log::{self, PageRecord, Record};
 use crate::recent::Recent;
 use crate::sealed::{self, Address, KEY_SLOT, Mask, RegionKey, STRIDE};
@@ -83,8 +84,7 @@ pub struct Store {
     sealers: Sealers,
     committer: Committer,
     calls: Semaphore,
-    locks: RefCell<HashSet<(ObjectId, u32)>>,
-    unlocked: Notify,
+    locks: Locks,
     /// What failed batches replaced: the log on disk still names it. By batch.
     unsettled: RefCell<Vec<(u64, Retired)>>,
     degraded: Cell<bool>,
@@ -171,8 +171,7 @@ impl Store {
             extents,
             key_slots,
             calls: Semaphore::new(MAX_CALLS),
-            locks: RefCell::default(),
-            unlocked: Notify::new(),
+            locks: Locks::default(),
             unsettled: RefCell::default(),
             degraded: Cell::new(false),
             compacting: Cell::new(false),
@@ -409,7 +408,8 @@ impl Store {
         let bytes = self.index.borrow().active(object)?.facts.bytes;
         let range = checked_range(bytes, offset, data.len() as u64)?;
         let spans = state::spans(range);
-        let locked = self.lock(object, &spans).await;
+        let pages = spans.iter().map(|span| (object, span.page)).collect();
+        let locked = self.locks.lock(pages).await;
         let (job, fresh, pins) = self.write_job(object, &spans, data)?;
         let written = self.sealers.run(move || job.execute()).await??;
         drop(pins);
@@ -427,28 +427,6 @@ impl Store {
     /// A call's share of memory.
     async fn call(&self) -> Result<SemaphorePermit<'_>, Fault> {
         self.calls.acquire().await.map_err(|_| Fault::unavailable(1_000, "the store is closed"))
-    }
-
-    /// Waits until nobody else writes any of these pages, and keeps others from it.
-    async fn lock(&self, object: ObjectId, spans: &[Span]) -> PageLock<'_> {
-        let pages: Vec<_> = spans.iter().map(|span| (object, span.page)).collect();
-        loop {
-            let unlocked = self.unlocked.notified();
-            if self.try_lock(&pages) {
-                return PageLock { store: self, pages };
-            }
-            unlocked.await;
-        }
-    }
-
-    /// All of the pages, or none.
-    fn try_lock(&self, pages: &[(ObjectId, u32)]) -> bool {
-        let mut locks = self.locks.borrow_mut();
-        let free = pages.iter().all(|page| !locks.contains(page));
-        if free {
-            locks.extend(pages);
-        }
-        free
     }
 
     /// What a sealer needs to write the pages; the fresh slots; and pins on what it reads.
@@ -655,21 +633,6 @@ const ROOT_TRIES: usize = 4;
 type Fresh = Vec<(u32, u64, Option<Rc<Slot>>)>;
 /// The committer's answer if there is something to commit, and what readers no longer see.
 type Published = Result<(Option<Answer>, Retired), Fault>;
-
-struct PageLock<'a> {
-    store: &'a Store,
-    pages: Vec<(ObjectId, u32)>,
-}
-
-impl Drop for PageLock<'_> {
-    fn drop(&mut self) {
-        let mut locks = self.store.locks.borrow_mut();
-        self.pages.iter().for_each(|page| {
-            locks.remove(page);
-        });
-        self.store.unlocked.notify_waiters();
-    }
-}
 
 /// Runs a change to its end even if its caller is gone: a slot must not be freed while a thread
 /// still writes to it, nor a region be left half made.

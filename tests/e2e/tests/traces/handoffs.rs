@@ -31,9 +31,8 @@ use super::{LONG, accepted, refused};
 
 const GIVER: &str = env!("CARGO_BIN_EXE_distos-e2e-giver");
 const BOTH: Rights = Rights::READ.join(Rights::WRITE);
-/// Calls that wait for their answer. All are writes of one page, of which the service lets one come after the other; of
-/// more than one that waits, it does not say which is next.
-const AT_A_TIME: usize = 2;
+/// Calls that wait for their answer. All are writes of one page, which take effect in the order in which they came.
+const AT_A_TIME: usize = 6;
 
 /// When a giver is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
