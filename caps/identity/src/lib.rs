@@ -32,7 +32,7 @@ pub use pem::{MAX_PEM_BYTES, from_pem, to_pem};
 pub use profile::{Home, key_of, since};
 pub use request::{prove, verify_proof};
 pub use statement::{DRIFT_US, Heard, MAX_STATEMENT_BYTES, Statement, Ticks};
-pub use svid::{Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
+pub use svid::{Checked, Identity, MAX_SVID_LIFETIME_S, Refusal, Usage};
 pub use token::{
     MAX_TOKEN_BYTES, MAX_TOKEN_LIFETIME_S, Token, TokenAuthority, TokenKey, TokenRefusal,
     TokenSecret,

@@ -4,7 +4,12 @@
 //! DistOS ask beyond that. A chain is always two certificates: the root certifies issuers only, and
 //! issuers nobody but ends.
 
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use distos_abi::{Fault, HolderKey, NodeId};
+use lru::LruCache;
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm,
     UnixTime, alg_id,
@@ -138,6 +143,18 @@ impl Identity {
         now_s: u64,
         usage: Usage,
     ) -> Result<Identity, Refusal> {
+        Identity::verify_once(chain, bundle, now_s, usage, &Checked::new(NonZeroUsize::MIN))
+    }
+
+    /// The same for whoever sees the same certificates again and again: of signatures that were good before, `checked`
+    /// knows it. Everything else is looked at each time.
+    pub fn verify_once<T: AsRef<[u8]>>(
+        chain: &[T],
+        bundle: &Bundle,
+        now_s: u64,
+        usage: Usage,
+        checked: &Checked,
+    ) -> Result<Identity, Refusal> {
         let [own, by] = chain else { return Err(Refusal::Length(chain.len())) };
         let (own, by) = (own.as_ref(), by.as_ref());
         let wrong = |whose| move |why| Refusal::Certificate { whose, why };
@@ -157,7 +174,7 @@ impl Identity {
                 return Err(Refusal::Expired { until_s: facts.until_s });
             }
         }
-        let root_until_s = path(own, by, bundle, now_s, usage)?;
+        let root_until_s = path((own, by), bundle, now_s, usage, checked)?;
         let lifetime = leaf.facts.until_s - leaf.facts.from_s;
         if lifetime > MAX_SVID_LIFETIME_S {
             return Err(Refusal::Lasting(lifetime));
@@ -177,7 +194,13 @@ impl Identity {
 }
 
 /// Until when the root holds that stands behind them.
-fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Result<u64, Refusal> {
+fn path(
+    (own, by): (&[u8], &[u8]),
+    bundle: &Bundle,
+    now_s: u64,
+    usage: Usage,
+    checked: &Checked,
+) -> Result<u64, Refusal> {
     let roots: Vec<(CertificateDer<'_>, u64)> =
         bundle.roots_at(now_s).map(|(der, until_s)| (der.into(), until_s)).collect();
     // Roots were read when the bundle was, so each is one.
@@ -195,7 +218,7 @@ fn path(own: &[u8], by: &[u8], bundle: &Bundle, now_s: u64, usage: Usage) -> Res
         Usage::Server => KeyUsage::server_auth(),
     };
     let path =
-        own.verify_for_usage(&[&Ed25519], &anchors, &by, time, eku, None, None).map_err(refuse)?;
+        own.verify_for_usage(&[checked], &anchors, &by, time, eku, None, None).map_err(refuse)?;
     // A root that signed an end itself has a path without the issuer.
     if path.intermediate_certificates().count() != 1 {
         return Err(Refusal::Unknown);
@@ -215,11 +238,30 @@ fn refusal(error: webpki::Error, usage: Usage) -> Refusal {
     }
 }
 
-/// Ed25519 as capabilities' signatures are checked: one encoding of a signature, no weak keys.
-#[derive(Debug)]
-struct Ed25519;
+/// Signatures of certificates that were good: a signature that is good stays so, whatever becomes of whom it is by.
+/// They are known by the BLAKE3 hash of key, signature and what is signed.
+pub struct Checked(Mutex<LruCache<[u8; 32], ()>>);
 
-impl SignatureVerificationAlgorithm for Ed25519 {
+impl Checked {
+    /// Knows so many at most, those that were asked for last.
+    pub fn new(most: NonZeroUsize) -> Checked {
+        Checked(Mutex::new(LruCache::new(most)))
+    }
+
+    fn known(&self) -> MutexGuard<'_, LruCache<[u8; 32], ()>> {
+        // Nothing in here panics half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checked({})", self.known().len())
+    }
+}
+
+/// Ed25519 as capabilities' signatures are checked: one encoding of a signature, no weak keys.
+impl SignatureVerificationAlgorithm for Checked {
     fn verify_signature(
         &self,
         public_key: &[u8],
@@ -227,7 +269,19 @@ impl SignatureVerificationAlgorithm for Ed25519 {
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
         let key = HolderKey::try_from(public_key).map_err(|_| InvalidSignature)?;
-        distos_types::verify_signature(key, message, signature).map_err(|_| InvalidSignature)
+        // What is signed comes last: the others have one length each, or are no signature.
+        let all = blake3::Hasher::new_derive_key("distos 2026-11 a certificate's signature")
+            .update(&key.0)
+            .update(&signature.len().to_le_bytes())
+            .update(signature)
+            .update(message)
+            .finalize();
+        if self.known().get(all.as_bytes()).is_some() {
+            return Ok(());
+        }
+        distos_types::verify_signature(key, message, signature).map_err(|_| InvalidSignature)?;
+        self.known().put(*all.as_bytes(), ());
+        Ok(())
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use distos_abi::{Fault, NodeId};
@@ -10,7 +11,7 @@ use distos_abi::{Fault, NodeId};
 use crate::bundle::Bundle;
 use crate::id::{Subject, TenantName};
 use crate::profile::Home;
-use crate::svid::{Identity, Refusal, Usage};
+use crate::svid::{Checked, Identity, Refusal, Usage};
 
 /// What the list names, and what limits are counted by: whoever has many ids is one all the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,7 +110,18 @@ impl Trust {
         now_s: u64,
         usage: Usage,
     ) -> Result<Identity, Refusal> {
-        let found = Identity::verify(chain, &self.bundle, now_s, usage)?;
+        self.admit_once(chain, now_s, usage, &Checked::new(NonZeroUsize::MIN))
+    }
+
+    /// The same for whoever sees the same certificates again and again, as [`Identity::verify_once`] has it.
+    pub fn admit_once<T: AsRef<[u8]>>(
+        &self,
+        chain: &[T],
+        now_s: u64,
+        usage: Usage,
+        checked: &Checked,
+    ) -> Result<Identity, Refusal> {
+        let found = Identity::verify_once(chain, &self.bundle, now_s, usage, checked)?;
         if !self.peers.name(&found.id.subject) {
             return Err(Refusal::Stranger);
         }

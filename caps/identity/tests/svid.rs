@@ -5,10 +5,12 @@
 )]
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroUsize;
+
 use distos_abi::{HolderKey, NodeId, VatName};
 use distos_identity::{
-    Bundle, ClusterName, Home, Identity, Issuer, KeyExchange, MAX_SVID_LIFETIME_S, Peers, Refusal,
-    Root, Serial, SpiffeId, Subject, TenantName, Trust, Usage, Validity, from_pem, to_pem,
+    Bundle, Checked, ClusterName, Home, Identity, Issuer, KeyExchange, MAX_SVID_LIFETIME_S, Peers,
+    Refusal, Root, Serial, SpiffeId, Subject, TenantName, Trust, Usage, Validity, from_pem, to_pem,
 };
 use distos_types::HolderSecret;
 use rcgen::string::Ia5String;
@@ -51,6 +53,8 @@ struct Demo {
     home: Home,
     certificate: Vec<u8>,
     bundle: Bundle,
+    /// What of its certificates is known already.
+    checked: Checked,
 }
 
 impl Demo {
@@ -61,7 +65,8 @@ impl Demo {
         let certificate =
             authority.certify(issuer.key(), home, valid(NOW - HOUR, YEAR), serial()).unwrap();
         let bundle = Bundle::new(vec![own], 1).unwrap();
-        Demo { root, issuer, home, certificate, bundle }
+        let checked = Checked::new(NonZeroUsize::MIN.saturating_add(63));
+        Demo { root, issuer, home, certificate, bundle, checked }
     }
 
     fn issuer(&self) -> Issuer<'_> {
@@ -74,7 +79,23 @@ impl Demo {
     }
 
     fn verify(&self, chain: &[Vec<u8>]) -> Result<Identity, Refusal> {
-        Identity::verify(chain, &self.bundle, NOW, Usage::Client)
+        let found = Identity::verify(chain, &self.bundle, NOW, Usage::Client);
+        // Whoever knows some signatures already finds the same, each time.
+        for _ in 0..2 {
+            let again = self.known(chain, &self.bundle, NOW, Usage::Client);
+            assert_eq!(again, found);
+        }
+        found
+    }
+
+    fn known(
+        &self,
+        chain: &[Vec<u8>],
+        bundle: &Bundle,
+        now: u64,
+        usage: Usage,
+    ) -> Result<Identity, Refusal> {
+        Identity::verify_once(chain, bundle, now, usage, &self.checked)
     }
 
     /// What an issuer that was taken over could sign: `change` is made to what it would have signed.
@@ -158,7 +179,7 @@ fn nodes_services_and_agents_are_who_they_are() {
 fn nobody_is_anybody_before_or_after_its_time() {
     let demo = Demo::new(Home::Offline);
     let chain = demo.node();
-    let verify = |now| Identity::verify(&chain, &demo.bundle, now, Usage::Server);
+    let verify = |now| demo.known(&chain, &demo.bundle, now, Usage::Server);
     let (from_s, until_s) = (NOW - 60, NOW - 60 + HOUR);
     assert!(verify(from_s).is_ok() && verify(until_s).is_ok());
     assert_eq!(verify(from_s - 1), Err(Refusal::NotYet { from_s }));
@@ -176,7 +197,7 @@ fn nobody_is_anybody_before_or_after_its_time() {
     assert_eq!(found.until_s, NOW + 60, "nobody outlives its root");
     let old = root.certificate(valid(NOW - YEAR, HOUR), serial()).unwrap();
     let old = Bundle::new(vec![old], 1).unwrap();
-    let found = Identity::verify(&chain, &old, NOW, Usage::Server);
+    let found = demo.known(&chain, &old, NOW, Usage::Server);
     assert_eq!(found, Err(Refusal::Unknown), "a root whose time is over stands behind nobody");
 }
 

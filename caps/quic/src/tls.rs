@@ -1,10 +1,11 @@
 //! What TLS asks of us: who the other side is, and a signature that shows who we are.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use distos_identity::{Identity, KeyExchange, Refusal, SpiffeId, Trust, Usage, key_of};
+use distos_identity::{Checked, Identity, KeyExchange, Refusal, SpiffeId, Trust, Usage, key_of};
 use distos_types::HolderSecret;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
@@ -22,6 +23,9 @@ use rustls::{
 };
 
 use crate::ALPN;
+
+/// Signatures of certificates that are known to be good: two for each peer, and one of its issuer's.
+const CHECKED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
 /// Tells the time, in seconds since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -53,11 +57,14 @@ pub(crate) struct Shared {
     trust: RwLock<Trust>,
     own: RwLock<Arc<CertifiedKey>>,
     clock: Clock,
+    /// Whoever connects again shows the same certificates.
+    checked: Checked,
 }
 
 impl Shared {
     pub(crate) fn new(own: &Credentials, trust: Trust, clock: Clock) -> Shared {
-        Shared { trust: RwLock::new(trust), own: RwLock::new(Arc::new(own.certified())), clock }
+        let own = RwLock::new(Arc::new(own.certified()));
+        Shared { trust: RwLock::new(trust), own, clock, checked: Checked::new(CHECKED) }
     }
 
     pub(crate) fn now_s(&self) -> u64 {
@@ -71,7 +78,8 @@ impl Shared {
         usage: Usage,
     ) -> Result<Identity, Refusal> {
         // Nothing in here panics half-way; likewise below.
-        self.trust.read().unwrap_or_else(PoisonError::into_inner).admit(chain, now_s, usage)
+        let trust = self.trust.read().unwrap_or_else(PoisonError::into_inner);
+        trust.admit_once(chain, now_s, usage, &self.checked)
     }
 
     fn exchange(&self) -> KeyExchange {
