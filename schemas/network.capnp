@@ -160,6 +160,12 @@ interface Agents extends(Cap.Capability) {
   # Needs "read". As `Network.carry`: what a tenant ends whose home it does not reach.
 }
 
+struct Since {
+  # A node that was invited.
+  node @0 :Data;
+  atS  @1 :UInt64;  # When, in seconds since the Unix epoch.
+}
+
 interface Credentials extends(Cap.Capability) {
   # What a service of this node asks for, in its own name: the network service knows whose edge this is.
 
@@ -167,11 +173,13 @@ interface Credentials extends(Cap.Capability) {
   # Needs "read". An SVID for `key`, which made the signature `proof`, signed by another node's issuer.
   # Fails: "unavailable" (in no cluster yet, or no issuer can be reached).
   trust @1 (seen :UInt64, port :UInt16)
-      -> (revision :UInt64, bundle :Text, peers :List(Text), hybridOnly :Bool);
+      -> (revision :UInt64, bundle :Text, peers :List(Text), hybridOnly :Bool, since :List(Since),
+          freshS :UInt64);
   # Needs "read". Whom to let in. Resolves once that differs from what was current at revision `seen`;
   # 0 is none. Whoever asks with a revision has put it into effect. `port` is the UDP port at which it
   # lets them in, and 0 if it lets nobody in: other nodes' services are told it. With `hybridOnly`, no connection
-  # is to be whose keys were not agreed on with X25519MLKEM768.
+  # is to be whose keys were not agreed on with X25519MLKEM768. Of the nodes in `since`, SVIDs that hold from before
+  # then are not to be taken. An SVID of the caller's own from before `freshS` others may not take: it is to ask for another.
   locate @2 (node :Data, service :Text) -> (address :Text);
   # Needs "read". Where a service of another node listens, "HOST:PORT" in numbers, as that node's network
   # service says. Nothing is to be believed of whoever answers there but what its handshake shows. Fails:

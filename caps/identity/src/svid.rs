@@ -100,6 +100,12 @@ pub enum Refusal {
     /// The cluster's list of peers does not name it.
     #[error("the list of trusted peers does not name it")]
     Stranger,
+    /// It was signed before its node was invited.
+    #[error("it is from before its node was invited, on {}: renew it", date(*.since_s))]
+    Former {
+        /// When that was.
+        since_s: u64,
+    },
     /// Its issuer runs on a node that is not in the list.
     #[error("its issuer is on node/{0}, which the list of trusted peers does not name")]
     Vouched(NodeId),

@@ -1,7 +1,7 @@
 //! Whom one lets in: those whose certificates the cluster stands behind **and** whom its operator has
 //! named. A certificate alone opens nothing (N2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
@@ -63,6 +63,9 @@ pub struct Peers {
     pub nodes: BTreeSet<NodeId>,
     /// Tenants.
     pub tenants: BTreeSet<TenantName>,
+    /// Of nodes that were invited, since when, in seconds since the Unix epoch: whoever was let in before and comes back
+    /// comes with new SVIDs.
+    pub since_s: BTreeMap<NodeId, u64>,
 }
 
 impl Peers {
@@ -71,6 +74,14 @@ impl Peers {
         match Peer::of(subject) {
             Peer::Node(node) => self.nodes.contains(&node),
             Peer::Tenant(tenant) => self.tenants.contains(&tenant),
+        }
+    }
+
+    /// Before when nothing counts that was signed for what `subject` is part of.
+    fn since_s(&self, subject: &Subject) -> u64 {
+        match Peer::of(subject) {
+            Peer::Node(node) => self.since_s.get(&node).copied().unwrap_or(0),
+            Peer::Tenant(_) => 0,
         }
     }
 }
@@ -101,7 +112,8 @@ pub struct Trust {
 
 impl Trust {
     /// Who presents these certificates, as [`Identity::verify`] has it, if it is let in.
-    /// [`Refusal::Stranger`] if it is somebody, and nobody's peer; [`Refusal::Vouched`] if the issuer of
+    /// [`Refusal::Stranger`] if it is somebody, and nobody's peer; [`Refusal::Former`] if its node was invited since
+    /// this was signed; [`Refusal::Vouched`] if the issuer of
     /// somebody who connects runs on a node that is not in the list: who was taken off it does not come
     /// back under a name that its own issuer has signed.
     pub fn admit<T: AsRef<[u8]>>(
@@ -124,6 +136,10 @@ impl Trust {
         let found = Identity::verify_once(chain, &self.bundle, now_s, usage, checked)?;
         if !self.peers.name(&found.id.subject) {
             return Err(Refusal::Stranger);
+        }
+        let since_s = self.peers.since_s(&found.id.subject);
+        if found.from_s < since_s {
+            return Err(Refusal::Former { since_s });
         }
         match (usage, found.home) {
             (Usage::Client, Home::Node(home))

@@ -122,6 +122,8 @@ pub struct Standing {
     /// Where its network service may be reached, as most of those who are for it say; if as many say something else,
     /// as the vote with the smallest number does.
     pub address: Option<SocketAddr>,
+    /// Before when nothing counts that was signed for it, in seconds since the Unix epoch: since it was invited last.
+    pub since_s: u64,
     /// Whether it belongs to the cluster.
     pub is_member: bool,
 }
@@ -337,8 +339,11 @@ impl Members {
             match vote.stance {
                 Stance::None => {}
                 Stance::Remove => drop(found.remove.insert(*voter)),
-                Stance::Admit(address) => {
+                Stance::Admit(address) | Stance::Invite { address, .. } => {
                     found.admit.insert(*voter);
+                    if let Stance::Invite { since_s, .. } = vote.stance {
+                        found.since_s = found.since_s.max(since_s);
+                    }
                     if let Some(address) = address {
                         let since = Reverse((vote.number, *voter));
                         let (voters, first) = said.entry(address).or_insert((0, since));

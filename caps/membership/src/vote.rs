@@ -21,6 +21,14 @@ pub enum Stance {
     Admit(Option<SocketAddr>),
     /// It is not to be let in.
     Remove,
+    /// It was invited, and is to be let in by what was signed for it since then, in seconds since the Unix epoch: whoever
+    /// was let in once and comes back does so with nothing that it had.
+    Invite {
+        /// When that was.
+        since_s: u64,
+        /// Where its network service may be reached, once that is known.
+        address: Option<SocketAddr>,
+    },
 }
 
 /// What a voter says of a node.
@@ -42,8 +50,8 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// As bytes: number, the configuration's number (8 bytes each, big-endian), voter, node (32 each), stance (1),
-    /// the address and the cluster's name as text, each behind its length (1).
+    /// As bytes: number, the configuration's number (8 bytes each, big-endian), voter, node (32 each), stance (1), of an
+    /// invitation the time (8), the address and the cluster's name as text, each behind its length (1).
     fn encode(&self) -> Vec<u8> {
         let mut bytes = [self.number, self.since].map(u64::to_be_bytes).concat();
         bytes.extend_from_slice(&self.voter.0);
@@ -52,8 +60,12 @@ impl Vote {
             Stance::None => (0, None),
             Stance::Admit(address) => (1, address),
             Stance::Remove => (2, None),
+            Stance::Invite { address, .. } => (3, address),
         };
         bytes.push(stance);
+        if let Stance::Invite { since_s, .. } = self.stance {
+            bytes.extend_from_slice(&since_s.to_be_bytes());
+        }
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         for text in [address.as_str(), self.cluster.as_str()] {
             // Neither is longer.
@@ -68,7 +80,11 @@ impl Vote {
         let (since, rest) = rest.split_first_chunk::<8>()?;
         let (voter, rest) = rest.split_first_chunk::<32>()?;
         let (node, rest) = rest.split_first_chunk::<32>()?;
-        let (stance, mut rest) = rest.split_first()?;
+        let (stance, rest) = rest.split_first()?;
+        let (since_s, mut rest) = match stance {
+            3 => rest.split_first_chunk::<8>()?,
+            _ => (&[0; 8], rest),
+        };
         let text = |rest: &mut &[u8]| -> Option<String> {
             let (len, after) = rest.split_first()?;
             let (text, after) = after.split_at_checked(usize::from(*len))?;
@@ -89,6 +105,7 @@ impl Vote {
                 0 => Stance::None,
                 1 => Stance::Admit(address),
                 2 => Stance::Remove,
+                3 => Stance::Invite { since_s: u64::from_be_bytes(*since_s), address },
                 _ => return None,
             },
         };
@@ -178,8 +195,10 @@ mod tests {
         let secret = HolderSecret::from_seed([1; 32]);
         let addresses = ["10.0.0.7:7400", "[2001:db8:1:2:3:4:5:6%4294967295]:65535"];
         let addresses = addresses.map(|text| Stance::Admit(Some(text.parse().unwrap())));
-        let stances = [Stance::None, Stance::Admit(None), Stance::Remove];
-        for stance in addresses.into_iter().chain(stances) {
+        let address = Some(([10, 0, 0, 7], 7400).into());
+        let invited = [None, address].map(|address| Stance::Invite { since_s: 1 << 40, address });
+        let stances = [Stance::None, Stance::Admit(None), Stance::Remove].into_iter();
+        for stance in addresses.into_iter().chain(stances).chain(invited) {
             let cast = vote(stance).sign(&secret);
             let read = Cast::decode(cast.bytes()).unwrap();
             assert_eq!((&read, read.vote()), (&cast, &vote(stance)));

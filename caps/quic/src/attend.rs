@@ -59,7 +59,9 @@ pub async fn attend(vat: Vat) {
         socket: socket.into(),
         endpoint: None,
         trust: None,
+        from_s: 0,
         until_s: 0,
+        fresh_s: 0,
         lapsed: Cell::new(false),
     };
     loop {
@@ -79,8 +81,11 @@ struct Attendant {
     endpoint: Option<Rc<Endpoint>>,
     /// What was told last.
     trust: Option<Trust>,
-    /// Until when the SVID holds that is shown.
+    /// From when and until when the SVID holds that is shown.
+    from_s: u64,
     until_s: u64,
+    /// For the sake of which moment it was asked for anew.
+    fresh_s: u64,
     /// Whether nobody is let in because that is over.
     lapsed: Cell<bool>,
 }
@@ -89,6 +94,8 @@ struct Attendant {
 struct Told {
     revision: u64,
     trust: Trust,
+    /// From when this service's SVID is to be.
+    fresh_s: u64,
 }
 
 /// An SVID that was signed for a key.
@@ -125,6 +132,16 @@ impl Attendant {
         }
     }
 
+    /// Whether others may not take the SVID that is shown, and no other one was asked for yet: once for each time that
+    /// this is told, because clocks differ.
+    fn is_stale(&mut self, fresh_s: u64) -> bool {
+        let is_new = self.endpoint.is_some() && self.fresh_s < fresh_s;
+        if is_new {
+            self.fresh_s = fresh_s;
+        }
+        is_new && self.from_s < fresh_s
+    }
+
     /// Does what the network service says, until it cannot be asked. What it says is put into effect at once,
     /// whatever becomes of the SVID.
     async fn follow(&mut self) -> Result<(), Fault> {
@@ -143,6 +160,9 @@ impl Attendant {
         loop {
             self.trust = Some(told.trust.clone());
             self.apply();
+            if self.is_stale(told.fresh_s) {
+                asking = ask(Duration::ZERO);
+            }
             // Asking with a revision says that it is in effect.
             let mut next = Box::pin(trust(&network, told.revision, port, node));
             told = loop {
@@ -190,7 +210,7 @@ impl Attendant {
                 self.endpoint = Some(endpoint);
             }
         }
-        self.until_s = own.until_s;
+        (self.from_s, self.until_s) = (own.from_s, own.until_s);
         // Not at once again, whatever its times are.
         Ok(renew_after(own.from_s, own.until_s, now_s).max(AGAIN))
     }
@@ -288,12 +308,21 @@ async fn trust(
                 Peer::Tenant(tenant) => drop(peers.tenants.insert(tenant)),
             }
         }
+        let since = answer.get_since().map_err(faulty)?;
+        if since.len() > MAX_PEERS {
+            return Err(Fault::malformed("the list of those who were put out is too long"));
+        }
+        for one in since {
+            let node = NodeId::try_from(one.get_node().map_err(faulty)?)?;
+            peers.since_s.insert(node, one.get_at_s());
+        }
         let exchange = match answer.get_hybrid_only() {
             true => KeyExchange::HybridOnly,
             false => KeyExchange::HybridPreferred,
         };
         Ok(Told {
             revision: answer.get_revision(),
+            fresh_s: answer.get_fresh_s(),
             trust: Trust { bundle, peers, own: Some(node), exchange },
         })
     };

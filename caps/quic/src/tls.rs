@@ -306,6 +306,7 @@ fn refused(refusal: &Refusal) -> Error {
         Refusal::NotYet { .. } => CertificateError::NotValidYet,
         Refusal::Unknown | Refusal::Cluster { .. } => CertificateError::UnknownIssuer,
         Refusal::Forged => CertificateError::BadSignature,
+        Refusal::Former { .. } => CertificateError::Revoked,
         Refusal::Usage(_) => CertificateError::InvalidPurpose,
         Refusal::Length(_) | Refusal::Certificate { .. } => CertificateError::BadEncoding,
         Refusal::Lasting(_)

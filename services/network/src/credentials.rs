@@ -92,9 +92,19 @@ impl credentials::Server for CredentialsServer {
             |revision: &u64| *revision != seen && self.service.state.borrow().bundle().is_ok();
         // The sender lives as long as this service.
         let current = revision.wait_for(known).await.map_or(0, |revision| *revision);
-        let trust = self.service.state.borrow().trust(self.service.now_s()).map_err(fail)?;
+        let (trust, fresh_s) = {
+            let state = self.service.state.borrow();
+            (state.trust(self.service.now_s()).map_err(fail)?, state.fresh_s())
+        };
         let mut reply = self.facet.reply(&mut results);
         reply.set_revision(current);
+        reply.set_fresh_s(fresh_s);
+        let mut since = reply.reborrow().init_since(trust.peers.since_s.len() as u32);
+        for (index, (node, at_s)) in (0..).zip(&trust.peers.since_s) {
+            let mut one = since.reborrow().get(index);
+            one.set_node(&node.0);
+            one.set_at_s(*at_s);
+        }
         reply.set_bundle(trust.bundle.to_json());
         reply.set_hybrid_only(trust.exchange == KeyExchange::HybridOnly);
         let nodes = trust.peers.nodes.iter().map(|node| Peer::Node(*node));

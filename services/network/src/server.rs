@@ -311,8 +311,9 @@ impl NetworkService {
         &self,
         change: impl FnOnce(&mut State) -> Result<(), Fault>,
     ) -> Result<State, Fault> {
-        let mut next = self.state.borrow().clone();
+        let (mut next, before) = (self.state.borrow().clone(), self.let_in());
         change(&mut next)?;
+        next.note_put_out(&before, self.now_s());
         Ok(next)
     }
 
@@ -460,7 +461,7 @@ impl NetworkServer {
             cast = state.vote(
                 &service.issuer_secret,
                 node,
-                Stance::Admit(None),
+                state.for_it(node, None),
                 now_s.saturating_mul(1_000_000),
             )?;
             Ok(())
@@ -897,7 +898,7 @@ impl network::Server for NetworkServer {
         self.change(|state| {
             state.add(peer.clone(), address)?;
             if let Peer::Node(node) = &peer {
-                let stance = Stance::Admit(address);
+                let stance = state.for_it(*node, address);
                 cast = state.vote(&service.issuer_secret, *node, stance, service.now_us())?;
             }
             Ok(())

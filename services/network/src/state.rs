@@ -46,6 +46,15 @@ pub(crate) struct Kept {
     /// Tenants whose agents get SVIDs here.
     #[serde(default)]
     tenants: Vec<String>,
+    /// Nodes that were put out, and when, in seconds since the Unix epoch.
+    #[serde(default)]
+    put_out: BTreeMap<String, u64>,
+    /// Peers that were invited, and since when, likewise.
+    #[serde(default)]
+    since: BTreeMap<String, u64>,
+    /// From when SVIDs of this node's services are to be.
+    #[serde(default)]
+    fresh_s: u64,
 }
 
 /// Who somebody is until when.
@@ -73,6 +82,14 @@ pub(crate) struct State {
     members: Members,
     /// Those whose agents get SVIDs here, each by the number of the object that stands for them.
     tenants: BTreeMap<ObjectId, TenantName>,
+    /// Nodes that were let in and are not, or were not for a time: since when, in seconds since the Unix epoch. Nothing
+    /// that is signed for them later says that it holds from before.
+    put_out: BTreeMap<NodeId, u64>,
+    /// Of the peers, those that were invited: since when, likewise. What was signed for them before is of no use to them
+    /// any more: they come back with what they are given then.
+    since: BTreeMap<Peer, u64>,
+    /// From when SVIDs of this node's services are to be: they are asked for anew when it joins once more.
+    fresh_s: u64,
 }
 
 impl State {
@@ -89,6 +106,9 @@ impl State {
             banned: BTreeSet::new(),
             members: Members::default(),
             tenants: BTreeMap::new(),
+            put_out: BTreeMap::new(),
+            since: BTreeMap::new(),
+            fresh_s: 0,
         }
     }
 
@@ -122,6 +142,16 @@ impl State {
             let casts = casts?.into_iter().flatten();
             state.members = Members::restore(Some(configuration), casts);
         }
+        for (name, at_s) in kept.put_out {
+            match name.parse()? {
+                Peer::Node(node) => drop(state.put_out.insert(node, at_s)),
+                Peer::Tenant(_) => return Err(Fault::malformed("tenants come back as they were")),
+            }
+        }
+        for (name, at_s) in kept.since {
+            state.since.insert(name.parse()?, at_s);
+        }
+        state.fresh_s = kept.fresh_s;
         for name in kept.tenants {
             state.serve_agents_of(&TenantName::new(&name)?)?;
         }
@@ -144,6 +174,13 @@ impl State {
             banned: self.banned.iter().map(|node| Peer::Node(*node).to_string()).collect(),
             configuration: self.members.signed().map(Signed::to_json),
             tenants: self.tenants.values().map(|tenant| tenant.as_str().to_owned()).collect(),
+            put_out: self
+                .put_out
+                .iter()
+                .map(|(node, at_s)| (Peer::Node(*node).to_string(), *at_s))
+                .collect(),
+            since: self.since.iter().map(|(peer, at_s)| (peer.to_string(), *at_s)).collect(),
+            fresh_s: self.fresh_s,
         }
     }
 
@@ -211,11 +248,15 @@ impl State {
             cluster: bundle.cluster().clone(),
             subject: Subject::Service { node: self.node, service: VatName::new(SERVICE)? },
         };
-        let chain = match &self.own {
-            Some((own, _)) if chain.is_empty() => own.clone(),
-            _ => chain,
+        let (chain, is_new) = match &self.own {
+            Some((own, _)) if chain.is_empty() => (own.clone(), false),
+            _ => (chain, true),
         };
         let own = check(&bundle, &chain, &id, self.keys.0, now_s)?;
+        if is_new {
+            // Whoever lets it in once more takes nothing that is older.
+            self.fresh_s = own.from_s;
+        }
         self.bundle = Some(bundle);
         self.own = Some((chain, own));
         Ok(())
@@ -289,7 +330,7 @@ impl State {
         verify_proof(&subject, asks.key, asks.proof)?;
         let issuer = Issuer::new(certificate, secret)?;
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
-        issuer.issue(&id, asks.key, validity(now_s, lifetime_s), serial)
+        issuer.issue(&id, asks.key, self.since(asks.node, validity(now_s, lifetime_s)), serial)
     }
 
     /// The number of the object that stands for a tenant's agents, if they get SVIDs here.
@@ -390,7 +431,7 @@ impl State {
     }
 
     /// What another node needs to join: an SVID for its network service with `key`, and a place in the
-    /// list that ends with it, unless the node has come by then.
+    /// list that ends with it, unless the node has come by then. What was signed for it before counts no more.
     pub(crate) fn invite(
         &mut self,
         secret: &HolderSecret,
@@ -410,10 +451,20 @@ impl State {
         let issuer = Issuer::new(certificate, secret)?;
         let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
+        let validity = self.since(node, validity);
         let chain = issuer.issue(&id, key, validity, serial)?;
         self.add(peer.clone(), None)?;
+        self.since.insert(peer.clone(), validity.from_s);
         self.invited.insert(peer, validity.until_s);
         Ok(chain)
+    }
+
+    /// What this node's vote for a peer says.
+    pub(crate) fn for_it(&self, node: NodeId, address: Option<SocketAddr>) -> Stance {
+        match self.since.get(&Peer::Node(node)) {
+            Some(since_s) => Stance::Invite { since_s: *since_s, address },
+            None => Stance::Admit(address),
+        }
     }
 
     /// Notes that a node has come; until when it was invited, if it was.
@@ -433,6 +484,7 @@ impl State {
         for peer in &late {
             self.invited.remove(peer);
             self.peers.remove(peer);
+            self.since.remove(peer);
         }
         late
     }
@@ -472,8 +524,10 @@ impl State {
             Peer::Tenant(tenant) => Some(tenant.clone()),
             Peer::Node(_) => None,
         });
-        let nodes = self.nodes(now_s).into_keys().collect();
-        let peers = Peers { nodes, tenants: tenants.collect() };
+        let nodes: BTreeSet<NodeId> = self.nodes(now_s).into_keys().collect();
+        let since_s = nodes.iter().map(|node| (*node, self.since_s(*node)));
+        let since_s = since_s.filter(|(_, since_s)| *since_s > 0).collect();
+        let peers = Peers { nodes, tenants: tenants.collect(), since_s };
         let (bundle, exchange) = (self.bundle()?.clone(), self.members.key_exchange());
         Ok(Trust { bundle, peers, own: Some(self.node), exchange })
     }
@@ -487,6 +541,43 @@ impl State {
         });
         let known: BTreeSet<NodeId> = listed.chain(self.members.nodes()).collect();
         known.into_iter().filter_map(|node| Some((node, self.place(node, now_s)?))).collect()
+    }
+
+    /// Notes those who were let in `before` and are not any more; whether there are any. Where voters are against one, it
+    /// is since the last of them has said so, which is the same at all nodes.
+    pub(crate) fn note_put_out(&mut self, before: &BTreeSet<NodeId>, now_s: u64) -> bool {
+        let now = self.nodes(now_s);
+        let mut any = false;
+        for node in before.iter().filter(|node| !now.contains_key(*node)) {
+            let against = self.members.standing(*node).remove.into_iter();
+            let said = against.filter_map(|voter| self.members.said(voter, *node));
+            let last_s = said.map(|cast| cast.vote().number / 1_000_000).max();
+            let at_s = last_s.unwrap_or(now_s).min(now_s);
+            let known = self.put_out.entry(*node).or_insert(at_s);
+            *known = at_s.max(*known);
+            any = true;
+        }
+        // What was signed before that is over anyway.
+        self.put_out.retain(|_, at_s| now_s <= at_s.saturating_add(MAX_SVID_LIFETIME_S + SKEW_S));
+        any
+    }
+
+    /// What is signed for a node is no older than its being put out, and than its invitation.
+    fn since(&self, node: NodeId, validity: Validity) -> Validity {
+        let at_s = self.put_out.get(&node).copied().unwrap_or(0).max(self.since_s(node));
+        Validity { from_s: validity.from_s.max(at_s), ..validity }
+    }
+
+    /// Before when nothing counts that was signed for a node: as this node's operator has it or, where the cluster votes,
+    /// as the voters have.
+    fn since_s(&self, node: NodeId) -> u64 {
+        let own = self.since.get(&Peer::Node(node)).copied().unwrap_or(0);
+        own.max(self.members.standing(node).since_s)
+    }
+
+    /// From when SVIDs of this node's services are to be.
+    pub(crate) fn fresh_s(&self) -> u64 {
+        self.fresh_s
     }
 
     /// Where a node's network service listens, if that is known; `None` if the node is not let in.
@@ -592,7 +683,7 @@ impl State {
         let bundle = self.bundle()?.clone();
         let is_new = self.members.configure(signed, &bundle, now_us / 1_000_000)?;
         let listed = self.peers.iter().filter_map(|(peer, address)| match peer {
-            Peer::Node(node) => Some((*node, Stance::Admit(*address))),
+            Peer::Node(node) => Some((*node, self.for_it(*node, *address))),
             Peer::Tenant(_) => None,
         });
         let out = self.banned.iter().map(|node| (*node, Stance::Remove));
@@ -716,6 +807,7 @@ impl State {
 
     pub(crate) fn remove(&mut self, peer: &Peer) -> Result<(), Fault> {
         self.invited.remove(peer);
+        self.since.remove(peer);
         let mut found = self.peers.remove(peer).is_some();
         if let Peer::Node(node) = peer
             && *node != self.node

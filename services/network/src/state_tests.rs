@@ -1,4 +1,4 @@
-use distos_identity::{Root, TokenAuthority};
+use distos_identity::{Refusal, Root, TokenAuthority};
 
 use super::*;
 
@@ -314,6 +314,65 @@ fn an_invitation_is_for_one_key_and_ends_unless_the_node_comes() {
     );
     assert_eq!(state.expire(until_s), []);
     assert!(matches!(invite(&mut state), Err(Fault::Exists(_))));
+}
+
+/// Else somebody who has taken what a node had comes back in its name when the node does.
+#[test]
+fn who_comes_back_by_an_invitation_does_so_with_nothing_that_was_signed_for_it_before() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = joined(&cluster);
+    let issuer = secret(11);
+    state.certify(cluster.issuer_on(NODE, keys().1), &issuer, NOW_S, Serial([7; 16])).unwrap();
+    let signed = |state: &State, at_s| {
+        let memory: Subject = format!("node/{OTHER}/service/memory").parse().unwrap();
+        let (key, proof) = (secret(43).key(), distos_identity::prove(&memory, &secret(43)));
+        let asks = Request { node: OTHER, service: "memory", key, proof: &proof };
+        state.sign(&issuer, &asks, 600, at_s, Serial([9; 16])).unwrap()
+    };
+    let admit = |state: &State, chain: &[Vec<u8>], at_s| {
+        state.trust(at_s).unwrap().admit(chain, at_s, Usage::Client).map(drop)
+    };
+    state.add(Peer::Node(OTHER), None).unwrap();
+    let old = signed(&state, NOW_S);
+    assert_eq!(admit(&state, &old, NOW_S), Ok(()));
+    let before = state.nodes(NOW_S).into_keys().collect();
+    state.remove(&Peer::Node(OTHER)).unwrap();
+    assert!(state.note_put_out(&before, NOW_S) && !state.note_put_out(&BTreeSet::new(), NOW_S));
+    // Its operator takes it back as it is.
+    let mut named = state.clone();
+    named.add(Peer::Node(OTHER), None).unwrap();
+    assert_eq!(admit(&named, &old, NOW_S), Ok(()));
+    // Or invites it, right away: what says that it holds from a little before does not, then.
+    let at_s = NOW_S + 2;
+    let key = secret(40).key();
+    let chain =
+        state.invite(&issuer, OTHER, key, super::validity(at_s, 600), Serial([8; 16])).unwrap();
+    let refused = Err(Refusal::Former { since_s: NOW_S });
+    let state = restored(&state, keys());
+    for mut state in [state.clone(), restored(&state, keys())] {
+        assert_eq!(admit(&state, &old, at_s), refused);
+        assert_eq!(admit(&state, &chain, at_s), Ok(()));
+        assert_eq!(admit(&state, &signed(&state, at_s), at_s), Ok(()));
+        state.came(OTHER).unwrap();
+        state.add(Peer::Node(OTHER), Some(([127, 0, 0, 1], 7400).into())).unwrap();
+        assert_eq!(admit(&state, &old, at_s), refused, "it has come, and told where it is");
+    }
+    // It asks for its services anew, once.
+    let mut back = State::new(OTHER, (key, secret(41).key()));
+    back.join(cluster.bundle(1), chain, at_s).unwrap();
+    assert_eq!(back.fresh_s(), NOW_S);
+    back.join(cluster.bundle(1), Vec::new(), at_s).unwrap();
+    assert_eq!(back.fresh_s(), NOW_S);
+    // Those who hear of it by a vote go by the same.
+    let mut voting = joined(&cluster);
+    let voter = NodeId([7; 32]);
+    let signed = configuration(&cluster, 1, &[(voter, 12)], 1);
+    voting.configure(signed, &issuer, NOW_S * 1_000_000).unwrap();
+    let members = Members::restore(voting.members().signed().cloned(), []);
+    let stance = state.for_it(OTHER, None);
+    let cast = members.cast((voter, &secret(12)), OTHER, stance, at_s * 1_000_000).unwrap();
+    assert_eq!(voting.take([cast]), (1, None));
+    assert_eq!(voting.trust(at_s).unwrap().peers.since_s, BTreeMap::from([(OTHER, NOW_S)]));
 }
 
 #[test]

@@ -113,6 +113,7 @@ impl NetworkService {
     /// Puts votes on disk that were followed; what is wrong with one of the others.
     pub(crate) fn save_heard_votes(&self, wrong: Option<Fault>) -> Result<(), Fault> {
         // Also what was heard before, if there was no room for it then.
+        self.save_if_not()?;
         self.save_votes()?;
         self.save_revocations()?;
         wrong.map_or(Ok(()), Err)
@@ -122,6 +123,9 @@ impl NetworkService {
     fn follow(&self, casts: Vec<Cast>) -> (usize, Option<Fault>) {
         let before = self.let_in();
         let taken = self.state.borrow_mut().take(casts);
+        if self.state.borrow_mut().note_put_out(&before, self.now_s()) {
+            self.is_unsaved.set(true);
+        }
         if taken.0 > 0 {
             self.more.send_replace(());
             if self.report_changes(&before) {
@@ -136,7 +140,7 @@ impl NetworkService {
         if self.is_unsaved.get() {
             let saved = self.save();
             self.is_unsaved.set(saved.is_err());
-            saved.inspect_err(|fault| tracing::error!(%fault, "a configuration is not on disk"))?;
+            saved.inspect_err(|fault| tracing::error!(%fault, "what was heard is not on disk"))?;
         }
         Ok(())
     }

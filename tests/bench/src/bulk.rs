@@ -42,7 +42,7 @@ fn agent() -> Result<Subject, Fault> {
 
 fn listening(cluster: &Cluster) -> Result<(Endpoint, Arrivals), Fault> {
     let tenants = [TenantName::new(TENANT)?].into();
-    let peers = Peers { tenants, nodes: [NodeId([2; 32])].into() };
+    let peers = Peers { tenants, nodes: [NodeId([2; 32])].into(), ..Peers::default() };
     Ok(cluster.endpoint(cluster.svid(home()?, 50), peers))
 }
 

@@ -89,7 +89,11 @@ pub async fn until_asked() {
 /// A holder of the server's capability, at whom others ask for it.
 async fn give(dir: &Path, home: &str) -> Result<(), Failure> {
     let cluster = Cluster::new("bench");
-    let peers = Peers { tenants: [TenantName::new(TENANT)?].into(), nodes: [HOME].into() };
+    let peers = Peers {
+        tenants: [TenantName::new(TENANT)?].into(),
+        nodes: [HOME].into(),
+        ..Peers::default()
+    };
     let (endpoint, mut arrivals) = cluster.endpoint(cluster.svid(giving()?, 51), peers);
     let (_connection, live) =
         restored(&endpoint, &cluster, home.parse()?, &dir.join("operator")).await?;
@@ -148,7 +152,7 @@ async fn restored(
 async fn serve(dir: &Path, slots: &str) -> Result<(), Fault> {
     let cluster = Cluster::new("bench");
     let tenants = [TenantName::new(TENANT)?].into();
-    let peers = Peers { tenants, nodes: [GIVING].into() };
+    let peers = Peers { tenants, nodes: [GIVING].into(), ..Peers::default() };
     let (endpoint, arrivals) = cluster.endpoint(cluster.svid(home()?, 50), peers);
     let _node = boot(dir, slots, arrivals).await?;
     println!("{}", endpoint.address().map_err(Fault::internal)?);

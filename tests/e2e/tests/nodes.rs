@@ -43,6 +43,10 @@ fn ends(desk: &Desk, member: &Member, name: &str) -> Option<Output> {
     Some(trying.finish(COMMAND_TIMEOUT))
 }
 
+fn node_file(node: &Node, name: &str) -> String {
+    node.file(name).to_str().unwrap().to_owned()
+}
+
 fn is_refused(desk: &Desk, member: &Member, name: &str) {
     let output = ends(desk, member, name).expect("it was let in");
     assert_eq!(output.code, UNAUTHENTICATED, "{}", output.stderr);
@@ -57,7 +61,7 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     let status = node.json(&["network", "status"]);
     let (number, key) = (status["node"].as_str().unwrap(), status["key"].as_str().unwrap());
     let peer = format!("node/{number}");
-    let file = node.file("invitation.json").to_str().unwrap().to_owned();
+    let file = node_file(&node, "invitation.json");
     let at = home.address("network");
     let invite = ["network", "invite", &peer, key, "--at", &at, "--out", &file];
     home.node.ok(&invite);
@@ -105,6 +109,21 @@ fn a_node_joins_by_an_invitation_for_its_key_and_nobody_elses() {
     let peers = home.node.json(&["peers", "list"]);
     assert_eq!(peers["peers"][0]["invited_s"], 0, "it has come: {peers}");
     assert_eq!(home.node.cli(&invite).code, EXISTS);
+    // Put out and invited again, it comes back with SVIDs that were signed since, for all of its services.
+    let before: Vec<u64> =
+        SERVICES[1..].iter().map(|service| joined.until_s(service).unwrap()).collect();
+    // They say until when to the second.
+    std::thread::sleep(Duration::from_millis(1100));
+    home.node.ok(&["peers", "remove", &peer]);
+    let again = node_file(&joined.node, "again.json");
+    home.node.ok(&["network", "invite", &peer, key, "--at", &at, "--out", &again]);
+    joined.node.ok(&["network", "accept", &again, "--root", &root]);
+    eventually("every service has another SVID", VOUCHED, || {
+        let now = SERVICES[1..].iter().map(|service| joined.until_s(service).unwrap_or(0));
+        now.zip(&before).all(|(now, before)| now > *before).then_some(())
+    });
+    let peers = home.node.json(&["peers", "list"]);
+    assert_eq!(peers["peers"][0]["invited_s"], 0, "it has come back: {peers}");
     // One that does not come is taken off the list.
     let stranger = format!("node/{}", "ab".repeat(32));
     let file = desk.text("unused.json");

@@ -1,7 +1,6 @@
 //! A node whose memory service is reached over the network, and holders on machines of their own.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -58,7 +57,7 @@ pub fn tenant(name: &str) -> TenantName {
 /// # Panics
 /// One is no name.
 pub fn tenants(names: &[&str]) -> Peers {
-    Peers { tenants: names.iter().map(|name| tenant(name)).collect(), nodes: BTreeSet::new() }
+    Peers { tenants: names.iter().map(|name| tenant(name)).collect(), ..Peers::default() }
 }
 
 /// The memory service of the node.

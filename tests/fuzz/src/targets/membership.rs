@@ -64,7 +64,12 @@ pub(super) fn configuration(bytes: &[u8]) {
 
 pub(super) fn vote_seeds() -> Vec<(String, Vec<u8>)> {
     let at = Stance::Admit(Some(([10, 0, 0, 7], 7400).into()));
-    let stances = [("none", Stance::None), ("admit", at), ("remove", Stance::Remove)];
+    let stances = [
+        ("none", Stance::None),
+        ("admit", at),
+        ("remove", Stance::Remove),
+        ("invite", Stance::Invite { since_s: 9, address: None }),
+    ];
     stances.map(|(name, stance)| seed(name, cast(stance).bytes())).into()
 }
 

@@ -198,7 +198,7 @@ impl World {
         self.report.cast += 1;
         self.said.push(cast.bytes().to_vec());
         let vote = cast.vote();
-        if let Stance::Admit(_) = vote.stance {
+        if let Stance::Admit(_) | Stance::Invite { .. } = vote.stance {
             self.ever.insert((vote.voter, vote.node));
         }
         // One whom the root leaves out, and that has not heard it, votes in vain.
