@@ -22,7 +22,7 @@ use distos_schemas::capability_capnp::door;
 use distos_types::{Chain, HolderSecret, restore_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
@@ -142,7 +142,7 @@ pub async fn end_to_end<R, W>(
     writer: W,
     chain: &Chain,
     holder: &HolderSecret,
-) -> Result<(SealedReader<R>, SealedWriter<W>), Fault>
+) -> Result<(SealedReader<BufReader<R>>, SealedWriter<W>), Fault>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -151,6 +151,8 @@ where
     let place = Place { node: root.node, vat: root.vat.clone() };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    // A frame is read in two parts.
+    let reader = BufReader::new(reader);
     distos_noise::stream::connect(reader, writer, &place, holder, now_ms).await
 }
 

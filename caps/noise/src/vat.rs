@@ -8,6 +8,7 @@ use distos_abi::{Fault, VatName};
 use distos_rpc::Vat;
 use distos_rpc::seal::{Reader, Seal, Sealed, Writer};
 use futures::future::LocalBoxFuture;
+use tokio::io::BufReader;
 
 use crate::card::{Card, Place};
 use crate::handshake::{Own, StaticKey};
@@ -35,6 +36,8 @@ impl Seal for Keeper {
         let (own, vat) = (self.own.clone(), vat.clone());
         Box::pin(async move {
             let made = current(&own, &vat).await;
+            // A frame is read in two parts.
+            let reader = BufReader::new(reader);
             let accepted = accept(reader, writer, made.as_deref().ok()).await;
             // What kept a card from being made says more than that there is none.
             made?;
