@@ -20,10 +20,15 @@ pub fn seal(vat: &Vat) {
     vat.set_seal(Rc::new(Keeper::default()));
 }
 
+/// What a vat answers with, and when to make another.
+struct Kept {
+    own: Rc<Own>,
+    renew_ms: u64,
+}
+
 #[derive(Default)]
 struct Keeper {
-    /// What the vat answers with, and when to make another.
-    own: Rc<RefCell<Option<(Rc<Own>, u64)>>>,
+    kept: Rc<RefCell<Option<Kept>>>,
 }
 
 impl Seal for Keeper {
@@ -33,9 +38,9 @@ impl Seal for Keeper {
         reader: Reader,
         writer: Writer,
     ) -> LocalBoxFuture<'static, Result<Sealed, Fault>> {
-        let (own, vat) = (self.own.clone(), vat.clone());
+        let (kept, vat) = (self.kept.clone(), vat.clone());
         Box::pin(async move {
-            let made = current(&own, &vat).await;
+            let made = current(&kept, &vat).await;
             // A frame is read in two parts.
             let reader = BufReader::new(reader);
             let accepted = accept(reader, writer, made.as_deref().ok()).await;
@@ -47,12 +52,12 @@ impl Seal for Keeper {
     }
 }
 
-async fn current(kept: &RefCell<Option<(Rc<Own>, u64)>>, vat: &Vat) -> Result<Rc<Own>, Fault> {
+async fn current(kept: &RefCell<Option<Kept>>, vat: &Vat) -> Result<Rc<Own>, Fault> {
     let now_ms = vat.now_ms();
-    if let Some((own, renew_ms)) = &*kept.borrow()
-        && now_ms < *renew_ms
+    if let Some(known) = &*kept.borrow()
+        && now_ms < known.renew_ms
     {
-        return Ok(own.clone());
+        return Ok(known.own.clone());
     }
     let key = StaticKey::fill(|secret| getrandom::fill(secret)).map_err(Fault::internal)?;
     let certified = vat.certify(&key.public().0).await?;
@@ -61,6 +66,7 @@ async fn current(kept: &RefCell<Option<(Rc<Own>, u64)>>, vat: &Vat) -> Result<Rc
     let place = Place { node: vat.node(), vat: VatName::new(vat.name().as_str())? };
     let own = Rc::new(Own::new(Arc::new(key), place, &card));
     let half_ms = until_ms.saturating_sub(now_ms) / 2;
-    *kept.borrow_mut() = Some((own.clone(), now_ms.saturating_add(half_ms)));
+    let renew_ms = now_ms.saturating_add(half_ms);
+    *kept.borrow_mut() = Some(Kept { own: own.clone(), renew_ms });
     Ok(own)
 }

@@ -33,7 +33,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 #[command(after_help = "\
 Example: red's programs work with node 1f95…, as if they were on it
   distos connect 10.0.0.7:7401 --as red.cap --svid red.pem --entry regions --listen unix:run/memory.sock
-  python3 docs/examples/python/client.py run/memory.sock red.cap
+  python3 docs/examples/python/client.py red.cap --sockets run
 The address is that of the service at which the capability lives. The SVID is red's, for red's key:
   distos cluster svid tenant/red/agent/z6Mk… red.pub --issuer issuer.key
 It goes on until Ctrl-C; a newer SVID in the same file is shown without a pause.
