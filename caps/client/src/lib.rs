@@ -15,7 +15,7 @@ use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
 use distos_noise::Place;
-use distos_noise::stream::{SealedReader, SealedWriter};
+pub use distos_noise::stream::{SealedReader, SealedWriter};
 use distos_rpc::transport::{self, Bounds, Driven};
 pub use distos_rpc::{Borrowing, Gift, Held, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
@@ -34,6 +34,7 @@ const TURN_WAIT: Duration = Duration::from_secs(10);
 pub struct Connection {
     door: door::Client,
     borrowing: Borrowing,
+    is_end_to_end: bool,
     /// Dropped with the connection, which is what closes it.
     _open: Driven,
 }
@@ -50,7 +51,7 @@ impl Connection {
     pub fn over(mut system: RpcSystem<Side>) -> Connection {
         let door: door::Client = system.bootstrap(Side::Server);
         let borrowing = Borrowing::at(door.clone());
-        Connection { door, borrowing, _open: Driven::new(system) }
+        Connection { door, borrowing, is_end_to_end: false, _open: Driven::new(system) }
     }
 
     /// Connects to the vat at which a capability lives, by a socket that leads there through whomever: what is said
@@ -65,7 +66,20 @@ impl Connection {
     ) -> Result<Connection, Fault> {
         let (reader, writer) = reach(socket).await?.into_split();
         let (reader, writer) = end_to_end(reader, writer, chain, holder).await?;
-        Ok(Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE)))
+        Ok(Connection::over_end_to_end(reader, writer))
+    }
+
+    /// The same over what [`end_to_end`] has returned.
+    pub fn over_end_to_end<R, W>(
+        reader: SealedReader<BufReader<R>>,
+        writer: SealedWriter<W>,
+    ) -> Connection
+    where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let system = transport::over(reader, writer, Side::Client, None, Bounds::EDGE);
+        Connection { is_end_to_end: true, ..Connection::over(system) }
     }
 
     /// The vat's door, for what this crate does not do there.
@@ -97,11 +111,21 @@ impl Connection {
 
     /// Turns a sturdy capability into a live one of the interface `T`, proving possession of the
     /// holder's key (C4).
+    ///
+    /// # Errors
+    /// What the vat says; and [`Fault::Unauthenticated`], before anything is said, if the capability is end to end and this
+    /// connection is not: whoever passes it on could answer in the vat's place.
     pub async fn restore<T: FromClientHook>(
         &self,
         chain: &Chain,
         holder: &HolderSecret,
     ) -> Result<T, Fault> {
+        if chain.authority().caveats.end_to_end && !self.is_end_to_end {
+            return Err(Fault::Unauthenticated(
+                "this capability is end to end, and this connection is not: open one that is"
+                    .into(),
+            ));
+        }
         let response =
             self.door.challenge_request().send().promise.await.map_err(|e| fault_of(&e))?;
         let bytes = chain.encode();

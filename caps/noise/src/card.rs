@@ -90,7 +90,7 @@ impl Card {
 
     /// The static key of the vat at `place`, if this is its card at `now_ms`, in milliseconds since the Unix epoch.
     ///
-    /// [`Fault::Unauthenticated`] if its node has not signed it for that vat; [`Fault::Expired`] if its time is over.
+    /// [`Fault::Unauthenticated`] if its node has not signed it for that vat, or its time is over.
     pub fn verify(&self, place: &Place, now_ms: u64) -> Result<StaticPublic, Fault> {
         let message = channel_message(place.node, &place.vat, &self.key.0, self.until_ms);
         verify_signature(HolderKey(place.node.0), &message, &self.signature).map_err(|_| {
@@ -99,7 +99,10 @@ impl Card {
             ))
         })?;
         if now_ms >= self.until_ms {
-            return Err(Fault::Expired { at_ms: self.until_ms });
+            let late_s = (now_ms - self.until_ms) / 1000;
+            return Err(Fault::Unauthenticated(format!(
+                "the card of {place} ended {late_s} s ago: a clock is wrong, or somebody shows an old one"
+            )));
         }
         Ok(self.key)
     }

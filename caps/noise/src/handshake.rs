@@ -223,7 +223,8 @@ impl CryptoResolver for Primitives {
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        DefaultResolver.resolve_dh(choice)
+        let pair = DefaultResolver.resolve_dh(choice)?;
+        Some(Box::new(Erased(pair)))
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -232,6 +233,49 @@ impl CryptoResolver for Primitives {
 
     fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
         DefaultResolver.resolve_cipher(choice)
+    }
+}
+
+/// A pair whose secret is erased with it, which the library does not do.
+struct Erased(Box<dyn Dh>);
+
+impl Drop for Erased {
+    fn drop(&mut self) {
+        self.0.set(&[0; SECRET_BYTES]);
+    }
+}
+
+impl Dh for Erased {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn pub_len(&self) -> usize {
+        self.0.pub_len()
+    }
+
+    fn priv_len(&self) -> usize {
+        self.0.priv_len()
+    }
+
+    fn set(&mut self, secret: &[u8]) {
+        self.0.set(secret);
+    }
+
+    fn generate(&mut self, random: &mut dyn Source) -> Result<(), snow::Error> {
+        self.0.generate(random)
+    }
+
+    fn pubkey(&self) -> &[u8] {
+        self.0.pubkey()
+    }
+
+    fn privkey(&self) -> &[u8] {
+        self.0.privkey()
+    }
+
+    fn dh(&self, theirs: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
+        self.0.dh(theirs, out)
     }
 }
 

@@ -18,7 +18,7 @@
 //! | 5 | both | frames: length of what is sealed (2), 1 to [`MAX_PLAIN_BYTES`] bytes sealed |
 //!
 //! The vat's static key is nowhere but in its memory. Its card binds that key to its node: the node signs it, for
-//! an hour, with the key that signs capabilities and is the node's name in them. So a capability is all that a holder needs
+//! ten minutes, with the key that signs capabilities and is the node's name in them. So a capability is all that a holder needs
 //! to know. A **place** is a node (32 bytes), the length of a vat's name (1) and the name. The holder's static key is made for each session;
 //! the payload of the first message binds it to the holder: its Ed25519 key (32) and its signature (64) over the domain
 //! `distos-noise-holder-v1`, the place, and the static keys of holder and vat. Noise's prologue is [`HELLO`], the place
@@ -54,8 +54,8 @@
 //! - That there is no session to be had is not authenticated either. Whoever then goes on without one lets whoever passes
 //!   the stream on choose that.
 //! - It ends no session when a card does, and has no timeouts: callers know what they wait for.
-//! - `snow` does not erase its copies of keys when it is done with them; [`StaticKey`] does, and so does what reads frames
-//!   with the plain bytes that it held.
+//! - `snow` does not erase the keys of a session's frames when it is done with them. Of X25519 secrets all copies are erased,
+//!   and what reads frames does so with the plain bytes that it held.
 //! - It says nothing about what a holder may do: capabilities do.
 //!
 //! Everything but [`stream`] and [`seal`] is a function of its arguments: bytes, time and randomness are among them.

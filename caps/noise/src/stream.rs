@@ -140,6 +140,12 @@ fn broken(fault: Fault) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, fault.to_wire())
 }
 
+/// Likewise.
+fn cut() -> io::Error {
+    let fault = Fault::unavailable(RETRY_MS, "the connection ended within what was said");
+    io::Error::new(io::ErrorKind::UnexpectedEof, fault.to_wire())
+}
+
 /// What the other side sealed, as plain bytes.
 ///
 /// Ends where the stream ends between two frames; that end is nobody's word. One within a frame is an error
@@ -215,7 +221,7 @@ impl<R: AsyncRead + Unpin> SealedReader<R> {
             ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part))?;
             match part.filled().len() {
                 0 if self.have == 0 => return Poll::Ready(Ok(false)),
-                0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                0 => return Poll::Ready(Err(cut())),
                 more => self.have += more,
             }
         }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use distos_abi::{Fault, VatName};
 use distos_rpc::Vat;
@@ -52,7 +53,7 @@ impl Seal for Keeper {
     }
 }
 
-async fn current(kept: &RefCell<Option<Kept>>, vat: &Vat) -> Result<Rc<Own>, Fault> {
+async fn current(kept: &Rc<RefCell<Option<Kept>>>, vat: &Vat) -> Result<Rc<Own>, Fault> {
     let now_ms = vat.now_ms();
     if let Some(known) = &*kept.borrow()
         && now_ms < known.renew_ms
@@ -68,5 +69,14 @@ async fn current(kept: &RefCell<Option<Kept>>, vat: &Vat) -> Result<Rc<Own>, Fau
     let half_ms = until_ms.saturating_sub(now_ms) / 2;
     let renew_ms = now_ms.saturating_add(half_ms);
     *kept.borrow_mut() = Some(Kept { own: own.clone(), renew_ms });
+    let (weak, lasts) = (Rc::downgrade(kept), Duration::from_millis(2 * half_ms));
+    // Also where nobody comes any more: whoever has the key knows who had come.
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(lasts).await;
+        if let Some(kept) = weak.upgrade() {
+            let is_over = |kept: &mut Kept| kept.renew_ms <= renew_ms;
+            drop(kept.borrow_mut().take_if(is_over));
+        }
+    });
     Ok(own)
 }

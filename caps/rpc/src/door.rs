@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::io::Cursor;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
@@ -24,6 +25,8 @@ use crate::vat::Vat;
 const MAX_RESTORES: u32 = 1024;
 /// Longest encoded chain; `distos_types` refuses longer ones too.
 const MAX_CHAIN_BYTES: usize = 4096;
+/// How often it is told that encrypted connections were broken.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// What a connection from a holder starts with.
 pub(crate) struct Door {
@@ -139,13 +142,10 @@ impl Door {
         match self.unseal(Box::new(reader), Box::new(writer)).await {
             Ok(Sealed { holder, reader, writer }) => {
                 // A gift is left for whoever has an SVID, and that may be another's, who passes this on.
-                let door = Door { end: End::Through(holder), peer: None, ..self };
+                let door = Door { end: End::Sealed(holder), peer: None, ..self };
                 door.serve(reader, writer).await;
             }
-            Err(fault) => {
-                let detail = format!("an encrypted connection: {fault}");
-                self.vat.report("denial", TenantId::OPERATOR, CapId(0), detail);
-            }
+            Err(fault) => broken(&self.vat, self.peer.as_deref(), &fault),
         }
     }
 
@@ -160,6 +160,7 @@ impl Door {
         W: AsyncWrite + Unpin + 'static,
     {
         let (vat, stranger) = (self.vat.clone(), self.stranger.clone());
+        let is_sealed = matches!(self.end, End::Sealed(_));
         let door: door::Client = capnp_rpc::new_client(self);
         let door = capnp::capability::Client::new(door.into_client_hook());
         let (bounds, checker) = (vat.bounds(), Some(vat.checker().clone()));
@@ -167,8 +168,10 @@ impl Door {
         let system = transport::system(reader, writer, side, Some(door), bounds, checker, told);
         // Dropped after the system, if this is dropped while it runs.
         let _cut = Cut::of(&system);
-        // How a connection ends is its client's affair.
-        let _ = system.await;
+        // How a connection ends is its client's affair, unless somebody else has ended it.
+        if let (Err(error), true) = (system.await, is_sealed) {
+            broken(&vat, None, &fault_of(&error));
+        }
     }
 
     /// Whoever connected is the receiver that its handshake has shown, and nobody else (C4).
@@ -229,6 +232,37 @@ impl Door {
         self.end.admits(chain.holder(), facet.authority().caveats.end_to_end)?;
         Ok(facet)
     }
+}
+
+/// Tells the auditors that an encrypted connection was not what its holder has said. Whoever goes away has not attacked
+/// anybody, and whoever attacks decides how often that is: once a second it is told, with how often it was.
+fn broken(vat: &Vat, by: Option<&str>, fault: &Fault) {
+    if matches!(fault, Fault::Unavailable { .. }) {
+        tracing::info!(%fault, "an encrypted connection ends");
+        return;
+    }
+    let told = vat.attached::<Told>();
+    let before = told.before.get() + 1;
+    told.before.set(before);
+    if told.at.get().is_some_and(|at| at.elapsed() < TOLD) {
+        return;
+    }
+    told.at.set(Some(Instant::now()));
+    told.before.set(0);
+    let by = by.map_or_else(String::new, |by| format!(" by {by}"));
+    let more = match before {
+        1 => String::new(),
+        count => format!(" ({} before it, too)", count - 1),
+    };
+    let detail = format!("an encrypted connection{by}: {fault}{more}");
+    vat.report("denial", TenantId::OPERATOR, CapId(0), detail);
+}
+
+/// Broken sessions: when one was told last, and how many were not.
+#[derive(Default)]
+struct Told {
+    at: Cell<Option<Instant>>,
+    before: Cell<u64>,
 }
 
 /// What another vat of this node finds at its end of an edge.

@@ -20,7 +20,7 @@ pub fn fault_of(error: &capnp::Error) -> Fault {
         return fault;
     }
     match error.kind {
-        capnp::ErrorKind::Disconnected => {
+        capnp::ErrorKind::Disconnected | capnp::ErrorKind::PrematureEndOfFile => {
             Fault::unavailable(200, "the connection to the service was lost")
         }
         capnp::ErrorKind::Overloaded => Fault::unavailable(200, "the service is overloaded"),

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use distos_abi::{Fault, HolderKey, NodeId, VatName};
+use distos_abi::{Fault, NodeId, VatName};
 use distos_schemas::capability_capnp;
 use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
@@ -59,6 +59,4 @@ pub struct Remote {
     pub party: Party,
     /// By which name a gift can be left for it: the path of its SPIFFE id.
     pub name: String,
-    /// Its key.
-    pub key: HolderKey,
 }

@@ -43,26 +43,17 @@ pub struct Sealed {
     pub writer: Writer,
 }
 
-/// Whose key is at the other end of a connection, as far as that has shown it.
+/// Whose key is at the other end of a connection, as far as that has shown it. What TLS shows is not enough for what is
+/// to be end to end: any issuer of the cluster can name anybody as the home, and the holder would not know.
 #[derive(Clone, Copy)]
 pub(crate) enum End {
-    /// It has not: this is a Unix socket, and behind it may be anybody.
+    /// It has not: it ends here, and behind its other end may be anybody who passes it on.
     Unknown,
-    /// A handshake has, beside the connection's own: that may be another's, who passes this on.
-    Through(HolderKey),
-    /// The connection's own has, and nobody is in between.
-    Direct(HolderKey),
+    /// A session that ends there has, whatever passes it on.
+    Sealed(HolderKey),
 }
 
 impl End {
-    /// Whether nobody but this holder reads what is said here.
-    pub(crate) fn is(self, holder: HolderKey) -> bool {
-        match self {
-            End::Unknown => false,
-            End::Through(key) | End::Direct(key) => key == holder,
-        }
-    }
-
     /// That this holder may have a capability restored here, which is to be `end_to_end` or not.
     ///
     /// # Errors
@@ -70,13 +61,13 @@ impl End {
     pub(crate) fn admits(self, holder: HolderKey, end_to_end: bool) -> Result<(), Fault> {
         let refuse = |why: &str| Err(Fault::Unauthenticated(why.to_owned()));
         match self {
-            _ if self.is(holder) => Ok(()),
+            End::Sealed(key) if key == holder => Ok(()),
             // Else whoever passes a connection on could make one of its own, and have both sides tell it all.
-            End::Through(_) => refuse("this connection is encrypted for the key of somebody else"),
-            _ if end_to_end => refuse(
+            End::Sealed(_) => refuse("this connection is encrypted for the key of somebody else"),
+            End::Unknown if end_to_end => refuse(
                 "this capability is end to end: connect as its holder by `distos connect --end-to-end`",
             ),
-            _ => Ok(()),
+            End::Unknown => Ok(()),
         }
     }
 }
@@ -116,10 +107,8 @@ mod tests {
         let table = [
             // Who is at the end, and whether it may restore what is not end to end, and what is.
             (End::Unknown, true, false),
-            (End::Direct(red), true, true),
-            (End::Direct(relay), true, false),
-            (End::Through(red), true, true),
-            (End::Through(relay), false, false),
+            (End::Sealed(red), true, true),
+            (End::Sealed(relay), false, false),
         ];
         for (end, plain, end_to_end) in table {
             assert_eq!(end.admits(red, false).is_ok(), plain);

@@ -74,8 +74,6 @@ struct Caller {
     party: Party,
     /// Whom its handshake has shown, by the path of its SPIFFE id.
     name: Option<String>,
-    /// Whose key is at its other end.
-    end: End,
 }
 
 /// A vat, for what must not keep it.
@@ -638,7 +636,7 @@ impl Vat {
         let Arrival { socket, user, seat } = arrival;
         let socket = Quiet::new(socket);
         let (reader, writer) = (socket.clone(), socket.clone());
-        let from = Caller { party: Party::User(user), name: None, end: End::Unknown };
+        let from = Caller { party: Party::User(user), name: None };
         self.take(reader, writer, from, Some(socket), async move {
             // It lasts until its client ends it.
             let _seat = seat;
@@ -660,8 +658,8 @@ impl Vat {
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        let Remote { party, name, key } = from;
-        let from = Caller { party, name: Some(name), end: End::Direct(key) };
+        let Remote { party, name } = from;
+        let from = Caller { party, name: Some(name) };
         self.take(reader, writer, from, None, over);
     }
 
@@ -692,7 +690,7 @@ impl Vat {
             vat: self.clone(),
             session,
             peer: from.name,
-            end: from.end,
+            end: End::Unknown,
             nonce: Cell::new(None),
             restores: restores.clone(),
             stranger: stranger.clone(),

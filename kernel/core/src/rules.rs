@@ -126,6 +126,8 @@ impl Forest {
         if object == ObjectId::ROOT {
             return Err(Fault::malformed("object 0 is the root object, which an image grants"));
         }
+        // A byte range that ends before it starts is empty; all others are combined with something, and so are.
+        let authority = Authority { caveats: authority.caveats.meet(Caveats::NONE), ..authority };
         let Some(parent) = parent else {
             let holder = Holder::Vat(vat.clone());
             let facts = root(vat, kind, authority, holder, TenantId::OPERATOR, Life::Durable);

@@ -27,8 +27,8 @@ pub(crate) const KEY_EPOCH: u32 = 1;
 const GIFT_MS: u64 = 30_000;
 /// Most slots released in one call.
 const MAX_RELEASES: usize = 1024;
-/// How long a vat's channel key is good for once it was signed.
-const CHANNEL_LASTS_MS: u64 = 3_600_000;
+/// How long a vat's channel key is good for once it was signed: nobody can take that back.
+const CHANNEL_LASTS_MS: u64 = 600_000;
 /// Events that one vat may report in a second.
 const MAX_EVENTS_PER_S: u32 = 2000;
 /// Protections that a vat may report.

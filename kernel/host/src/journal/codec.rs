@@ -305,8 +305,7 @@ impl Reader<'_> {
             vat: self.vat()?,
             kind: Kind(self.u16()?),
             object: ObjectId(self.u64()?),
-            authority: authority_from(&self.array()?)
-                .map_err(|_| CodecError::Invalid("authority"))?,
+            authority: authority_from(&self.array()?),
             tenant: TenantId(self.u32()?),
             holder: self.holder()?,
             link: self.optional()?.map(LinkHash),
@@ -328,6 +327,15 @@ mod tests {
     use super::*;
     use distos_abi::{Authority, Caveats};
     use proptest::prelude::*;
+
+    /// A record that some DistOS has written stops no boot.
+    #[test]
+    fn a_byte_range_that_ends_before_it_starts_is_read_as_it_was_written() {
+        let Record::Node(mut node) = samples().remove(3) else { panic!() };
+        node.authority.caveats.range = distos_abi::ByteRange { start: 10, end: 5 };
+        let record = Record::Node(node);
+        assert_eq!(decode(&encode(&record)), Ok(record));
+    }
 
     fn samples() -> Vec<Record> {
         let vat = VatName::new("executor/red").unwrap();

@@ -9,14 +9,14 @@ use std::time::Duration;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use clap::Args;
 use distos_abi::Fault;
-use distos_client::{Connection, end_to_end};
+use distos_client::{Connection, SealedReader, SealedWriter, end_to_end};
 use distos_identity::{Bundle, KeyExchange, Peers, SpiffeId, Subject, Trust};
 use distos_quic::{ConnectionError, Credentials, Endpoint, Settings, why_closed};
 use distos_rpc::transport::{self, Bounds};
 use distos_schemas::capability_capnp::capability;
 use distos_types::{Chain, HolderSecret, Root};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::cluster::{read_bundle, read_pem};
@@ -45,8 +45,7 @@ pub struct ConnectArgs {
     /// Where the service listens, as HOST:PORT in numbers; or unix:PATH, a socket that leads there
     #[arg(value_name = "ADDRESS", value_parser = place)]
     address: Place,
-    /// Encrypt to the service itself, whatever passes the connection on [default: where the capability asks for it
-    /// and the address is a socket]
+    /// Encrypt to the service itself, whatever passes the connection on [default: where the capability asks for it]
     #[arg(long)]
     end_to_end: bool,
     /// The socket to make: unix:PATH
@@ -92,10 +91,14 @@ struct Line {
     end_to_end: bool,
 }
 
+type Reader = Box<dyn AsyncRead + Unpin>;
+type Writer = Box<dyn AsyncWrite + Unpin>;
+type Sealed = (SealedReader<BufReader<Reader>>, SealedWriter<Writer>);
+
 /// Both directions of a connection.
 struct Halves {
-    reader: Box<dyn AsyncRead + Unpin>,
-    writer: Box<dyn AsyncWrite + Unpin>,
+    reader: Reader,
+    writer: Writer,
     /// How it ends, where something says so.
     ends: Option<(SocketAddr, distos_quic::Connection)>,
 }
@@ -127,11 +130,14 @@ impl Line {
         if !self.end_to_end {
             return Ok(Halves { reader, writer, ends });
         }
+        let (reader, writer) = self.seal(reader, writer).await?;
+        Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+    }
+
+    async fn seal(&self, reader: Reader, writer: Writer) -> Result<Sealed, Fault> {
         let sealed = end_to_end(reader, writer, &self.chain, &self.secret);
         let silent = |_| Err(Fault::unavailable(1000, "the service is silent"));
-        let (reader, writer) =
-            tokio::time::timeout(ANSWER_WAIT, sealed).await.unwrap_or_else(silent)?;
-        Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+        tokio::time::timeout(ANSWER_WAIT, sealed).await.unwrap_or_else(silent)
     }
 
     async fn reach(&self) -> Result<Halves, Fault> {
@@ -163,9 +169,13 @@ impl Line {
     }
 
     async fn restore(&self) -> Result<(), Fault> {
-        let Halves { reader, writer, ends } = self.open().await?;
-        let over =
-            Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE));
+        let Halves { reader, writer, ends } = self.reach().await?;
+        let over = if self.end_to_end {
+            let (reader, writer) = self.seal(reader, writer).await?;
+            Connection::over_end_to_end(reader, writer)
+        } else {
+            Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE))
+        };
         let restored = over.restore::<capability::Client>(&self.chain, &self.secret);
         let restored = tokio::time::timeout(ANSWER_WAIT, restored).await;
         let ended = ends.and_then(|(address, connection)| {
@@ -196,8 +206,7 @@ pub(super) async fn command(context: &Context, args: ConnectArgs) -> Result<Repo
         }
         Place::Socket(path) => Way::Socket(path),
     };
-    // The holder's SVID shows who it is where nobody is in between.
-    let end_to_end = args.end_to_end || asked && matches!(way, Way::Socket(_));
+    let end_to_end = args.end_to_end || asked;
     let line = Rc::new(Line { way, chain, secret, end_to_end });
     // Whatever is wrong is told before anybody relies on it.
     line.try_out().await?;
@@ -253,8 +262,8 @@ async fn serve(line: &Rc<Line>, listener: &UnixListener) {
                 tokio::task::spawn_local(async move {
                     match line.open().await {
                         Ok(mut far) => {
-                            join(local, &mut far).await;
-                            if let Some(fault) = far.complaint() {
+                            let broken = join(local, &mut far).await;
+                            if let Some(fault) = broken.or_else(|| far.complaint()) {
                                 complain(&format!("distos: {fault}"));
                             }
                         }
@@ -271,8 +280,9 @@ async fn serve(line: &Rc<Line>, listener: &UnixListener) {
     }
 }
 
-/// Passes on what each side says, until either is done.
-async fn join(mut local: UnixStream, far: &mut Halves) {
+/// Passes on what each side says, until either is done; what was wrong with what the far side has said, if it was
+/// encrypted and was changed on its way.
+async fn join(mut local: UnixStream, far: &mut Halves) -> Option<Fault> {
     let (from_far, to_far) = (&mut far.reader, &mut far.writer);
     let (mut from_near, mut to_near) = local.split();
     let out = async {
@@ -280,12 +290,13 @@ async fn join(mut local: UnixStream, far: &mut Halves) {
         let _ = to_far.shutdown().await;
     };
     let back = async {
-        let _ = tokio::io::copy(from_far, &mut to_near).await;
+        let ended = tokio::io::copy(from_far, &mut to_near).await;
+        ended.err().and_then(|error| Fault::from_wire(&error.to_string()))
     };
     // The near side may say that it is done and still listen; once the far side is, nobody answers.
     tokio::pin!(back);
     tokio::select! {
-        () = &mut back => {}
+        broken = &mut back => broken,
         () = out => back.await,
     }
 }

@@ -134,6 +134,9 @@ pub struct AgentsArgs {
     /// The public key of whoever is to have it: its file, or the key itself
     #[arg(long, value_name = "PUBFILE")]
     to: String,
+    /// Only over connections that are encrypted from the holder to the service, whatever passes them on
+    #[arg(long)]
+    end_to_end: bool,
     /// The capability file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -275,7 +278,8 @@ async fn agents(
     args: &AgentsArgs,
 ) -> Result<Report, Fault> {
     let key = public_key(&args.to)?;
-    let chain = agents_chain(holder, client, &args.tenant, (key, Caveats::NONE)).await?;
+    let caveats = Caveats { end_to_end: args.end_to_end, ..Caveats::NONE };
+    let chain = agents_chain(holder, client, &args.tenant, (key, caveats)).await?;
     let file = holder.file_of(workload::ENTRY, chain);
     files::write(&args.out, file.to_text().as_bytes(), files::SECRET)?;
     let at = args.out.display().to_string();
