@@ -122,7 +122,8 @@ pub struct Standing {
     /// Where its network service may be reached, as most of those who are for it say; if as many say something else,
     /// as the vote with the smallest number does.
     pub address: Option<SocketAddr>,
-    /// Before when nothing counts that was signed for it, in seconds since the Unix epoch: since it was invited last.
+    /// Before when nothing counts that was signed for it, in seconds since the Unix epoch: from then on as many voters
+    /// are for it as have to be. One alone cannot put a node out by inviting it.
     pub since_s: u64,
     /// Whether it belongs to the cluster.
     pub is_member: bool,
@@ -332,7 +333,7 @@ impl Members {
     /// What the voters say of a node.
     pub fn standing(&self, node: NodeId) -> Standing {
         let Some(voting) = self.voting() else { return Standing::default() };
-        let mut found = Standing::default();
+        let (mut found, mut moments) = (Standing::default(), Vec::new());
         let mut said: BTreeMap<SocketAddr, (usize, Reverse<(u64, NodeId)>)> = BTreeMap::new();
         for (voter, ballot) in &self.ballots {
             let Some(vote) = ballot.casts.get(&node).map(Cast::vote) else { continue };
@@ -341,9 +342,10 @@ impl Members {
                 Stance::Remove => drop(found.remove.insert(*voter)),
                 Stance::Admit(address) | Stance::Invite { address, .. } => {
                     found.admit.insert(*voter);
-                    if let Stance::Invite { since_s, .. } = vote.stance {
-                        found.since_s = found.since_s.max(since_s);
-                    }
+                    moments.push(match vote.stance {
+                        Stance::Invite { since_s, .. } => since_s,
+                        _ => 0,
+                    });
                     if let Some(address) = address {
                         let since = Reverse((vote.number, *voter));
                         let (voters, first) = said.entry(address).or_insert((0, since));
@@ -354,7 +356,13 @@ impl Members {
         }
         found.address = said.into_iter().max_by_key(|(_, rank)| *rank).map(|(at, _)| at);
         // Whom the root names as a voter belongs to the cluster without anybody's vote.
-        let is_in = voting.voters.contains_key(&node) || found.admit.len() >= voting.admit as usize;
+        let is_named = voting.voters.contains_key(&node);
+        let is_in = is_named || found.admit.len() >= voting.admit as usize;
+        if !is_named {
+            moments.sort_unstable();
+            let last = (voting.admit as usize).saturating_sub(1);
+            found.since_s = moments.get(last).copied().unwrap_or(0);
+        }
         found.is_member = is_in && found.remove.len() < voting.remove as usize;
         found
     }
@@ -501,6 +509,26 @@ mod tests {
         says(&mut members, 10, 12, Stance::Remove);
         says(&mut members, 11, 12, Stance::Remove);
         assert!(!is_member(&members, 12) && is_member(&members, 11));
+    }
+
+    /// Else one voter puts out whomever it likes, by inviting it from the end of time.
+    #[test]
+    fn what_was_signed_before_counts_while_enough_voters_are_for_it() {
+        let mut members = members();
+        let invite = |since_s| Stance::Invite { since_s, address: None };
+        let since_s = |members: &Members| members.standing(node(50)).since_s;
+        let admit = members.voting().unwrap().admit as usize;
+        assert_eq!(admit, 2);
+        says(&mut members, 10, 50, invite(u64::MAX));
+        assert_eq!(since_s(&members), 0, "it is for nobody alone to say");
+        says(&mut members, 11, 50, ADMIT);
+        assert_eq!(since_s(&members), u64::MAX, "only with both it is let in");
+        says(&mut members, 12, 50, invite(7));
+        assert_eq!(since_s(&members), 7, "two are for it from then on");
+        // Whom the root names needs nobody's vote.
+        says(&mut members, 10, 12, invite(u64::MAX));
+        says(&mut members, 11, 12, invite(u64::MAX));
+        assert_eq!(members.standing(node(12)).since_s, 0);
     }
 
     #[test]

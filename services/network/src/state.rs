@@ -565,7 +565,8 @@ impl State {
     /// What is signed for a node is no older than its being put out, and than its invitation.
     fn since(&self, node: NodeId, validity: Validity) -> Validity {
         let at_s = self.put_out.get(&node).copied().unwrap_or(0).max(self.since_s(node));
-        Validity { from_s: validity.from_s.max(at_s), ..validity }
+        // Voters choose it: one that lies beyond the end is good for nothing, and not for more.
+        Validity { from_s: validity.from_s.max(at_s).min(validity.until_s), ..validity }
     }
 
     /// Before when nothing counts that was signed for a node: as this node's operator has it or, where the cluster votes,
