@@ -762,13 +762,23 @@ mod tests {
         });
         drop(journal);
         let path = dir.path().join(segment_name(1));
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        let third = SEGMENT_HEADER_BYTES + 2 * segment::frame_bytes(100);
-        file.write_all_at(&[0xff], third as u64 + 40).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        // Inverted and not overwritten: the byte is of a hash, which may have any value.
+        let damage = |frame: usize| {
+            let at = (SEGMENT_HEADER_BYTES + frame * segment::frame_bytes(100) + 40) as u64;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[!byte[0]], at).unwrap();
+        };
+        damage(2);
         let (journal, frames) = JournalHandle::open(dir.path()).unwrap();
         assert_eq!(frames.len(), 2, "the last record may be an unfinished write");
         drop(journal);
-        file.write_all_at(&[0xff], SEGMENT_HEADER_BYTES as u64 + 40).unwrap();
+        damage(0);
         let fault = JournalHandle::open(dir.path()).err().unwrap();
         assert!(fault.to_string().contains("byte 64"), "{fault}");
     }
