@@ -151,6 +151,21 @@ interface Door {
   lessor @3 (lessee :Lessee) -> (lessor :Lessor, token :UInt64);
   # Before anything is lent over this connection, `lessee` says who is told when it ends. Fails: "denied" once
   # something is lent; "unavailable" while whoever was named before has not answered.
+
+  present @4 (chain :Data, signature :Data) -> (cap :Capability);
+  # As `restore`, without a challenge: over a connection between nodes, whose handshake gave its two ends a secret that
+  # nobody else has. So nothing has to be waited for: what is called on the promise goes out with it. `signature` is
+  # over:
+  #
+  #   "distos-present-v1"   17 bytes of ASCII
+  #   binding               32 bytes: the exporter of TLS (RFC 8446, section 7.5) with the label
+  #                         "EXPORTER-distos-present" and an empty context
+  #   node                  32 bytes, as the chain names it
+  #   vat                   the name's bytes, likewise, with no terminator
+  #   BLAKE3 of `chain`     32 bytes, BLAKE3 in its plain mode
+  #
+  # Fails: as `restore`, and "unauthenticated" where no handshake has bound anything: at a Unix socket, and where what
+  # is said is encrypted end to end.
 }
 
 interface Edge {

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use capnp::capability::FromClientHook;
+use capnp::capability::{FromClientHook, RemotePromise};
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{Fault, NodeId, VatName};
@@ -19,7 +19,7 @@ pub use distos_noise::stream::{SealedReader, SealedWriter};
 use distos_rpc::transport::{self, Bounds, Driven};
 pub use distos_rpc::{Borrowing, Gift, Held, authority_of, caveats_of, fault_of, write_caveats};
 use distos_schemas::capability_capnp::door;
-use distos_types::{Chain, HolderSecret, restore_message};
+use distos_types::{Chain, HolderSecret, present_message, restore_message};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
@@ -35,6 +35,8 @@ pub struct Connection {
     door: door::Client,
     borrowing: Borrowing,
     is_end_to_end: bool,
+    /// What its two ends have from their handshake.
+    binding: Option<[u8; 32]>,
     /// Dropped with the connection, which is what closes it.
     _open: Driven,
 }
@@ -51,7 +53,14 @@ impl Connection {
     pub fn over(mut system: RpcSystem<Side>) -> Connection {
         let door: door::Client = system.bootstrap(Side::Server);
         let borrowing = Borrowing::at(door.clone());
-        Connection { door, borrowing, is_end_to_end: false, _open: Driven::new(system) }
+        let _open = Driven::new(system);
+        Connection { door, borrowing, is_end_to_end: false, binding: None, _open }
+    }
+
+    /// The same, where a handshake has given its two ends a secret that nobody else has (`Link::binding` of a connection
+    /// between nodes): capabilities are presented without waiting for a challenge.
+    pub fn bound(system: RpcSystem<Side>, binding: Option<[u8; 32]>) -> Connection {
+        Connection { binding, ..Connection::over(system) }
     }
 
     /// Connects to the vat at which a capability lives, by a socket that leads there through whomever: what is said
@@ -120,11 +129,10 @@ impl Connection {
         chain: &Chain,
         holder: &HolderSecret,
     ) -> Result<T, Fault> {
-        if chain.authority().caveats.end_to_end && !self.is_end_to_end {
-            return Err(Fault::Unauthenticated(
-                "this capability is end to end, and this connection is not: open one that is"
-                    .into(),
-            ));
+        if let Some(presented) = self.presented(chain, holder)? {
+            let response = presented.promise.await.map_err(|e| fault_of(&e))?;
+            let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
+            return Ok(cap.cast_to());
         }
         let response =
             self.door.challenge_request().send().promise.await.map_err(|e| fault_of(&e))?;
@@ -154,7 +162,43 @@ impl Connection {
         let cap = response.get().and_then(|r| r.get_cap()).map_err(|e| fault_of(&e))?;
         Ok(cap.cast_to())
     }
+
+    /// The same without waiting for the vat's answer, if this connection is [bound](Connection::bound): calls on what is
+    /// returned go out with what presents it, and fail as it does. Otherwise it waits as [`Connection::restore`] does.
+    ///
+    /// # Errors
+    /// As [`Connection::restore`]; what the vat says, the first call says.
+    pub async fn present<T: FromClientHook>(
+        &self,
+        chain: &Chain,
+        holder: &HolderSecret,
+    ) -> Result<T, Fault> {
+        match self.presented(chain, holder)? {
+            Some(presented) => Ok(presented.pipeline.get_cap().cast_to()),
+            None => self.restore(chain, holder).await,
+        }
+    }
+
+    /// A capability on its way to a vat to which this connection is bound; `None` if it is not.
+    fn presented(&self, chain: &Chain, holder: &HolderSecret) -> Result<Option<Presented>, Fault> {
+        if chain.authority().caveats.end_to_end && !self.is_end_to_end {
+            return Err(Fault::Unauthenticated(
+                "this capability is end to end, and this connection is not: open one that is"
+                    .into(),
+            ));
+        }
+        let Some(binding) = &self.binding else { return Ok(None) };
+        let (root, bytes) = (chain.root(), chain.encode());
+        let message = present_message(binding, root.node, &root.vat, &bytes);
+        let mut request = self.door.present_request();
+        request.get().set_chain(&bytes);
+        request.get().set_signature(&holder.sign(&message));
+        Ok(Some(request.send()))
+    }
 }
+
+/// What was asked by presenting a capability.
+type Presented = RemotePromise<door::present_results::Owned>;
 
 /// Encrypts a connection, whose halves these are, to the vat at which a capability lives.
 ///

@@ -49,6 +49,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const WINDOW: u32 = (1 + bulk::STREAMS) * STREAM_WINDOW + (1 << 16);
 /// What waits to be sent to it, and was not acknowledged.
 const SEND_WINDOW: u64 = 1 << 20;
+/// For which purpose a connection's secret is made (RFC 8446, section 7.5).
+const PRESENT_LABEL: &[u8] = b"EXPORTER-distos-present";
 /// The alert of TLS for whoever is known and not let in (RFC 8446, section 6).
 const ACCESS_DENIED: u8 = 49;
 
@@ -396,6 +398,14 @@ impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Identity {
         &self.opening.peer
+    }
+
+    /// What its two ends have from the handshake and nobody else has, for `Door.present`.
+    pub fn binding(&self) -> Option<[u8; 32]> {
+        let mut secret = [0; 32];
+        // Nothing but a length that TLS does not give is refused.
+        self.connection().export_keying_material(&mut secret, PRESENT_LABEL, b"").ok()?;
+        Some(secret)
     }
 
     /// The connection beneath, for its figures.

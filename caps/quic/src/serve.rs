@@ -23,7 +23,7 @@ pub async fn serve(vat: Vat, mut arrivals: Arrivals) {
                 let closed = link.connection().clone();
                 let subject = &link.peer().id.subject;
                 let party = party(&Peer::of(subject));
-                let from = Remote { party, name: subject.to_string() };
+                let from = Remote { party, name: subject.to_string(), binding: link.binding() };
                 tokio::task::spawn_local(Bulk::of(&vat).serve(vat.clone(), closed.clone()));
                 let (reader, writer) = link.into_halves();
                 vat.take_stream(reader, writer, from, async move {

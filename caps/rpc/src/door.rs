@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::{CapId, Fault, SessionId, TenantId};
+use distos_abi::{CapId, Fault, NodeId, SessionId, TenantId, VatName};
 use distos_schemas::capability_capnp::{capability, door, edge};
-use distos_types::{Chain, restore_message, verify_signature};
+use distos_types::{Chain, present_message, restore_message, verify_signature};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use crate::admission::Stranger;
@@ -28,6 +28,9 @@ const MAX_CHAIN_BYTES: usize = 4096;
 /// How often it is told that encrypted connections were broken.
 const TOLD: Duration = Duration::from_secs(1);
 
+/// What a holder has signed: something fresh, the node, the vat, and the chain.
+type Message = fn(&[u8; 32], NodeId, &VatName, &[u8]) -> Vec<u8>;
+
 /// What a connection from a holder starts with.
 pub(crate) struct Door {
     pub(crate) vat: Vat,
@@ -37,6 +40,8 @@ pub(crate) struct Door {
     /// Whose key is at the other end.
     pub(crate) end: End,
     pub(crate) nonce: Cell<Option<[u8; 32]>>,
+    /// What the handshake has given to the two ends of this connection, and to nobody else.
+    pub(crate) binding: Option<[u8; 32]>,
     /// How often a capability was presented.
     pub(crate) restores: Rc<Cell<u32>>,
     /// Told of what is restored: a connection on which nothing is does not stay.
@@ -66,22 +71,31 @@ impl door::Server for Door {
     ) -> Result<(), capnp::Error> {
         let (chain, signature) = {
             let params = params.get()?;
-            let chain = params.get_chain()?;
-            if chain.len() > MAX_CHAIN_BYTES {
-                return Err(fail(Fault::malformed("a certificate chain has at most 4096 bytes")));
-            }
-            (chain.to_vec(), params.get_signature()?.to_vec())
+            shown(params.get_chain()?, params.get_signature()?)?
         };
-        let facet = match self.redeem(&chain, &signature).await {
-            Ok(facet) => facet,
-            Err(fault) => {
-                self.report_denial(&chain, &fault);
-                return Err(fail(fault));
-            }
+        let nonce = self.nonce.take().ok_or_else(|| {
+            Fault::Unauthenticated("ask for a challenge before each restore".into())
+        });
+        let (facet, hook) = self.open(&chain, &signature, nonce, restore_message).await?;
+        facet.reply(&mut results).set_cap(hook);
+        Ok(())
+    }
+
+    async fn present(
+        self: Rc<Self>,
+        params: door::PresentParams,
+        mut results: door::PresentResults,
+    ) -> Result<(), capnp::Error> {
+        let (chain, signature) = {
+            let params = params.get()?;
+            shown(params.get_chain()?, params.get_signature()?)?
         };
-        let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
-        self.stranger.restored.set(true);
-        facet.reply(&mut results).set_cap(FromClientHook::new(hook));
+        let binding = self.binding.ok_or_else(|| {
+            let why = "no handshake has bound this connection: ask for a challenge, and restore";
+            Fault::Unauthenticated(why.into())
+        });
+        let (facet, hook) = self.open(&chain, &signature, binding, present_message).await?;
+        facet.reply(&mut results).set_cap(hook);
         Ok(())
     }
 
@@ -127,7 +141,7 @@ impl door::Server for Door {
 impl Door {
     /// Serves whoever is at the other end of these two halves until it goes: in the clear, or encrypted if that is
     /// how it begins.
-    pub(crate) async fn open<R, W>(self, mut reader: R, writer: W)
+    pub(crate) async fn welcome<R, W>(self, mut reader: R, writer: W)
     where
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
@@ -142,7 +156,8 @@ impl Door {
         match self.unseal(Box::new(reader), Box::new(writer)).await {
             Ok(Sealed { holder, reader, writer }) => {
                 // A gift is left for whoever has an SVID, and that may be another's, who passes this on.
-                let door = Door { end: End::Sealed(holder), peer: None, ..self };
+                let (end, peer, binding) = (End::Sealed(holder), None, None);
+                let door = Door { end, peer, binding, ..self };
                 door.serve(reader, writer).await;
             }
             Err(fault) => broken(&self.vat, self.peer.as_deref(), &fault),
@@ -203,12 +218,34 @@ impl Door {
         self.vat.report("denial", TenantId::OPERATOR, cap, detail);
     }
 
-    /// Authenticates the holder (C4), then has the kernel decide about the chain.
-    async fn redeem(&self, bytes: &[u8], signature: &[u8]) -> Result<Facet, Fault> {
-        let nonce = self.nonce.take().ok_or_else(|| {
-            Fault::Unauthenticated("ask for a challenge before each restore".into())
+    /// A live capability for a sturdy one that is shown. Each refusal goes to the audit log.
+    async fn open(
+        &self,
+        chain: &[u8],
+        signature: &[u8],
+        fresh: Result<[u8; 32], Fault>,
+        message: Message,
+    ) -> Result<(Facet, capability::Client), capnp::Error> {
+        let facet = self.redeem(chain, signature, fresh, message).await.map_err(|fault| {
+            self.report_denial(chain, &fault);
+            fail(fault)
         })?;
+        let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
+        self.stranger.restored.set(true);
+        Ok((facet, FromClientHook::new(hook)))
+    }
+
+    /// Authenticates the holder (C4), who has signed `message` of what is `fresh` on this connection; then has the
+    /// kernel decide about the chain.
+    async fn redeem(
+        &self,
+        bytes: &[u8],
+        signature: &[u8],
+        fresh: Result<[u8; 32], Fault>,
+        message: Message,
+    ) -> Result<Facet, Fault> {
         self.ask_once_more()?;
+        let fresh = fresh?;
         let chain = Chain::decode(bytes)?;
         if chain.root().node != self.vat.node() || chain.root().vat != *self.vat.name() {
             return Err(Fault::not_found(format!(
@@ -217,7 +254,7 @@ impl Door {
                 chain.root().node
             )));
         }
-        let message = restore_message(&nonce, self.vat.node(), self.vat.name(), bytes);
+        let message = message(&fresh, self.vat.node(), self.vat.name(), bytes);
         verify_signature(chain.holder(), &message, signature)?;
         let mut request = self.vat.kernel()?.redeem_request();
         request.get().set_chain(bytes);
@@ -232,6 +269,14 @@ impl Door {
         self.end.admits(chain.holder(), facet.authority().caveats.end_to_end)?;
         Ok(facet)
     }
+}
+
+/// A chain and a signature, if the chain is no longer than one can be.
+fn shown(chain: &[u8], signature: &[u8]) -> Result<(Vec<u8>, Vec<u8>), capnp::Error> {
+    if chain.len() > MAX_CHAIN_BYTES {
+        return Err(fail(Fault::malformed("a certificate chain has at most 4096 bytes")));
+    }
+    Ok((chain.to_vec(), signature.to_vec()))
 }
 
 /// Tells the auditors that an encrypted connection was not what its holder has said. Whoever goes away has not attacked

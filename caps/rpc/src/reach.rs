@@ -59,4 +59,7 @@ pub struct Remote {
     pub party: Party,
     /// By which name a gift can be left for it: the path of its SPIFFE id.
     pub name: String,
+    /// What the handshake has given to the two ends of the connection, and to nobody else: with it, capabilities can be
+    /// presented without a challenge. It is a secret of this connection.
+    pub binding: Option<[u8; 32]>,
 }

@@ -74,6 +74,8 @@ struct Caller {
     party: Party,
     /// Whom its handshake has shown, by the path of its SPIFFE id.
     name: Option<String>,
+    /// What its two ends know of it and nobody else.
+    binding: Option<[u8; 32]>,
 }
 
 /// A vat, for what must not keep it.
@@ -636,7 +638,7 @@ impl Vat {
         let Arrival { socket, user, seat } = arrival;
         let socket = Quiet::new(socket);
         let (reader, writer) = (socket.clone(), socket.clone());
-        let from = Caller { party: Party::User(user), name: None };
+        let from = Caller { party: Party::User(user), name: None, binding: None };
         self.take(reader, writer, from, Some(socket), async move {
             // It lasts until its client ends it.
             let _seat = seat;
@@ -658,8 +660,8 @@ impl Vat {
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
-        let Remote { party, name } = from;
-        let from = Caller { party, name: Some(name) };
+        let Remote { party, name, binding } = from;
+        let from = Caller { party, name: Some(name), binding };
         self.take(reader, writer, from, None, over);
     }
 
@@ -692,10 +694,11 @@ impl Vat {
             peer: from.name,
             end: End::Unknown,
             nonce: Cell::new(None),
+            binding: from.binding,
             restores: restores.clone(),
             stranger: stranger.clone(),
         };
-        let start = move || async move { door.open(reader, writer).await };
+        let start = move || async move { door.welcome(reader, writer).await };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {

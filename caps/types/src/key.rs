@@ -10,6 +10,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::secret::{SECRET_BYTES, SecretPage};
 
 const RESTORE_DOMAIN: &[u8] = b"distos-restore-v1";
+const PRESENT_DOMAIN: &[u8] = b"distos-present-v1";
 const CHANNEL_DOMAIN: &[u8] = b"distos-channel-v1";
 const KEY_FILE: &str = "distos holder key v";
 const SECRET_FILE: &str = "distos holder secret v";
@@ -154,6 +155,13 @@ pub fn restore_message(nonce: &[u8; 32], node: NodeId, vat: &VatName, chain: &[u
     [RESTORE_DOMAIN, nonce, &node.0, vat.as_str().as_bytes(), hash.as_bytes()].concat()
 }
 
+/// What a holder signs instead where a handshake has bound the connection's two ends to each other: a secret that they
+/// alone have (RFC 5705) stands for the challenge. Good on that connection alone, at that vat, for that chain.
+pub fn present_message(binding: &[u8; 32], node: NodeId, vat: &VatName, chain: &[u8]) -> Vec<u8> {
+    let hash = blake3::hash(chain);
+    [PRESENT_DOMAIN, binding, &node.0, vat.as_str().as_bytes(), hash.as_bytes()].concat()
+}
+
 /// How long the public key of a vat's encrypted channels is (X25519, RFC 7748).
 pub const CHANNEL_KEY_BYTES: usize = 32;
 
@@ -256,6 +264,8 @@ mod tests {
             restore_message(&[9; 32], NodeId([2; 32]), &vat, b"chain"),
             restore_message(&[9; 32], node, &other_vat, b"chain"),
             restore_message(&[9; 32], node, &vat, b"other"),
+            // What somebody on the way passes off as a challenge is no binding.
+            present_message(&[9; 32], node, &vat, b"chain"),
         ] {
             assert!(verify_signature(secret().key(), &other, &proof).is_err());
         }

@@ -24,7 +24,7 @@ pub use chain::{Chain, LinkFacts, Root};
 pub use encoding::{AUTHORITY_BYTES, authority_bytes, authority_from};
 pub use key::{
     CHANNEL_KEY_BYTES, HolderSecret, channel_message, check_version, is_usable, key_file_text,
-    parse_key_file, restore_message, verify_signature,
+    parse_key_file, present_message, restore_message, verify_signature,
 };
 pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation, Signer};
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

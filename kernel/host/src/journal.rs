@@ -762,11 +762,7 @@ mod tests {
         });
         drop(journal);
         let path = dir.path().join(segment_name(1));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         // Inverted and not overwritten: the byte is of a hash, which may have any value.
         let damage = |frame: usize| {
             let at = (SEGMENT_HEADER_BYTES + frame * segment::frame_bytes(100) + 40) as u64;

@@ -144,8 +144,10 @@ async fn restored(
     let file = CapFile::parse(&read("operator.cap")?)?;
     let chain = &file.find("null").ok_or("the operator has no such capability")?.chain;
     let link = from.connect(address, &cluster.id(home()?)).await?;
-    let connection = Connection::over(link.start(None, Bounds::EDGE));
-    let live = connection.restore(chain, &owner).await?;
+    let binding = link.binding();
+    let connection = Connection::bound(link.start(None, Bounds::EDGE), binding);
+    // What is called first goes out with it, as with the peer.
+    let live = connection.present(chain, &owner).await?;
     Ok((connection, live))
 }
 

@@ -151,7 +151,8 @@ impl World {
     /// It is not let in.
     pub async fn connect(&self, from: &Endpoint) -> Result<Connection, Fault> {
         let link = from.connect(self.address, &self.cluster.id(memory())).await?;
-        Ok(Connection::over(link.start(None, Bounds::EDGE)))
+        let binding = link.binding();
+        Ok(Connection::bound(link.start(None, Bounds::EDGE), binding))
     }
 
     /// Lets these in from now on.

@@ -17,7 +17,7 @@ use distos_rpc::{Facet, Faceted, Service, fault_of, serve_capability};
 use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::far::{HOME, World, memory, tenant, tenants, test};
-use distos_types::{Chain, HolderSecret};
+use distos_types::{Chain, HolderSecret, present_message};
 use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -115,6 +115,45 @@ fn whoever_is_let_in_has_nothing_until_it_shows_a_capability_of_its_own() {
         // The same capability and key, as blue's.
         let good: Result<regions::Client, Fault> = connection.restore(&own, &blue).await;
         assert!(good.is_ok());
+    });
+}
+
+/// Whoever is told what somebody has signed elsewhere, or passes another connection's secret off as this one's, is
+/// nobody (C4); whoever is who it is need not wait.
+#[test]
+fn what_is_presented_on_one_connection_is_worth_nothing_on_another() {
+    test(async {
+        let world = World::boot().await;
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let chain = world.delegated(&red);
+        let away = world.agent("red", &red, 61);
+        let to = world.cluster.id(memory());
+        let first = away.connect(world.address, &to).await.expect("red is let in");
+        let second = away.connect(world.address, &to).await.expect("red is let in");
+        let (own, other) = (first.binding(), second.binding());
+        assert!(own.is_some() && other.is_some() && own != other);
+        let first = Connection::bound(first.start(None, Bounds::EDGE), own);
+        let second = Connection::bound(second.start(None, Bounds::EDGE), own);
+        let present = async |connection: &Connection, holder: &HolderSecret| {
+            let regions: regions::Client = connection.present(&chain, holder).await?;
+            // It goes out with the capability, and is answered if that is.
+            create(&regions).await
+        };
+        let region = present(&first, &red).await.expect("red's");
+        assert_eq!(read(&region).await, Ok(DATA.to_vec()));
+        for refused in [present(&second, &red).await, present(&first, &blue).await] {
+            assert!(matches!(refused, Err(Fault::Unauthenticated(_))), "{:?}", refused.err());
+        }
+        // At a socket of its own node there is no handshake, and so nothing to sign but a challenge.
+        let (nearby, empty) = (world.node.connect("memory").await.expect("the socket"), [0; 32]);
+        let bytes = chain.encode();
+        let root = chain.root();
+        let mut request = nearby.door().present_request();
+        request.get().set_chain(&bytes);
+        let message = present_message(&empty, root.node, &root.vat, &bytes);
+        request.get().set_signature(&red.sign(&message));
+        let fault = request.send().promise.await.err().map(|e| fault_of(&e));
+        assert!(matches!(fault, Some(Fault::Unauthenticated(_))), "{fault:?}");
     });
 }
 

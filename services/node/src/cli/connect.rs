@@ -101,6 +101,8 @@ struct Halves {
     writer: Writer,
     /// How it ends, where something says so.
     ends: Option<(SocketAddr, distos_quic::Connection)>,
+    /// What its handshake has given to its two ends.
+    binding: Option<[u8; 32]>,
 }
 
 impl Halves {
@@ -126,12 +128,13 @@ impl Line {
     }
 
     async fn open(&self) -> Result<Halves, Fault> {
-        let Halves { reader, writer, ends } = self.reach().await?;
+        let Halves { reader, writer, ends, binding } = self.reach().await?;
         if !self.end_to_end {
-            return Ok(Halves { reader, writer, ends });
+            return Ok(Halves { reader, writer, ends, binding });
         }
         let (reader, writer) = self.seal(reader, writer).await?;
-        Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+        let (reader, writer) = (Box::new(reader), Box::new(writer));
+        Ok(Halves { reader, writer, ends, binding: None })
     }
 
     async fn seal(&self, reader: Reader, writer: Writer) -> Result<Sealed, Fault> {
@@ -145,8 +148,9 @@ impl Line {
             Way::Network { endpoint, address, whom } => {
                 let link = endpoint.connect(*address, whom).await?;
                 let ends = Some((*address, link.connection().clone()));
+                let binding = link.binding();
                 let (reader, writer) = link.into_halves();
-                Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends })
+                Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends, binding })
             }
             Way::Socket(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|error| {
@@ -154,7 +158,8 @@ impl Line {
                     Fault::unavailable(1000, format!("nobody answers at {at}: {error}"))
                 })?;
                 let (reader, writer) = stream.into_split();
-                Ok(Halves { reader: Box::new(reader), writer: Box::new(writer), ends: None })
+                let (reader, writer) = (Box::new(reader), Box::new(writer));
+                Ok(Halves { reader, writer, ends: None, binding: None })
             }
         }
     }
@@ -169,12 +174,13 @@ impl Line {
     }
 
     async fn restore(&self) -> Result<(), Fault> {
-        let Halves { reader, writer, ends } = self.reach().await?;
+        let Halves { reader, writer, ends, binding } = self.reach().await?;
         let over = if self.end_to_end {
             let (reader, writer) = self.seal(reader, writer).await?;
             Connection::over_end_to_end(reader, writer)
         } else {
-            Connection::over(transport::over(reader, writer, Side::Client, None, Bounds::EDGE))
+            let system = transport::over(reader, writer, Side::Client, None, Bounds::EDGE);
+            Connection::bound(system, binding)
         };
         let restored = over.restore::<capability::Client>(&self.chain, &self.secret);
         let restored = tokio::time::timeout(ANSWER_WAIT, restored).await;
