@@ -63,6 +63,11 @@ impl Connection {
         Connection { binding, ..Connection::over(system) }
     }
 
+    /// The same connection, over which leases are spoken of by a way of their own.
+    pub fn lending(self, borrowing: Borrowing) -> Connection {
+        Connection { borrowing, ..self }
+    }
+
     /// Connects to the vat at which a capability lives, by a socket that leads there through whomever: what is said
     /// is encrypted with keys that its holder and the vat alone have.
     ///

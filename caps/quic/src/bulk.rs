@@ -18,15 +18,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use distos_abi::{ByteRange, CapId, Fault, Rights, TenantId};
+use distos_abi::{ByteRange, Fault, Rights, TenantId};
 use distos_rpc::{Facet, Pages, Seats, Streamed, Vat};
 use futures::StreamExt as _;
-use futures::future::LocalBoxFuture;
 use futures::stream::LocalBoxStream;
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// What a stream begins with, in bytes.
-const TICKET: usize = 16;
+pub(crate) const TICKET: usize = 16;
 /// The longest page, in bytes.
 pub const MAX_PAGE: usize = 64 << 10;
 /// What stands before a page.
@@ -36,20 +36,18 @@ pub(crate) const STREAMS: u32 = 2;
 /// Streams of a vat under way, and those of one tenant: what each has read ahead is kept for it.
 const MAX_STREAMS: usize = 64;
 const MAX_STREAMS_OF_A_TENANT: usize = 16;
-/// Tickets that were none, after which a connection's streams are answered no more.
-const MAX_WRONG: u32 = 8;
 /// Tickets that were given and not used yet, in all and to one tenant.
 const MAX_TICKETS: usize = 256;
 const MAX_TICKETS_OF_A_TENANT: usize = 16;
 /// How long a ticket is good for, and how long either side may be silent.
-const TICKET_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const TICKET_WAIT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long to wait for a stream while others are under way.
-const STREAM_WAIT: Duration = Duration::from_millis(100);
+pub(crate) const STREAM_WAIT: Duration = Duration::from_millis(100);
 /// Of what waits to be sent, behind what is said in calls.
 const PRIORITY: i32 = -1;
 /// Why a stream was broken off.
-const BROKEN_OFF: u32 = 1;
+pub(crate) const BROKEN_OFF: u32 = 1;
 
 /// Bytes that are to be sent together, and their hash.
 pub struct Page {
@@ -128,47 +126,15 @@ impl Bulk {
         (Instant::now() < offer.until).then_some(offer)
     }
 
-    /// Answers the streams that the other side begins, until the connection ends, or until it has begun too many by
-    /// tickets that are none. How many there are at one time the transport says.
-    pub(crate) async fn serve(self: Rc<Bulk>, vat: Vat, connection: Connection) {
-        let wrong = Rc::new(Cell::new(0));
-        while let Ok((send, receive)) = connection.accept_bi().await {
-            if wrong.get() >= MAX_WRONG {
-                let from = connection.remote_address();
-                let told = format!("{from} begins streams by tickets that it was not given");
-                vat.report("denial", TenantId::OPERATOR, CapId(0), told);
-                return;
-            }
-            let (bulk, over, wrong) = (self.clone(), connection.clone(), wrong.clone());
-            tokio::task::spawn_local(async move {
-                tokio::select! {
-                    is_known = bulk.answer(send, receive) => {
-                        if !is_known {
-                            wrong.set(wrong.get() + 1);
-                        }
-                    }
-                    _ = over.closed() => {}
-                }
-            });
-        }
-    }
-
-    /// Whether it was begun by a ticket that is one.
-    async fn answer(&self, mut send: SendStream, mut receive: RecvStream) -> bool {
-        let mut ticket = [0; TICKET];
-        let read = tokio::time::timeout(TICKET_WAIT, receive.read_exact(&mut ticket)).await;
-        // Whatever else it says is not kept for anybody to read.
-        let _ = receive.stop(BROKEN_OFF.into());
-        let offer = match read {
-            Ok(Ok(())) => self.take(&ticket),
-            _ => None,
-        };
+    /// Answers a stream that began with these bytes; whether they are a ticket.
+    pub(crate) async fn answer(&self, ticket: &[u8; TICKET], send: &mut SendStream) -> bool {
+        let offer = self.take(ticket);
         let is_known = offer.is_some();
         // It is nothing to the stream that its priority stays what it was.
         let _ = send.set_priority(PRIORITY);
         let seat = offer.as_ref().map(|offer| self.streams.take(offer.facet.tenant()));
         let sent = match (offer, seat.flatten()) {
-            (Some(mut offer), Some(_seat)) => offer.send(&mut send).await,
+            (Some(mut offer), Some(_seat)) => offer.send(send).await,
             (Some(_), None) => Err(Fault::unavailable(1000, "too many streams are under way")),
             (None, _) => Err(Fault::not_found("nothing is offered by this ticket")),
         };
@@ -243,22 +209,21 @@ impl Offer {
     }
 }
 
-/// A stream of a connection on which something can be asked for by its ticket.
-///
-/// # Errors
-/// [`Fault::Unavailable`] if the connection has ended, or as many are under way as may be.
-pub fn stream(connection: Connection) -> LocalBoxFuture<'static, Result<Streamed, Fault>> {
-    Box::pin(async move {
-        let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await;
-        let opened = opened.map_err(|_| Fault::unavailable(100, "other streams are under way"))?;
-        let (send, receive) =
-            opened.map_err(|error| Fault::unavailable(1000, error.to_string()))?;
-        let streamed: Streamed = Box::new(move |ticket| pages(send, receive, ticket));
-        Ok(streamed)
-    })
+/// A stream that was opened, on which something can be asked for by its ticket. Its place is taken as long as it is read.
+pub(crate) fn stream(
+    send: SendStream,
+    receive: RecvStream,
+    place: OwnedSemaphorePermit,
+) -> Streamed {
+    Box::new(move |ticket| pages(send, receive, ticket, place))
 }
 
-fn pages(mut send: SendStream, receive: RecvStream, ticket: Vec<u8>) -> Pages {
+fn pages(
+    mut send: SendStream,
+    receive: RecvStream,
+    ticket: Vec<u8>,
+    place: OwnedSemaphorePermit,
+) -> Pages {
     let begun = async move {
         // It is the home that says what it is.
         let begun = async {
@@ -273,10 +238,10 @@ fn pages(mut send: SendStream, receive: RecvStream, ticket: Vec<u8>) -> Pages {
     let begun = futures::stream::once(begun).filter_map(|begun| async move {
         begun.is_none().then(|| Err(Fault::unavailable(1000, "the stream was not begun")))
     });
-    let pages = futures::stream::try_unfold(receive, |mut receive| async move {
+    let pages = futures::stream::try_unfold((receive, place), |(mut receive, place)| async move {
         let page = tokio::time::timeout(SILENCE, page(&mut receive)).await;
         let silent = |_| Err(Fault::unavailable(1000, "nothing comes by the stream"));
-        Ok(page.unwrap_or_else(silent)?.map(|page| (page, receive)))
+        Ok(page.unwrap_or_else(silent)?.map(|page| (page, (receive, place))))
     });
     begun.chain(pages).boxed_local()
 }

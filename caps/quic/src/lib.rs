@@ -6,7 +6,8 @@
 //! (N1). A connection ends when its peer's SVID does, unless the peer shows a newer one, and at once when
 //! the list no longer names the peer.
 //!
-//! Many bytes by one capability go on a stream of their own ([`Bulk`]).
+//! Many bytes by one capability go on a stream of their own ([`Bulk`]), and what is said of leases on another, before
+//! all else ([`Streams`]).
 //!
 //! What it does not do: say what a peer may do. A connection starts at a door, as one over a Unix
 //! socket does; capabilities are presented there. It opens no socket, and keeps no list: whoever
@@ -23,15 +24,17 @@ mod endpoint;
 mod reach;
 pub mod renewal;
 mod serve;
+mod streams;
 mod tls;
 mod watch;
 
 pub use attend::{attend, renew_after, system_clock};
 pub use quinn::{Connection, ConnectionError};
 
-pub use bulk::{Bulk, MAX_PAGE, Page, stream};
+pub use bulk::{Bulk, MAX_PAGE, Page};
 pub use endpoint::{Arrivals, Endpoint, Link, Refused, Settings, why_closed};
 pub use serve::{Refusals, serve};
+pub use streams::Streams;
 pub use tls::{Clock, Credentials};
 
 /// The protocol, for ALPN: who speaks another version does not connect.

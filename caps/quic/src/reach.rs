@@ -16,8 +16,8 @@ use distos_schemas::network_capnp::credentials;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Mutex;
 
-use crate::bulk;
 use crate::endpoint::{Endpoint, why_closed};
+use crate::streams::Streams;
 
 /// Vats of other nodes that are reached at one time. A tenant's program decides which.
 const MOST: usize = 64;
@@ -46,6 +46,7 @@ struct Connected {
     borrowing: Borrowing,
     uses: Cell<u32>,
     connection: quinn::Connection,
+    streams: Streams,
     _driven: Driven,
 }
 
@@ -56,7 +57,7 @@ impl Open for Connected {
     }
 
     fn stream(&self) -> LocalBoxFuture<'static, Result<Streamed, Fault>> {
-        bulk::stream(self.connection.clone())
+        self.streams.bulk()
     }
 }
 
@@ -94,13 +95,15 @@ impl Outward {
         let id = SpiffeId { cluster: self.cluster.clone(), subject };
         let link = self.endpoint.connect(address, &id).await?;
         let connection = link.connection().clone();
+        let streams = Streams::of(connection.clone());
         let mut system = link.start(None, Bounds::EDGE);
         let door: door::Client = system.bootstrap(Side::Server);
         Ok(Rc::new(Connected {
-            borrowing: Borrowing::at(door.clone()),
+            borrowing: streams.leases(),
             door,
             uses: Cell::new(0),
             connection,
+            streams,
             _driven: Driven::new(system),
         }))
     }

@@ -7,8 +7,8 @@ use distos_abi::{CapId, TenantId};
 use distos_identity::Peer;
 use distos_rpc::{Party, Remote, Vat};
 
-use crate::bulk::Bulk;
 use crate::endpoint::{Arrivals, Refused};
+use crate::streams;
 
 /// How often refusals are put into the audit log: whoever is refused decides how often it is.
 const TOLD: Duration = Duration::from_secs(1);
@@ -24,11 +24,12 @@ pub async fn serve(vat: Vat, mut arrivals: Arrivals) {
                 let subject = &link.peer().id.subject;
                 let party = party(&Peer::of(subject));
                 let from = Remote { party, name: subject.to_string(), binding: link.binding() };
-                tokio::task::spawn_local(Bulk::of(&vat).serve(vat.clone(), closed.clone()));
                 let (reader, writer) = link.into_halves();
-                vat.take_stream(reader, writer, from, async move {
-                    closed.closed().await;
+                let over = closed.clone();
+                let arrived = vat.take_stream(reader, writer, from, async move {
+                    over.closed().await;
                 });
+                tokio::task::spawn_local(streams::serve(vat.clone(), arrived, closed));
             }
             Err(refused) => {
                 if let Some(told) = refusals.note(&refused, Instant::now()) {

@@ -704,12 +704,12 @@ fn a_page_that_is_not_what_its_hash_says_or_is_no_page_is_handed_to_nobody() {
             cluster.endpoint(cluster.svid(&cluster.node(ONE)), cluster.trust(&both));
         let (two, _) = cluster.endpoint(cluster.svid(&cluster.node(TWO)), cluster.trust(&both));
         let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
-        let connection = link.connection().clone();
+        let streams = distos_quic::Streams::of(link.connection().clone());
         let (_reader, mut writer) = link.into_halves();
         tokio::io::AsyncWriteExt::write_all(&mut writer, b"hello").await.unwrap();
         let sender = arrivals.recv().await.unwrap().unwrap();
         for (rest, ends) in cases {
-            let pages = distos_quic::stream(connection.clone()).await.unwrap()(vec![7; 16]);
+            let pages = streams.bulk().await.unwrap()(vec![7; 16]);
             // Nothing is asked for before somebody reads.
             let came = tokio::task::spawn_local(futures::StreamExt::collect::<Vec<_>>(pages));
             let (mut send, mut receive) = sender.connection().accept_bi().await.unwrap();

@@ -67,6 +67,8 @@ pub enum Party {
 pub(crate) struct Stranger {
     /// Whether something was: it is a holder's.
     pub(crate) restored: Cell<bool>,
+    /// What is said on it is encrypted end to end: whoever is at its other end passes it on.
+    pub(crate) sealed: Cell<bool>,
     /// Answers that it waits for: presenting a capability may take the kernel a while.
     asks: Cell<u32>,
     /// What has been read in this turn.

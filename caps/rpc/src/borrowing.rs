@@ -8,10 +8,12 @@ use capnp::capability::FromClientHook;
 use distos_abi::Fault;
 use distos_lease::{Ask, Holder, Leaf, Loan, Lost, News, NotLent};
 use distos_schemas::capability_capnp::{capability, door, edge, lessee, lessor};
+use futures::future::LocalBoxFuture;
 use tokio::sync::{OnceCell, watch};
 
 use crate::faults::{fail, fault_of};
 use crate::lending::{Listed, TRACE, boot_ns, link_of, millis, write};
+use crate::transport::Driven;
 
 /// How often it is looked whether a lease is over: the runtime's clock stands still while the machine sleeps.
 const LOOK: Duration = Duration::from_millis(100);
@@ -26,11 +28,15 @@ const RENEWALS: usize = 4;
 /// The shortest time between two.
 const LEAST: Duration = Duration::from_millis(200);
 
+/// A way to a door beside the calls of a connection, on which nothing but leases is spoken of.
+pub type Beside = Rc<dyn Fn() -> LocalBoxFuture<'static, Result<(door::Client, Driven), Fault>>>;
+
 /// Where a connection begins.
 #[derive(Clone)]
 enum Source {
     Door(door::Client),
     Edge(edge::Client),
+    Beside(Beside),
 }
 
 /// What was lent over one connection. Cheap to clone.
@@ -56,12 +62,19 @@ struct Shared {
 struct Known {
     lessor: lessor::Client,
     token: u64,
+    /// What that is said over, if it is not what calls are made over.
+    _beside: Option<Driven>,
 }
 
 impl Borrowing {
     /// What is lent by the vat at whose door a connection began.
     pub fn at(door: door::Client) -> Borrowing {
         Borrowing::from(Source::Door(door))
+    }
+
+    /// The same where leases have a way of their own, which is opened when the first is asked for.
+    pub fn beside(way: Beside) -> Borrowing {
+        Borrowing::from(Source::Beside(way))
     }
 
     /// The same at the other end of an edge.
@@ -163,27 +176,30 @@ impl Shared {
             let (holder, link) = (self.holder.clone(), self.link.clone());
             let told = Told { holder, link, news: Rc::downgrade(&self.news) };
             let told: lessee::Client = capnp_rpc::new_client(told);
-            let known = |lessor: capnp::Result<lessor::Client>, token: u64| {
+            let known = |lessor: capnp::Result<lessor::Client>, token: u64, _beside| {
                 let lessor = lessor.map_err(|e| fault_of(&e))?;
                 self.link.get_or_init(|| link_of(token));
-                Ok(Known { lessor, token })
+                Ok(Known { lessor, token, _beside })
             };
-            match &self.source {
-                Source::Door(door) => {
-                    let mut request = door.lessor_request();
-                    request.get().set_lessee(told);
-                    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-                    let answer = answer.get().map_err(|e| fault_of(&e))?;
-                    known(answer.get_lessor(), answer.get_token())
+            let (door, beside) = match &self.source {
+                Source::Door(door) => (door.clone(), None),
+                Source::Beside(way) => {
+                    let (door, driven) = way().await?;
+                    (door, Some(driven))
                 }
                 Source::Edge(edge) => {
                     let mut request = edge.lessor_request();
                     request.get().set_lessee(told);
                     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
                     let answer = answer.get().map_err(|e| fault_of(&e))?;
-                    known(answer.get_lessor(), answer.get_token())
+                    return known(answer.get_lessor(), answer.get_token(), None);
                 }
-            }
+            };
+            let mut request = door.lessor_request();
+            request.get().set_lessee(told);
+            let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+            let answer = answer.get().map_err(|e| fault_of(&e))?;
+            known(answer.get_lessor(), answer.get_token(), beside)
         };
         self.lessor.get_or_try_init(arrive).await
     }

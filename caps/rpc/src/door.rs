@@ -156,6 +156,7 @@ impl Door {
         match self.unseal(Box::new(reader), Box::new(writer)).await {
             Ok(Sealed { holder, reader, writer }) => {
                 // A gift is left for whoever has an SVID, and that may be another's, who passes this on.
+                self.stranger.sealed.set(true);
                 let (end, peer, binding) = (End::Sealed(holder), None, None);
                 let door = Door { end, peer, binding, ..self };
                 door.serve(reader, writer).await;
@@ -308,6 +309,29 @@ fn broken(vat: &Vat, by: Option<&str>, fault: &Fault) {
 struct Told {
     at: Cell<Option<Instant>>,
     before: Cell<u64>,
+}
+
+/// What is found on a way of its own beside the calls of a connection: who is told of leases, and nothing else.
+pub(crate) struct LeaseDoor {
+    pub(crate) vat: Vat,
+    /// Of the connection.
+    pub(crate) session: SessionId,
+}
+
+impl door::Server for LeaseDoor {
+    async fn lessor(
+        self: Rc<Self>,
+        params: door::LessorParams,
+        mut results: door::LessorResults,
+    ) -> Result<(), capnp::Error> {
+        let lessee = params.get()?.get_lessee()?;
+        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
+        let (lessor, token) = arrived.map_err(fail)?;
+        let mut reply = results.get();
+        reply.set_lessor(lessor);
+        reply.set_token(token);
+        Ok(())
+    }
 }
 
 /// What another vat of this node finds at its end of an edge.

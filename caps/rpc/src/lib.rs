@@ -38,7 +38,7 @@ mod vat;
 
 pub use admission::Party;
 pub use base::{Base, Faceted};
-pub use borrowing::{Borrowing, Held};
+pub use borrowing::{Beside, Borrowing, Held};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};
@@ -47,7 +47,7 @@ pub use obey::Obeyed;
 pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
 
 pub use seats::{Seat, Seats};
-pub use vat::{Service, Vat, run, serve};
+pub use vat::{Arrived, Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

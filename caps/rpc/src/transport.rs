@@ -53,6 +53,9 @@ impl Bounds {
     /// For connections from holders, whom nobody vouches for.
     pub const HOLDER: Bounds =
         Bounds { calls: 32, call_words: 1 << 20, message_words: (2 << 20) / 8, exports: 4096 };
+    /// For what is said of leases on a way of its own: a few renewals at one time, and what is given back with them.
+    pub const LEASES: Bounds =
+        Bounds { calls: 8, call_words: 1 << 16, message_words: (64 << 10) / 8, exports: 8 };
     /// For edges between vats of one node, and between a vat and its kernel. Calls go both ways
     /// there, so reading never stops.
     pub const EDGE: Bounds = Bounds {

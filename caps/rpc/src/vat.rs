@@ -14,7 +14,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, TenantId, VatName};
+use distos_abi::{
+    CapId, Fault, Kind, NodeId, ObjectId, Rights, SessionId, SlotRef, TenantId, VatName,
+};
+use distos_schemas::capability_capnp::door;
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
@@ -26,7 +29,7 @@ use crate::admission::{self, Admission, Party, Stranger};
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::borrowing::Borrowing;
 use crate::control::Control;
-use crate::door::{Door, EdgeHome};
+use crate::door::{Door, EdgeHome, LeaseDoor};
 use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
@@ -76,6 +79,39 @@ struct Caller {
     name: Option<String>,
     /// What its two ends know of it and nobody else.
     binding: Option<[u8; 32]>,
+}
+
+/// A connection that a vat has taken, for what is said beside its calls. Cheap to clone; it does not keep the
+/// connection.
+#[derive(Clone)]
+pub struct Arrived {
+    vat: Vat,
+    session: SessionId,
+    stranger: Rc<Stranger>,
+}
+
+impl Arrived {
+    /// Serves whoever is told of leases over these two halves, which are a way of their own beside the connection's calls,
+    /// until they end: the caller drops this with the connection. What is lent, and to whom, is the connection's.
+    ///
+    /// # Errors
+    /// [`Fault::Denied`] if nothing was restored over the connection yet, for then there is nothing to lend; and if its calls are
+    /// encrypted to somebody who is not at its other end.
+    pub async fn serve_leases<R, W>(&self, reader: R, writer: W) -> Result<(), Fault>
+    where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        if !self.stranger.restored.get() || self.stranger.sealed.get() {
+            return Err(Fault::denied(Rights::NONE));
+        }
+        let door = LeaseDoor { vat: self.vat.clone(), session: self.session };
+        let door: door::Client = capnp_rpc::new_client(door);
+        let system =
+            transport::over(reader, writer, Side::Server, Some(door.client), Bounds::LEASES);
+        transport::drive(system, std::future::pending()).await;
+        Ok(())
+    }
 }
 
 /// A vat, for what must not keep it.
@@ -639,7 +675,7 @@ impl Vat {
         let socket = Quiet::new(socket);
         let (reader, writer) = (socket.clone(), socket.clone());
         let from = Caller { party: Party::User(user), name: None, binding: None };
-        self.take(reader, writer, from, Some(socket), async move {
+        let _ = self.take(reader, writer, from, Some(socket), async move {
             // It lasts until its client ends it.
             let _seat = seat;
             std::future::pending().await
@@ -656,13 +692,14 @@ impl Vat {
         writer: W,
         from: Remote,
         over: impl Future<Output = ()> + 'static,
-    ) where
+    ) -> Arrived
+    where
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
         let Remote { party, name, binding } = from;
         let from = Caller { party, name: Some(name), binding };
-        self.take(reader, writer, from, None, over);
+        self.take(reader, writer, from, None, over)
     }
 
     /// What is kept with this vat of this type; it is there from the first question on, and ends with the vat.
@@ -681,7 +718,8 @@ impl Vat {
         from: Caller,
         socket: Option<Quiet>,
         over: impl Future<Output = ()> + 'static,
-    ) where
+    ) -> Arrived
+    where
         R: AsyncRead + Unpin + 'static,
         W: AsyncWrite + Unpin + 'static,
     {
@@ -699,6 +737,7 @@ impl Vat {
             stranger: stranger.clone(),
         };
         let start = move || async move { door.welcome(reader, writer).await };
+        let arrived = Arrived { vat: self.clone(), session, stranger: stranger.clone() };
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
@@ -719,6 +758,7 @@ impl Vat {
             }
             vat.core.parted.set(vat.core.parted.get() + 1);
         });
+        arrived
     }
 
     /// Nothing is served over its connection any more.

@@ -9,7 +9,7 @@ use distos_abi::{Fault, NodeId, VatName};
 use distos_client::Connection;
 use distos_identity::{Peers, Subject, TenantName};
 use distos_node::image::{self, Machine};
-use distos_quic::{Arrivals, Endpoint};
+use distos_quic::{Arrivals, Endpoint, Streams};
 use distos_rpc::transport::Bounds;
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::cluster::Cluster;
@@ -179,6 +179,7 @@ impl Bare {
 /// A memory service, and the operator's capability to its regions.
 pub struct Memory {
     sender: Sender,
+    streams: Streams,
     regions: regions::Client,
     _held: (Endpoint, Connection),
 }
@@ -197,8 +198,9 @@ impl Memory {
         let quic = link.connection().clone();
         let connection = Connection::over(link.start(None, Bounds::EDGE));
         let regions: regions::Client = connection.restore(chain, &owner).await?;
+        let streams = Streams::of(quic.clone());
         let sender = Sender { connection: quic, server };
-        Ok(Memory { sender, regions, _held: (own, connection) })
+        Ok(Memory { sender, streams, regions, _held: (own, connection) })
     }
 
     /// Its process.
@@ -232,7 +234,7 @@ impl Memory {
 
     /// Reads so many bytes by a stream, each page checked.
     pub async fn stream(&self, region: &region::Client, bytes: u64) -> Result<(), Failure> {
-        let stream = distos_quic::stream(self.sender.connection.clone()).await?;
+        let stream = self.streams.bulk().await?;
         let mut request = region.stream_request();
         request.get().set_len(bytes);
         let answer = request.send().promise.await?;

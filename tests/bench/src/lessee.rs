@@ -9,6 +9,7 @@ use capnp::capability::FromClientHook;
 use distos_abi::Rights;
 use distos_client::{Connection, Held};
 use distos_identity::{Peers, Subject, TenantName};
+use distos_quic::Streams;
 use distos_rpc::transport::Bounds;
 use distos_schemas::capability_capnp::capability;
 use distos_sim::cluster::Cluster;
@@ -74,7 +75,9 @@ async fn hold(task: Task) -> Result<(), Failure> {
     for group in first..first + groups {
         if (group - first).is_multiple_of(GROUPS) {
             let link = endpoint.connect(task.address, &cluster.id(remote::home()?)).await?;
-            connections.push(Connection::over(link.start(None, Bounds::EDGE)));
+            let leases = Streams::of(link.connection().clone()).leases();
+            let connection = Connection::over(link.start(None, Bounds::EDGE));
+            connections.push(connection.lending(leases));
         }
         let connection = connections.last().ok_or("no connection")?;
         let chain = Chain::decode(&std::fs::read(chain(&task.dir, group))?)?;

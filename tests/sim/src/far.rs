@@ -10,9 +10,10 @@ use distos_abi::{Authority, Fault, NodeId, VatName};
 use distos_client::Connection;
 use distos_identity::{Peers, Subject, TenantName};
 use distos_node::image::{self, Machine};
-use distos_quic::Endpoint;
+use distos_quic::{Endpoint, Streams};
 use distos_rpc::transport::Bounds;
 use distos_rpc::{Service, Vat};
+use distos_schemas::capability_capnp::capability;
 use distos_types::{Chain, HolderSecret};
 use futures::future::LocalBoxFuture;
 
@@ -152,7 +153,24 @@ impl World {
     pub async fn connect(&self, from: &Endpoint) -> Result<Connection, Fault> {
         let link = from.connect(self.address, &self.cluster.id(memory())).await?;
         let binding = link.binding();
-        Ok(Connection::bound(link.start(None, Bounds::EDGE), binding))
+        let leases = Streams::of(link.connection().clone()).leases();
+        Ok(Connection::bound(link.start(None, Bounds::EDGE), binding).lending(leases))
+    }
+
+    /// Ends what the operator has given to this holder; within how many milliseconds leases elsewhere are over.
+    ///
+    /// # Panics
+    /// It is not ended.
+    pub async fn take_back(&self, chain: &Chain) -> u32 {
+        let (file, owner) = self.node.operator().expect("the operator's files");
+        let nearby = self.node.connect("memory").await.expect("the socket");
+        let own = &file.find("regions").expect("regions").chain;
+        let root: capability::Client = nearby.restore(own, &owner).await.expect("the operator's");
+        let mut request = root.revoke_link_request();
+        request.get().set_link(&chain.links().last().expect("a link").hash.0);
+        request.get().set_expires_ms(u64::MAX);
+        let answer = request.send().promise.await.expect("the link is revoked");
+        answer.get().expect("an answer").get_elsewhere_ms()
     }
 
     /// Lets these in from now on.

@@ -1,16 +1,25 @@
-//! Many bytes of a region for a holder on another machine, on a stream beside the calls.
+//! What goes beside the calls of a holder on another machine: many bytes of a region, and what is said of leases.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use capnp::capability::FromClientHook;
+use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{ByteRange, Caveats, Fault, Rights};
 use distos_client::Connection;
-use distos_quic::Endpoint;
-use distos_rpc::transport::Bounds;
+use distos_quic::{Endpoint, Streams};
+use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Pages, fault_of, write_caveats};
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::far::{World, memory, test};
 use distos_types::{Chain, HolderSecret};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::io::{AsyncRead, ReadBuf};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,7 +27,7 @@ const MIB: u64 = 1 << 20;
 struct Red {
     world: World,
     chain: Chain,
-    quic: distos_quic::Connection,
+    quic: Streams,
     regions: regions::Client,
     _open: (Endpoint, Connection),
 }
@@ -29,7 +38,7 @@ impl Red {
         let red = HolderSecret::from_seed([11; 32]);
         let (chain, away) = (world.delegated(&red), world.agent("red", &red, 61));
         let link = away.connect(world.address, &world.cluster.id(memory())).await.expect("a link");
-        let quic = link.connection().clone();
+        let quic = Streams::of(link.connection().clone());
         let connection = Connection::over(link.start(None, Bounds::EDGE));
         let regions = connection.restore(&chain, &red).await.expect("red's");
         Red { world, chain, quic, regions, _open: (away, connection) }
@@ -58,7 +67,7 @@ impl Red {
     }
 
     async fn stream(&self, ticket: Vec<u8>) -> Pages {
-        distos_quic::stream(self.quic.clone()).await.expect("a stream")(ticket)
+        self.quic.bulk().await.expect("a stream")(ticket)
     }
 }
 
@@ -184,7 +193,7 @@ fn calls_go_on_beside_streams_that_nobody_reads_and_no_more_of_those_begin() {
             let data = read.get().and_then(|read| read.get_data()).expect("its bytes");
             assert!(data == content(ByteRange { start: 0, end: MIB }));
         }
-        let third = distos_quic::stream(red.quic.clone()).await.err();
+        let third = red.quic.bulk().await.err();
         assert!(matches!(third, Some(Fault::Unavailable { .. })), "{third:?}");
         // When one is given up, another one begins.
         drop(lying.pop());
@@ -207,11 +216,11 @@ fn streams_of_a_region_on_disk_that_nobody_reads_keep_nobody_from_the_store() {
             let away = red.world.agent("red", &key, 61);
             let link = away.connect(red.world.address, &red.world.cluster.id(memory())).await;
             let link = link.expect("a link");
-            let quic = link.connection().clone();
+            let quic = Streams::of(link.connection().clone());
             let connection = Connection::over(link.start(None, Bounds::EDGE));
             for _ in 0..2 {
                 let once = ticket(&region, whole).await.expect("a ticket");
-                let mut pages = distos_quic::stream(quic.clone()).await.expect("a stream")(once);
+                let mut pages = quic.bulk().await.expect("a stream")(once);
                 // Of the last ones nothing comes: there are enough.
                 let _ = pages.next().await;
                 lying.push(pages);
@@ -231,5 +240,92 @@ fn streams_of_a_region_on_disk_that_nobody_reads_keep_nobody_from_the_store() {
             request.get().set_data(&[9; 65_536]);
             request.send().promise.await.expect("a call");
         }
+    });
+}
+
+/// Reads nothing while it is shut.
+struct Gate<R> {
+    reader: R,
+    is_shut: Rc<Cell<bool>>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Gate<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_shut.get() {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.reader).poll_read(cx, buffer)
+    }
+}
+
+/// Else whoever has many replies under way hears of a revocation when it has read them all, and works on by its lease
+/// for as long as that lasts.
+#[test]
+fn a_revocation_is_heard_though_nothing_else_comes_through() {
+    test(async {
+        let red = Red::arrive().await;
+        // What an earlier run may have lent is over.
+        tokio::time::sleep(Duration::from_millis(5200)).await;
+        let _region = red.region(4 * MIB).await;
+        let key = HolderSecret::from_seed([11; 32]);
+        let away = red.world.agent("red", &key, 62);
+        let to = red.world.cluster.id(memory());
+        let link = away.connect(red.world.address, &to).await.expect("a link");
+        let leases = Streams::of(link.connection().clone()).leases();
+        let (reader, writer) = link.into_halves();
+        let is_shut = Rc::new(Cell::new(false));
+        let gate = Gate { reader, is_shut: is_shut.clone() };
+        let system = transport::over(gate, writer, Side::Client, None, Bounds::EDGE);
+        let connection = Connection::over(system).lending(leases);
+        let regions: regions::Client = connection.restore(&red.chain, &key).await.expect("red's");
+        let mut request = regions.open_request();
+        request.get().set_name("much");
+        let opened = request.send().promise.await.expect("the region");
+        let opened = opened.get().and_then(|opened| opened.get_region()).expect("the region");
+        let held = connection.hold(&opened).await.expect("a lease");
+        is_shut.set(true);
+        let mut waiting: Vec<_> = (0..12)
+            .map(|_| {
+                let mut request = opened.read_request();
+                request.get().set_len(MIB as u32);
+                request.send().promise
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(waiting.iter_mut().all(|read| read.now_or_never().is_none()), "nothing is read");
+        assert_eq!(held.check(), Ok(()));
+        assert_eq!(red.world.take_back(&red.chain).await, 0, "it was heard");
+        assert_eq!(held.check(), Err(Fault::Revoked));
+    });
+}
+
+/// Whoever has shown no capability has nothing to be told of, and one way to be told is enough.
+#[test]
+fn leases_have_one_way_of_their_own_and_holders_alone_have_it() {
+    test(async {
+        let red = Red::arrive().await;
+        let away = red.world.agent("red", &HolderSecret::from_seed([11; 32]), 63);
+        let to = red.world.cluster.id(memory());
+        let link = away.connect(red.world.address, &to).await.expect("a link");
+        let leases = Streams::of(link.connection().clone()).leases();
+        let connection = Connection::over(link.start(None, Bounds::EDGE)).lending(leases);
+        // Whoever it is asked for: the connection is not known to have shown anything.
+        let refused = connection.hold(&red.regions).await.err();
+        assert!(matches!(refused, Some(Fault::Unavailable { .. })), "{refused:?}");
+        let (one, other) = (red.quic.leases(), red.quic.leases());
+        assert_eq!(one.hold(&red.regions).await.expect("a lease").check(), Ok(()));
+        let refused = other.hold(&red.regions).await.err();
+        assert!(matches!(refused, Some(Fault::Unavailable { .. })), "{refused:?}");
+        // Both streams for many bytes are free beside it.
+        let whole = ByteRange { start: 0, end: 2 * MIB };
+        let region = red.region(2 * MIB).await;
+        let first = red.stream(ticket(&region, whole).await.expect("a ticket")).await;
+        let second = red.stream(ticket(&region, whole).await.expect("a ticket")).await;
+        let (first, second) = futures::join!(all(first), all(second));
+        assert!(first.0 == content(whole) && second.0 == content(whole));
     });
 }

@@ -531,19 +531,6 @@ async fn attenuated(cap: &regions::Client) -> regions::Client {
     made.get().and_then(|made| made.get_cap()).expect("a capability").cast_to()
 }
 
-/// Ends what the operator has given to this holder; within how many milliseconds leases elsewhere are over.
-async fn take_back(world: &World, chain: &Chain) -> u32 {
-    let (file, owner) = world.node.operator().expect("the operator's files");
-    let nearby = world.node.connect("memory").await.expect("the socket");
-    let own = &file.find("regions").expect("regions").chain;
-    let root: regions::Client = nearby.restore(own, &owner).await.expect("the operator's");
-    let mut request = root.cast_to::<capability::Client>().revoke_link_request();
-    request.get().set_link(&chain.links().last().expect("a link").hash.0);
-    request.get().set_expires_ms(u64::MAX);
-    let answer = request.send().promise.await.expect("the link is revoked");
-    answer.get().expect("an answer").get_elsewhere_ms()
-}
-
 /// A vat that starts counts a whole term of what an earlier run may have lent: after that it knows.
 const EARLIER: Duration = Duration::from_millis(5200);
 
@@ -568,11 +555,11 @@ fn whatever_is_held_by_a_lease_far_away_has_ended_when_its_revocation_returns() 
         revoke(caps.remove(0)).await.expect("it is revoked");
         assert_eq!(held.remove(1).check(), Err(Fault::Revoked));
         assert!(held.iter().all(|lease| lease.check().is_ok()));
-        assert_eq!(take_back(&world, &red.chain).await, 0, "nobody holds anything by it any more");
+        assert_eq!(world.take_back(&red.chain).await, 0, "nobody holds anything by it any more");
         assert!(held.iter().all(|lease| lease.check() == Err(Fault::Revoked)));
         assert_eq!(held[0].lost().await, Fault::Revoked);
         assert_eq!(blues_lease.check(), Ok(()), "blue's is another");
-        assert_eq!(take_back(&world, &blue.chain).await, 0);
+        assert_eq!(world.take_back(&blue.chain).await, 0);
     });
 }
 
@@ -586,10 +573,10 @@ fn a_capability_is_lent_over_its_own_connection_only_and_giving_up_breaks_nothin
         assert!(futures::FutureExt::now_or_never(red.connection.hold(&red.regions)).is_none());
         assert_eq!(red.lease().await.check(), Ok(()));
         let other = world.connect(&red.away).await.expect("once more");
-        let mistaken = other.hold(&red.regions).await.err();
-        assert!(matches!(mistaken, Some(Fault::Malformed(_))), "{mistaken:?}");
         let key = HolderSecret::from_seed([11; 32]);
         let again: regions::Client = other.restore(&red.chain, &key).await.expect("red's");
+        let mistaken = other.hold(&red.regions).await.err();
+        assert!(matches!(mistaken, Some(Fault::Malformed(_))), "{mistaken:?}");
         assert!(other.hold(&again).await.is_ok());
     });
 }
@@ -655,13 +642,13 @@ fn a_revocation_waits_a_moment_for_whoever_does_not_answer_and_says_when_it_is_o
         released.set(1, u64::MAX);
         request.send().promise.await.expect("renewed");
         let begun = Instant::now();
-        let first = take_back(&world, &reds).await;
+        let first = world.take_back(&reds).await;
         assert!((4000..=5100).contains(&first), "{first}");
         let waited = begun.elapsed();
         assert!(waited >= Duration::from_millis(250), "{waited:?}");
         // Blue's has nothing to do with it.
         let begun = Instant::now();
-        let others = take_back(&world, &blues).await;
+        let others = world.take_back(&blues).await;
         assert_eq!(others, 0, "nothing of blue's is out");
         assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
     });
@@ -679,7 +666,7 @@ fn a_revocation_says_when_it_is_over_for_whoever_has_gone_with_a_lease() {
         drop(connection);
         away.leave().await;
         assert_eq!(lease.check(), Ok(()), "nobody has told it");
-        let left = take_back(&world, &chain).await;
+        let left = world.take_back(&chain).await;
         assert!((3000..=5100).contains(&left), "{left}");
         assert!(matches!(lease.lost().await, Fault::Unavailable { .. }));
     });
