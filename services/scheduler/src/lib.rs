@@ -20,6 +20,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cut;
+mod job;
 pub mod policy;
 mod server;
 pub mod setback;

@@ -13,13 +13,13 @@ use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability}
 use distos_schemas::attestation_capnp::attestation;
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::network_capnp::credentials;
-use distos_schemas::scheduler_capnp as wire;
 use distos_schemas::scheduler_capnp::{job, queue};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::cut::{Cut, PAGE_BYTES};
+use crate::job::{JobServer, write_status};
 use crate::policy::{Contact, Evidence, Limits, Policy, Request};
 use crate::setback::Setbacks;
 use crate::spec::{self, Args, Payload, Submission};
@@ -41,15 +41,13 @@ const BUSY_TENANTS: u32 = 2;
 /// How often waiting jobs are looked at when nothing happens: whether their capability lives,
 /// and whether there is new evidence.
 const RECHECK: Duration = Duration::from_secs(1);
-/// How long `wait` waits.
-const WAIT: Duration = Duration::from_secs(1);
 /// How long an executor stays when its tenant runs nothing: a node has room for so many at once,
 /// and whoever comes next needs one. Long enough for a job's gifts, which wait 30 s.
 const IDLE_MS: u64 = 60_000;
 /// How often idle executors are looked for.
 const IDLE_CHECK: Duration = Duration::from_secs(15);
 /// No bytes of the object: the queue has none.
-const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
+pub(crate) const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
 /// Placements are steps of what `specs/attestation` models, told where the verifier tells its own.
 const TRACE: &str = "distos::trace::attestation";
@@ -58,7 +56,7 @@ const TRACE: &str = "distos::trace::attestation";
 pub(crate) struct Scheduler {
     vat: Vat,
     slots: Slots,
-    state: RefCell<State>,
+    pub(crate) state: RefCell<State>,
     started: Instant,
     setbacks: RefCell<Setbacks>,
     /// What was said last about this node's contact to its cluster.
@@ -74,13 +72,13 @@ pub(crate) struct Scheduler {
 }
 
 /// What a job holds beside its state.
-struct Live {
+pub(crate) struct Live {
     /// The capability in whose name the job runs.
     facet: Facet,
     args: Args,
     /// Where its program is loaded. Dropped when the job ends.
     executor: RefCell<Option<executor::Client>>,
-    changed: Notify,
+    pub(crate) changed: Notify,
 }
 
 impl Scheduler {
@@ -355,7 +353,7 @@ impl Scheduler {
 
     /// What follows every change of a job: quota goes back, watchers wake, an ended job is
     /// unloaded, and the next task gets its turn.
-    fn after(&self, id: JobId, live: &Live, freed: u32) {
+    pub(crate) fn after(&self, id: JobId, live: &Live, freed: u32) {
         if freed > 0 {
             live.facet.refund(Meter::Tasks, u64::from(freed));
         }
@@ -584,135 +582,5 @@ impl queue::Server for QueueServer {
             write_status(list.reborrow().get(index), id, job);
         }
         Ok(())
-    }
-}
-
-/// One job. It shares the queue's capability: whoever may use the queue that it was submitted
-/// through may use it, and it ends when that is revoked.
-struct JobServer {
-    scheduler: Rc<Scheduler>,
-    id: JobId,
-    live: Rc<Live>,
-    facet: Facet,
-}
-
-impl JobServer {
-    /// Looks at the job, which is gone once too many others have ended after it.
-    fn look<T>(&self, look: impl FnOnce(&Job) -> T) -> Result<T, capnp::Error> {
-        let state = self.scheduler.state.borrow();
-        let job = state.job(self.id);
-        job.map(look)
-            .ok_or_else(|| fail(Fault::not_found(format!("job {} ended long ago", self.id.0))))
-    }
-}
-
-impl Faceted for JobServer {
-    fn facet(&self) -> &Facet {
-        &self.facet
-    }
-
-    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        let (scheduler, live) = (Rc::clone(&self.scheduler), Rc::clone(&self.live));
-        let server = JobServer { scheduler, id: self.id, live, facet };
-        capnp_rpc::new_client::<job::Client, _>(server).into_client_hook()
-    }
-}
-
-serve_capability!(JobServer);
-
-impl job::Server for JobServer {
-    async fn status(
-        self: Rc<Self>,
-        _: job::StatusParams,
-        mut results: job::StatusResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
-    }
-
-    async fn wait(
-        self: Rc<Self>,
-        params: job::WaitParams,
-        mut results: job::WaitResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let seen = params.get()?.get_seen_done();
-        let news = async {
-            loop {
-                let changed = self.live.changed.notified();
-                if self.look(|job| job.ended() || job.count(TaskState::Done) > seen)? {
-                    return Ok::<(), capnp::Error>(());
-                }
-                changed.await;
-            }
-        };
-        if let Ok(news) = tokio::time::timeout(WAIT, news).await {
-            news?;
-        }
-        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
-    }
-
-    async fn tasks(
-        self: Rc<Self>,
-        _: job::TasksParams,
-        mut results: job::TasksResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        self.look(|job| write_tasks(self.facet.reply(&mut results), job))
-    }
-
-    async fn cancel(
-        self: Rc<Self>,
-        _: job::CancelParams,
-        _: job::CancelResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::CANCEL).map_err(fail)?;
-        let cancel = || self.scheduler.state.borrow_mut().cancel(self.id);
-        let freed = self.facet.commit(Rights::CANCEL, EMPTY, cancel).map_err(fail)?;
-        self.scheduler.after(self.id, &self.live, freed);
-        Ok(())
-    }
-}
-
-fn wire_state(state: TaskState) -> wire::TaskState {
-    match state {
-        TaskState::Queued => wire::TaskState::Queued,
-        TaskState::Running => wire::TaskState::Running,
-        TaskState::Done => wire::TaskState::Done,
-        TaskState::Failed => wire::TaskState::Failed,
-        TaskState::Cancelled => wire::TaskState::Cancelled,
-    }
-}
-
-fn write_status(mut status: wire::job_status::Builder<'_>, id: JobId, job: &Job) {
-    status.set_id(id.0);
-    status.set_name(job.name());
-    status.set_state(wire_state(job.state()));
-    status.set_tasks(job.tasks().len() as u32);
-    status.set_done(job.count(TaskState::Done));
-    status.set_failed(job.count(TaskState::Failed));
-    if let Some(fault) = job.fault() {
-        status.set_fault(fault.to_wire().as_str());
-    }
-    status.set_reduce_index(job.reduce_index());
-    let reduce = job.tasks().get(job.reduce_index() as usize);
-    status.set_output_bytes(reduce.map_or(0, |task| task.report.output_bytes));
-}
-
-fn write_tasks(results: job::tasks_results::Builder<'_>, job: &Job) {
-    let mut list = results.init_tasks(job.tasks().len() as u32);
-    for (index, task) in (0u32..).zip(job.tasks()) {
-        let mut entry = list.reborrow().get(index);
-        let input = job.input(index);
-        entry.set_index(index);
-        entry.set_state(wire_state(task.state));
-        entry.set_start(input.start);
-        entry.set_end(input.end);
-        entry.set_output_bytes(task.report.output_bytes);
-        entry.set_fuel(task.report.fuel);
-        entry.set_micros(task.report.micros);
-        if let Some(fault) = &task.fault {
-            entry.set_fault(fault.to_wire().as_str());
-        }
     }
 }
