@@ -10,18 +10,16 @@ use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::scheduler_capnp as wire;
 use distos_schemas::scheduler_capnp::job;
 
-use crate::server::{EMPTY, Live, Scheduler};
+use crate::server::{EMPTY, Scheduler};
 use crate::state::{Job, JobId, TaskState};
 
 /// How long `wait` waits.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// One job. It shares the queue's capability: whoever may use the queue that it was submitted
-/// through may use it, and it ends when that is revoked.
+/// One job, for whoever asked their queue for it: what may be done with it goes by the queue's capability.
 pub(crate) struct JobServer {
     pub(crate) scheduler: Rc<Scheduler>,
     pub(crate) id: JobId,
-    pub(crate) live: Rc<Live>,
     pub(crate) facet: Facet,
 }
 
@@ -41,8 +39,7 @@ impl Faceted for JobServer {
     }
 
     fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        let (scheduler, live) = (Rc::clone(&self.scheduler), Rc::clone(&self.live));
-        let server = JobServer { scheduler, id: self.id, live, facet };
+        let server = JobServer { scheduler: Rc::clone(&self.scheduler), id: self.id, facet };
         capnp_rpc::new_client::<job::Client, _>(server).into_client_hook()
     }
 }
@@ -67,8 +64,10 @@ impl job::Server for JobServer {
         self.facet.check(Rights::READ).map_err(fail)?;
         let seen = params.get()?.get_seen_done();
         let news = async {
+            // One that has ended holds nothing any more, and changes no more.
+            let Some(live) = self.scheduler.live(self.id) else { return Ok(()) };
             loop {
-                let changed = self.live.changed.notified();
+                let changed = live.changed.notified();
                 if self.look(|job| job.ended() || job.count(TaskState::Done) > seen)? {
                     return Ok::<(), capnp::Error>(());
                 }
@@ -98,7 +97,9 @@ impl job::Server for JobServer {
         self.facet.check(Rights::CANCEL).map_err(fail)?;
         let cancel = || self.scheduler.state.borrow_mut().cancel(self.id);
         let freed = self.facet.commit(Rights::CANCEL, EMPTY, cancel).map_err(fail)?;
-        self.scheduler.after(self.id, &self.live, freed);
+        if let Some(live) = self.scheduler.live(self.id) {
+            self.scheduler.after(self.id, &live, freed);
+        }
         Ok(())
     }
 }
@@ -125,6 +126,7 @@ pub(crate) fn write_status(mut status: wire::job_status::Builder<'_>, id: JobId,
     }
     status.set_reduce_index(job.reduce_index());
     let reduce = job.tasks().get(job.reduce_index() as usize);
+    status.set_deployed(job.deployed());
     status.set_output_bytes(reduce.map_or(0, |task| task.report.output_bytes));
 }
 

@@ -20,7 +20,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cut;
+pub mod deploy;
 mod job;
+mod ledger;
+pub mod orders;
 pub mod policy;
 mod server;
 pub mod setback;

@@ -20,6 +20,7 @@ fn job(tenant: u32, maps: u64, reduce: bool) -> NewJob {
         cut: Cut::new(maps * PAGE_BYTES, 1, 2).unwrap(),
         reduce,
         limits: Limits::DEFAULT,
+        deployed: false,
     }
 }
 
