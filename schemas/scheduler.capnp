@@ -79,9 +79,8 @@ interface Queue extends(Cap.Capability) {
   # once, also across restarts (N3); one that was refused has had none, and may be brought again while it is new. Answered once the job's
   # regions are withdrawn and its program is loaded, or that has failed: whoever leaves before has to ask with `list` what
   # has become of it. What was given has to outlive this connection, too (`Capability.gift`).
-  # Fails, beside what `submit` fails with: "unauthenticated" (not signed so, another job's, taken before, or made more
-  # than five minutes before or after now), "not-found" (for another vat or node), "denied" (another tenant's, or
-  # without "run"), "revoked", "expired", "unavailable" (128 orders of a tenant's in five minutes were carried out, or four
+  # Fails, beside what `submit` fails with: "unauthenticated" (not signed so, another job's, another tenant's, taken before, or
+  # made more than five minutes before or after now), "not-found" (for another vat or node), "denied" (without "run"), "revoked", "expired", "unavailable" (128 orders of a tenant's in five minutes were carried out, or four
   # are being looked at; or the image gives the scheduler no directory).
   # A scheduler that is started again does not go on with a job, whose regions it never had: it is listed as failed.
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::message::ReaderOptions;
-use distos_abi::{Fault, Meter, ObjectId, Rights, TenantId};
+use distos_abi::{CapId, Fault, Meter, ObjectId, Rights, TenantId};
 use distos_rpc::{Facet, Mandate, Vat};
 use distos_schemas::scheduler_capnp::job_spec;
 use distos_types::{Order, kind};
@@ -44,7 +44,7 @@ impl Deployments {
         if let Some(ledger) = &ledger {
             for Lost { id, job, fault } in ledger.lost()? {
                 let detail = format!("job {} '{}' is lost: {fault}", id.0, job.name);
-                vat.report("deployment", job.tenant, distos_abi::CapId(0), detail);
+                vat.report("deployment", job.tenant, CapId(0), detail);
                 state.lost(id, job, fault);
             }
             state.begin_at(ledger.next_job());
@@ -114,7 +114,8 @@ fn agree(mandate: &Facet, bringer: &Facet) -> Result<(), Fault> {
         return Err(Fault::not_found("an order is signed with a capability to the queue"));
     }
     if mandate.tenant() != bringer.tenant() {
-        return Err(Fault::denied(Rights::RUN));
+        let why = "this order is another tenant's: bring it by a capability to that one's queue";
+        return Err(Fault::Unauthenticated(why.into()));
     }
     let end_to_end = |facet: &Facet| facet.authority().caveats.end_to_end;
     let own = mandate.holder().is_some() && mandate.holder() == bringer.holder();
@@ -260,10 +261,14 @@ mod tests {
     use super::*;
 
     fn spec() -> Vec<u8> {
+        spec_with(b"\0asm")
+    }
+
+    fn spec_with(module: &[u8]) -> Vec<u8> {
         let mut message = capnp::message::Builder::new_default();
         let mut spec = message.init_root::<job_spec::Builder<'_>>();
         spec.set_name("count words");
-        spec.set_module(b"\0asm");
+        spec.set_module(module);
         let gift = Gift { ticket: vec![1; 32], node: None, vat: VatName::new("memory").unwrap() };
         gift.write(spec.reborrow().init_input());
         gift.write(spec.reborrow().init_output());
@@ -290,6 +295,13 @@ mod tests {
         for wrong in [&longer[..], &bytes[..bytes.len() - 8], &bytes[..3], b""] {
             assert!(matches!(read(wrong), Err(Fault::Malformed(_))), "{} bytes", wrong.len());
         }
+    }
+
+    #[test]
+    fn the_largest_job_that_may_be_submitted_may_be_deployed() {
+        let bytes = spec_with(&vec![7; MAX_MODULE_BYTES]);
+        assert_eq!(read(&bytes).unwrap().payload.module.len(), MAX_MODULE_BYTES);
+        assert!(read(&spec_with(&vec![7; MAX_MODULE_BYTES + 1])).is_err());
     }
 
     /// A stranger's word for how much is to come costs no memory.
