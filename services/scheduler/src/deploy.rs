@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capnp::message::ReaderOptions;
-use distos_abi::{CapId, Fault, Meter, ObjectId, Rights, TenantId};
+use distos_abi::{CapId, Fault, HolderKey, Meter, ObjectId, Rights, TenantId};
 use distos_rpc::{Facet, Mandate, Vat};
 use distos_schemas::scheduler_capnp::job_spec;
 use distos_types::{Order, kind};
@@ -107,25 +107,42 @@ pub fn read_spec(bytes: &[u8], tenant: TenantId, workers: u32) -> Result<Submiss
     Ok(submission)
 }
 
-/// Whether what an order was signed with is what its bringer has, as far as it matters: a queue here, of the same tenant;
-/// and if it is end to end, so is the connection over which it was brought, from its own holder.
-fn agree(mandate: &Facet, bringer: &Facet) -> Result<(), Fault> {
-    if mandate.kind() != kind::QUEUE || mandate.object() != ObjectId::ROOT {
-        return Err(Fault::not_found("an order is signed with a capability to the queue"));
+/// As what somebody stands before the queue.
+#[derive(Clone, Copy)]
+struct Standing {
+    tenant: TenantId,
+    /// `None` if a vat of this node holds the capability.
+    holder: Option<HolderKey>,
+    end_to_end: bool,
+}
+
+impl Standing {
+    fn of(facet: &Facet) -> Standing {
+        let end_to_end = facet.authority().caveats.end_to_end;
+        Standing { tenant: facet.tenant(), holder: facet.holder(), end_to_end }
     }
-    if mandate.tenant() != bringer.tenant() {
-        let why = "this order is another tenant's: bring it by a capability to that one's queue";
-        return Err(Fault::Unauthenticated(why.into()));
+
+    /// Whether this one may bring an order that was signed by `signer`: one of the same tenant; and if that is end to end,
+    /// over a connection that is, from the same holder. Otherwise an order would be a way around that caveat.
+    ///
+    /// # Errors
+    /// [`Fault::Unauthenticated`].
+    fn may_bring(self, signer: Standing) -> Result<(), Fault> {
+        let refuse = |why: &str| Err(Fault::Unauthenticated(why.to_owned()));
+        if signer.tenant != self.tenant {
+            return refuse(
+                "this order is another tenant's: bring it by a capability to that one's queue",
+            );
+        }
+        // A session restores its own holder's capabilities only, so its other end is that holder.
+        let is_signers = signer.holder.is_some() && signer.holder == self.holder;
+        if signer.end_to_end && !(self.end_to_end && is_signers) {
+            return refuse(
+                "this order is signed with a capability that is end to end: bring it as its holder, over a connection that is",
+            );
+        }
+        Ok(())
     }
-    let end_to_end = |facet: &Facet| facet.authority().caveats.end_to_end;
-    let own = mandate.holder().is_some() && mandate.holder() == bringer.holder();
-    if end_to_end(mandate) && !(end_to_end(bringer) && own) {
-        return Err(Fault::Unauthenticated(
-            "this order is signed with a capability that is end to end: bring it as its holder, over a connection that is"
-                .into(),
-        ));
-    }
-    Ok(())
 }
 
 impl Scheduler {
@@ -202,7 +219,11 @@ impl Scheduler {
         order: &Order,
         job: NewJob,
     ) -> Result<JobId, Fault> {
-        agree(facet, bringer).map_err(|fault| refused(bringer, order, fault))?;
+        let brought = match (facet.kind(), facet.object()) {
+            (kind::QUEUE, ObjectId::ROOT) => Standing::of(bringer).may_bring(Standing::of(facet)),
+            _ => Err(Fault::not_found("an order is signed with a capability to the queue")),
+        };
+        brought.map_err(|fault| refused(bringer, order, fault))?;
         facet.check(Rights::RUN)?;
         let (evidence, contact) = self.grounds().await;
         // From here on nothing is waited for: of two that bring the same order, the second one finds it noted.
@@ -217,6 +238,7 @@ impl Scheduler {
             ledger.accept(order, (id, deployment), now_us, |id| state.job(id).is_some())
         });
         if let Err(fault) = noted {
+            let fault = Fault::unavailable(1000, format!("the order could not be noted: {fault}"));
             let freed = self.state.borrow_mut().fail(id, fault.clone());
             facet.refund(Meter::Tasks, u64::from(freed));
             return Err(fault);
@@ -295,6 +317,30 @@ mod tests {
         for wrong in [&longer[..], &bytes[..bytes.len() - 8], &bytes[..3], b""] {
             assert!(matches!(read(wrong), Err(Fault::Malformed(_))), "{} bytes", wrong.len());
         }
+    }
+
+    /// Or an order would let somebody pass on what its signer's image says that nobody may.
+    #[test]
+    fn an_order_is_brought_by_its_own_tenant_and_an_end_to_end_one_by_its_own_holder() {
+        let (red, agent) = (Some(HolderKey([1; 32])), Some(HolderKey([2; 32])));
+        let stands =
+            |tenant, holder, end_to_end| Standing { tenant: TenantId(tenant), holder, end_to_end };
+        let plain = stands(1, red, false);
+        let sealed = stands(1, red, true);
+        let table = [
+            // Who brings it, and whether that may be one of red's that is not end to end, and one that is.
+            (plain, true, false),
+            (sealed, true, true),
+            (stands(1, agent, false), true, false),
+            (stands(1, agent, true), true, false),
+            (stands(1, None, true), true, false),
+            (stands(2, red, true), false, false),
+        ];
+        for (row, (bringer, of_plain, of_sealed)) in table.into_iter().enumerate() {
+            assert_eq!(bringer.may_bring(plain).is_ok(), of_plain, "{row}");
+            assert_eq!(bringer.may_bring(sealed).is_ok(), of_sealed, "{row}");
+        }
+        assert!(stands(1, None, true).may_bring(stands(1, None, true)).is_err(), "nobody's key");
     }
 
     #[test]
