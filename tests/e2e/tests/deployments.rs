@@ -363,3 +363,34 @@ fn a_deployment_ends_with_the_capability_that_its_order_was_signed_with() {
         assert_eq!(late.to(&queue).await, Err(Fault::Revoked));
     });
 }
+
+async fn opened(regions: &regions::Client, until_ms: u64) -> Result<(), Fault> {
+    let mut open = regions.open_request();
+    open.get().set_name("text");
+    open.get().set_until_ms(until_ms);
+    open.send().promise.await.map(drop).map_err(|e| fault_of(&e))
+}
+
+/// Or revoking what was weakened for somebody would not end what they have opened by it (C2).
+#[test]
+fn nothing_is_opened_beyond_a_session_by_what_was_weakened_in_it_nor_for_more_than_a_day() {
+    let node = node();
+    let red = Holder::load(&node, "red");
+    in_this_process(async {
+        let restored = red.restore::<regions::Client>(red.chain("regions")).await;
+        let (_connection, regions) = restored.expect("red may store");
+        let hour_ms = 3_600_000;
+        assert_eq!(opened(&regions, now_ms() + hour_ms).await, Ok(()));
+        let late = opened(&regions, now_ms() + 25 * hour_ms).await;
+        assert!(matches!(late, Err(Fault::Malformed(_))), "{late:?}");
+        let own: capability::Client = regions.cast_to();
+        let mut weaker = own.attenuate_request();
+        weaker.get().set_rights(Rights::LIST.join(Rights::READ).0);
+        let weaker = weaker.send().promise.await.expect("red has these rights");
+        let weaker = weaker.get().and_then(|answer| answer.get_cap()).expect("a capability");
+        let weaker: regions::Client = weaker.cast_to();
+        assert_eq!(opened(&weaker, 0).await, Ok(()));
+        let beyond = opened(&weaker, now_ms() + hour_ms).await;
+        assert!(matches!(beyond, Err(Fault::Malformed(_))), "{beyond:?}");
+    });
+}
