@@ -48,6 +48,7 @@ struct JobStatus {
   fault     @6 :Text;        # The first task's fault, if any failed.
   reduceIndex @7 :UInt32;    # The reduce task's output page; equal to `tasks` when there is none.
   outputBytes @8 :UInt32;    # Of the reduce task.
+  deployed  @9 :Bool;        # By an order: it goes on without the connection over which that came.
 }
 
 interface Queue extends(Cap.Capability) {
@@ -67,6 +68,26 @@ interface Queue extends(Cap.Capability) {
 
   list @3 () -> (jobs :List(JobStatus));
   # Needs "list". The caller's tenant's jobs.
+
+  deploy @4 (order :Data, signature :Data, spec :Data) -> (job :Job, id :UInt64);
+  # Needs "run". As `submit`, and the job goes on when this connection has gone: by the capability in the order, until that
+  # or any above it is revoked or expires. `spec` is a JobSpec as one message in Cap'n Proto's standard framing, with nothing
+  # behind it. `order` is when it was made (microseconds since the Unix epoch, 8 bytes, little-endian), the BLAKE3
+  # hash of `spec` (32 bytes), and the chain of a capability to this queue with "run", of the caller's tenant; `signature` is
+  # by the key of that chain's last holder over "distos order 1" and a zero byte, followed by `order`. It does not matter
+  # who brings it, unless the chain is end to end: then its own holder does, over a connection that is, too. An order has its effect
+  # once, also across restarts (N3); one that was refused has had none, and may be brought again while it is new. Answered once the job's
+  # regions are withdrawn and its program is loaded, or that has failed: whoever leaves before has to ask with `list` what
+  # has become of it. What was given has to outlive this connection, too (`Capability.gift`).
+  # Fails, beside what `submit` fails with: "unauthenticated" (not signed so, another job's, another tenant's, taken before, or
+  # made more than five minutes before or after now), "not-found" (for another vat or node), "denied" (without "run"), "revoked", "expired", "unavailable" (128 orders of a tenant's in five minutes were carried out, or four
+  # are being looked at; or the image gives the scheduler no directory).
+  # A scheduler that is started again does not go on with a job, whose regions it never had: it is listed as failed.
+
+  job @5 (id :UInt64) -> (job :Job);
+  # Needs "list". One of the caller's tenant's jobs, over whichever connection it was made; what may be done with it goes by
+  # this capability. Jobs that have ended are remembered as long as there is room. Fails: "not-found" (forgotten, another
+  # tenant's, or never made).
 }
 
 interface Job extends(Cap.Capability) {

@@ -189,6 +189,12 @@ impl Facet {
         self.inner.holder
     }
 
+    /// Whether it was restored from a chain, and nothing was derived since: what is minted from it hangs from the chain's last
+    /// link, so it outlives this session, and revoking this ends it.
+    pub fn is_restored(&self) -> bool {
+        matches!(self.inner.origin, Origin::Link(_))
+    }
+
     /// The vat of this node to whose edge this is the root, as the kernel names it. What was derived from
     /// it may be anybody's, and has none.
     pub fn edge(&self) -> Option<&str> {

@@ -43,7 +43,7 @@ pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
 pub use gift::{Gift, Received};
 pub use meters::Meters;
-pub use obey::Obeyed;
+pub use obey::{Mandate, Obeyed};
 pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
 
 pub use seats::{Seat, Seats};

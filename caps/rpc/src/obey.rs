@@ -1,9 +1,10 @@
-//! Revocations that come signed, instead of being asked for by whoever holds a capability.
+//! What a holder has signed, instead of asking for it over a connection of its own: acting in its name, and obeying
+//! revocations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use distos_abi::Fault;
+use distos_abi::{Fault, SessionId};
 use distos_types::{Chain, Revocation};
 
 use crate::facet::{Facet, Origin, Revoked};
@@ -27,29 +28,71 @@ impl Vat {
             return Err(Fault::not_found("what is to be revoked has another home"));
         }
         revocation.verify(self.now_ms())?;
-        let session = self.next_session();
-        let ended = self.end_by(&revocation.by(), revocation, session).await;
-        self.end_session(session).await;
+        let mandate = self.mandate(&revocation.by()).await?;
+        let ended = end_by(mandate.facet(), revocation).await;
+        mandate.end().await;
         ended
     }
 
-    async fn end_by(
-        &self,
-        by: &Chain,
-        revocation: &Revocation,
-        session: distos_abi::SessionId,
-    ) -> Result<Revoked, Fault> {
+    /// Turns a chain into a live capability in a session in which nothing else is: no connection's end ends it. For
+    /// whoever knows by a signature of the chain's holder what is to be done in its name: that stands for the proof of
+    /// possession (C4). The chain itself is the kernel's to judge.
+    ///
+    /// Run it to its end, also if whoever has asked for it goes away: what was redeemed for nobody stays until this vat
+    /// ends.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`] if it is a capability to another vat's object; what the kernel says.
+    pub async fn mandate(&self, chain: &Chain) -> Result<Mandate, Fault> {
+        let root = chain.root();
+        if root.node != self.node() || root.vat != *self.name() {
+            let whose =
+                format!("this capability belongs to vat '{}' of node {}", root.vat, root.node);
+            return Err(Fault::not_found(whose));
+        }
+        let session = self.next_session();
+        match self.redeem(chain, session).await {
+            Ok(facet) => Ok(Mandate { facet, session }),
+            Err(fault) => {
+                self.end_session(session).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn redeem(&self, chain: &Chain, session: SessionId) -> Result<Facet, Fault> {
         let mut request = self.kernel()?.redeem_request();
-        request.get().set_chain(&by.encode());
+        request.get().set_chain(&chain.encode());
         request.get().set_session(session.0);
         let response = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let grant = response.get().and_then(|r| r.get_grant()).map_err(|e| fault_of(&e))?;
-        let facet = Facet::new(self, session, grant, Origin::Session)?;
-        let ended = facet.revoke_link(&revocation.link().0, revocation.expires_ms()).await?;
-        let (tenant, cap) = (facet.tenant(), facet.cap_id());
-        let detail = format!("link {} was ended by key {}, signed", revocation.link(), by.holder());
-        self.report("revocation", tenant, cap, detail);
-        Ok(ended)
+        Facet::new(self, session, grant, Origin::Session)
+    }
+}
+
+async fn end_by(facet: &Facet, revocation: &Revocation) -> Result<Revoked, Fault> {
+    let ended = facet.revoke_link(&revocation.link().0, revocation.expires_ms()).await?;
+    let by = revocation.by().holder();
+    let detail = format!("link {} was ended by key {by}, signed", revocation.link());
+    facet.vat().report("revocation", facet.tenant(), facet.cap_id(), detail);
+    Ok(ended)
+}
+
+/// A holder's capability that a vat uses in the holder's name, without a connection to it.
+pub struct Mandate {
+    facet: Facet,
+    session: SessionId,
+}
+
+impl Mandate {
+    /// What is done is done by this: it says whose it is and what it allows, and whether it lives.
+    pub fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    /// Nothing is done by it any more.
+    pub async fn end(self) {
+        self.facet.vat().end_session(self.session).await;
     }
 }
 

@@ -1,4 +1,5 @@
-//! Capabilities at rest: keys, certificate chains, capability files, revocations on their way.
+//! Capabilities at rest: keys, certificate chains, capability files, and what is signed by their holders and carried by
+//! others: revocations and orders.
 //!
 //! A sturdy capability is a chain of certificates. The first is signed by a node's kernel, each
 //! further one by the holder of the one before, so that attenuating and delegating need no
@@ -16,6 +17,7 @@ mod chain;
 mod encoding;
 mod key;
 pub mod kind;
+mod order;
 mod revocation;
 mod secret;
 
@@ -26,5 +28,6 @@ pub use key::{
     CHANNEL_KEY_BYTES, HolderSecret, channel_message, check_version, is_usable, key_file_text,
     parse_key_file, present_message, restore_message, verify_signature,
 };
+pub use order::{MAX_ORDER_BYTES, ORDER_DRIFT_US, Order, OrderId};
 pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation, Signer};
 pub use secret::{SECRET_BYTES, SecretPage, SecretPages};

@@ -21,6 +21,8 @@ use crate::store::{Limits, Store, Summary};
 
 /// What the maker of a region may do with it.
 const MAKER: Rights = Rights::READ.join(Rights::WRITE).join(Rights::DROP);
+/// For how long at most a region stays open beyond the session in which it was opened, in milliseconds: a day.
+const LASTING_MS: u64 = 24 * 3600 * 1000;
 /// Parts of a stream that are read while what comes before them is sent.
 const READ_AHEAD: usize = 2;
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
@@ -147,14 +149,35 @@ impl Memory {
         }
     }
 
-    /// A capability to one of the tenant's regions for this session, with those rights that
-    /// `facet` has itself (C1).
-    async fn open_region(&self, facet: &Facet, object: ObjectId) -> Result<Facet, Fault> {
+    /// A capability to one of the tenant's regions with those rights that `facet` has itself (C1): for this session, or
+    /// beyond it until `until_ms`, unless that is 0.
+    async fn open_region(
+        &self,
+        facet: &Facet,
+        object: ObjectId,
+        until_ms: u64,
+    ) -> Result<Facet, Fault> {
         let rights = facet.authority().rights.meet(MAKER);
         if rights == Rights::NONE {
             return Err(Fault::denied(Rights::READ));
         }
-        facet.reach(REGION, object, below(facet, rights)).await
+        let mut authority = below(facet, rights);
+        if until_ms == 0 {
+            return facet.reach(REGION, object, authority).await;
+        }
+        // What was derived within a session ends what was opened by it, and minting goes by what is above.
+        if !facet.is_restored() {
+            return Err(Fault::malformed(
+                "untilMs: only by a capability that was restored from a chain and not weakened since",
+            ));
+        }
+        let most_ms = self.vat.now_ms().saturating_add(LASTING_MS);
+        if until_ms > most_ms {
+            return Err(Fault::malformed("untilMs: at most a day from now"));
+        }
+        let caveats = &mut authority.caveats;
+        caveats.expires_ms = caveats.expires_ms.min(until_ms);
+        facet.mint(REGION, object, authority).await
     }
 
     /// Ends every capability to a region, then erases it, then gives its bytes back.
@@ -243,10 +266,13 @@ impl regions::Server for RegionsServer {
         mut results: regions::OpenResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
-        let name = name_of(params.get()?.get_name()).map_err(fail)?;
+        let (name, until_ms) = {
+            let params = params.get()?;
+            (name_of(params.get_name()).map_err(fail)?, params.get_until_ms())
+        };
         let object = self.memory.store.by_name(self.facet.tenant(), &name);
         let object = object.map_err(|fault| fail(self.facet.refused(fault)))?;
-        let facet = self.memory.open_region(&self.facet, object).await.map_err(fail)?;
+        let facet = self.memory.open_region(&self.facet, object, until_ms).await.map_err(fail)?;
         let server = RegionServer { memory: self.memory.clone(), facet };
         self.facet.reply(&mut results).set_region(FromClientHook::new(server.hook()));
         Ok(())

@@ -50,6 +50,11 @@ impl Cut {
         Ok(Cut { input_bytes, pages_per_task: per_task as u32, maps: maps as u32 })
     }
 
+    /// How long the input is.
+    pub fn input_bytes(&self) -> u64 {
+        self.input_bytes
+    }
+
     /// How many map tasks there are; at least one.
     pub fn maps(&self) -> u32 {
         self.maps

@@ -2,24 +2,33 @@
 //!
 //! A job maps a WASI program over the page ranges of an input region and, if asked, reduces what
 //! the map tasks wrote. Jobs live as long as this process and the capability they were submitted
-//! with.
+//! with; those that were deployed ([`deploy`]) by a signed order need no connection meanwhile.
 //!
 //! **Authority it holds.** "read" on the attestation service, the power to start a tenant's
-//! executor, and an edge to each executor it started. It passes a job's two gift tickets on to
-//! the tenant's executor unopened: the tickets are bound to that executor, so the scheduler never
-//! reads or writes a tenant's region.
+//! executor, an edge to each executor it started, and a directory with the orders that it carried
+//! out lately and the deployments that have not ended. While a deployment runs, it holds the
+//! capability to its own queue that the order was signed with, in a session of its own, and nothing
+//! else of the tenant's. It passes a job's two gift tickets on to the tenant's executor unopened:
+//! the tickets are bound to that executor, so the scheduler never reads or writes a tenant's region.
 //!
 //! **Authority it refuses.** A tenant sees and runs its own jobs only. No task is placed without
 //! a decision of the policy, quota that was charged when its job was admitted, and evidence that
 //! is good and fresh at that moment (S1, A2); each placement is reported to the audit log with
 //! what it rests on. A job object inherits its queue's capability: `describe` on it speaks of the
-//! queue, and revoking the queue ends the job.
+//! queue, and revoking the queue ends the job. An order is carried out once, for the vat, the job and
+//! the time that its owner has signed (N3): it is on disk before it has an effect. After a restart
+//! nothing is run again, as the gifts went with the executor and the scheduler has no way to the
+//! regions; whoever deployed a job that is lost so is told.
 //!
-//! The decisions ([`cut`], [`policy`], [`setback`], [`state`]) are pure.
+//! The decisions ([`cut`], [`orders`], [`policy`], [`setback`], [`state`]) are pure.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cut;
+pub mod deploy;
+mod job;
+mod ledger;
+pub mod orders;
 pub mod policy;
 mod server;
 pub mod setback;

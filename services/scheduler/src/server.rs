@@ -9,21 +9,22 @@ use std::time::{Duration, Instant};
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{ByteRange, Fault, Meter, ObjectId, Rights, TenantId};
-use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability};
+use distos_rpc::{Facet, Faceted, Mandate, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::attestation_capnp::attestation;
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::network_capnp::credentials;
-use distos_schemas::scheduler_capnp as wire;
 use distos_schemas::scheduler_capnp::{job, queue};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::cut::{Cut, PAGE_BYTES};
+use crate::deploy::Deployments;
+use crate::job::{JobServer, write_status};
 use crate::policy::{Contact, Evidence, Limits, Policy, Request};
 use crate::setback::Setbacks;
 use crate::spec::{self, Args, Payload, Submission};
-use crate::state::{Job, JobId, Placement, Refusal, Report, Slots, State, TaskState, Work};
+use crate::state::{Job, JobId, NewJob, Placement, Refusal, Report, Slots, State, TaskState, Work};
 
 /// The image's template for executors, and the edge to the evidence.
 const EXECUTOR_TEMPLATE: &str = "executor";
@@ -41,26 +42,25 @@ const BUSY_TENANTS: u32 = 2;
 /// How often waiting jobs are looked at when nothing happens: whether their capability lives,
 /// and whether there is new evidence.
 const RECHECK: Duration = Duration::from_secs(1);
-/// How long `wait` waits.
-const WAIT: Duration = Duration::from_secs(1);
 /// How long an executor stays when its tenant runs nothing: a node has room for so many at once,
 /// and whoever comes next needs one. Long enough for a job's gifts, which wait 30 s.
 const IDLE_MS: u64 = 60_000;
 /// How often idle executors are looked for.
 const IDLE_CHECK: Duration = Duration::from_secs(15);
 /// No bytes of the object: the queue has none.
-const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
+pub(crate) const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
 /// Placements are steps of what `specs/attestation` models, told where the verifier tells its own.
 const TRACE: &str = "distos::trace::attestation";
 
 /// The scheduler of a node.
 pub(crate) struct Scheduler {
-    vat: Vat,
-    slots: Slots,
-    state: RefCell<State>,
+    pub(crate) vat: Vat,
+    pub(crate) slots: Slots,
+    pub(crate) state: RefCell<State>,
     started: Instant,
-    setbacks: RefCell<Setbacks>,
+    pub(crate) setbacks: RefCell<Setbacks>,
+    pub(crate) deployments: Deployments,
     /// What was said last about this node's contact to its cluster.
     contact: Cell<Option<Contact>>,
     /// What jobs that have not ended hold.
@@ -74,13 +74,15 @@ pub(crate) struct Scheduler {
 }
 
 /// What a job holds beside its state.
-struct Live {
+pub(crate) struct Live {
     /// The capability in whose name the job runs.
     facet: Facet,
+    /// That it was ordered by, if it goes on without a connection.
+    mandate: RefCell<Option<Mandate>>,
     args: Args,
     /// Where its program is loaded. Dropped when the job ends.
     executor: RefCell<Option<executor::Client>>,
-    changed: Notify,
+    pub(crate) changed: Notify,
 }
 
 impl Scheduler {
@@ -90,12 +92,15 @@ impl Scheduler {
         let slots = Slots { tenant, node: number(&vat, "node-tasks", BUSY_TENANTS * tenant)? };
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
+        let mut state = State::new(slots);
+        let deployments = Deployments::open(&vat, &mut state)?;
         let scheduler = Rc::new(Scheduler {
             vat,
             slots,
-            state: RefCell::new(State::new(slots)),
+            state: RefCell::new(state),
             started: Instant::now(),
             setbacks: RefCell::default(),
+            deployments,
             contact: Cell::new(None),
             live: RefCell::default(),
             executors: RefCell::default(),
@@ -211,28 +216,63 @@ impl Scheduler {
         submission: Submission,
     ) -> Result<JobServer, Fault> {
         let Submission { job, payload, args } = submission;
-        let (evidence, contact) = futures::join!(self.evidence(), self.contact());
+        let (evidence, contact) = self.grounds().await;
+        let id = self.admit(facet, job, &evidence, contact)?;
+        let live = self.begin_job(id, facet.clone(), args, None);
+        tokio::task::spawn_local(Rc::clone(&self).bring_up(id, live, payload));
+        Ok(JobServer { scheduler: self, id, facet: facet.clone() })
+    }
+
+    /// What a decision rests on, as it is now.
+    pub(crate) async fn grounds(&self) -> (Evidence, Contact) {
+        futures::join!(self.evidence(), self.contact())
+    }
+
+    /// Admits a job in the name of `facet` (S1); nothing is done for it yet.
+    pub(crate) fn admit(
+        &self,
+        facet: &Facet,
+        job: NewJob,
+        evidence: &Evidence,
+        contact: Contact,
+    ) -> Result<JobId, Fault> {
         let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let admitted = facet.commit(Rights::RUN, EMPTY, || {
             let charge = |tasks| facet.charge(Meter::Tasks, tasks);
-            self.state.borrow_mut().admit(now_ms, job, &evidence, &policy, charge)
+            self.state.borrow_mut().admit(now_ms, job, evidence, &policy, charge)
         })?;
-        let id = admitted.inspect_err(|fault| {
+        admitted.inspect_err(|fault| {
             let detail = format!("a job was not admitted: {fault}");
             self.vat.report("denial", facet.tenant(), facet.cap_id(), detail);
-        })?;
+        })
+    }
+
+    /// What an admitted job holds from now on.
+    pub(crate) fn begin_job(
+        &self,
+        id: JobId,
+        facet: Facet,
+        args: Args,
+        mandate: Option<Mandate>,
+    ) -> Rc<Live> {
         let live = Rc::new(Live {
-            facet: facet.clone(),
+            facet,
+            mandate: RefCell::new(mandate),
             args,
             executor: RefCell::new(None),
             changed: Notify::new(),
         });
         self.live.borrow_mut().insert(id, Rc::clone(&live));
-        tokio::task::spawn_local(Rc::clone(&self).bring_up(id, Rc::clone(&live), payload));
-        Ok(JobServer { scheduler: self, id, live, facet: facet.clone() })
+        live
     }
 
-    async fn bring_up(self: Rc<Self>, id: JobId, live: Rc<Live>, payload: Payload) {
+    /// What a job holds, unless it has ended.
+    pub(crate) fn live(&self, id: JobId) -> Option<Rc<Live>> {
+        self.live.borrow().get(&id).cloned()
+    }
+
+    /// Has the program of an admitted job loaded, and its regions withdrawn.
+    pub(crate) async fn bring_up(self: Rc<Self>, id: JobId, live: Rc<Live>, payload: Payload) {
         match self.load(id, &live, payload).await {
             Ok(executor) => {
                 *live.executor.borrow_mut() = Some(executor);
@@ -274,13 +314,13 @@ impl Scheduler {
             }
             self.end_jobs_without_authority();
             if self.state.borrow().candidate().is_some() {
-                let (evidence, contact) = futures::join!(self.evidence(), self.contact());
+                let (evidence, contact) = self.grounds().await;
                 self.place_all(&evidence, contact);
             }
         }
     }
 
-    /// A job runs in the name of the capability that it was submitted with, and ends with it:
+    /// A job runs in the name of the capability that it was submitted or ordered with, and ends with it:
     /// revoked, expired, or gone with its session.
     fn end_jobs_without_authority(&self) {
         let live: Vec<(JobId, Rc<Live>)> =
@@ -296,8 +336,7 @@ impl Scheduler {
         loop {
             let candidate = self.state.borrow().candidate();
             let Some(id) = candidate else { return };
-            let live = self.live.borrow().get(&id).cloned();
-            let Some(live) = live else { return };
+            let Some(live) = self.live(id) else { return };
             match self.place(id, &live, evidence, contact) {
                 Ok(placement) => self.begin(placement, live),
                 Err(Refusal::Wait) => return,
@@ -346,8 +385,7 @@ impl Scheduler {
     }
 
     fn fail(&self, id: JobId, fault: Fault) {
-        let live = self.live.borrow().get(&id).cloned();
-        if let Some(live) = live {
+        if let Some(live) = self.live(id) {
             let freed = self.state.borrow_mut().fail(id, fault);
             self.after(id, &live, freed);
         }
@@ -355,7 +393,7 @@ impl Scheduler {
 
     /// What follows every change of a job: quota goes back, watchers wake, an ended job is
     /// unloaded, and the next task gets its turn.
-    fn after(&self, id: JobId, live: &Live, freed: u32) {
+    pub(crate) fn after(&self, id: JobId, live: &Live, freed: u32) {
         if freed > 0 {
             live.facet.refund(Meter::Tasks, u64::from(freed));
         }
@@ -374,6 +412,9 @@ impl Scheduler {
         if self.live.borrow_mut().remove(&id).is_some() {
             self.note_end(id, live.facet.tenant());
         }
+        if let Some(mandate) = live.mandate.take() {
+            self.deployment_ended(id, mandate);
+        }
         if let Some(executor) = live.executor.take() {
             let mut request = executor.unload_request();
             request.get().set_job(id.0);
@@ -389,7 +430,7 @@ impl Scheduler {
 
 impl Scheduler {
     /// Time that no clock's change makes shorter or longer.
-    fn uptime_ms(&self) -> u64 {
+    pub(crate) fn uptime_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 
@@ -494,6 +535,10 @@ impl QueueServer {
     fn into_hook(self) -> Box<dyn ClientHook> {
         capnp_rpc::new_client::<queue::Client, _>(self).into_client_hook()
     }
+
+    fn job_server(&self, id: JobId) -> JobServer {
+        JobServer { scheduler: Rc::clone(&self.scheduler), id, facet: self.facet.clone() }
+    }
 }
 
 impl Faceted for QueueServer {
@@ -585,134 +630,46 @@ impl queue::Server for QueueServer {
         }
         Ok(())
     }
-}
 
-/// One job. It shares the queue's capability: whoever may use the queue that it was submitted
-/// through may use it, and it ends when that is revoked.
-struct JobServer {
-    scheduler: Rc<Scheduler>,
-    id: JobId,
-    live: Rc<Live>,
-    facet: Facet,
-}
-
-impl JobServer {
-    /// Looks at the job, which is gone once too many others have ended after it.
-    fn look<T>(&self, look: impl FnOnce(&Job) -> T) -> Result<T, capnp::Error> {
-        let state = self.scheduler.state.borrow();
-        let job = state.job(self.id);
-        job.map(look)
-            .ok_or_else(|| fail(Fault::not_found(format!("job {} ended long ago", self.id.0))))
-    }
-}
-
-impl Faceted for JobServer {
-    fn facet(&self) -> &Facet {
-        &self.facet
-    }
-
-    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        let (scheduler, live) = (Rc::clone(&self.scheduler), Rc::clone(&self.live));
-        let server = JobServer { scheduler, id: self.id, live, facet };
-        capnp_rpc::new_client::<job::Client, _>(server).into_client_hook()
-    }
-}
-
-serve_capability!(JobServer);
-
-impl job::Server for JobServer {
-    async fn status(
+    async fn deploy(
         self: Rc<Self>,
-        _: job::StatusParams,
-        mut results: job::StatusResults,
+        params: queue::DeployParams,
+        mut results: queue::DeployResults,
     ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
-    }
-
-    async fn wait(
-        self: Rc<Self>,
-        params: job::WaitParams,
-        mut results: job::WaitResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        let seen = params.get()?.get_seen_done();
-        let news = async {
-            loop {
-                let changed = self.live.changed.notified();
-                if self.look(|job| job.ended() || job.count(TaskState::Done) > seen)? {
-                    return Ok::<(), capnp::Error>(());
-                }
-                changed.await;
-            }
+        self.facet.check(Rights::RUN).map_err(fail)?;
+        let (signed, arriving) = {
+            let params = params.get()?;
+            let (order, signature) = (params.get_order()?, params.get_signature()?);
+            let looked = self.scheduler.look_at(&self.facet, order, signature, params.get_spec()?);
+            looked.map_err(fail)?
         };
-        if let Ok(news) = tokio::time::timeout(WAIT, news).await {
-            news?;
-        }
-        self.look(|job| write_status(self.facet.reply(&mut results).init_status(), self.id, job))
-    }
-
-    async fn tasks(
-        self: Rc<Self>,
-        _: job::TasksParams,
-        mut results: job::TasksResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::READ).map_err(fail)?;
-        self.look(|job| write_tasks(self.facet.reply(&mut results), job))
-    }
-
-    async fn cancel(
-        self: Rc<Self>,
-        _: job::CancelParams,
-        _: job::CancelResults,
-    ) -> Result<(), capnp::Error> {
-        self.facet.check(Rights::CANCEL).map_err(fail)?;
-        let cancel = || self.scheduler.state.borrow_mut().cancel(self.id);
-        let freed = self.facet.commit(Rights::CANCEL, EMPTY, cancel).map_err(fail)?;
-        self.scheduler.after(self.id, &self.live, freed);
+        // The message with its copy of the module is not needed any more.
+        drop(params);
+        let (scheduler, facet) = (Rc::clone(&self.scheduler), self.facet.clone());
+        // Whoever leaves before the answer leaves nothing half done.
+        let deployed = tokio::task::spawn_local(scheduler.deploy(facet, signed, arriving));
+        let id = deployed.await.map_err(Fault::internal).and_then(|id| id).map_err(fail)?;
+        let server = self.job_server(id);
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_job(capnp_rpc::new_client(server));
+        reply.set_id(id.0);
         Ok(())
     }
-}
 
-fn wire_state(state: TaskState) -> wire::TaskState {
-    match state {
-        TaskState::Queued => wire::TaskState::Queued,
-        TaskState::Running => wire::TaskState::Running,
-        TaskState::Done => wire::TaskState::Done,
-        TaskState::Failed => wire::TaskState::Failed,
-        TaskState::Cancelled => wire::TaskState::Cancelled,
-    }
-}
-
-fn write_status(mut status: wire::job_status::Builder<'_>, id: JobId, job: &Job) {
-    status.set_id(id.0);
-    status.set_name(job.name());
-    status.set_state(wire_state(job.state()));
-    status.set_tasks(job.tasks().len() as u32);
-    status.set_done(job.count(TaskState::Done));
-    status.set_failed(job.count(TaskState::Failed));
-    if let Some(fault) = job.fault() {
-        status.set_fault(fault.to_wire().as_str());
-    }
-    status.set_reduce_index(job.reduce_index());
-    let reduce = job.tasks().get(job.reduce_index() as usize);
-    status.set_output_bytes(reduce.map_or(0, |task| task.report.output_bytes));
-}
-
-fn write_tasks(results: job::tasks_results::Builder<'_>, job: &Job) {
-    let mut list = results.init_tasks(job.tasks().len() as u32);
-    for (index, task) in (0u32..).zip(job.tasks()) {
-        let mut entry = list.reborrow().get(index);
-        let input = job.input(index);
-        entry.set_index(index);
-        entry.set_state(wire_state(task.state));
-        entry.set_start(input.start);
-        entry.set_end(input.end);
-        entry.set_output_bytes(task.report.output_bytes);
-        entry.set_fuel(task.report.fuel);
-        entry.set_micros(task.report.micros);
-        if let Some(fault) = &task.fault {
-            entry.set_fault(fault.to_wire().as_str());
+    async fn job(
+        self: Rc<Self>,
+        params: queue::JobParams,
+        mut results: queue::JobResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::LIST).map_err(fail)?;
+        let id = JobId(params.get()?.get_id());
+        let own = |job: &Job| job.tenant() == self.facet.tenant();
+        if !self.scheduler.state.borrow().job(id).is_some_and(own) {
+            let none = Fault::not_found(format!("no job {} of yours is remembered", id.0));
+            return Err(fail(self.facet.refused(none)));
         }
+        let server = self.job_server(id);
+        self.facet.reply(&mut results).set_job(capnp_rpc::new_client(server));
+        Ok(())
     }
 }

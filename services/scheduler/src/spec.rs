@@ -60,7 +60,8 @@ pub fn read(
         check_len("module", module.len(), MAX_MODULE_BYTES)?;
         let cut = Cut::new(spec.get_input_bytes(), spec.get_pages_per_task(), workers)?;
         let limits = asked.settle(Limits::CAPS);
-        let job = NewJob { tenant, name: name.clone(), cut, reduce: spec.get_reduce(), limits };
+        let (name, has_reduce) = (name.clone(), spec.get_reduce());
+        let job = NewJob { tenant, name, cut, reduce: has_reduce, limits, deployed: false };
         let payload = Payload { module: module.to_vec(), input: input?, output: output? };
         Ok(Submission { job, payload, args: Args { map: map?, reduce: reduce? } })
     };

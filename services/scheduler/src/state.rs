@@ -21,7 +21,7 @@ pub const MAX_HISTORY: usize = 256;
 /// their job fails.
 pub const STALE_PATIENCE_MS: u64 = 30_000;
 
-/// A job's number on this node, while this scheduler runs.
+/// A job's number on this node, while this scheduler runs; that of a deployed one is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
@@ -83,6 +83,8 @@ pub struct NewJob {
     pub reduce: bool,
     /// What each task may use, settled.
     pub limits: Limits,
+    /// Whether it goes on without the connection over which it was asked for.
+    pub deployed: bool,
 }
 
 /// One job.
@@ -127,6 +129,16 @@ impl Job {
     /// What each of its tasks may use.
     pub fn limits(&self) -> Limits {
         self.spec.limits
+    }
+
+    /// Whether it goes on without the connection over which it was asked for.
+    pub fn deployed(&self) -> bool {
+        self.spec.deployed
+    }
+
+    /// Whether its program was loaded, so that its tasks could be placed.
+    pub fn ready(&self) -> bool {
+        self.ready
     }
 
     /// Its tasks: map tasks in input order, the reduce task last.
@@ -297,6 +309,25 @@ impl State {
         }
     }
 
+    /// The number that the next job gets.
+    pub fn next_id(&self) -> JobId {
+        JobId(self.next)
+    }
+
+    /// No job gets a number below this one.
+    pub fn begin_at(&mut self, next: JobId) {
+        self.next = self.next.max(next.0);
+    }
+
+    /// Remembers a job of an earlier run, which has failed with that: it holds nothing, and is forgotten as others are.
+    pub fn lost(&mut self, id: JobId, spec: NewJob, fault: Fault) {
+        let mut job = Job::new(spec);
+        job.end(TaskState::Failed, Some(fault));
+        self.jobs.insert(id, job);
+        self.begin_at(JobId(id.0.saturating_add(1)));
+        self.settle(id);
+    }
+
     /// Admits a job: fresh evidence, a policy decision, then the quota, which `charge` takes for
     /// all of its tasks at once or refuses (S1). Nothing is charged unless it returns a number.
     pub fn admit(
@@ -325,10 +356,10 @@ impl State {
         Ok(id)
     }
 
-    /// The job's program is loaded: its tasks may be placed.
+    /// The job's program is loaded: its tasks may be placed, unless it has ended meanwhile.
     pub fn ready(&mut self, id: JobId) {
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.ready = true;
+            job.ready = !job.ended();
         }
     }
 

@@ -38,6 +38,7 @@ targets!(
     revocation,
     name,
     job,
+    order,
     wasm,
     rpc,
 );

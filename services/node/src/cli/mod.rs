@@ -13,6 +13,7 @@ pub mod files;
 pub mod gpu;
 pub mod holder;
 pub mod image;
+pub mod job;
 mod joining;
 pub mod network;
 pub mod node;
@@ -108,6 +109,9 @@ enum Command {
     Region(region::RegionCommand),
     /// Run a WASI program over a region, in parallel
     Run(run::RunArgs),
+    /// Look after your jobs, those that go on by themselves too
+    #[command(subcommand)]
+    Job(job::JobCommand),
     /// Look at, weaken, pass on and end capabilities
     #[command(subcommand)]
     Cap(cap::CapCommand),
@@ -242,6 +246,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
     match command {
         Command::Up(args) => up::up(context, args).await,
         Command::Run(args) => run::command(context, args).await,
+        Command::Job(command) => job::command(context, command).await,
         Command::Demo(args) => demo::command(context, args).await,
         Command::Region(command) => region::command(context, command).await,
         Command::Down(args) => interruptible(node::down(context, args)).await,
@@ -464,7 +469,7 @@ mod tests {
         let command = Cli::command();
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
-        let all = "attest audit cap cluster connect demo down drain gpu image network peers region run \
+        let all = "attest audit cap cluster connect demo down drain gpu image job network peers region run \
                    status tenant up workload";
         assert_eq!(names.join(" "), all);
     }

@@ -377,9 +377,19 @@ pub async fn create(
 
 /// A region of one's own by its name.
 pub async fn open(holder: &Holder, name: &str) -> Result<region::Client, Fault> {
+    open_until(holder, name, 0).await
+}
+
+/// The same until then (Unix milliseconds), whether or not this command still runs.
+pub async fn open_until(
+    holder: &Holder,
+    name: &str,
+    until_ms: u64,
+) -> Result<region::Client, Fault> {
     let client: regions::Client = holder.root("regions").await?;
     let mut request = client.open_request();
     request.get().set_name(name);
+    request.get().set_until_ms(until_ms);
     let answer = call(request).await?;
     read(|| answer.get()?.get_region())
 }

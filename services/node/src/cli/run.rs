@@ -2,23 +2,29 @@
 
 use std::path::PathBuf;
 
+use capnp::capability::FromClientHook as _;
 use clap::Args;
 use distos_abi::{Authority, Caveats, Fault, Rights, VatName};
 use distos_client::handoff::{self, Home};
 use distos_identity::Subject;
 use distos_rpc::Gift;
+use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::region;
-use distos_schemas::scheduler_capnp::{TaskState, job, job_status, limits, queue};
+use distos_schemas::scheduler_capnp::{TaskState, job, job_spec, job_status, limits, queue};
+use distos_types::Order;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::files::{self, Draft};
-use super::holder::{Holder, call, random, read};
+use super::holder::{Holder, call, now_ms, random, read};
 use super::text::{self, PAGE_BYTES, row};
 use super::{Context, Report, Stop, interruptible, region as regions, settled, undo};
 
 /// The longest module that a node takes.
 const MAX_MODULE_BYTES: u64 = 8 << 20;
+/// For how long the input of a job can be read that goes on without its command, in milliseconds. A node takes a day, by
+/// its own clock.
+const DETACHED_MS: u64 = 23 * 3600 * 1000;
 /// Failed tasks that are told one by one.
 const MAX_FAILURES_SHOWN: usize = 10;
 
@@ -29,9 +35,13 @@ Examples:
   distos run wordcount.wasm --input books --map map --reduce reduce --as red.cap
   distos run wordcount.wasm --input books --pages-per-task 16 --out counts.txt --as red.cap
   distos run wordcount.wasm --input books --regions there/red.cap --as here/red.cap
+  distos run wordcount.wasm --input books --map map --reduce reduce --detach --as red.cap
 
 Each map task gets a range of the input's pages as its standard input; its standard output is one
 page. With --reduce, one more task gets all those outputs, in order, and its output is the result.
+
+With --detach, the command ends as soon as the job has begun, and the job goes on without it: `distos job` looks after
+it. Its input can be read for 23 hours, and its output stays until it is fetched (`distos job wait N --output REGION`).
 
 With --regions, the tasks run at the node of --as, and read and write the regions at that other node,
 which must have this one in its list of peers.")]
@@ -68,6 +78,9 @@ pub struct RunArgs {
     /// Write the result to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// End as soon as the job has begun; it goes on
+    #[arg(long, conflicts_with = "out")]
+    detach: bool,
     #[command(flatten)]
     limits: Limits,
 }
@@ -174,6 +187,9 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
         pages_per_task: args.pages_per_task,
         limits: args.limits,
     };
+    if args.detach {
+        return deploy(&at, &job).await;
+    }
     // The file is opened first: a result that cannot be kept is not worth computing.
     let draft = interruptible(async {
         args.out.as_deref().map(|out| Draft::create(out, files::PUBLIC)).transpose()
@@ -210,8 +226,8 @@ pub struct At<'a> {
 pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
     let started = std::time::Instant::now();
     let queue: queue::Client = interruptible(at.runner.root("queue")).await?;
-    let plan = interruptible(plan(at, &queue, job)).await?;
-    let prepared = settled(prepare(at, plan)).await?;
+    let plan = interruptible(plan(at, &queue, job, 0)).await?;
+    let prepared = settled(prepare(at, plan, true)).await?;
     let output = prepared.output.clone();
     let outcome = work(&queue, job, prepared, bar).await;
     bar.finish_and_clear();
@@ -228,6 +244,67 @@ pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop
     Ok(done)
 }
 
+/// Has a job go on without this command. If that fails, its output region is dropped again.
+async fn deploy(at: &At<'_>, job: &Job) -> Result<Report, Stop> {
+    let queue: queue::Client = interruptible(at.runner.root("queue")).await?;
+    let until_ms = now_ms().saturating_add(DETACHED_MS);
+    let plan = settled(plan(at, &queue, job, until_ms)).await?;
+    let (input, tasks): (capability::Client, u32) = (plan.input.clone().cast_to(), plan.tasks);
+    let outcome = match settled(prepare(at, plan, false)).await {
+        Ok(prepared) => match interruptible(order(at.runner, &queue, job, &prepared)).await {
+            Ok(id) => Ok((id, prepared.name)),
+            Err(stop) => {
+                undo(regions::drop_region(&prepared.output)).await;
+                Err(stop)
+            }
+        },
+        Err(stop) => Err(stop),
+    };
+    let (id, output) = match outcome {
+        Ok(deployed) => deployed,
+        Err(stop) => {
+            undo(call(input.revoke_request())).await;
+            return Err(stop);
+        }
+    };
+    let acting = at.runner.path.display();
+    let elsewhere = match at.output.path == at.runner.path {
+        true => String::new(),
+        false => format!(" --results {}", at.output.path.display()),
+    };
+    let text = format!(
+        "job {id} is deployed: its output goes to region {output}\n\
+         look at it:        distos job show {id} --as {acting}\n\
+         fetch its result:  distos job wait {id} --output {output}{elsewhere} --as {acting}\n\
+         end it:            distos job cancel {id} --as {acting}"
+    );
+    let tasks = u64::from(tasks) + u64::from(job.reduce.is_some());
+    Ok(Report { json: json!({ "job": id, "tasks": tasks, "output": output }), text })
+}
+
+/// Signs for a job, and returns its number once it has begun.
+async fn order(
+    runner: &Holder,
+    queue: &queue::Client,
+    job: &Job,
+    prepared: &Prepared,
+) -> Result<u64, Fault> {
+    let [input, output] = give(prepared).await?;
+    let mut message = capnp::message::Builder::new_default();
+    write_spec(message.init_root::<job_spec::Builder<'_>>(), job, &prepared.plan, &input, &output);
+    let spec = capnp::serialize::write_message_to_words(&message);
+    let chain = &runner.entry("queue")?.chain;
+    let at_us = now_ms().saturating_mul(1000);
+    let (order, signature) = Order::sign(chain, &spec, at_us, &runner.secret)?;
+    let mut request = queue.deploy_request();
+    let mut params = request.get();
+    params.set_order(order.bytes());
+    params.set_signature(&signature);
+    params.set_spec(&spec);
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_id()))
+}
+
 /// What a job needs before it can be submitted.
 struct Plan {
     input: region::Client,
@@ -241,12 +318,15 @@ struct Plan {
 struct Prepared {
     plan: Plan,
     output: region::Client,
+    /// What the output region is called.
+    name: String,
     /// Who takes each, and where: as the input's home knows it, and as the output's does.
     gifts: [(String, Home); 2],
 }
 
-async fn plan(at: &At<'_>, queue: &queue::Client, job: &Job) -> Result<Plan, Fault> {
-    let input = regions::open(at.input, &job.input).await?;
+/// With the input open until then, or as long as this command runs if that is 0.
+async fn plan(at: &At<'_>, queue: &queue::Client, job: &Job, until_ms: u64) -> Result<Plan, Fault> {
+    let input = regions::open_until(at.input, &job.input, until_ms).await?;
     let input_bytes = regions::info(&input).await?.bytes;
     let mut request = queue.plan_request();
     request.get().set_input_bytes(input_bytes);
@@ -270,14 +350,14 @@ fn receiver(runner: &Holder, keeper: &Holder, executor: &VatName) -> Result<(Str
     Ok((subject.to_string(), Home { node: Some(there), vat }))
 }
 
-async fn prepare(at: &At<'_>, plan: Plan) -> Result<Prepared, Fault> {
+async fn prepare(at: &At<'_>, plan: Plan, volatile: bool) -> Result<Prepared, Fault> {
     let of = |keeper| receiver(at.runner, keeper, &plan.executor);
     let gifts = [of(at.input)?, of(at.output)?];
     // One page for each map task and one for the reduce task.
     let bytes = (u64::from(plan.tasks) + 1) * PAGE_BYTES;
     let name = format!("run-{}", hex::encode(random::<8>()?));
-    let (output, _) = regions::create(at.output, &name, bytes, true).await?;
-    Ok(Prepared { plan, output, gifts })
+    let (output, _) = regions::create(at.output, &name, bytes, volatile).await?;
+    Ok(Prepared { plan, output, name, gifts })
 }
 
 async fn work(
@@ -301,13 +381,28 @@ async fn submit(
     job: &Job,
     prepared: &Prepared,
 ) -> Result<job::Client, Fault> {
-    let plan = &prepared.plan;
-    let [to_read, to_write] = &prepared.gifts;
-    let input = gift(&plan.input, to_read, Rights::READ).await?;
-    let both = Rights::READ.join(Rights::WRITE);
-    let output = gift(&prepared.output, to_write, both).await?;
+    let [input, output] = give(prepared).await?;
     let mut request = queue.submit_request();
-    let mut spec = request.get().init_spec();
+    write_spec(request.get().init_spec(), job, &prepared.plan, &input, &output);
+    let answer = call(request).await?;
+    read(|| answer.get()?.get_job())
+}
+
+/// Leaves the input and the output for whoever runs the job.
+async fn give(prepared: &Prepared) -> Result<[Gift; 2], Fault> {
+    let [to_read, to_write] = &prepared.gifts;
+    let input = gift(&prepared.plan.input, to_read, Rights::READ).await?;
+    let both = Rights::READ.join(Rights::WRITE);
+    Ok([input, gift(&prepared.output, to_write, both).await?])
+}
+
+fn write_spec(
+    mut spec: job_spec::Builder<'_>,
+    job: &Job,
+    plan: &Plan,
+    input: &Gift,
+    output: &Gift,
+) {
     spec.set_name(job.name.as_str());
     spec.set_module(&job.module);
     input.write(spec.reborrow().init_input());
@@ -320,8 +415,6 @@ async fn submit(
     set_words(spec.reborrow().init_map_args(count(&job.map)), &job.map);
     set_words(spec.reborrow().init_reduce_args(count(reduce)), reduce);
     job.limits.write(spec.init_limits());
-    let answer = call(request).await?;
-    read(|| answer.get()?.get_job())
 }
 
 fn count(words: &[String]) -> u32 {
@@ -345,10 +438,10 @@ async fn gift(
 }
 
 /// What is needed of a job's status.
-struct Status {
-    id: u64,
-    state: TaskState,
-    tasks: u32,
+pub(super) struct Status {
+    pub(super) id: u64,
+    pub(super) state: TaskState,
+    pub(super) tasks: u32,
     done: u32,
     fault: String,
     reduce_index: u32,
@@ -369,7 +462,8 @@ impl Status {
     }
 }
 
-async fn follow(job: &job::Client, bar: &ProgressBar) -> Result<Status, Fault> {
+/// Waits until a job has ended.
+pub(super) async fn follow(job: &job::Client, bar: &ProgressBar) -> Result<Status, Fault> {
     let mut seen = 0;
     loop {
         let mut request = job.wait_request();
@@ -387,7 +481,7 @@ async fn follow(job: &job::Client, bar: &ProgressBar) -> Result<Status, Fault> {
 }
 
 /// One task's share of the work.
-struct Task {
+pub(super) struct Task {
     index: u32,
     state: TaskState,
     range: (u64, u64),
@@ -397,7 +491,7 @@ struct Task {
     fault: String,
 }
 
-async fn tasks(job: &job::Client) -> Result<Vec<Task>, Fault> {
+pub(super) async fn tasks(job: &job::Client) -> Result<Vec<Task>, Fault> {
     let answer = call(job.tasks_request()).await?;
     read(|| {
         let tasks = answer.get()?.get_tasks()?;
@@ -418,7 +512,12 @@ async fn tasks(job: &job::Client) -> Result<Vec<Task>, Fault> {
     })
 }
 
-async fn result(job: &job::Client, output: &region::Client, status: Status) -> Result<Done, Fault> {
+/// The result of a job that has ended, out of its output region; or why there is none.
+pub(super) async fn result(
+    job: &job::Client,
+    output: &region::Client,
+    status: Status,
+) -> Result<Done, Fault> {
     let tasks = tasks(job).await?;
     if status.state != TaskState::Done {
         return Err(failure(&status, &tasks));
@@ -447,7 +546,7 @@ async fn result(job: &job::Client, output: &region::Client, status: Status) -> R
 }
 
 /// Tells which tasks failed and why, and returns the first one's fault.
-fn failure(status: &Status, tasks: &[Task]) -> Fault {
+pub(super) fn failure(status: &Status, tasks: &[Task]) -> Fault {
     let failed: Vec<&Task> = tasks.iter().filter(|t| t.state == TaskState::Failed).collect();
     if failed.len() > 1 {
         eprintln!("{}", failures(&failed));

@@ -20,6 +20,7 @@ fn job(tenant: u32, maps: u64, reduce: bool) -> NewJob {
         cut: Cut::new(maps * PAGE_BYTES, 1, 2).unwrap(),
         reduce,
         limits: Limits::DEFAULT,
+        deployed: false,
     }
 }
 
@@ -327,4 +328,27 @@ proptest! {
             prop_assert_eq!(served, (1..=tenants).collect::<Vec<_>>());
         }
     }
+}
+
+/// Whoever comes back for a job that a restart has ended finds that one, and no other in its place.
+#[test]
+fn a_job_of_an_earlier_run_is_told_as_failed_holds_nothing_and_keeps_its_number() {
+    let mut state = State::new(SLOTS);
+    state.lost(JobId(7), job(1, 3, true), Fault::unavailable(0, "deploy it again"));
+    state.begin_at(JobId(5));
+    assert_eq!(state.next_id(), JobId(8));
+    let lost = state.job(JobId(7)).unwrap();
+    assert_eq!((lost.state(), lost.count(TaskState::Cancelled)), (TaskState::Failed, 4));
+    assert!(state.idle() && state.candidate().is_none());
+    assert_eq!(
+        state.fail(JobId(7), Fault::Revoked) + state.cancel(JobId(7)),
+        0,
+        "nothing was charged"
+    );
+    let next = admitted(&mut state, job(1, 1, false));
+    assert_eq!((next, state.jobs_of(TenantId(1)).count()), (JobId(8), 2));
+    for number in 100..100 + MAX_HISTORY as u64 {
+        state.lost(JobId(number), job(2, 1, false), Fault::Revoked);
+    }
+    assert!(state.job(JobId(7)).is_none(), "it is forgotten as others are");
 }

@@ -80,6 +80,7 @@ pub const TARGETS: &[Target] = &[
     },
     Target { name: "name", run: identity::name, seeds: identity::name_seeds, max_bytes: 400 },
     Target { name: "job", run: job::spec, seeds: job::seeds, max_bytes: 16_000 },
+    Target { name: "order", run: job::order, seeds: job::order_seeds, max_bytes: 5_000 },
     Target { name: "wasm", run: wasm::module, seeds: wasm::seeds, max_bytes: 16_000 },
     Target { name: "rpc", run: crate::rpc::session, seeds: crate::rpc::seeds, max_bytes: 4_000 },
 ];
