@@ -150,12 +150,15 @@ interface Door {
 
   lessor @3 (lessee :Lessee) -> (lessor :Lessor, token :UInt64);
   # Before anything is lent over this connection, `lessee` says who is told when it ends. Fails: "denied" once
-  # something is lent; "unavailable" while whoever was named before has not answered.
+  # something is lent; "unavailable" while whoever was named before has not answered. Over QUIC it can be said on a
+  # bidirectional stream of its own, so that nothing is in its way: the client begins one with the 16 bytes
+  # "distos-leases-v1" once it has shown a capability, and finds there a Door that has this method alone. There is one at a
+  # time, none where calls are encrypted end to end, and the connection ends with it.
 
   present @4 (chain :Data, signature :Data) -> (cap :Capability);
   # As `restore`, without a challenge: over a connection between nodes, whose handshake gave its two ends a secret that
-  # nobody else has. So nothing has to be waited for: what is called on the promise goes out with it. `signature` is
-  # over:
+  # nobody else has. So nothing has to be waited for: what is called on the promise goes out with it, if it is no longer
+  # than 64 KiB. `signature` is over:
   #
   #   "distos-present-v1"   17 bytes of ASCII
   #   binding               32 bytes: the exporter of TLS (RFC 8446, section 7.5) with the label

@@ -170,6 +170,7 @@ impl Connection {
 
     /// The same without waiting for the vat's answer, if this connection is [bound](Connection::bound): calls on what is
     /// returned go out with what presents it, and fail as it does. Otherwise it waits as [`Connection::restore`] does.
+    /// Until the vat has answered, a message of more than 64 KiB ends the connection: call for something small first.
     ///
     /// # Errors
     /// As [`Connection::restore`]; what the vat says, the first call says.

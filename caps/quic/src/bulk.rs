@@ -23,7 +23,7 @@ use distos_rpc::{Facet, Pages, Seats, Streamed, Vat};
 use futures::StreamExt as _;
 use futures::stream::LocalBoxStream;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What a stream begins with, in bytes.
 pub(crate) const TICKET: usize = 16;
@@ -126,14 +126,27 @@ impl Bulk {
         (Instant::now() < offer.until).then_some(offer)
     }
 
-    /// Answers a stream that began with these bytes; whether they are a ticket.
-    pub(crate) async fn answer(&self, ticket: &[u8; TICKET], send: &mut SendStream) -> bool {
+    /// Answers a stream that began with these bytes, once its connection has a place; whether they are a ticket.
+    pub(crate) async fn answer(
+        &self,
+        ticket: &[u8; TICKET],
+        send: &mut SendStream,
+        places: &Semaphore,
+    ) -> bool {
         let offer = self.take(ticket);
         let is_known = offer.is_some();
         // It is nothing to the stream that its priority stays what it was.
         let _ = send.set_priority(PRIORITY);
-        let seat = offer.as_ref().map(|offer| self.streams.take(offer.facet.tenant()));
-        let sent = match (offer, seat.flatten()) {
+        let place = match &offer {
+            // One that was given up may not have been noticed yet.
+            Some(_) => tokio::time::timeout(TICKET_WAIT, places.acquire()).await.ok(),
+            None => None,
+        };
+        let seat = offer.as_ref().zip(place).and_then(|(offer, place)| {
+            // The places are never closed.
+            Some((self.streams.take(offer.facet.tenant())?, place.ok()?))
+        });
+        let sent = match (offer, seat) {
             (Some(mut offer), Some(_seat)) => offer.send(send).await,
             (Some(_), None) => Err(Fault::unavailable(1000, "too many streams are under way")),
             (None, _) => Err(Fault::not_found("nothing is offered by this ticket")),

@@ -23,9 +23,9 @@ use quinn::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::streams;
 use crate::tls::{Clock, Credentials, Shared, Tls, Unusable, Verdict};
 use crate::watch::{Known, Opening, code};
-use crate::{bulk, streams};
 
 /// How long a handshake may take, and what comes after it until there is a stream to speak on.
 pub(crate) const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
@@ -46,10 +46,11 @@ const IDLE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// What a peer may have sent that was not read, on a stream and in all.
 const STREAM_WINDOW: u32 = 1 << 20;
-const WINDOW: u32 = (1 + bulk::STREAMS) * STREAM_WINDOW + (1 << 16);
-/// What waits to be sent to it, and was not acknowledged: as much as it may have unread, so that calls and many bytes
-/// that are not read leave room for what is said of leases.
-const SEND_WINDOW: u64 = WINDOW as u64;
+const WINDOW: u32 = (1 + streams::STREAMS) * STREAM_WINDOW + (1 << 16);
+/// What waits to be sent to it, and was not acknowledged: more than it may have unread, for a buffer counts until all of it
+/// was acknowledged. So calls and many bytes that are not read leave room for what is said of leases: a stream has no more
+/// than its window, and an eighth of all, at most, is read and not given back yet (quinn-proto's `MAX_DATA`).
+const SEND_WINDOW: u64 = WINDOW as u64 + 2 * STREAM_WINDOW as u64;
 /// For which purpose a connection's secret is made (RFC 8446, section 7.5).
 const PRESENT_LABEL: &[u8] = b"EXPORTER-distos-present";
 /// The alert of TLS for whoever is known and not let in (RFC 8446, section 6).

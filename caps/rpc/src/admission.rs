@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::budget::{Budget, Rate, thread_time};
 use crate::quiet::Quiet;
@@ -69,6 +69,10 @@ pub(crate) struct Stranger {
     pub(crate) restored: Cell<bool>,
     /// What is said on it is encrypted end to end: whoever is at its other end passes it on.
     pub(crate) sealed: Cell<bool>,
+    /// Its connection is over.
+    pub(crate) gone: Cell<bool>,
+    /// Told when something was restored.
+    shown: Notify,
     /// Answers that it waits for: presenting a capability may take the kernel a while.
     asks: Cell<u32>,
     /// What has been read in this turn.
@@ -80,6 +84,23 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
+    /// Something was restored on it.
+    pub(crate) fn restore(&self) {
+        self.restored.set(true);
+        self.shown.notify_waiters();
+    }
+
+    /// Resolves once something was restored on it.
+    pub(crate) async fn until_restored(&self) {
+        loop {
+            let shown = self.shown.notified();
+            if self.restored.get() {
+                return;
+            }
+            shown.await;
+        }
+    }
+
     /// Counts one more answer that it waits for, until this is dropped: also if it gives the call up.
     pub(crate) fn asking(&self) -> Counted<'_, u32> {
         Counted::new(&self.asks)

@@ -25,6 +25,8 @@ const LINE: u32 = distos_abi::MAX_DEPTH as u32;
 const TRIES: usize = 16;
 /// Renewals that may be under way at one time. None is given up: one that comes late is good for what is left.
 const RENEWALS: usize = 4;
+/// How long the home may take to say that it lends.
+const ARRIVE_WAIT: Duration = Duration::from_secs(15);
 /// The shortest time between two.
 const LEAST: Duration = Duration::from_millis(200);
 
@@ -176,12 +178,7 @@ impl Shared {
             let (holder, link) = (self.holder.clone(), self.link.clone());
             let told = Told { holder, link, news: Rc::downgrade(&self.news) };
             let told: lessee::Client = capnp_rpc::new_client(told);
-            let known = |lessor: capnp::Result<lessor::Client>, token: u64, _beside| {
-                let lessor = lessor.map_err(|e| fault_of(&e))?;
-                self.link.get_or_init(|| link_of(token));
-                Ok(Known { lessor, token, _beside })
-            };
-            let (door, beside) = match &self.source {
+            let (door, _beside) = match &self.source {
                 Source::Door(door) => (door.clone(), None),
                 Source::Beside(way) => {
                     let (door, driven) = way().await?;
@@ -192,16 +189,25 @@ impl Shared {
                     request.get().set_lessee(told);
                     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
                     let answer = answer.get().map_err(|e| fault_of(&e))?;
-                    return known(answer.get_lessor(), answer.get_token(), None);
+                    let lessor = answer.get_lessor().map_err(|e| fault_of(&e))?;
+                    return Ok((lessor, answer.get_token(), None));
                 }
             };
             let mut request = door.lessor_request();
             request.get().set_lessee(told);
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let answer = answer.get().map_err(|e| fault_of(&e))?;
-            known(answer.get_lessor(), answer.get_token(), beside)
+            let lessor = answer.get_lessor().map_err(|e| fault_of(&e))?;
+            Ok((lessor, answer.get_token(), _beside))
         };
-        self.lessor.get_or_try_init(arrive).await
+        let known = || async {
+            let silent = |_| Err(Fault::unavailable(1000, "the home says nothing of leases"));
+            let arrived = tokio::time::timeout(ARRIVE_WAIT, arrive()).await;
+            let (lessor, token, _beside) = arrived.unwrap_or_else(silent)?;
+            self.link.get_or_init(|| link_of(token));
+            Ok(Known { lessor, token, _beside })
+        };
+        self.lessor.get_or_try_init(known).await
     }
 
     fn link(&self) -> &str {

@@ -115,7 +115,7 @@ impl door::Server for Door {
             }
         };
         let (facet, object) = taken;
-        self.stranger.restored.set(true);
+        self.stranger.restore();
         let who = self.peer.as_deref().unwrap_or_default();
         let detail = format!("{who} has taken what was given to it");
         self.vat.report("handoff", facet.tenant(), facet.cap_id(), detail);
@@ -129,8 +129,7 @@ impl door::Server for Door {
         mut results: door::LessorResults,
     ) -> Result<(), capnp::Error> {
         let lessee = params.get()?.get_lessee()?;
-        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
-        let (lessor, token) = arrived.map_err(fail)?;
+        let (lessor, token) = self.vat.lend_to(self.session, lessee)?;
         let mut reply = results.get();
         reply.set_lessor(lessor);
         reply.set_token(token);
@@ -232,7 +231,7 @@ impl Door {
             fail(fault)
         })?;
         let hook = self.vat.service().and_then(|s| s.open(facet.clone())).map_err(fail)?;
-        self.stranger.restored.set(true);
+        self.stranger.restore();
         Ok((facet, FromClientHook::new(hook)))
     }
 
@@ -316,6 +315,7 @@ pub(crate) struct LeaseDoor {
     pub(crate) vat: Vat,
     /// Of the connection.
     pub(crate) session: SessionId,
+    pub(crate) stranger: Rc<Stranger>,
 }
 
 impl door::Server for LeaseDoor {
@@ -324,9 +324,11 @@ impl door::Server for LeaseDoor {
         params: door::LessorParams,
         mut results: door::LessorResults,
     ) -> Result<(), capnp::Error> {
+        if self.stranger.gone.get() {
+            return Err(fail(Fault::unavailable(0, "the connection is over")));
+        }
         let lessee = params.get()?.get_lessee()?;
-        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
-        let (lessor, token) = arrived.map_err(fail)?;
+        let (lessor, token) = self.vat.lend_to(self.session, lessee)?;
         let mut reply = results.get();
         reply.set_lessor(lessor);
         reply.set_token(token);
@@ -371,8 +373,7 @@ impl edge::Server for EdgeHome {
         mut results: edge::LessorResults,
     ) -> Result<(), capnp::Error> {
         let lessee = params.get()?.get_lessee()?;
-        let arrived = self.vat.lending().arrive(&self.vat, self.session, lessee);
-        let (lessor, token) = arrived.map_err(fail)?;
+        let (lessor, token) = self.vat.lend_to(self.session, lessee)?;
         let mut reply = results.get();
         reply.set_lessor(lessor);
         reply.set_token(token);

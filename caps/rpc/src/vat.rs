@@ -17,7 +17,7 @@ use capnp_rpc::rpc_twoparty_capnp::Side;
 use distos_abi::{
     CapId, Fault, Kind, NodeId, ObjectId, Rights, SessionId, SlotRef, TenantId, VatName,
 };
-use distos_schemas::capability_capnp::door;
+use distos_schemas::capability_capnp::{door, lessee, lessor};
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
@@ -91,12 +91,17 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    /// Serves whoever is told of leases over these two halves, which are a way of their own beside the connection's calls,
-    /// until they end: the caller drops this with the connection. What is lent, and to whom, is the connection's.
+    /// Resolves once a capability was shown over the connection, and there is something to lend.
+    pub async fn until_shown(&self) {
+        self.stranger.until_restored().await;
+    }
+
+    /// Serves whoever is told of leases over these two halves, which are a way of their own beside the connection's
+    /// calls, until they end: the caller drops this with the connection. What is lent, and to whom, is the connection's.
     ///
     /// # Errors
-    /// [`Fault::Denied`] if nothing was restored over the connection yet, for then there is nothing to lend; and if its calls are
-    /// encrypted to somebody who is not at its other end.
+    /// [`Fault::Denied`] if nothing was shown over the connection yet, or if its calls are encrypted to somebody who is
+    /// not at its other end.
     pub async fn serve_leases<R, W>(&self, reader: R, writer: W) -> Result<(), Fault>
     where
         R: AsyncRead + Unpin + 'static,
@@ -105,10 +110,11 @@ impl Arrived {
         if !self.stranger.restored.get() || self.stranger.sealed.get() {
             return Err(Fault::denied(Rights::NONE));
         }
-        let door = LeaseDoor { vat: self.vat.clone(), session: self.session };
+        let (vat, stranger) = (self.vat.clone(), self.stranger.clone());
+        let door = LeaseDoor { vat, session: self.session, stranger };
         let door: door::Client = capnp_rpc::new_client(door);
-        let system =
-            transport::over(reader, writer, Side::Server, Some(door.client), Bounds::LEASES);
+        let (side, own) = (Side::Server, Some(door.client));
+        let system = transport::over(reader, writer, side, own, Bounds::LEASES);
         transport::drive(system, std::future::pending()).await;
         Ok(())
     }
@@ -545,6 +551,15 @@ impl Vat {
     }
 
     /// The same, without keeping it.
+    /// Whoever is at the other end of this session's connection wants to be told of leases.
+    pub(crate) fn lend_to(
+        &self,
+        session: SessionId,
+        lessee: lessee::Client,
+    ) -> Result<(lessor::Client, u64), capnp::Error> {
+        self.lending().arrive(self, session, lessee).map_err(fail)
+    }
+
     pub(crate) fn downgrade(&self) -> WeakVat {
         WeakVat(Rc::downgrade(&self.core))
     }
@@ -750,6 +765,7 @@ impl Vat {
                 }
             }
             drop(place);
+            stranger.gone.set(true);
             vat.core.lending.leave(session);
             // The kernel has heard of this session only if something was presented to it.
             if restores.get() > 0 {

@@ -270,12 +270,13 @@ fn a_revocation_is_heard_though_nothing_else_comes_through() {
         let red = Red::arrive().await;
         // What an earlier run may have lent is over.
         tokio::time::sleep(Duration::from_millis(5200)).await;
-        let _region = red.region(4 * MIB).await;
+        let region = red.region(4 * MIB).await;
         let key = HolderSecret::from_seed([11; 32]);
         let away = red.world.agent("red", &key, 62);
         let to = red.world.cluster.id(memory());
         let link = away.connect(red.world.address, &to).await.expect("a link");
-        let leases = Streams::of(link.connection().clone()).leases();
+        let quic = Streams::of(link.connection().clone());
+        let leases = quic.leases();
         let (reader, writer) = link.into_halves();
         let is_shut = Rc::new(Cell::new(false));
         let gate = Gate { reader, is_shut: is_shut.clone() };
@@ -287,7 +288,19 @@ fn a_revocation_is_heard_though_nothing_else_comes_through() {
         let opened = request.send().promise.await.expect("the region");
         let opened = opened.get().and_then(|opened| opened.get_region()).expect("the region");
         let held = connection.hold(&opened).await.expect("a lease");
+        // So much is read and not given back to the other side as room yet.
+        let mut request = opened.read_request();
+        request.get().set_len(MIB as u32 / 4);
+        request.send().promise.await.expect("a quarter of a MiB");
         is_shut.set(true);
+        let whole = ByteRange { start: 0, end: 4 * MIB };
+        let mut unread = Vec::new();
+        for _ in 0..2 {
+            let once = ticket(&region, whole).await.expect("a ticket");
+            let mut pages = quic.bulk().await.expect("a stream")(once);
+            pages.next().await.expect("a page").expect("a page");
+            unread.push(pages);
+        }
         let mut waiting: Vec<_> = (0..12)
             .map(|_| {
                 let mut request = opened.read_request();
@@ -308,7 +321,8 @@ fn a_revocation_is_heard_though_nothing_else_comes_through() {
 fn leases_have_one_way_of_their_own_and_holders_alone_have_it() {
     test(async {
         let red = Red::arrive().await;
-        let away = red.world.agent("red", &HolderSecret::from_seed([11; 32]), 63);
+        let key = HolderSecret::from_seed([11; 32]);
+        let away = red.world.agent("red", &key, 63);
         let to = red.world.cluster.id(memory());
         let link = away.connect(red.world.address, &to).await.expect("a link");
         let leases = Streams::of(link.connection().clone()).leases();
@@ -317,7 +331,8 @@ fn leases_have_one_way_of_their_own_and_holders_alone_have_it() {
         let refused = connection.hold(&red.regions).await.err();
         assert!(matches!(refused, Some(Fault::Unavailable { .. })), "{refused:?}");
         let (one, other) = (red.quic.leases(), red.quic.leases());
-        assert_eq!(one.hold(&red.regions).await.expect("a lease").check(), Ok(()));
+        let held = one.hold(&red.regions).await.expect("a lease");
+        assert_eq!(held.check(), Ok(()));
         let refused = other.hold(&red.regions).await.err();
         assert!(matches!(refused, Some(Fault::Unavailable { .. })), "{refused:?}");
         // Both streams for many bytes are free beside it.
@@ -327,5 +342,17 @@ fn leases_have_one_way_of_their_own_and_holders_alone_have_it() {
         let second = red.stream(ticket(&region, whole).await.expect("a ticket")).await;
         let (first, second) = futures::join!(all(first), all(second));
         assert!(first.0 == content(whole) && second.0 == content(whole));
+        // Whoever ends it is not served on without it: it would not know what has ended.
+        drop((held, one));
+        let ended = async {
+            while ticket(&region, whole).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the connection ends");
+        // A capability that was presented together with its lease is shown in time.
+        let quiet = red.world.connect(&away).await.expect("once more");
+        let regions: regions::Client = quiet.present(&red.chain, &key).await.expect("red's");
+        assert_eq!(quiet.hold(&regions).await.expect("a lease").check(), Ok(()));
     });
 }

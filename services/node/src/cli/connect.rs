@@ -128,13 +128,13 @@ impl Line {
     }
 
     async fn open(&self) -> Result<Halves, Fault> {
-        let Halves { reader, writer, ends, binding } = self.reach().await?;
+        let reached = self.reach().await?;
         if !self.end_to_end {
-            return Ok(Halves { reader, writer, ends, binding });
+            return Ok(reached);
         }
-        let (reader, writer) = self.seal(reader, writer).await?;
+        let (reader, writer) = self.seal(reached.reader, reached.writer).await?;
         let (reader, writer) = (Box::new(reader), Box::new(writer));
-        Ok(Halves { reader, writer, ends, binding: None })
+        Ok(Halves { reader, writer, ends: reached.ends, binding: None })
     }
 
     async fn seal(&self, reader: Reader, writer: Writer) -> Result<Sealed, Fault> {
