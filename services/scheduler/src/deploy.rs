@@ -138,7 +138,8 @@ impl Standing {
         let is_signers = signer.holder.is_some() && signer.holder == self.holder;
         if signer.end_to_end && !(self.end_to_end && is_signers) {
             return refuse(
-                "this order is signed with a capability that is end to end: bring it as its holder, over a connection that is",
+                "this order is signed with a capability that is end to end: bring it as its holder, \
+                 over a connection that is",
             );
         }
         Ok(())

@@ -94,7 +94,8 @@ impl Ledger {
     /// # Errors
     /// [`Fault::Corrupt`] if it is damaged: which orders were carried out is not guessed.
     pub(crate) fn open(directory: &Path) -> Result<Ledger, Fault> {
-        const REMEDY: &str = "remove it, and wait for eleven minutes before this node is started: what was ordered before is too old then";
+        const REMEDY: &str = "remove it, and wait for eleven minutes before this node is started: \
+             what was ordered before is too old then";
         let record = Record::new(directory.join("orders"), "distos-orders", REMEDY);
         let (mut orders, mut running, mut next_job) = Default::default();
         if let Some(disk) = record.load::<Disk>()? {
