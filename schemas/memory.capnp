@@ -31,9 +31,10 @@ interface Regions extends(Cap.Capability) {
   open @1 (name :Text, untilMs :UInt64) -> (region :Region);
   # Needs "list". A region of the caller's tenant by its name; "not-found" for anybody else's. It
   # allows what this capability allows of read, write and drop, and ends when this reference is dropped.
-  # With `untilMs` (Unix milliseconds, at most a day from now; 0: without) it ends then instead, or with what this capability was
-  # restored from: what is given from it (`Capability.gift`) outlives this connection. It is durable, and takes a slot of the tenant's
-  # until it has ended; whoever needs it no more revokes it.
+  # With `untilMs` (Unix milliseconds, at most a day from now; 0: without) it ends then instead, or with
+  # what this capability was restored from: what is given from it (`Capability.gift`) outlives this
+  # connection. It is durable, and takes a slot of the tenant's until it has ended; whoever needs it no more
+  # revokes it.
 
   list @2 () -> (regions :List(RegionInfo));
   # Needs "list". The caller's tenant's regions, without their `root`.

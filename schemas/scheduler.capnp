@@ -23,6 +23,8 @@ struct JobSpec {
                                 # page for each map task and one for the reduce task.
   pagesPerTask @8 :UInt32;      # 0: the scheduler chooses.
   limits      @9 :Limits;
+  outputName  @10 :Text;        # By what name whoever fetches the result finds the output region; empty, or 1 to 64 printable
+                                # bytes. Nothing is done with it but telling it.
 }
 
 enum TaskState { queued @0; running @1; done @2; failed @3; cancelled @4; }
@@ -49,6 +51,7 @@ struct JobStatus {
   reduceIndex @7 :UInt32;    # The reduce task's output page; equal to `tasks` when there is none.
   outputBytes @8 :UInt32;    # Of the reduce task.
   deployed  @9 :Bool;        # By an order: it goes on without the connection over which that came.
+  output    @10 :Text;       # The output region's name, if its owner has told it.
 }
 
 interface Queue extends(Cap.Capability) {
@@ -70,24 +73,35 @@ interface Queue extends(Cap.Capability) {
   # Needs "list". The caller's tenant's jobs.
 
   deploy @4 (order :Data, signature :Data, spec :Data) -> (job :Job, id :UInt64);
-  # Needs "run". As `submit`, and the job goes on when this connection has gone: by the capability in the order, until that
-  # or any above it is revoked or expires. `spec` is a JobSpec as one message in Cap'n Proto's standard framing, with nothing
-  # behind it. `order` is when it was made (microseconds since the Unix epoch, 8 bytes, little-endian), the BLAKE3
-  # hash of `spec` (32 bytes), and the chain of a capability to this queue with "run", of the caller's tenant; `signature` is
-  # by the key of that chain's last holder over "distos order 1" and a zero byte, followed by `order`. It does not matter
-  # who brings it, unless the chain is end to end: then its own holder does, over a connection that is, too. An order has its effect
-  # once, also across restarts (N3); one that was refused has had none, and may be brought again while it is new. Answered once the job's
-  # regions are withdrawn and its program is loaded, or that has failed: whoever leaves before has to ask with `list` what
-  # has become of it. What was given has to outlive this connection, too (`Capability.gift`).
-  # Fails, beside what `submit` fails with: "unauthenticated" (not signed so, another job's, another tenant's, taken before, or
-  # made more than five minutes before or after now), "not-found" (for another vat or node), "denied" (without "run"), "revoked", "expired", "unavailable" (128 orders of a tenant's in five minutes were carried out, or four
-  # are being looked at; or the image gives the scheduler no directory).
-  # A scheduler that is started again does not go on with a job, whose regions it never had: it is listed as failed.
+  # Needs "run". As `submit`, and the job goes on when this connection has gone: by the capability in the
+  # order, until that or any above it is revoked or expires. `spec` is a JobSpec as one message in Cap'n
+  # Proto's standard framing, with nothing behind it. `order` is these bytes one after the other:
+  #
+  #   when it was made      8 bytes, little-endian: microseconds since the Unix epoch
+  #   BLAKE3 of `spec`      32 bytes, BLAKE3 in its plain mode
+  #   chain                 of a capability to this queue with "run", of the caller's tenant
+  #
+  # `signature` is by the key of that chain's last holder over "distos order 1" and a zero byte, followed
+  # by `order`. It does not matter who brings it, unless the chain is end to end: then its own holder does,
+  # over a connection that is, too.
+  # An order has its effect once, also across restarts (N3). One that was refused has had none, and may be
+  # brought again while it is new; one whose job has failed while it was loaded has had it. Answered once
+  # the job's regions are withdrawn and its program is loaded, or the job has ended: whoever leaves before
+  # has to ask with `list` what has become of it. What was given has to outlive this connection, too
+  # (`Capability.gift`).
+  # Fails, beside what `submit` fails with: "unauthenticated" (not signed so, another job's, another
+  # tenant's, taken before, or made more than five minutes before or after now), "not-found" (for another
+  # vat or node), "denied" (without "run"), "revoked", "expired", "unavailable" (128 orders of a tenant's in
+  # five minutes were carried out, or four are being looked at; this node's clock was ahead; it could not be
+  # noted, and a new order is to be made; the image gives the scheduler no directory; the job was cancelled).
+  # A scheduler that is started again does not go on with a job, whose regions it never had: it is listed
+  # as failed.
 
   job @5 (id :UInt64) -> (job :Job);
-  # Needs "list". One of the caller's tenant's jobs, over whichever connection it was made; what may be done with it goes by
-  # this capability. Jobs that have ended are remembered as long as there is room. Fails: "not-found" (forgotten, another
-  # tenant's, or never made).
+  # Needs "list". One of the caller's tenant's jobs, over whichever connection it was made; what may be done
+  # with it goes by this capability, and it can be cancelled only if it was made by this capability's chain
+  # or by what was made from that. Jobs that have ended are remembered as long as there is room. Fails:
+  # "not-found" (forgotten, another tenant's, or never made).
 }
 
 interface Job extends(Cap.Capability) {

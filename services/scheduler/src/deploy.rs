@@ -14,9 +14,9 @@ use distos_schemas::scheduler_capnp::job_spec;
 use distos_types::{Order, kind};
 
 use crate::ledger::{Deployment, Ledger, Lost};
-use crate::server::Scheduler;
+use crate::server::{EMPTY, Scheduler};
 use crate::spec::{self, MAX_MODULE_BYTES, Submission};
-use crate::state::{JobId, NewJob, State, TaskState};
+use crate::state::{Job, JobId, NewJob, State};
 
 /// The longest job, in bytes: its program, and all else that is in it.
 pub const MAX_SPEC_BYTES: usize = MAX_MODULE_BYTES + 256 * 1024;
@@ -40,14 +40,15 @@ impl Deployments {
     /// # Errors
     /// What is on disk is damaged.
     pub(crate) fn open(vat: &Vat, state: &mut State) -> Result<Deployments, Fault> {
-        let ledger = vat.data_dir().map(Ledger::open).transpose()?;
-        if let Some(ledger) = &ledger {
+        let mut ledger = vat.data_dir().map(Ledger::open).transpose()?;
+        if let Some(ledger) = &mut ledger {
             for Lost { id, job, fault } in ledger.lost()? {
                 let detail = format!("job {} '{}' is lost: {fault}", id.0, job.name);
                 vat.report("deployment", job.tenant, CapId(0), detail);
                 state.lost(id, job, fault);
             }
             state.begin_at(ledger.next_job());
+            ledger.keep(|id| state.job(id).is_some());
         }
         Ok(Deployments { ledger: RefCell::new(ledger), arriving: RefCell::default() })
     }
@@ -202,13 +203,20 @@ impl Scheduler {
             }
         };
         let live = self.begin_job(id, mandate.facet().clone(), args, Some(mandate));
-        Rc::clone(&self).bring_up(id, live, payload).await;
-        let state = self.state.borrow();
-        match state.job(id) {
-            Some(job) if job.state() == TaskState::Failed && !job.ready() => {
-                Err(job.fault().cloned().unwrap_or(Fault::Revoked))
+        tokio::task::spawn_local(Rc::clone(&self).bring_up(id, Rc::clone(&live), payload));
+        // A home that does not give what was left there keeps nobody here: the job may be cancelled meanwhile.
+        loop {
+            let changed = live.changed.notified();
+            match self.state.borrow().job(id) {
+                Some(job) if job.ready() => return Ok(id),
+                Some(job) if !job.ended() => {}
+                ended => {
+                    let cancelled =
+                        || Fault::unavailable(0, "the job was cancelled before it began");
+                    return Err(ended.and_then(Job::fault).cloned().unwrap_or_else(cancelled));
+                }
             }
-            _ => Ok(id),
+            changed.await;
         }
     }
 
@@ -225,21 +233,23 @@ impl Scheduler {
             _ => Err(Fault::not_found("an order is signed with a capability to the queue")),
         };
         brought.map_err(|fault| refused(bringer, order, fault))?;
-        facet.check(Rights::RUN)?;
         let (evidence, contact) = self.grounds().await;
         // From here on nothing is waited for: of two that bring the same order, the second one finds it noted.
         let now_us = self.now_us();
         let known = self.deployments.check(facet.tenant(), order, now_us);
         known.map_err(|fault| refused(bringer, order, fault))?;
         let deployment = Deployment::of(&job);
-        let id = self.admit(facet, job, &evidence, contact)?;
+        // Both are asked once more: who brings it may not be allowed to any more (C2).
+        let admit = || self.admit(facet, job, &evidence, contact);
+        let id = bringer.commit(Rights::RUN, EMPTY, admit)??;
         let mut ledger = self.deployments.ledger.borrow_mut();
         let noted = ledger.as_mut().map_or(Ok(()), |ledger| {
             let state = self.state.borrow();
             ledger.accept(order, (id, deployment), now_us, |id| state.job(id).is_some())
         });
         if let Err(fault) = noted {
-            let fault = Fault::unavailable(1000, format!("the order could not be noted: {fault}"));
+            let why = format!("this order could not be noted, so make a new one: {fault}");
+            let fault = Fault::unavailable(0, why);
             let freed = self.state.borrow_mut().fail(id, fault.clone());
             facet.refund(Meter::Tasks, u64::from(freed));
             return Err(fault);

@@ -21,6 +21,8 @@ pub(crate) struct JobServer {
     pub(crate) scheduler: Rc<Scheduler>,
     pub(crate) id: JobId,
     pub(crate) facet: Facet,
+    /// Whether whoever asked has made the job, or lent what it was made by.
+    pub(crate) may_cancel: bool,
 }
 
 impl JobServer {
@@ -39,7 +41,8 @@ impl Faceted for JobServer {
     }
 
     fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
-        let server = JobServer { scheduler: Rc::clone(&self.scheduler), id: self.id, facet };
+        let (scheduler, id) = (Rc::clone(&self.scheduler), self.id);
+        let server = JobServer { scheduler, id, facet, may_cancel: self.may_cancel };
         capnp_rpc::new_client::<job::Client, _>(server).into_client_hook()
     }
 }
@@ -95,6 +98,9 @@ impl job::Server for JobServer {
         _: job::CancelResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::CANCEL).map_err(fail)?;
+        if !self.may_cancel {
+            return Err(fail(self.facet.refused(Fault::denied(Rights::CANCEL))));
+        }
         let cancel = || self.scheduler.state.borrow_mut().cancel(self.id);
         let freed = self.facet.commit(Rights::CANCEL, EMPTY, cancel).map_err(fail)?;
         if let Some(live) = self.scheduler.live(self.id) {
@@ -117,6 +123,7 @@ fn wire_state(state: TaskState) -> wire::TaskState {
 pub(crate) fn write_status(mut status: wire::job_status::Builder<'_>, id: JobId, job: &Job) {
     status.set_id(id.0);
     status.set_name(job.name());
+    status.set_output(job.output());
     status.set_state(wire_state(job.state()));
     status.set_tasks(job.tasks().len() as u32);
     status.set_done(job.count(TaskState::Done));

@@ -29,6 +29,7 @@ struct Disk {
     /// The number of the next job: that of a deployment is never another's.
     next_job: u64,
     orders: BTreeMap<String, SeenDisk>,
+    /// Those that have not ended, and those of earlier runs that are remembered: after a restart they are the same.
     running: BTreeMap<u64, Deployment>,
 }
 
@@ -43,6 +44,8 @@ struct SeenDisk {
 pub(crate) struct Deployment {
     tenant: u32,
     name: String,
+    #[serde(default)]
+    output: String,
     input_bytes: u64,
     pages_per_task: u32,
     reduce: bool,
@@ -54,6 +57,7 @@ impl Deployment {
         Deployment {
             tenant: job.tenant.0,
             name: job.name.clone(),
+            output: job.output.clone(),
             input_bytes: job.cut.input_bytes(),
             pages_per_task: job.cut.pages_per_task(),
             reduce: job.reduce,
@@ -63,9 +67,9 @@ impl Deployment {
     /// As the job that it was. What its tasks could use is not remembered.
     fn job(&self) -> Result<NewJob, Fault> {
         let cut = Cut::new(self.input_bytes, self.pages_per_task, 1)?;
-        let (tenant, name) = (TenantId(self.tenant), self.name.clone());
-        let limits = Limits::DEFAULT;
-        Ok(NewJob { tenant, name, cut, reduce: self.reduce, limits, deployed: true })
+        let (name, output) = (self.name.clone(), self.output.clone());
+        let (tenant, limits) = (TenantId(self.tenant), Limits::DEFAULT);
+        Ok(NewJob { tenant, name, output, cut, reduce: self.reduce, limits, deployed: true })
     }
 }
 
@@ -84,8 +88,10 @@ pub(crate) struct Ledger {
     record: Record,
     orders: Orders,
     next_job: JobId,
-    /// Those that have not ended, and those that an earlier run has left and that are not forgotten yet.
+    /// Those that have not ended.
     running: BTreeMap<JobId, Deployment>,
+    /// Those that an earlier run has left, and that are not forgotten yet.
+    lost: BTreeMap<JobId, Deployment>,
 }
 
 impl Ledger {
@@ -97,7 +103,7 @@ impl Ledger {
         const REMEDY: &str = "remove it, and wait for eleven minutes before this node is started: \
              what was ordered before is too old then";
         let record = Record::new(directory.join("orders"), "distos-orders", REMEDY);
-        let (mut orders, mut running, mut next_job) = Default::default();
+        let (mut orders, mut lost, mut next_job) = Default::default();
         if let Some(disk) = record.load::<Disk>()? {
             let damaged = || Fault::Corrupt(format!("{}: {REMEDY}", record.path().display()));
             let seen = disk.orders.iter().map(|(id, seen)| {
@@ -106,10 +112,11 @@ impl Ledger {
                 Ok((OrderId(bytes), Seen { tenant: TenantId(seen.tenant), at_us: seen.at_us }))
             });
             orders = Orders::restore(seen.collect::<Result<_, Fault>>()?, disk.floor_us);
-            running = disk.running.into_iter().map(|(id, job)| (JobId(id), job)).collect();
+            lost = disk.running.into_iter().map(|(id, job)| (JobId(id), job)).collect();
             next_job = disk.next_job;
         }
-        Ok(Ledger { record, orders, next_job: JobId(next_job), running })
+        let running = BTreeMap::new();
+        Ok(Ledger { record, orders, next_job: JobId(next_job), running, lost })
     }
 
     /// The number below which none is given to another job.
@@ -126,7 +133,12 @@ impl Ledger {
             let fault = Fault::unavailable(0, LOST);
             Ok(Lost { id: *id, job: deployment.job()?, fault })
         };
-        self.running.iter().map(lost).collect()
+        self.lost.iter().map(lost).collect()
+    }
+
+    /// Keeps of those that an earlier run has left the ones that are `remembered`.
+    pub(crate) fn keep(&mut self, remembered: impl Fn(JobId) -> bool) {
+        self.lost.retain(|id, _| remembered(*id));
     }
 
     /// Whether this order of `tenant`'s may be carried out at `now_us`. Errors are those of [`Orders::check`], and
@@ -178,12 +190,13 @@ impl Ledger {
     }
 
     fn save(&mut self, remembered: impl Fn(JobId) -> bool) -> Result<(), Fault> {
-        self.running.retain(|id, _| remembered(*id));
+        self.keep(remembered);
         let (seen, floor_us) = self.orders.kept();
         let orders = seen.iter().map(|(id, seen)| {
             (id.to_string(), SeenDisk { tenant: seen.tenant.0, at_us: seen.at_us })
         });
-        let running = self.running.iter().map(|(id, job)| (id.0, job.clone()));
+        let running = self.running.iter().chain(&self.lost);
+        let running = running.map(|(id, job)| (id.0, job.clone()));
         self.record.save(&Disk {
             floor_us,
             next_job: self.next_job.0,
@@ -196,10 +209,11 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use distos_abi::{Authority, CapId, Kind, NodeId, ObjectId, VatName};
-    use distos_types::{Chain, HolderSecret, Root};
+    use distos_types::{Chain, HolderSecret, ORDER_DRIFT_US, Root};
 
     use super::*;
     use crate::orders::{MAX_ORDERS, MAX_ORDERS_OF_TENANT};
+    use crate::state::MAX_HISTORY;
 
     const NOW_US: u64 = 1_800_000_000_000_000;
     const RED: TenantId = TenantId(1);
@@ -223,7 +237,8 @@ mod tests {
     fn job(tenant: TenantId, name: &str) -> NewJob {
         let cut = Cut::new(5 * 65_536, 2, 1).unwrap();
         let limits = Limits::DEFAULT;
-        NewJob { tenant, name: name.into(), cut, reduce: true, limits, deployed: true }
+        let (name, output) = (name.into(), "\"".repeat(64));
+        NewJob { tenant, name, output, cut, reduce: true, limits, deployed: true }
     }
 
     fn accept(ledger: &mut Ledger, number: u64, at_us: u64) -> Result<(), Fault> {
@@ -300,11 +315,18 @@ mod tests {
         }
         assert_eq!(ledger.orders.kept().0.len(), MAX_ORDERS);
         ledger.running.insert(JobId(1), Deployment::of(&job(RED, "words")));
+        for number in 0..MAX_HISTORY as u64 {
+            let deployment = Deployment::of(&job(TenantId(u32::MAX), &"\"".repeat(64)));
+            ledger.lost.insert(JobId(u64::MAX / 2 - number), deployment);
+        }
         ledger.save(|_| true).unwrap();
-        let mut read = Ledger::open(directory.path()).unwrap();
+        assert!(matches!(accept(&mut ledger, 2, NOW_US), Err(Fault::Unavailable { .. })));
+        let read = Ledger::open(directory.path()).unwrap();
         assert_eq!(read.orders, ledger.orders);
-        assert_eq!(read.running, ledger.running);
-        assert!(matches!(accept(&mut read, 2, NOW_US), Err(Fault::Unavailable { .. })));
+        assert_eq!(read.lost.len(), MAX_RUNNING + MAX_HISTORY);
+        // Or a node that was full when it was killed takes nothing more, however often it is started.
+        let later_us = NOW_US + 2 * ORDER_DRIFT_US;
+        assert_eq!(read.check(RED, &order(later_us), later_us), Ok(()));
     }
 
     #[test]

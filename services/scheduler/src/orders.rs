@@ -61,6 +61,14 @@ impl Orders {
         at_us: u64,
         now_us: u64,
     ) -> Result<(), Fault> {
+        let ahead_us = self.floor_us.saturating_sub(now_us);
+        if ahead_us > ORDER_DRIFT_US {
+            let left_ms = (ahead_us - ORDER_DRIFT_US) / 1000 + 1;
+            return Err(Fault::unavailable(
+                left_ms,
+                "this node's clock was ahead when an order was carried out: until it is that late, none is taken",
+            ));
+        }
         let now_us = now_us.max(self.floor_us);
         let apart_us = at_us.abs_diff(now_us);
         if apart_us > ORDER_DRIFT_US {

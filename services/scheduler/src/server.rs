@@ -32,6 +32,8 @@ const ATTESTATION_EDGE: &str = "attestation";
 /// The setting of an image that names the edge to the service that knows whether this node is cut off from its
 /// cluster. Without it, nobody is asked.
 const CONTACT: &str = "contact";
+/// How long the attestation service may take to say what it has decided: it has decided before.
+const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
 /// How long it may take to say so.
 const CONTACT_WAIT: Duration = Duration::from_secs(2);
 /// Workers of an executor, unless the image's `workers` says otherwise.
@@ -83,6 +85,18 @@ pub(crate) struct Live {
     /// Where its program is loaded. Dropped when the job ends.
     executor: RefCell<Option<executor::Client>>,
     pub(crate) changed: Notify,
+}
+
+impl Live {
+    /// Whether the job was made by the capability that this one was restored from, or by what was made from that.
+    fn is_of(&self, facet: &Facet) -> bool {
+        let mut above = facet.lineage();
+        if facet.is_restored() {
+            // The session's own.
+            above.pop();
+        }
+        !above.is_empty() && self.facet.lineage().starts_with(&above)
+    }
 }
 
 impl Scheduler {
@@ -162,7 +176,9 @@ impl Scheduler {
             };
             read().map_err(|e| fault_of(&e))
         };
-        asked.await.unwrap_or_else(|fault: Fault| {
+        let silent = |_| Err(Fault::unavailable(1000, "it is silent"));
+        let answer = tokio::time::timeout(EVIDENCE_WAIT, asked).await.unwrap_or_else(silent);
+        answer.unwrap_or_else(|fault: Fault| {
             Evidence::none(format!("the attestation service does not answer: {fault}"))
         })
     }
@@ -220,7 +236,7 @@ impl Scheduler {
         let id = self.admit(facet, job, &evidence, contact)?;
         let live = self.begin_job(id, facet.clone(), args, None);
         tokio::task::spawn_local(Rc::clone(&self).bring_up(id, live, payload));
-        Ok(JobServer { scheduler: self, id, facet: facet.clone() })
+        Ok(JobServer { scheduler: self, id, facet: facet.clone(), may_cancel: true })
     }
 
     /// What a decision rests on, as it is now.
@@ -278,6 +294,7 @@ impl Scheduler {
                 *live.executor.borrow_mut() = Some(executor);
                 self.state.borrow_mut().ready(id);
                 self.wind_up(id, &live);
+                live.changed.notify_waiters();
                 self.work.notify_one();
             }
             Err(fault) => self.fail(id, fault),
@@ -537,7 +554,8 @@ impl QueueServer {
     }
 
     fn job_server(&self, id: JobId) -> JobServer {
-        JobServer { scheduler: Rc::clone(&self.scheduler), id, facet: self.facet.clone() }
+        let (scheduler, facet) = (Rc::clone(&self.scheduler), self.facet.clone());
+        JobServer { scheduler, id, facet, may_cancel: true }
     }
 }
 
@@ -668,7 +686,10 @@ impl queue::Server for QueueServer {
             let none = Fault::not_found(format!("no job {} of yours is remembered", id.0));
             return Err(fail(self.facet.refused(none)));
         }
-        let server = self.job_server(id);
+        // One that has ended holds nothing any more, and there is nothing to cancel.
+        let live = self.scheduler.live(id);
+        let may_cancel = live.is_none_or(|live| live.is_of(&self.facet));
+        let server = JobServer { may_cancel, ..self.job_server(id) };
         self.facet.reply(&mut results).set_job(capnp_rpc::new_client(server));
         Ok(())
     }

@@ -51,29 +51,41 @@ pub fn read(
     workers: u32,
 ) -> capnp::Result<Result<Submission, Fault>> {
     let name = String::from_utf8_lossy(spec.get_name()?.as_bytes()).into_owned();
+    let output_name = String::from_utf8_lossy(spec.get_output_name()?.as_bytes()).into_owned();
     let (map, reduce) = (args(spec.get_map_args()?)?, args(spec.get_reduce_args()?)?);
     let asked = limits_of(spec.get_limits()?);
     let module = spec.get_module()?;
     let (input, output) = (Gift::read(spec.get_input()?)?, Gift::read(spec.get_output()?)?);
     let read = || {
-        check_name(&name)?;
+        check_name("name", &name)?;
+        if !output_name.is_empty() {
+            check_name("outputName", &output_name)?;
+        }
         check_len("module", module.len(), MAX_MODULE_BYTES)?;
         let cut = Cut::new(spec.get_input_bytes(), spec.get_pages_per_task(), workers)?;
         let limits = asked.settle(Limits::CAPS);
-        let (name, has_reduce) = (name.clone(), spec.get_reduce());
-        let job = NewJob { tenant, name, cut, reduce: has_reduce, limits, deployed: false };
+        let (name, output_name) = (name.clone(), output_name.clone());
+        let job = NewJob {
+            tenant,
+            name,
+            output: output_name,
+            cut,
+            reduce: spec.get_reduce(),
+            limits,
+            deployed: false,
+        };
         let payload = Payload { module: module.to_vec(), input: input?, output: output? };
         Ok(Submission { job, payload, args: Args { map: map?, reduce: reduce? } })
     };
     Ok(read())
 }
 
-fn check_name(name: &str) -> Result<(), Fault> {
+fn check_name(field: &str, name: &str) -> Result<(), Fault> {
     let printable = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     if printable && (1..=MAX_NAME_BYTES).contains(&name.len()) {
         return Ok(());
     }
-    Err(Fault::malformed(format!("name: 1 to {MAX_NAME_BYTES} printable bytes")))
+    Err(Fault::malformed(format!("{field}: 1 to {MAX_NAME_BYTES} printable bytes")))
 }
 
 fn check_len(field: &str, len: usize, max: usize) -> Result<(), Fault> {
@@ -147,6 +159,8 @@ mod tests {
     fn a_broken_job_is_refused_before_it_costs_anything() {
         assert!(refused(|mut spec| spec.set_name("")));
         assert!(refused(|mut spec| spec.set_name("a\nb")));
+        assert!(refused(|mut spec| spec.set_output_name("a\nb")));
+        assert!(refused(|mut spec| spec.set_output_name("x".repeat(65).as_str())));
         assert!(refused(|mut spec| spec.set_name("x".repeat(65).as_str())));
         assert!(refused(|mut spec| spec.set_module(&[])));
         assert!(refused(|mut spec| spec.set_module(&vec![0; MAX_MODULE_BYTES + 1])));

@@ -77,6 +77,8 @@ pub struct NewJob {
     pub tenant: TenantId,
     /// What its owner calls it.
     pub name: String,
+    /// What its owner calls the region that its output goes to; may be empty.
+    pub output: String,
     /// Its map tasks.
     pub cut: Cut,
     /// Whether a reduce task follows.
@@ -124,6 +126,11 @@ impl Job {
     /// What its owner calls it.
     pub fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// By what name its owner finds its output; may be empty.
+    pub fn output(&self) -> &str {
+        &self.spec.output
     }
 
     /// What each of its tasks may use.
@@ -480,9 +487,22 @@ impl State {
             self.history.push_back(id);
         }
         while self.history.len() > MAX_HISTORY {
-            if let Some(oldest) = self.history.pop_front() {
-                self.jobs.remove(&oldest);
-            }
+            self.forget_one();
+        }
+    }
+
+    /// Forgets the oldest job that has ended, of the tenant that has most of them: nobody's are forgotten for
+    /// another's.
+    fn forget_one(&mut self) {
+        let mut counts: BTreeMap<TenantId, usize> = BTreeMap::new();
+        let owner = |id: &JobId| self.jobs.get(id).map_or(TenantId::OPERATOR, Job::tenant);
+        for id in &self.history {
+            *counts.entry(owner(id)).or_default() += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(tenant, _)| tenant);
+        let oldest = self.history.iter().position(|id| Some(owner(id)) == most);
+        if let Some(forgotten) = oldest.and_then(|oldest| self.history.remove(oldest)) {
+            self.jobs.remove(&forgotten);
         }
     }
 

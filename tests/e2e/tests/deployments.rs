@@ -79,7 +79,8 @@ fn a_job_goes_on_without_its_command_and_another_one_fetches_its_result() {
     assert_ne!(counts, slow);
     assert_eq!(shown(&node, &slow)["deployed"], true);
     for (job, region, result) in [(&counts, &counted, "2 5 24"), (&slow, &said, "all is well")] {
-        let wait = ["job", "wait", job, "--output", region, "--as", "red.cap"];
+        assert_eq!(shown(&node, job)["output"], **region);
+        let wait = ["job", "wait", job, "--as", "red.cap"];
         let output = node.cli_with(&wait, b"", LONG);
         assert_eq!(output.code, 0, "{}", output.stderr);
         assert_eq!(output.text().split_whitespace().collect::<Vec<_>>().join(" "), result);
@@ -102,8 +103,18 @@ fn whoever_deployed_a_job_can_end_it_from_elsewhere() {
     let (job, _) = detached(&node, &["endless.wasm"]);
     node.refused(&["job", "cancel", &job, "--as", "blue.cap"], 15);
     assert_eq!(shown(&node, &job)["state"], "running");
+    // Nor does one whom red has lent its queue to end what red has begun by it.
+    let delegate = ["cap", "delegate", "red.cap", "--entry", "queue", "--as", "red.cap"];
+    node.ok(&[&delegate[..], &["--to", "blue.pub", "--out", "lent.cap"]].concat());
+    fs::copy(node.file("blue.key"), node.file("lent.key")).expect("a copy");
+    assert_eq!(node.json(&["job", "show", &job, "--as", "lent.cap"])["state"], "running");
+    node.refused(&["job", "cancel", &job, "--as", "lent.cap"], 10);
     node.ok(&["job", "cancel", &job, "--as", "red.cap"]);
     assert_eq!(shown(&node, &job)["state"], "cancelled");
+    // There is no result, and nothing is left of it.
+    node.refused(&["job", "wait", &job, "--as", "red.cap"], 17);
+    let list = node.json(&["region", "list", "--as", "red.cap"]);
+    assert_eq!(list["regions"].as_array().map(Vec::len), Some(1), "{list}");
 }
 
 #[test]
@@ -120,9 +131,9 @@ fn a_job_that_ran_when_the_scheduler_or_the_node_was_killed_is_told_to_be_lost()
     is_lost(&node, &first);
     is_lost(&node, &second);
     // Nobody's number is used again, and there is work as before.
-    let (third, said) = detached(&node, &["slow.wasm"]);
+    let (third, _) = detached(&node, &["slow.wasm"]);
     assert!(third != first && third != second);
-    let wait = ["job", "wait", &third, "--output", &said, "--as", "red.cap"];
+    let wait = ["job", "wait", &third, "--as", "red.cap"];
     assert_eq!(node.cli_with(&wait, b"", LONG).text(), "all is well");
 }
 

@@ -41,27 +41,25 @@ pub struct JobArgs {
 #[command(after_help = "\
 Examples:
   distos job wait 7 --as red.cap
-  distos job wait 7 --output run-5c2f90d1a4b3e687 --as red.cap
-  distos job wait 7 --output run-5c2f90d1a4b3e687 --out counts.txt --as red.cap
+  distos job wait 7 --out counts.txt --as red.cap
+  distos job wait 7 --results there/red.cap --as red.cap
 
-Ctrl-C ends the waiting and not the job.")]
+The result of a job that was deployed is printed or written to --out, and the region that held it is
+dropped; likewise if the job has failed, for then there is none. Ctrl-C ends the waiting and not the job.")]
 pub struct WaitArgs {
     #[command(flatten)]
     which: JobArgs,
-    /// The region that its output goes to: the result is fetched from there, and the region dropped
-    #[arg(long, value_name = "REGION")]
-    output: Option<String>,
-    /// The capability file for that region, if another node keeps it
-    #[arg(long, value_name = "FILE", requires = "output")]
+    /// The capability file for the region that its output goes to, if another node keeps it
+    #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
     /// That node's directory, or one with the sockets of `distos connect` [default: as the file says]
     #[arg(long, value_name = "DIR", requires = "results")]
     results_node: Option<PathBuf>,
-    /// Do not drop the region
-    #[arg(long, requires = "output")]
+    /// Fetch nothing and drop nothing: `distos region` has the output
+    #[arg(long, conflicts_with = "out")]
     keep: bool,
     /// Write the result to a file instead of standard output
-    #[arg(short, long, value_name = "FILE", requires = "output")]
+    #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
@@ -112,10 +110,26 @@ async fn wait(context: &Context, args: WaitArgs) -> Result<Report, Fault> {
     let keeper = keeper.map(|file| Holder::load(file, args.results_node.as_deref())).transpose()?;
     let id = args.which.job;
     let job = find(&holder, id).await?;
+    let (name, state) = {
+        let answer = call(job.status_request()).await?;
+        let told = || {
+            let status = answer.get()?.get_status()?;
+            Ok((status.get_output()?.to_str()?.to_owned(), status.get_state()?))
+        };
+        read(told)?
+    };
     // Both are looked for first: a result that cannot be fetched or kept is not worth waiting for.
-    let output = match &args.output {
-        Some(name) => Some(regions::open(keeper.as_ref().unwrap_or(&holder), name).await?),
-        None => None,
+    let output = match !name.is_empty() && !args.keep {
+        true => match regions::open(keeper.as_ref().unwrap_or(&holder), &name).await {
+            // It was dropped when this was told before.
+            Err(Fault::NotFound(_))
+                if matches!(state, TaskState::Failed | TaskState::Cancelled) =>
+            {
+                None
+            }
+            opened => Some(opened?),
+        },
+        false => None,
     };
     let draft = args.out.as_deref().map(|out| Draft::create(out, files::PUBLIC)).transpose()?;
     let bar = super::progress(context, 0, "running", false);
@@ -129,7 +143,12 @@ async fn wait(context: &Context, args: WaitArgs) -> Result<Report, Fault> {
         let json = json!({ "job": id, "tasks": status.tasks });
         return Ok(Report { text: format!("job {id}: done, {} tasks", status.tasks), json });
     };
-    let Done { mut json, output: bytes } = run::result(&job, &output, status).await?;
+    let ended_well = status.state == TaskState::Done;
+    let fetched = run::result(&job, &output, status).await;
+    if fetched.is_err() && !ended_well {
+        super::undo(regions::drop_region(&output)).await;
+    }
+    let Done { mut json, output: bytes } = fetched?;
     let text = match draft {
         Some(mut draft) => {
             draft.append(&bytes)?;
@@ -145,9 +164,7 @@ async fn wait(context: &Context, args: WaitArgs) -> Result<Report, Fault> {
             String::new()
         }
     };
-    if !args.keep {
-        regions::drop_region(&output).await?;
-    }
+    regions::drop_region(&output).await?;
     Ok(Report { json, text })
 }
 
@@ -158,7 +175,8 @@ async fn find(holder: &Holder, id: u64) -> Result<job::Client, Fault> {
     request.get().set_id(id);
     let answer = call(request).await.map_err(|fault| match fault {
         Fault::NotFound(what) => Fault::NotFound(format!(
-            "{what}: `distos job list` has those that are; what has ended is forgotten in time, and when the scheduler is started again"
+            "{what}: `distos job list` has those that are; what has ended is forgotten in time, and when the \
+             scheduler is started again, and its output region stays"
         )),
         other => other,
     })?;
@@ -178,19 +196,19 @@ fn told(status: job_status::Reader<'_>) -> capnp::Result<Value> {
     Ok(json!({
         "job": status.get_id(), "name": status.get_name()?.to_str()?, "state": state,
         "tasks": status.get_tasks(), "done": status.get_done(), "failed": status.get_failed(),
-        "deployed": status.get_deployed(), "fault": fault,
+        "deployed": status.get_deployed(), "output": status.get_output()?.to_str()?, "fault": fault,
     }))
 }
 
 fn table(jobs: &[Value]) -> String {
-    let mut rows = vec![row(["job", "name", "state", "done", "deployed", "why"])];
+    let mut rows = vec![row(["job", "name", "state", "done", "output", "why"])];
     for job in jobs {
         rows.push(row([
             &job["job"].to_string(),
             job["name"].as_str().unwrap_or_default(),
             job["state"].as_str().unwrap_or_default(),
             &format!("{}/{}", job["done"], job["tasks"]),
-            if job["deployed"] == true { "yes" } else { "no" },
+            job["output"].as_str().filter(|name| !name.is_empty()).unwrap_or("-"),
             job["fault"].as_str().unwrap_or_default(),
         ]));
     }
@@ -209,10 +227,11 @@ mod tests {
         status.set_name("words");
         status.set_state(TaskState::Failed);
         status.set_deployed(true);
+        status.set_output("run-5c2f");
         status.set_fault(Fault::unavailable(0, "deploy it again").to_wire().as_str());
         let json = told(status.into_reader()).unwrap();
         let text = table(&[json]);
-        for word in ["7", "words", "failed", "yes", "deploy it again"] {
+        for word in ["7", "words", "failed", "run-5c2f", "deploy it again"] {
             assert!(text.contains(word), "{word}: {text}");
         }
         assert!(!text.contains("distos:unavailable"), "{text}");

@@ -196,6 +196,11 @@ impl Context {
         self.node.as_deref().unwrap_or(Path::new(DEFAULT_NODE))
     }
 
+    /// The same, if one was named.
+    pub fn named_node(&self) -> Option<&PathBuf> {
+        self.node.as_ref()
+    }
+
     /// The capability file to act with, if one was named.
     pub fn acting(&self) -> Option<&Path> {
         self.acting.as_deref()

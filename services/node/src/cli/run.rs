@@ -22,9 +22,13 @@ use super::{Context, Report, Stop, interruptible, region as regions, settled, un
 
 /// The longest module that a node takes.
 const MAX_MODULE_BYTES: u64 = 8 << 20;
-/// For how long the input of a job can be read that goes on without its command, in milliseconds. A node takes a day, by
-/// its own clock.
+/// For how long the input of a job can be read that goes on without its command, in milliseconds, at least and at most: a
+/// node takes a day, by its own clock. It takes a slot of the tenant's for as long.
+const LEAST_MS: u64 = 3600 * 1000;
 const DETACHED_MS: u64 = 23 * 3600 * 1000;
+/// What a node allows a task if nothing is said, in milliseconds, and jobs of a tenant that have not ended.
+const WALL_MS: u64 = 60_000;
+const ACTIVE_JOBS: u64 = 8;
 /// Failed tasks that are told one by one.
 const MAX_FAILURES_SHOWN: usize = 10;
 
@@ -40,8 +44,9 @@ Examples:
 Each map task gets a range of the input's pages as its standard input; its standard output is one
 page. With --reduce, one more task gets all those outputs, in order, and its output is the result.
 
-With --detach, the command ends as soon as the job has begun, and the job goes on without it: `distos job` looks after
-it. Its input can be read for 23 hours, and its output stays until it is fetched (`distos job wait N --output REGION`).
+With --detach, the command ends as soon as the job has begun, and the job goes on without it:
+`distos job wait N` fetches its result, which stays until then. The input can be read for as long
+as eight such jobs take one after the other, an hour at least and 23 hours at most.
 
 With --regions, the tasks run at the node of --as, and read and write the regions at that other node,
 which must have this one in its list of peers.")]
@@ -188,7 +193,14 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
         limits: args.limits,
     };
     if args.detach {
-        return deploy(&at, &job).await;
+        // Where another command finds the output.
+        let (file, node) = match &args.results {
+            Some(file) => (Some(file), &args.results_node),
+            None => (args.regions.as_ref(), &args.regions_node),
+        };
+        let mut keeper = flag("--results", file);
+        keeper.push_str(&flag("--results-node", node.as_ref()));
+        return deploy(context, &at, &job, &keeper).await;
     }
     // The file is opened first: a result that cannot be kept is not worth computing.
     let draft = interruptible(async {
@@ -226,7 +238,7 @@ pub struct At<'a> {
 pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop> {
     let started = std::time::Instant::now();
     let queue: queue::Client = interruptible(at.runner.root("queue")).await?;
-    let plan = interruptible(plan(at, &queue, job, 0)).await?;
+    let plan = interruptible(plan(at, &queue, job)).await?;
     let prepared = settled(prepare(at, plan, true)).await?;
     let output = prepared.output.clone();
     let outcome = work(&queue, job, prepared, bar).await;
@@ -244,42 +256,60 @@ pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop
     Ok(done)
 }
 
-/// Has a job go on without this command. If that fails, its output region is dropped again.
-async fn deploy(at: &At<'_>, job: &Job) -> Result<Report, Stop> {
+/// Has a job go on without this command; `keeper` are the flags by which another finds who keeps its output. If that fails,
+/// what was made for it is given back.
+async fn deploy(context: &Context, at: &At<'_>, job: &Job, keeper: &str) -> Result<Report, Stop> {
     let queue: queue::Client = interruptible(at.runner.root("queue")).await?;
-    let until_ms = now_ms().saturating_add(DETACHED_MS);
-    let plan = settled(plan(at, &queue, job, until_ms)).await?;
-    let (input, tasks): (capability::Client, u32) = (plan.input.clone().cast_to(), plan.tasks);
-    let outcome = match settled(prepare(at, plan, false)).await {
-        Ok(prepared) => match interruptible(order(at.runner, &queue, job, &prepared)).await {
-            Ok(id) => Ok((id, prepared.name)),
-            Err(stop) => {
-                undo(regions::drop_region(&prepared.output)).await;
-                Err(stop)
+    let plan = interruptible(plan(at, &queue, job)).await?;
+    let tasks = plan.tasks;
+    let prepared = settled(prepare(at, plan, false)).await?;
+    let (output, name) = (prepared.output.clone(), prepared.name.clone());
+    let until_ms = now_ms().saturating_add(lasting_ms(tasks, job));
+    let id = match settled(regions::open_until(at.input, &job.input, until_ms)).await {
+        Ok(input) => {
+            let lasting: capability::Client = input.clone().cast_to();
+            let plan = Plan { input, ..prepared.plan };
+            let prepared = Prepared { plan, ..prepared };
+            let ordered = interruptible(order(at.runner, &queue, job, &prepared)).await;
+            if ordered.is_err() {
+                undo(call(lasting.revoke_request())).await;
             }
-        },
+            ordered
+        }
         Err(stop) => Err(stop),
     };
-    let (id, output) = match outcome {
-        Ok(deployed) => deployed,
-        Err(stop) => {
-            undo(call(input.revoke_request())).await;
-            return Err(stop);
-        }
-    };
-    let acting = at.runner.path.display();
-    let elsewhere = match at.output.path == at.runner.path {
-        true => String::new(),
-        false => format!(" --results {}", at.output.path.display()),
-    };
+    if id.is_err() {
+        undo(regions::drop_region(&output)).await;
+    }
+    let id = id?;
+    let acting = flag("--as", Some(&at.runner.path)) + &flag("--node", context.named_node());
     let text = format!(
-        "job {id} is deployed: its output goes to region {output}\n\
-         look at it:        distos job show {id} --as {acting}\n\
-         fetch its result:  distos job wait {id} --output {output}{elsewhere} --as {acting}\n\
-         end it:            distos job cancel {id} --as {acting}"
+        "job {id} is deployed: its output goes to region {name}\n\
+         look at it:        distos job show {id}{acting}\n\
+         fetch its result:  distos job wait {id}{keeper}{acting}\n\
+         end it:            distos job cancel {id}{acting}"
     );
     let tasks = u64::from(tasks) + u64::from(job.reduce.is_some());
-    Ok(Report { json: json!({ "job": id, "tasks": tasks, "output": output }), text })
+    Ok(Report { json: json!({ "job": id, "tasks": tasks, "output": name }), text })
+}
+
+/// For how long the input of a job is to be read that goes on by itself: as many such jobs as a tenant may have, one task
+/// after the other.
+fn lasting_ms(tasks: u32, job: &Job) -> u64 {
+    let wall_ms = if job.limits.wall == 0 { WALL_MS } else { job.limits.wall };
+    let all_ms = ACTIVE_JOBS.saturating_mul(u64::from(tasks) + 1).saturating_mul(wall_ms);
+    all_ms.clamp(LEAST_MS, DETACHED_MS)
+}
+
+/// A flag with a path, as a shell reads it, and a blank before it; nothing without a path.
+fn flag(name: &str, path: Option<&PathBuf>) -> String {
+    let Some(path) = path else { return String::new() };
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => format!(" {name} {text}"),
+        false => format!(" {name} '{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// Signs for a job, and returns its number once it has begun.
@@ -291,7 +321,9 @@ async fn order(
 ) -> Result<u64, Fault> {
     let [input, output] = give(prepared).await?;
     let mut message = capnp::message::Builder::new_default();
-    write_spec(message.init_root::<job_spec::Builder<'_>>(), job, &prepared.plan, &input, &output);
+    let mut spec = message.init_root::<job_spec::Builder<'_>>();
+    spec.set_output_name(prepared.name.as_str());
+    write_spec(spec, job, &prepared.plan, &input, &output);
     let spec = capnp::serialize::write_message_to_words(&message);
     let chain = &runner.entry("queue")?.chain;
     let at_us = now_ms().saturating_mul(1000);
@@ -324,9 +356,8 @@ struct Prepared {
     gifts: [(String, Home); 2],
 }
 
-/// With the input open until then, or as long as this command runs if that is 0.
-async fn plan(at: &At<'_>, queue: &queue::Client, job: &Job, until_ms: u64) -> Result<Plan, Fault> {
-    let input = regions::open_until(at.input, &job.input, until_ms).await?;
+async fn plan(at: &At<'_>, queue: &queue::Client, job: &Job) -> Result<Plan, Fault> {
+    let input = regions::open(at.input, &job.input).await?;
     let input_bytes = regions::info(&input).await?.bytes;
     let mut request = queue.plan_request();
     request.get().set_input_bytes(input_bytes);

@@ -15,6 +15,7 @@ fn fresh(until_ms: u64) -> Evidence {
 
 fn job(tenant: u32, maps: u64, reduce: bool) -> NewJob {
     NewJob {
+        output: String::new(),
         tenant: TenantId(tenant),
         name: "count".into(),
         cut: Cut::new(maps * PAGE_BYTES, 1, 2).unwrap(),
@@ -348,7 +349,23 @@ fn a_job_of_an_earlier_run_is_told_as_failed_holds_nothing_and_keeps_its_number(
     let next = admitted(&mut state, job(1, 1, false));
     assert_eq!((next, state.jobs_of(TenantId(1)).count()), (JobId(8), 2));
     for number in 100..100 + MAX_HISTORY as u64 {
-        state.lost(JobId(number), job(2, 1, false), Fault::Revoked);
+        state.lost(JobId(number), job(1, 1, false), Fault::Revoked);
     }
     assert!(state.job(JobId(7)).is_none(), "it is forgotten as others are");
+}
+
+/// Or whoever runs many small jobs makes the node forget what another waits for until tomorrow.
+#[test]
+fn a_tenants_ended_jobs_are_forgotten_for_its_own_and_not_for_anothers() {
+    let mut state = State::new(SLOTS);
+    let ended = |state: &mut State, tenant| {
+        let id = admitted(state, job(tenant, 1, false));
+        state.fail(id, Fault::internal("it is over"));
+        id
+    };
+    let reds = ended(&mut state, 1);
+    let blues: Vec<JobId> = (0..=MAX_HISTORY).map(|_| ended(&mut state, 2)).collect();
+    assert!(state.job(reds).is_some());
+    assert!(state.job(blues[0]).is_none() && state.job(blues[1]).is_none());
+    assert!(state.job(blues[2]).is_some());
 }
