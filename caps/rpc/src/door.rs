@@ -310,32 +310,6 @@ struct Told {
     before: Cell<u64>,
 }
 
-/// What is found on a way of its own beside the calls of a connection: who is told of leases, and nothing else.
-pub(crate) struct LeaseDoor {
-    pub(crate) vat: Vat,
-    /// Of the connection.
-    pub(crate) session: SessionId,
-    pub(crate) stranger: Rc<Stranger>,
-}
-
-impl door::Server for LeaseDoor {
-    async fn lessor(
-        self: Rc<Self>,
-        params: door::LessorParams,
-        mut results: door::LessorResults,
-    ) -> Result<(), capnp::Error> {
-        if self.stranger.gone.get() {
-            return Err(fail(Fault::unavailable(0, "the connection is over")));
-        }
-        let lessee = params.get()?.get_lessee()?;
-        let (lessor, token) = self.vat.lend_to(self.session, lessee)?;
-        let mut reply = results.get();
-        reply.set_lessor(lessor);
-        reply.set_token(token);
-        Ok(())
-    }
-}
-
 /// What another vat of this node finds at its end of an edge.
 pub(crate) struct EdgeHome {
     pub(crate) vat: Vat,

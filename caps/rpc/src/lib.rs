@@ -15,6 +15,7 @@
 
 mod admission;
 mod base;
+mod beside;
 pub mod boot;
 mod borrowing;
 mod budget;
@@ -38,6 +39,7 @@ mod vat;
 
 pub use admission::Party;
 pub use base::{Base, Faceted};
+pub use beside::Arrived;
 pub use borrowing::{Beside, Borrowing, Held};
 pub use facet::{Facet, Revoked};
 pub use faults::{authority_of, caveats_of, fail, fault_of, write_caveats};
@@ -47,7 +49,7 @@ pub use obey::{Mandate, Obeyed};
 pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
 
 pub use seats::{Seat, Seats};
-pub use vat::{Arrived, Service, Vat, run, serve};
+pub use vat::{Service, Vat, run, serve};
 
 #[doc(hidden)]
 pub mod private {

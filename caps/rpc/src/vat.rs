@@ -14,10 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::{
-    CapId, Fault, Kind, NodeId, ObjectId, Rights, SessionId, SlotRef, TenantId, VatName,
-};
-use distos_schemas::capability_capnp::{door, lessee, lessor};
+use distos_abi::{CapId, Fault, Kind, NodeId, ObjectId, SessionId, SlotRef, TenantId, VatName};
+use distos_schemas::capability_capnp::{lessee, lessor};
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::{GuardPage, Seat, View};
 use futures::future::LocalBoxFuture;
@@ -26,10 +24,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{self, Admission, Party, Stranger};
+use crate::beside::Arrived;
 use crate::boot::{Boot, EdgeEnd, EdgeGrant, Manifest, Protection};
 use crate::borrowing::Borrowing;
 use crate::control::Control;
-use crate::door::{Door, EdgeHome, LeaseDoor};
+use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
@@ -79,45 +78,6 @@ struct Caller {
     name: Option<String>,
     /// What its two ends know of it and nobody else.
     binding: Option<[u8; 32]>,
-}
-
-/// A connection that a vat has taken, for what is said beside its calls. Cheap to clone; it does not keep the
-/// connection.
-#[derive(Clone)]
-pub struct Arrived {
-    vat: Vat,
-    session: SessionId,
-    stranger: Rc<Stranger>,
-}
-
-impl Arrived {
-    /// Resolves once a capability was shown over the connection, and there is something to lend.
-    pub async fn until_shown(&self) {
-        self.stranger.until_restored().await;
-    }
-
-    /// Serves whoever is told of leases over these two halves, which are a way of their own beside the connection's
-    /// calls, until they end: the caller drops this with the connection. What is lent, and to whom, is the connection's.
-    ///
-    /// # Errors
-    /// [`Fault::Denied`] if nothing was shown over the connection yet, or if its calls are encrypted to somebody who is
-    /// not at its other end.
-    pub async fn serve_leases<R, W>(&self, reader: R, writer: W) -> Result<(), Fault>
-    where
-        R: AsyncRead + Unpin + 'static,
-        W: AsyncWrite + Unpin + 'static,
-    {
-        if !self.stranger.restored.get() || self.stranger.sealed.get() {
-            return Err(Fault::denied(Rights::NONE));
-        }
-        let (vat, stranger) = (self.vat.clone(), self.stranger.clone());
-        let door = LeaseDoor { vat, session: self.session, stranger };
-        let door: door::Client = capnp_rpc::new_client(door);
-        let (side, own) = (Side::Server, Some(door.client));
-        let system = transport::over(reader, writer, side, own, Bounds::LEASES);
-        transport::drive(system, std::future::pending()).await;
-        Ok(())
-    }
 }
 
 /// A vat, for what must not keep it.
@@ -752,7 +712,7 @@ impl Vat {
             stranger: stranger.clone(),
         };
         let start = move || async move { door.welcome(reader, writer).await };
-        let arrived = Arrived { vat: self.clone(), session, stranger: stranger.clone() };
+        let arrived = Arrived::new(self.clone(), session, stranger.clone());
         let vat = self.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
