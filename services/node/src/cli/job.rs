@@ -127,6 +127,11 @@ async fn wait(context: &Context, args: WaitArgs) -> Result<Report, Fault> {
             {
                 None
             }
+            Err(Fault::NotFound(what)) => {
+                return Err(Fault::NotFound(format!(
+                    "{what}: the result was fetched before, or another node keeps it (--results FILE)"
+                )));
+            }
             opened => Some(opened?),
         },
         false => None,
