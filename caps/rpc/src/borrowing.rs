@@ -178,7 +178,7 @@ impl Shared {
             let (holder, link) = (self.holder.clone(), self.link.clone());
             let told = Told { holder, link, news: Rc::downgrade(&self.news) };
             let told: lessee::Client = capnp_rpc::new_client(told);
-            let (door, _beside) = match &self.source {
+            let (door, driven) = match &self.source {
                 Source::Door(door) => (door.clone(), None),
                 Source::Beside(way) => {
                     let (door, driven) = way().await?;
@@ -198,14 +198,14 @@ impl Shared {
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
             let answer = answer.get().map_err(|e| fault_of(&e))?;
             let lessor = answer.get_lessor().map_err(|e| fault_of(&e))?;
-            Ok((lessor, answer.get_token(), _beside))
+            Ok((lessor, answer.get_token(), driven))
         };
         let known = || async {
             let silent = |_| Err(Fault::unavailable(1000, "the home says nothing of leases"));
             let arrived = tokio::time::timeout(ARRIVE_WAIT, arrive()).await;
-            let (lessor, token, _beside) = arrived.unwrap_or_else(silent)?;
+            let (lessor, token, driven) = arrived.unwrap_or_else(silent)?;
             self.link.get_or_init(|| link_of(token));
-            Ok(Known { lessor, token, _beside })
+            Ok(Known { lessor, token, _beside: driven })
         };
         self.lessor.get_or_try_init(known).await
     }
