@@ -356,3 +356,25 @@ fn leases_have_one_way_of_their_own_and_holders_alone_have_it() {
         assert_eq!(quiet.hold(&regions).await.expect("a lease").check(), Ok(()));
     });
 }
+
+/// Or whoever passes on what is encrypted would be told in the holder's place, and the holder nothing.
+#[test]
+fn whoever_passes_on_what_is_encrypted_is_told_of_no_leases() {
+    test(async {
+        let red = Red::arrive().await;
+        let key = HolderSecret::from_seed([11; 32]);
+        let away = red.world.agent("red", &key, 64);
+        let to = red.world.cluster.id(memory());
+        let link = away.connect(red.world.address, &to).await.expect("a link");
+        let quic = Streams::of(link.connection().clone());
+        let (reader, writer) = link.into_halves();
+        let sealed = distos_client::end_to_end(reader, writer, &red.chain, &key).await;
+        let (reader, writer) = sealed.expect("the vat has a key");
+        let connection = Connection::over_end_to_end(reader, writer);
+        let regions: regions::Client = connection.restore(&red.chain, &key).await.expect("red's");
+        // By the holder's own way there is a lease; by one beside it there is none.
+        let refused = quic.leases().hold(&regions).await.err();
+        assert!(matches!(refused, Some(Fault::Unavailable { .. })), "{refused:?}");
+        assert_eq!(connection.hold(&regions).await.expect("a lease").check(), Ok(()));
+    });
+}
