@@ -3,6 +3,7 @@
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
+//! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
 //! - [`joining`]: what a node presents that wants to be invited into a cluster by the TPM that it has, what the one who
 //!   invites demands of it, and the invitation, sealed to that TPM (A1).
 //!
@@ -13,5 +14,6 @@
 
 pub mod credential;
 pub mod evidence;
+pub mod findings;
 pub mod joining;
 pub mod wire;
