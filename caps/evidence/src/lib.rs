@@ -16,6 +16,7 @@ pub mod credential;
 pub mod evidence;
 pub mod findings;
 pub mod joining;
+pub mod nvidia;
 pub mod pki;
 #[cfg(test)]
 mod testdata;
