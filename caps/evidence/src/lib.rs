@@ -18,6 +18,7 @@ pub mod findings;
 pub mod joining;
 pub mod nvidia;
 pub mod pki;
+pub mod snp;
 #[cfg(test)]
 mod testdata;
 pub mod wire;

@@ -25,17 +25,13 @@ use sha2::{Digest as _, Sha256};
 use x509_cert::der::asn1::ObjectIdentifier;
 
 use crate::findings::Findings;
-use crate::pki::{Anchors, Certificate, P384, Path, Refusal};
+use crate::pki::{Anchors, Certificate, P384, Path};
 
 pub mod machine;
 pub mod report;
 
 use report::{Feature, Report};
 
-/// Of the check of the certificate chain.
-pub const CHAIN: &str = "certificate chain";
-/// Of the check that none of the certificates is revoked.
-pub const REVOCATION: &str = "revocation";
 /// Of the check that the report can be read.
 pub const FORMAT: &str = "report format";
 /// Of the check that the report is of the kind of device that it is said to be of.
@@ -242,10 +238,7 @@ impl Device {
         anchors: Anchors<'_>,
         findings: &mut Findings,
     ) -> Option<Device> {
-        let path = path_of(chain, anchors);
-        let path =
-            findings.check(CHAIN, path, |path| format!("up to {}", path.root().subject()))?;
-        note_revocation(&path, findings);
+        let path = Path::note(chain, anchors, None, findings)?;
         let leaf = &path.certificates[0];
         let name = leaf.subject_values(COMMON_NAME).into_iter().next().unwrap_or_default();
         if !architecture.is_chip(&name) {
@@ -430,22 +423,6 @@ pub fn verify(
         findings.claim("developer-tools", word.developer_tools);
     }
     (findings, verified)
-}
-
-fn path_of(chain: &[Certificate], anchors: Anchors<'_>) -> Result<Path, Refusal> {
-    let (leaf, rest) = chain
-        .split_first()
-        .ok_or(Refusal::Malformed { what: "the chain", why: "it is empty".to_owned() })?;
-    Path::find(leaf, rest, anchors, None)
-}
-
-/// Notes whether anything is known of what was revoked. A certificate that was revoked is no path.
-pub(crate) fn note_revocation(path: &Path, findings: &mut Findings) {
-    if path.is_revocation_known {
-        findings.passed(REVOCATION, "no certificate is on its issuer's list");
-    } else {
-        findings.not_checked(REVOCATION, "no current lists of all issuers were given");
-    }
 }
 
 fn check_nonce(report: &Report, nonce: Option<&[u8; 32]>, findings: &mut Findings) {

@@ -5,6 +5,7 @@ use rcgen::{CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
 
 use super::*;
 use crate::findings::{Claim, Outcome};
+use crate::pki::CHAIN;
 use crate::testdata;
 
 /// A day on which all the real certificates hold.

@@ -19,6 +19,12 @@ use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
+use crate::findings::Findings;
+
+/// Of the check of a certificate chain.
+pub const CHAIN: &str = "certificate chain";
+/// Of the check that none of its certificates is revoked.
+pub const REVOCATION: &str = "revocation";
 /// The longest certificate that is looked at, in bytes.
 pub const MAX_CERTIFICATE_BYTES: usize = 16_384;
 /// The longest list of revoked certificates that is looked at, in bytes.
@@ -396,6 +402,28 @@ impl Path {
         let until_s = path.iter().map(|one| one.not_after_s()).min().unwrap_or(0);
         let certificates = path.into_iter().cloned().collect();
         Ok(Path { certificates, until_s, is_revocation_known })
+    }
+
+    /// Finds a path from the first of `chain`, and notes what was found.
+    pub fn note(
+        chain: &[Certificate],
+        anchors: Anchors<'_>,
+        purpose: Option<ObjectIdentifier>,
+        findings: &mut Findings,
+    ) -> Option<Path> {
+        let empty = Refusal::Malformed { what: "the chain", why: "it is empty".to_owned() };
+        let path = chain
+            .split_first()
+            .ok_or(empty)
+            .and_then(|(leaf, rest)| Path::find(leaf, rest, anchors, purpose));
+        let path =
+            findings.check(CHAIN, path, |path| format!("up to {}", path.root().subject()))?;
+        if path.is_revocation_known {
+            findings.passed(REVOCATION, "no certificate is on its issuer's list");
+        } else {
+            findings.not_checked(REVOCATION, "no current lists of all issuers were given");
+        }
+        Some(path)
     }
 
     /// The root that it ends in.
