@@ -1,6 +1,8 @@
-//! What a TPM says of a machine, and whether it is good; and how to seal something so that only one TPM opens it.
+//! What a TPM and the logs behind it say of a machine, and whether it is good; and how to seal something so that only one TPM opens it.
 //!
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
+//! - [`bank`]: registers by hash algorithm, and what extending them does.
+//! - [`eventlog`]: logs of measured boots, replayed to what a quote proves, and what they then say of the boot.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
 //! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
@@ -12,7 +14,9 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bank;
 pub mod credential;
+pub mod eventlog;
 pub mod evidence;
 pub mod findings;
 pub mod joining;
