@@ -3,6 +3,7 @@
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
 //! - [`bank`]: registers by hash algorithm, and what extending them does.
 //! - [`eventlog`]: logs of measured boots, replayed to what a quote proves, and what they then say of the boot.
+//! - [`ima`]: the kernel's list of the files that it has measured since, replayed as it grows.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
 //! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
@@ -19,5 +20,6 @@ pub mod credential;
 pub mod eventlog;
 pub mod evidence;
 pub mod findings;
+pub mod ima;
 pub mod joining;
 pub mod wire;
