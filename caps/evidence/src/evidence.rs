@@ -82,6 +82,11 @@ impl PcrSet {
         PcrSet(self.0 & !PcrSet::default().with(pcr).0)
     }
 
+    /// Whether `pcr` is a member.
+    pub fn contains(self, pcr: u8) -> bool {
+        !PcrSet::default().with(pcr).is_empty() && self.with(pcr) == self
+    }
+
     /// The members in ascending order: the order in which a TPM hashes them.
     pub fn iter(self) -> impl Iterator<Item = u8> {
         (0..PcrSet::COUNT).filter(move |pcr| self.0 >> pcr & 1 == 1)

@@ -1,6 +1,13 @@
-//! What a TPM says of a machine, and whether it is good; and how to seal something so that only one TPM opens it.
+//! What the silicon of a machine says of it, and whether it is good: TPMs and the logs behind them, GPUs, processors; and how
+//! to seal something so that only one TPM opens it.
 //!
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
+//! - [`bank`]: registers by hash algorithm, and what extending them does.
+//! - [`eventlog`]: logs of measured boots, replayed to what a quote proves, and what they then say of the boot.
+//! - [`ima`]: the kernel's list of the files that it has measured since, replayed as it grows.
+//! - [`nvidia`]: reports of GPUs and switches, and whether those of one machine are each other's.
+//! - [`snp`]: reports of AMD's secure processor on the virtual machine that it protects.
+//! - [`pki`]: chains of certificates up to pinned roots, as makers of devices issue them.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
 //! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
@@ -12,9 +19,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bank;
 pub mod credential;
+pub mod eventlog;
 pub mod evidence;
 pub mod findings;
+pub mod ima;
 pub mod joining;
 pub mod nvidia;
 pub mod pki;

@@ -1,5 +1,5 @@
-//! Big-endian reading and writing as TPM 2.0 does it. The reader checks every length against what
-//! is there and allocates nothing.
+//! Big-endian reading and writing as TPM 2.0 does it, and little-endian reading as logs need it. The
+//! reader checks every length against what is there and allocates nothing.
 
 /// Why bytes are not what they should be: the name of the field at which reading ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,27 @@ impl<'a> Reader<'a> {
         Ok(u64::from_be_bytes(self.array(field)?))
     }
 
+    /// Two bytes, the lowest first.
+    pub fn u16_le(&mut self, field: &'static str) -> Result<u16, Broken> {
+        Ok(u16::from_le_bytes(self.array(field)?))
+    }
+
+    /// Four bytes, the lowest first.
+    pub fn u32_le(&mut self, field: &'static str) -> Result<u32, Broken> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+
+    /// Eight bytes, the lowest first.
+    pub fn u64_le(&mut self, field: &'static str) -> Result<u64, Broken> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+
+    /// As many bytes as the four before them say, the lowest first.
+    pub fn sized_le(&mut self, field: &'static str) -> Result<&'a [u8], Broken> {
+        let len = self.u32_le(field)?;
+        self.bytes(usize::try_from(len).map_err(|_| Broken(field))?, field)
+    }
+
     /// A `TPM2B`: two bytes of length, then that many bytes.
     pub fn sized(&mut self, field: &'static str) -> Result<&'a [u8], Broken> {
         let len = self.u16(field)?;
@@ -59,6 +80,11 @@ impl<'a> Reader<'a> {
     /// What has not been read.
     pub fn rest(self) -> &'a [u8] {
         self.rest
+    }
+
+    /// Whether all has been read.
+    pub fn is_empty(self) -> bool {
+        self.rest.is_empty()
     }
 
     /// Demands that nothing is left.
