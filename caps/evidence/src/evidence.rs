@@ -31,8 +31,10 @@ pub const HIERARCHY_ENDORSEMENT: u32 = 0x4000_000b;
 /// is what makes a quote evidence: the TPM signs with such a key nothing that it did not make.
 const AK_ATTRIBUTES: u32 = 0x0005_0472;
 
-const GENERATED: u32 = 0xff54_4347;
-const ATTEST_QUOTE: u16 = 0x8018;
+/// `TPM_GENERATED_VALUE`: what is signed was made inside a TPM.
+pub(crate) const GENERATED: u32 = 0xff54_4347;
+/// `TPM_ST_ATTEST_QUOTE`.
+pub(crate) const ATTEST_QUOTE: u16 = 0x8018;
 /// More banks than any TPM has.
 const MAX_SELECTIONS: u32 = 16;
 /// `TPMS_PCR_SELECT` of at most 32 registers.

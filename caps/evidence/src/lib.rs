@@ -2,6 +2,7 @@
 //! to seal something so that only one TPM opens it.
 //!
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
+//! - [`quote`]: quotes of any TPM, for whoever was given one.
 //! - [`bank`]: registers by hash algorithm, and what extending them does.
 //! - [`eventlog`]: logs of measured boots, replayed to what a quote proves, and what they then say of the boot.
 //! - [`ima`]: the kernel's list of the files that it has measured since, replayed as it grows.
@@ -28,6 +29,7 @@ pub mod ima;
 pub mod joining;
 pub mod nvidia;
 pub mod pki;
+pub mod quote;
 pub mod snp;
 #[cfg(test)]
 mod testdata;

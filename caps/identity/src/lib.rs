@@ -1,5 +1,5 @@
 //! Who somebody is on the network: SPIFFE ids, X.509 and JWT SVIDs and who may issue them, trust bundles,
-//! and `did:key`.
+//! `did:key`, and signatures beside files.
 //!
 //! A cluster has one **root**, an Ed25519 key that is kept offline. It certifies **issuers** and
 //! nothing else; an issuer signs short-lived **SVIDs** (SPIFFE verifiable identity documents) for
@@ -13,6 +13,8 @@
 
 mod authority;
 mod bundle;
+mod compact;
+mod detached;
 pub mod did;
 mod id;
 mod invitation;
@@ -26,6 +28,8 @@ mod trust;
 
 pub use authority::{Issuer, Root, Serial, Validity};
 pub use bundle::{Bundle, MAX_BUNDLE_BYTES};
+pub use compact::{Compact, Flaw, sign_compact};
+pub use detached::{DetachedSignature, MAX_SIGNATURE_BYTES};
 pub use id::{ClusterName, SpiffeId, Subject, TenantName};
 pub use invitation::{Invitation, MAX_INVITATION_BYTES};
 pub use pem::{MAX_PEM_BYTES, from_pem, to_pem};

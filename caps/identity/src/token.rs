@@ -1,7 +1,6 @@
 //! JWT SVIDs: who somebody is, said in a token for those who do not look at certificates, as servers of HTTP.
 //!
-//! Sources: the SPIFFE JWT-SVID standard; RFC 7515 for the compact form, RFC 7518 section 3.4 for ES256,
-//! which is the one algorithm here. Signatures are deterministic (RFC 6979).
+//! Source: the SPIFFE JWT-SVID standard.
 //!
 //! A token is as good as a key to whoever sees it, for as long as it holds and at those whom it names. So it
 //! holds for minutes, and says for whom it is.
@@ -9,18 +8,16 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use distos_abi::Fault;
 use distos_types::HolderSecret;
 use p256::EncodedPoint;
-use p256::ecdsa::signature::{Signer as _, Verifier as _};
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
+use p256::ecdsa::{SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::authority::Validity;
 use crate::bundle::Bundle;
+use crate::compact::{Compact, Flaw, sign_compact};
 use crate::id::SpiffeId;
 use crate::profile::Home;
 use crate::svid::Refusal;
@@ -34,7 +31,7 @@ const MAX_AUDIENCES: usize = 8;
 const MAX_AUDIENCE_BYTES: usize = 255;
 /// How far clocks may differ, in seconds: from so long ahead a token is taken.
 const SKEW_S: u64 = 60;
-const ALGORITHM: &str = "ES256";
+const TYPE: &str = "JWT";
 /// What separates an issuer's key for tokens from everything else that is made of its secret.
 const OF_ISSUER: &str = "DistOS 2026-11-27 an issuer's key for JWT SVIDs";
 /// Bytes of a secret.
@@ -47,7 +44,7 @@ pub struct TokenKey([u8; 33]);
 
 impl TokenKey {
     /// How tokens name the key that signed them.
-    pub(crate) fn id(&self) -> String {
+    pub fn id(&self) -> String {
         let hash = blake3::hash(&self.0);
         hex::encode(&hash.as_bytes()[..16])
     }
@@ -73,7 +70,7 @@ impl TokenKey {
         TokenKey(bytes)
     }
 
-    fn verifying(&self) -> Option<VerifyingKey> {
+    pub(crate) fn verifying(&self) -> Option<VerifyingKey> {
         VerifyingKey::from_sec1_bytes(&self.0).ok()
     }
 }
@@ -137,6 +134,10 @@ impl TokenSecret {
     pub fn key(&self) -> TokenKey {
         TokenKey::of(self.0.verifying_key())
     }
+
+    pub(crate) fn signing(&self) -> &SigningKey {
+        &self.0
+    }
 }
 
 /// Whose tokens a cluster's members take.
@@ -187,18 +188,6 @@ impl From<TokenRefusal> for Fault {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    typ: Option<String>,
-    #[serde(default)]
-    kid: String,
-    /// What a reader must understand; there is nothing that this one does beyond the standard.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    crit: Option<serde_json::Value>,
-}
-
-#[derive(Serialize, Deserialize)]
 struct Claims {
     sub: String,
     aud: Audience,
@@ -230,25 +219,13 @@ impl Token {
                 "a token holds for 1 to {MAX_TOKEN_LIFETIME_S} s"
             )));
         }
-        let header = Header {
-            alg: ALGORITHM.to_owned(),
-            typ: Some("JWT".to_owned()),
-            kid: secret.key().id(),
-            crit: None,
-        };
         let claims = Claims {
             sub: self.id.to_string(),
             aud: Audience::Several(self.audiences.clone()),
             exp: until_s,
             iat: from_s,
         };
-        let mut text = part(&header)?;
-        text.push('.');
-        text.push_str(&part(&claims)?);
-        let signature: Signature = secret.0.sign(text.as_bytes());
-        text.push('.');
-        text.push_str(&URL_SAFE_NO_PAD.encode(signature.to_bytes()));
-        Ok(text)
+        sign_compact(&claims, TYPE, secret)
     }
 
     /// Who shows this token, at time `now_s` in seconds since the Unix epoch, to somebody who goes by the name
@@ -260,26 +237,13 @@ impl Token {
         now_s: u64,
     ) -> Result<Token, TokenRefusal> {
         let refuse = TokenRefusal::Form;
-        if text.len() > MAX_TOKEN_BYTES {
-            return Err(refuse("it is too long"));
-        }
-        let (signed, signature) = text.rsplit_once('.').ok_or(refuse("it has not three parts"))?;
-        let (header, claims) = signed.split_once('.').ok_or(refuse("it has not three parts"))?;
-        let header: Header = read(header).ok_or(refuse("its header is not one"))?;
-        if header.alg != ALGORITHM || header.crit.is_some() {
-            return Err(refuse("it is not signed as tokens of a cluster are (ES256)"));
-        }
-        if header.typ.is_some_and(|typ| typ != "JWT" && typ != "JOSE") {
-            return Err(refuse("it is of another type"));
-        }
-        let authority = bundle.authority(&header.kid).ok_or(TokenRefusal::Authority)?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).ok();
-        let signature = signature.and_then(|bytes| Signature::from_slice(&bytes).ok());
-        let signature = signature.ok_or(refuse("its signature is not one"))?;
-        let key = authority.key.verifying().ok_or(TokenRefusal::Authority)?;
-        key.verify(signed.as_bytes(), &signature).map_err(|_| Refusal::Forged)?;
-        let claims: Claims =
-            read(claims).ok_or(refuse("it does not say who, for whom and when"))?;
+        let is_type = |typ: Option<&str>| typ.is_none_or(|typ| typ == TYPE || typ == "JOSE");
+        let token = Compact::parse(text, MAX_TOKEN_BYTES, is_type).map_err(refuse)?;
+        let authority = bundle.authority(token.key_id()).ok_or(TokenRefusal::Authority)?;
+        let claims: Claims = token.claims(&authority.key).map_err(|flaw| match flaw {
+            Flaw::Forged => Refusal::Forged.into(),
+            Flaw::Claims => refuse("it does not say who, for whom and when"),
+        })?;
         let id: SpiffeId = claims.sub.parse().map_err(|_| refuse("its owner is nobody"))?;
         if id.cluster != *bundle.cluster() {
             let (found, wanted) = (id.cluster, bundle.cluster().clone());
@@ -322,18 +286,13 @@ fn check_audiences(audiences: &[String]) -> Result<(), Fault> {
     )))
 }
 
-fn part(value: &impl Serialize) -> Result<String, Fault> {
-    let json = serde_json::to_vec(value).map_err(Fault::internal)?;
-    Ok(URL_SAFE_NO_PAD.encode(json))
-}
-
-fn read<T: for<'a> Deserialize<'a>>(part: &str) -> Option<T> {
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use distos_abi::NodeId;
+    use p256::ecdsa::Signature;
+    use p256::ecdsa::signature::Signer as _;
 
     use super::*;
     use crate::authority::{Root, Serial};

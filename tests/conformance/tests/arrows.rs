@@ -67,7 +67,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("caps/lease", &["kernel/abi"]),
         ("caps/identity", &["kernel/abi", "caps/types"]),
         ("caps/evidence", &["kernel/abi"]),
-        ("caps/rim", &["caps/evidence"]),
+        ("caps/collateral", &["caps/evidence"]),
         ("caps/membership", &["kernel/abi", "caps/types", "caps/identity"]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "caps/lease", "schemas"]),
         ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),

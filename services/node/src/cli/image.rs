@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use distos_abi::{Fault, HolderKey};
+use distos_identity::{DetachedSignature, MAX_SIGNATURE_BYTES};
 use distos_types::{HolderSecret, key_file_text, parse_key_file};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -15,12 +16,14 @@ use super::holder::{named, random, read_secret_file};
 use super::text::{self, row};
 use super::{Context, Report, up};
 use crate::paths;
-use crate::signature::{self, ImageSignature, Pin, Trust};
+use crate::signature::{IMAGE, Pin, Trust};
 
 /// The longest image file, in bytes.
 pub(super) const MAX_IMAGE_BYTES: u64 = 1 << 20;
 /// The file of a node's directory that names whose images the node takes.
 pub const PIN: &str = "image-signer.pub";
+/// The longest file of that name, in bytes: a public key.
+const MAX_KEY_FILE_BYTES: u64 = 1024;
 /// What an image's signature is called: the image's name with this behind it.
 const SUFFIX: &str = ".sig";
 
@@ -143,7 +146,7 @@ impl Signed {
     /// Signs the image as it stands in its file, and writes the signature.
     pub fn sign(&self, secret: &HolderSecret) -> Result<(), Fault> {
         let image = files::read_text(&self.image, MAX_IMAGE_BYTES)?;
-        let signature = ImageSignature::sign(image.as_bytes(), secret);
+        let signature = DetachedSignature::sign(IMAGE, image.as_bytes(), secret);
         files::write(&self.signature(), signature.to_text().as_bytes(), files::PUBLIC)
     }
 
@@ -152,7 +155,7 @@ impl Signed {
         let text = files::read_text(&self.image, MAX_IMAGE_BYTES)?;
         let (image, at) = (self.image.display(), self.signature());
         let signature =
-            files::read_text(&at, signature::MAX_BYTES).map_err(|fault| match fault {
+            files::read_text(&at, MAX_SIGNATURE_BYTES as u64).map_err(|fault| match fault {
                 Fault::NotFound(_) if self.signature.is_none() => Fault::Unauthenticated(format!(
                     "{image} is not signed: there is no {}; `distos image sign {image} --key FILE` \
                  makes it, `distos image keygen FILE` a key",
@@ -160,7 +163,7 @@ impl Signed {
                 )),
                 other => other,
             })?;
-        let signature = ImageSignature::parse(&signature).map_err(|f| named(&at, f))?;
+        let signature = DetachedSignature::parse(IMAGE, &signature).map_err(|f| named(&at, f))?;
         let signer = signature.verify(text.as_bytes()).map_err(|fault| {
             let at = at.display();
             let why =
@@ -259,7 +262,7 @@ impl Checked {
 /// What the directory says about whose images it takes; it may not exist yet.
 pub fn trust(directory: &Path) -> Result<Trust, Fault> {
     let path = directory.join(PIN);
-    let pinned = match files::read_text(&path, signature::MAX_BYTES) {
+    let pinned = match files::read_text(&path, MAX_KEY_FILE_BYTES) {
         Ok(text) => Some(parse_key_file(&text).map_err(|fault| {
             let again = "name the signer again with `distos image trust PUBFILE`";
             Fault::Corrupt(format!("{}: {fault}: {again}", path.display()))

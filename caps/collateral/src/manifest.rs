@@ -4,11 +4,7 @@
 //! Nothing in a document counts before its signature: one signature, over the whole document, by a certificate that leads
 //! to a pinned root. What was read is what was verified: both look at one tree.
 //!
-//! A crate of its own, because what reads XML signatures is large. No I/O, no clock: bytes and time are arguments.
-//!
 //! **Not read**: CoRIM, and documents that refer to others.
-#![forbid(unsafe_code)]
-#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::collections::BTreeMap;
 
@@ -195,5 +191,5 @@ fn number<T: std::str::FromStr>(node: Node<'_, '_>, name: &str) -> Result<T, Ref
 }
 
 #[cfg(test)]
-#[path = "lib_tests.rs"]
+#[path = "manifest_tests.rs"]
 mod tests;

@@ -1,0 +1,383 @@
+//! The kinds of devices and logs that are appraised, and what their claims are called in policies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use cedar_policy::{
+    Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression, Schema, SchemaFragment,
+    Validator,
+};
+use distos_abi::Fault;
+use distos_evidence::findings::{Claim, Findings, Outcome};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::tier::{Facet, Tier, Vector};
+
+/// What policies are validated against, and which claims they are shown.
+const SCHEMA: &str = include_str!("appraisal.cedarschema");
+/// Names of checks, in policies.
+pub(crate) const PASSED: &str = "passed";
+pub(crate) const UNCHECKED: &str = "unchecked";
+/// How many values of one claim policies are shown. Nobody can say of more that they are as they should be.
+pub(crate) const MAX_TEXTS: usize = 4096;
+/// What AR4SI calls a contraindicated instance, configuration, and so on.
+const CONTRAINDICATED: i8 = 96;
+/// What it calls an unsafe configuration, or unrecognised files.
+const WARNING: i8 = 32;
+
+/// A kind of device, or of log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A TPM's quote.
+    Tpm,
+    /// The log of a measured boot.
+    #[serde(rename = "eventlog")]
+    EventLog,
+    /// The log of what Linux has measured since.
+    Ima,
+    /// A GPU's report.
+    NvidiaGpu,
+    /// A switch's report.
+    NvidiaSwitch,
+    /// A report of AMD's SEV-SNP.
+    Snp,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 6] =
+        [Kind::Tpm, Kind::EventLog, Kind::Ima, Kind::NvidiaGpu, Kind::NvidiaSwitch, Kind::Snp];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Tpm => "tpm",
+            Kind::EventLog => "eventlog",
+            Kind::Ima => "ima",
+            Kind::NvidiaGpu => "nvidia-gpu",
+            Kind::NvidiaSwitch => "nvidia-switch",
+            Kind::Snp => "snp",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn of(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Its name in policies.
+    pub(crate) fn entity(self) -> &'static str {
+        match self {
+            Kind::Tpm => "Tpm",
+            Kind::EventLog => "EventLog",
+            Kind::Ima => "Ima",
+            Kind::NvidiaGpu => "NvidiaGpu",
+            Kind::NvidiaSwitch => "NvidiaSwitch",
+            Kind::Snp => "Snp",
+        }
+    }
+
+    /// What its evidence speaks of, with what AR4SI calls it when it is as it should be. Where a policy warns, it warns
+    /// of the first.
+    fn facets(self) -> &'static [(Facet, i8)] {
+        match self {
+            // Not of hardware: a policy may accept a TPM that is none.
+            Kind::Tpm => &[(Facet::Configuration, 2), (Facet::InstanceIdentity, 2)],
+            Kind::EventLog => &[(Facet::Configuration, 2), (Facet::Executables, 3)],
+            Kind::Ima => &[(Facet::FileSystem, 2), (Facet::Executables, 2)],
+            Kind::NvidiaGpu | Kind::NvidiaSwitch | Kind::Snp => {
+                &[(Facet::Configuration, 2), (Facet::Hardware, 2)]
+            }
+        }
+    }
+
+    /// What a tier says of which facets. It follows from the tier, so it is never better and never worse.
+    pub(crate) fn vector(self, tier: Tier) -> Vector {
+        let facets = self.facets().iter();
+        match tier {
+            Tier::Affirming => facets.copied().collect(),
+            Tier::Warning => facets.take(1).map(|(facet, _)| (*facet, WARNING)).collect(),
+            Tier::None => Vector::new(),
+            Tier::Contraindicated => facets.map(|(facet, _)| (*facet, CONTRAINDICATED)).collect(),
+        }
+    }
+}
+
+/// What a claim is, to policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Type {
+    Bool,
+    Number,
+    Text,
+    Texts,
+}
+
+impl Type {
+    fn of(attribute: &Value) -> Option<Type> {
+        let word = |of: &Value| match of["name"].as_str() {
+            Some("Bool") => Some(Type::Bool),
+            Some("Long") => Some(Type::Number),
+            Some("String") => Some(Type::Text),
+            _ => None,
+        };
+        match attribute["type"].as_str() {
+            Some("Set") if word(&attribute["element"]) == Some(Type::Text) => Some(Type::Texts),
+            Some("EntityOrCommon") => word(attribute),
+            _ => None,
+        }
+    }
+
+    fn of_claim(claim: &Claim) -> Type {
+        match claim {
+            Claim::Bool(_) => Type::Bool,
+            Claim::Number(_) => Type::Number,
+            Claim::Text(_) => Type::Text,
+            Claim::Texts(_) => Type::Texts,
+        }
+    }
+}
+
+/// The schema, read once.
+pub(crate) struct Language {
+    pub(crate) schema: Schema,
+    pub(crate) validator: Validator,
+    /// The claims of each kind, by their names in policies.
+    claims: BTreeMap<Kind, BTreeMap<String, Type>>,
+}
+
+/// What policies are written in.
+pub(crate) static LANGUAGE: LazyLock<Language> =
+    LazyLock::new(|| Language::read(SCHEMA).expect("the schema is this crate's own, and tested"));
+
+impl Language {
+    fn read(source: &str) -> Result<Language, String> {
+        let (fragment, _) =
+            SchemaFragment::from_cedarschema_str(source).map_err(|error| error.to_string())?;
+        let json = fragment.clone().to_json_value().map_err(|error| error.to_string())?;
+        let mut claims = BTreeMap::new();
+        for kind in Kind::ALL {
+            let entity = &json[""]["entityTypes"][kind.entity()]["shape"]["attributes"];
+            let entity = entity.as_object().ok_or_else(|| format!("no {}", kind.entity()))?;
+            let mut of_kind = BTreeMap::new();
+            for (name, attribute) in entity {
+                let found = Type::of(attribute).ok_or_else(|| format!("{name}: {attribute}"))?;
+                let required = attribute["required"].as_bool().unwrap_or(true);
+                // What is there always is made here, and is no claim.
+                if required != matches!(name.as_str(), PASSED | UNCHECKED) {
+                    return Err(format!("{name}: a claim may be absent, and what is no claim not"));
+                }
+                if !required {
+                    of_kind.insert(name.clone(), found);
+                }
+            }
+            claims.insert(kind, of_kind);
+        }
+        let schema =
+            Schema::from_schema_fragments([fragment]).map_err(|error| error.to_string())?;
+        let validator = Validator::new(schema.clone());
+        Ok(Language { schema, validator, claims })
+    }
+}
+
+/// Why something cannot be shown to policies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unshown {
+    /// A claim has more values than anybody would look at.
+    Many(&'static str),
+    /// What verified the evidence and what reads policies do not mean the same by a claim.
+    Type(Fault),
+}
+
+/// What is shown to policies of one device.
+pub(crate) struct Shown {
+    pub(crate) uid: EntityUid,
+    pub(crate) kind: Kind,
+    attributes: Vec<(String, RestrictedExpression)>,
+}
+
+impl Shown {
+    /// The claims of a device of that name that the schema knows.
+    pub(crate) fn of(name: &str, kind: Kind, findings: &Findings) -> Result<Shown, Unshown> {
+        let known = &LANGUAGE.claims[&kind];
+        let mut attributes = Vec::with_capacity(findings.claims.len() + 2);
+        for (claim, value) in &findings.claims {
+            let attribute = claim.replace('-', "_");
+            let Some(wanted) = known.get(&attribute) else { continue };
+            let found = Type::of_claim(value);
+            if found != *wanted {
+                let what = format!("the claim {claim} of {kind:?} is a {found:?}");
+                return Err(Unshown::Type(Fault::internal(format!("{what} and no {wanted:?}"))));
+            }
+            let value = match value {
+                Claim::Bool(value) => RestrictedExpression::new_bool(*value),
+                Claim::Number(value) => RestrictedExpression::new_long(*value),
+                Claim::Text(value) => RestrictedExpression::new_string(value.clone()),
+                Claim::Texts(values) if values.len() > MAX_TEXTS => {
+                    return Err(Unshown::Many(claim));
+                }
+                Claim::Texts(values) => texts(values.iter().map(String::as_str)),
+            };
+            attributes.push((attribute, value));
+        }
+        Ok(Shown { uid: uid(kind.entity(), name), kind, attributes })
+    }
+
+    /// As an entity, with these checks that passed and were not made.
+    pub(crate) fn entity(
+        &self,
+        passed: &BTreeSet<&'static str>,
+        unchecked: &BTreeSet<&'static str>,
+    ) -> Result<Entity, Fault> {
+        let checks = [(PASSED, passed), (UNCHECKED, unchecked)];
+        let checks = checks.map(|(name, checks)| (name.to_owned(), texts(checks.iter().copied())));
+        let attributes = self.attributes.iter().cloned().chain(checks).collect();
+        let entity = Entity::new(self.uid.clone(), attributes, Default::default());
+        entity.map_err(Fault::internal)
+    }
+}
+
+/// A set of strings, in policies.
+pub(crate) fn texts<'a>(values: impl Iterator<Item = &'a str>) -> RestrictedExpression {
+    let values = values.map(|value| RestrictedExpression::new_string(value.to_owned()));
+    RestrictedExpression::new_set(values)
+}
+
+/// An entity's name. Types are words of the schema.
+pub(crate) fn uid(of: &'static str, name: &str) -> EntityUid {
+    let of: EntityTypeName = of.parse().expect("a word is the name of a type");
+    EntityUid::from_type_name_and_id(of, EntityId::new(name))
+}
+
+/// The names of the checks that ended so, each time that they were made.
+pub(crate) fn checks(findings: &Findings, outcome: Outcome) -> BTreeSet<&'static str> {
+    let names = findings.checks.iter().map(|check| check.name);
+    names.filter(|name| findings.outcome(name) == outcome).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tier::tier_of;
+
+    /// What evidence is known to claim. A claim that is not in the schema is hidden from policies, and nobody would
+    /// notice until one asks for it.
+    #[test]
+    fn the_schema_knows_the_claims_that_evidence_makes() {
+        use Type::{Bool, Number, Text, Texts};
+        let nvidia: &[(&str, Type)] = &[
+            ("arch", Text),
+            ("driver-version", Text),
+            ("vbios-version", Text),
+            ("confidential-mode", Bool),
+            ("developer-tools", Bool),
+            ("fwid", Text),
+            ("device-id", Text),
+            ("golden-values-matched", Number),
+            ("golden-values-failed", Number),
+            ("protected-pcie", Bool),
+            ("nvdec0", Bool),
+        ];
+        let known: [(Kind, &[(&str, Type)]); 6] = [
+            (
+                Kind::Tpm,
+                &[
+                    ("tpm", Text),
+                    ("tpm-manufacturer", Text),
+                    ("firmware-version", Text),
+                    ("reset-count", Number),
+                    ("restart-count", Number),
+                    ("pcr-bank", Text),
+                    ("pcrs", Texts),
+                ],
+            ),
+            (
+                Kind::EventLog,
+                &[
+                    ("secure-boot", Bool),
+                    ("exit-boot-services", Bool),
+                    ("uefi-debug", Bool),
+                    ("firmware-version", Text),
+                    ("boot-authorities", Texts),
+                    ("boot-loaders", Texts),
+                    ("kernel-digests", Texts),
+                    ("kernel-command-lines", Texts),
+                ],
+            ),
+            (
+                Kind::Ima,
+                &[
+                    ("ima-entries", Number),
+                    ("ima-violations", Number),
+                    ("ima-unknown-files", Texts),
+                ],
+            ),
+            (Kind::NvidiaGpu, nvidia),
+            (Kind::NvidiaSwitch, nvidia),
+            (
+                Kind::Snp,
+                &[
+                    ("version", Number),
+                    ("guest-svn", Number),
+                    ("vmpl", Number),
+                    ("debug-allowed", Bool),
+                    ("migration-allowed", Bool),
+                    ("smt-allowed", Bool),
+                    ("measurement", Text),
+                    ("chip-id", Text),
+                    ("host-data", Text),
+                    ("report-data", Text),
+                    ("family-id", Text),
+                    ("image-id", Text),
+                    ("author-key-digest", Text),
+                    ("reported-tcb-bootloader", Number),
+                    ("reported-tcb-tee", Number),
+                    ("reported-tcb-snp", Number),
+                    ("reported-tcb-microcode", Number),
+                    ("reported-tcb-fmc", Number),
+                ],
+            ),
+        ];
+        for (kind, claims) in known {
+            let claims: BTreeMap<String, Type> =
+                claims.iter().map(|(name, of)| (name.replace('-', "_"), *of)).collect();
+            assert_eq!(LANGUAGE.claims[&kind], claims, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_name_a_count_and_an_entity() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::of(kind.name()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+            let entity = kind.entity().parse::<EntityTypeName>().unwrap();
+            assert!(LANGUAGE.schema.entity_types().any(|known| *known == entity));
+            assert!(SCHEMA.contains(&format!("\n    {}: Long,\n", kind.name().replace('-', "_"))));
+        }
+        assert_eq!(Kind::of("gpu"), None);
+    }
+
+    #[test]
+    fn a_vector_is_of_its_tier() {
+        for kind in Kind::ALL {
+            for tier in [Tier::Affirming, Tier::Warning, Tier::Contraindicated] {
+                let vector = kind.vector(tier);
+                assert_eq!(Tier::worst(vector.into_values().map(tier_of)), tier, "{kind:?}");
+            }
+            assert!(kind.vector(Tier::None).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_schema_that_could_not_be_read_claim_by_claim_is_refused() {
+        for (from, to) in [
+            ("arch?: String", "arch: String"),
+            ("arch?: String", "arch?: decimal"),
+            ("arch?: String", "arch?: Set<Long>"),
+            ("entity Ima {", "entity Imo {"),
+        ] {
+            assert!(Language::read(&SCHEMA.replacen(from, to, 1)).is_err(), "{to}");
+        }
+    }
+}
