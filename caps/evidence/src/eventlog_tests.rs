@@ -100,6 +100,11 @@ fn secure_boot(on: bool) -> Made {
     measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, value)
 }
 
+/// An `EFI_SIGNATURE_LIST`.
+fn database(signatures: &[u8]) -> Vec<u8> {
+    [&[5; 16][..], &u32s(28 + signatures.len()), &[0; 8], signatures].concat()
+}
+
 fn certificate() -> Vec<u8> {
     [&[0x30, 0x82, 0x01, 0x00][..], &[7; 256]].concat()
 }
@@ -114,8 +119,8 @@ fn boot() -> Vec<Made> {
         secure_boot(true),
         measured(7, config, variable(GLOBAL, "PK", b"pk")),
         measured(7, config, variable(GLOBAL, "KEK", b"kek")),
-        measured(7, config, variable(SECURITY, "db", b"db")),
-        measured(7, config, variable(SECURITY, "dbx", b"dbx")),
+        measured(7, config, variable(SECURITY, "db", &database(b"db"))),
+        measured(7, config, variable(SECURITY, "dbx", &database(b"dbx"))),
         separator(7),
         labelled(1, EventType::EFI_VARIABLE_BOOT, &[1, 0], &variable(GLOBAL, "BootOrder", &[1, 0])),
         measured(1, EventType::EFI_VARIABLE_BOOT2, variable(GLOBAL, "Boot0001", b"disk")),
@@ -190,8 +195,8 @@ fn a_policy_sees_what_was_booted() {
         ("secure-boot", true.into()),
         ("secure-boot-pk", sha256(&variable(GLOBAL, "PK", b"pk")).into()),
         ("secure-boot-kek", sha256(&variable(GLOBAL, "KEK", b"kek")).into()),
-        ("secure-boot-db", sha256(&variable(SECURITY, "db", b"db")).into()),
-        ("secure-boot-dbx", sha256(&variable(SECURITY, "dbx", b"dbx")).into()),
+        ("secure-boot-db", sha256(&variable(SECURITY, "db", &database(b"db"))).into()),
+        ("secure-boot-dbx", sha256(&variable(SECURITY, "dbx", &database(b"dbx"))).into()),
         ("boot-variables", texts([boot_order, sha256(&variable(GLOBAL, "Boot0001", b"disk"))])),
         ("boot-authorities", texts([sha256(&certificate())])),
         ("shim-settings", texts(["MokSBState=01".into()])),
@@ -383,6 +388,24 @@ fn a_boot_loader_cannot_be_hidden_under_another_label() {
         let found = edited(&events, |events| events[at].kind = kind);
         let seen = found.claims.get("boot-authorities") == Some(&authorities);
         assert!(seen || found.worst() == Outcome::Failed, "{kind}");
+    }
+}
+
+/// Before the separator the databases and what a driver was verified with are both variables, and only labels tell them apart.
+#[test]
+fn a_database_is_no_authority_and_an_authority_no_database() {
+    let mut events = boot();
+    let signature = [&[9; 16][..], &certificate()].concat();
+    let db = variable(SECURITY, "db", &signature);
+    events.insert(7, measured(7, EventType::EFI_VARIABLE_AUTHORITY, db));
+    assert_eq!(untouched(&events).worst(), Outcome::Passed);
+    for (at, kind) in [
+        (2, EventType::EFI_VARIABLE_AUTHORITY),
+        (5, EventType::EFI_VARIABLE_AUTHORITY),
+        (7, EventType::EFI_VARIABLE_DRIVER_CONFIG),
+    ] {
+        let found = edited(&events, |events| events[at].kind = kind);
+        assert_eq!(found.outcome("event data"), Outcome::Failed, "{at}");
     }
 }
 

@@ -14,6 +14,7 @@ use super::event::{Event, EventLog, EventType};
 use crate::bank::{Bank, Digest};
 use crate::evidence::PcrSet;
 use crate::findings::Findings;
+use crate::wire::Reader;
 
 /// `EFI_GLOBAL_VARIABLE` (UEFI, 3.3): 8be4df61-93ca-11d2-aa0d-00e098032b8c.
 const GLOBAL: [u8; 16] = *b"\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c";
@@ -25,6 +26,9 @@ const SHIM: [u8; 16] = *b"\x50\xab\x5d\x60\x46\xe0\x00\x43\xab\xb6\x3d\xd8\x10\x
 const SHIM_SETTINGS: [&str; 4] = ["SbatLevel", "MokListTrusted", "MokSBState", "MokDBState"];
 /// Longer values are claimed by their hash.
 const MAX_SETTING_BYTES: usize = 128;
+
+/// Bytes of an `EFI_SIGNATURE_LIST` without signatures.
+const SIGNATURE_LIST_HEADER: usize = 28;
 
 /// What firmware measures when a separator stands for an error (2.3.4 and 10.4.1).
 const ERROR_SEPARATOR: [u8; 4] = 1u32.to_le_bytes();
@@ -273,16 +277,29 @@ impl Boot {
             EventType::EFI_SPDM_DEVICE_POLICY | EventType::EFI_SPDM_DEVICE_AUTHORITY if before => {}
             EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_AUTHORITY => {
                 match Variable::parse(data) {
-                    Ok(variable)
-                        if before && event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG =>
-                    {
-                        self.policy_variable(event, &variable);
-                    }
+                    Ok(variable) if before => self.variable_before(event, &variable),
                     Ok(variable) => self.authority(&variable),
                     Err(_) => self.break_off(event, "not a variable"),
                 }
             }
             _ => self.break_off(event, "nothing that belongs there"),
+        }
+    }
+
+    /// Before the separator there are both the policy and the authorities of drivers, under labels that nothing covers:
+    /// what it is must show.
+    fn variable_before(&mut self, event: &Event<'_>, variable: &Variable<'_>) {
+        let authority = match variable.vendor {
+            SECURITY => !is_signature_database(variable.data),
+            vendor => vendor == SHIM,
+        };
+        match (event.kind == EventType::EFI_VARIABLE_AUTHORITY, authority) {
+            (true, true) => self.authority(variable),
+            (false, false) => self.policy_variable(event, variable),
+            _ => self.break_off(
+                event,
+                "a policy that calls itself an authority, or the other way round",
+            ),
         }
     }
 
@@ -401,6 +418,21 @@ fn sha256(bytes: &[u8]) -> String {
 fn certificate(data: &[u8]) -> Option<&[u8]> {
     let owned = data.get(16..);
     [Some(data), owned].into_iter().flatten().find(|bytes| is_der_sequence(bytes))
+}
+
+/// Whether these bytes are `EFI_SIGNATURE_LIST`s to their end (UEFI, 32.4.1), as `db` holds them; none is an empty
+/// database. An authority is a single `EFI_SIGNATURE_DATA`.
+fn is_signature_database(mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        let mut list = Reader::new(data);
+        let size = list.array::<16>("signatureType").and_then(|_| list.u32_le("signatureListSize"));
+        let size = size.ok().and_then(|size| usize::try_from(size).ok());
+        match size.filter(|size| *size >= SIGNATURE_LIST_HEADER).and_then(|size| data.get(size..)) {
+            Some(rest) => data = rest,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// Whether these bytes are one DER sequence of more than 255 bytes to its end.
