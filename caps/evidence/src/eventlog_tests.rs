@@ -305,7 +305,15 @@ fn a_system_cannot_state_secure_boot_after_the_separator() {
     assert_eq!(found.claims.get("secure-boot"), None);
     assert_eq!(found.outcome("event data"), Outcome::Failed);
     // Without any separator nobody knows what is from before it.
-    assert_eq!(untouched(&[secure_boot(true)]).claims.get("secure-boot"), None);
+    let db = variable(SECURITY, "db", &database(b"db"));
+    let found = untouched(&[
+        measured(0, EventType::S_CRTM_VERSION, utf16le("Firmware 7\0")),
+        secure_boot(true),
+        measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, db),
+    ]);
+    assert_eq!(found.worst(), Outcome::Passed);
+    let named = BTreeSet::from(["exit-boot-services", "firmware-error"]);
+    assert_eq!(found.claims.into_keys().collect::<BTreeSet<_>>(), named);
 }
 
 #[test]
@@ -384,14 +392,20 @@ fn a_boot_loader_cannot_be_hidden_under_another_label() {
         assert!(seen || found.worst() == Outcome::Failed, "{kind}");
     }
     let at = place(&events, &certificate());
-    for kind in [EventType::EFI_ACTION, EventType::IPL, EventType::EFI_VARIABLE_DRIVER_CONFIG] {
+    for kind in [
+        EventType::EFI_ACTION,
+        EventType::IPL,
+        EventType::EFI_VARIABLE_DRIVER_CONFIG,
+        EventType::EFI_SPDM_DEVICE_AUTHORITY,
+    ] {
         let found = edited(&events, |events| events[at].kind = kind);
         let seen = found.claims.get("boot-authorities") == Some(&authorities);
         assert!(seen || found.worst() == Outcome::Failed, "{kind}");
     }
 }
 
-/// Before the separator the databases and what a driver was verified with are both variables, and only labels tell them apart.
+/// Before the separator the databases and what a driver was verified with are both variables, and only labels tell
+/// them apart.
 #[test]
 fn a_database_is_no_authority_and_an_authority_no_database() {
     let mut events = boot();
@@ -407,6 +421,26 @@ fn a_database_is_no_authority_and_an_authority_no_database() {
         let found = edited(&events, |events| events[at].kind = kind);
         assert_eq!(found.outcome("event data"), Outcome::Failed, "{at}");
     }
+}
+
+/// Newer firmware measures how devices prove who they are.
+#[test]
+fn a_policy_for_devices_is_no_contradiction() {
+    let mut events = boot();
+    let policy = variable(&[4; 16], "devdb", b"policy");
+    events.insert(3, measured(7, EventType::EFI_SPDM_DEVICE_POLICY, policy));
+    assert_eq!(untouched(&events).worst(), Outcome::Passed);
+    events[3] = measured(7, EventType::EFI_SPDM_DEVICE_POLICY, "no variable");
+    assert_eq!(untouched(&events).outcome("event data"), Outcome::Failed);
+}
+
+/// Whoever has a string that was measured as it stands can put a label of GRUB's before it.
+#[test]
+fn only_what_a_boot_loader_labels_is_a_command_line() {
+    let action = measured(8, EventType::EFI_ACTION, "kernel_cmdline: rw");
+    let ascii = measured(12, EventType::IPL, "quiet!");
+    let found = untouched(&[action, ascii]);
+    assert_eq!(found.claims.get("kernel-command-lines"), None);
 }
 
 #[test]
@@ -438,7 +472,7 @@ fn register_0_begins_with_the_locality_of_the_start() {
             value.extended(Bank::Sha256, Bank::Sha256.hash(&[bytes]).as_bytes())
         })
     };
-    assert_eq!(register_0(&[version.clone()]), Ok(from(0, &[b"v"])));
+    assert_eq!(register_0(std::slice::from_ref(&version)), Ok(from(0, &[b"v"])));
     assert_eq!(register_0(&[locality(3), version.clone()]), Ok(from(3, &[b"v"])));
     assert_eq!(register_0(&[locality(3)]), Ok(from(3, &[])));
     assert_eq!(register_0(&[separator(1), locality(0), version.clone()]), Ok(from(0, &[b"v"])));

@@ -1,4 +1,5 @@
-//! What a TPM and the logs behind it say of a machine, and whether it is good; and how to seal something so that only one TPM opens it.
+//! What a TPM and the logs behind it say of a machine, and whether it is good; and how to seal something so that only
+//! one TPM opens it.
 //!
 //! - [`evidence`]: quotes, the keys that sign them, and their appraisal.
 //! - [`bank`]: registers by hash algorithm, and what extending them does.
