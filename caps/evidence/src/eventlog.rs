@@ -17,7 +17,7 @@
 //!
 //! | Claim | Register | What |
 //! |---|---|---|
-//! | `secure-boot` | 7 | the variable `SecureBoot` before the separator; absent if there is no separator, or one that stands for an error |
+//! | `secure-boot` | 7 | the variable `SecureBoot` |
 //! | `secure-boot-pk`, `-kek`, `-db`, `-dbx` | 7 | the digest of the variable as measured, in the bank that was replayed |
 //! | `boot-authorities` | 7 | SHA-256 of each certificate (or other entry) that vouched for an image |
 //! | `shim-settings` | 7 | `NAME=HEX` for shim's variables such as `MokSBState` |
@@ -30,12 +30,17 @@
 //! | `kernel-command-lines` | 8, 12 | from GRUB and from systemd's stub |
 //! | `boot-files`, `kernel-digests` | 9 | digests of all that GRUB read, and of what it labels as kernels |
 //!
-//! What they do not prove: an event's type, a file's name and GRUB's prefix are labels that no digest covers. A command
-//! that GRUB ran can be relabelled as the kernel's command line; `kernel-digests` says that those bytes were measured, not
-//! that they ran. Whoever controls the running system can extend every register further: it adds events behind those of
-//! the boot, and never takes one away. So a policy demands that something is there, or that nothing else is.
+//! What firmware states only once (`secure-boot` and what begins with it, `firmware-version`) counts before the
+//! register's separator, and is absent if there is none or if it stands for an error.
 //!
-//! This module checks no signature and knows no good values: a quote is for [`crate::evidence`], and what is good is for a policy.
+//! What they do not prove: an event's type, a file's name and GRUB's prefix are labels that no digest covers. A command
+//! that GRUB ran can be relabelled as the kernel's command line; `kernel-digests` says that those bytes were measured,
+//! not that they ran. Whoever controls the running system can extend every register further: it adds events behind those
+//! of the boot, and never takes one away. So a policy demands that something is there, or that nothing else is. And it
+//! demands a bank: one that the firmware leaves alone is for anybody to fill with another machine's boot.
+//!
+//! This module checks no signature and knows no good values: a quote is for [`crate::evidence`], and what is good is for
+//! a policy.
 
 mod covered;
 mod event;
@@ -56,7 +61,7 @@ pub fn verify(log: &[u8], values: Option<&BankValues>) -> Findings {
     let mut findings = Findings::default();
     let log = findings.check("log format", EventLog::parse(log), |log| {
         let banks: Vec<String> = log.banks().iter().map(Bank::to_string).collect();
-        format!("{:?}, {} events, {}", log.format(), log.events().len(), banks.join(" "))
+        format!("{}, {} events, {}", log.format(), log.events().len(), banks.join(" "))
     });
     let Some(log) = log else { return findings };
     let given = values.filter(|values| !values.is_empty());

@@ -100,6 +100,11 @@ fn secure_boot(on: bool) -> Made {
     measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, value)
 }
 
+/// An `EFI_SIGNATURE_LIST`.
+fn database(signatures: &[u8]) -> Vec<u8> {
+    [&[5; 16][..], &u32s(28 + signatures.len()), &[0; 8], signatures].concat()
+}
+
 fn certificate() -> Vec<u8> {
     [&[0x30, 0x82, 0x01, 0x00][..], &[7; 256]].concat()
 }
@@ -114,8 +119,8 @@ fn boot() -> Vec<Made> {
         secure_boot(true),
         measured(7, config, variable(GLOBAL, "PK", b"pk")),
         measured(7, config, variable(GLOBAL, "KEK", b"kek")),
-        measured(7, config, variable(SECURITY, "db", b"db")),
-        measured(7, config, variable(SECURITY, "dbx", b"dbx")),
+        measured(7, config, variable(SECURITY, "db", &database(b"db"))),
+        measured(7, config, variable(SECURITY, "dbx", &database(b"dbx"))),
         separator(7),
         labelled(1, EventType::EFI_VARIABLE_BOOT, &[1, 0], &variable(GLOBAL, "BootOrder", &[1, 0])),
         measured(1, EventType::EFI_VARIABLE_BOOT2, variable(GLOBAL, "Boot0001", b"disk")),
@@ -190,8 +195,8 @@ fn a_policy_sees_what_was_booted() {
         ("secure-boot", true.into()),
         ("secure-boot-pk", sha256(&variable(GLOBAL, "PK", b"pk")).into()),
         ("secure-boot-kek", sha256(&variable(GLOBAL, "KEK", b"kek")).into()),
-        ("secure-boot-db", sha256(&variable(SECURITY, "db", b"db")).into()),
-        ("secure-boot-dbx", sha256(&variable(SECURITY, "dbx", b"dbx")).into()),
+        ("secure-boot-db", sha256(&variable(SECURITY, "db", &database(b"db"))).into()),
+        ("secure-boot-dbx", sha256(&variable(SECURITY, "dbx", &database(b"dbx"))).into()),
         ("boot-variables", texts([boot_order, sha256(&variable(GLOBAL, "Boot0001", b"disk"))])),
         ("boot-authorities", texts([sha256(&certificate())])),
         ("shim-settings", texts(["MokSBState=01".into()])),
@@ -300,7 +305,15 @@ fn a_system_cannot_state_secure_boot_after_the_separator() {
     assert_eq!(found.claims.get("secure-boot"), None);
     assert_eq!(found.outcome("event data"), Outcome::Failed);
     // Without any separator nobody knows what is from before it.
-    assert_eq!(untouched(&[secure_boot(true)]).claims.get("secure-boot"), None);
+    let db = variable(SECURITY, "db", &database(b"db"));
+    let found = untouched(&[
+        measured(0, EventType::S_CRTM_VERSION, utf16le("Firmware 7\0")),
+        secure_boot(true),
+        measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, db),
+    ]);
+    assert_eq!(found.worst(), Outcome::Passed);
+    let named = BTreeSet::from(["exit-boot-services", "firmware-error"]);
+    assert_eq!(found.claims.into_keys().collect::<BTreeSet<_>>(), named);
 }
 
 #[test]
@@ -379,11 +392,55 @@ fn a_boot_loader_cannot_be_hidden_under_another_label() {
         assert!(seen || found.worst() == Outcome::Failed, "{kind}");
     }
     let at = place(&events, &certificate());
-    for kind in [EventType::EFI_ACTION, EventType::IPL, EventType::EFI_VARIABLE_DRIVER_CONFIG] {
+    for kind in [
+        EventType::EFI_ACTION,
+        EventType::IPL,
+        EventType::EFI_VARIABLE_DRIVER_CONFIG,
+        EventType::EFI_SPDM_DEVICE_AUTHORITY,
+    ] {
         let found = edited(&events, |events| events[at].kind = kind);
         let seen = found.claims.get("boot-authorities") == Some(&authorities);
         assert!(seen || found.worst() == Outcome::Failed, "{kind}");
     }
+}
+
+/// Before the separator the databases and what a driver was verified with are both variables, and only labels tell
+/// them apart.
+#[test]
+fn a_database_is_no_authority_and_an_authority_no_database() {
+    let mut events = boot();
+    let signature = [&[9; 16][..], &certificate()].concat();
+    let db = variable(SECURITY, "db", &signature);
+    events.insert(7, measured(7, EventType::EFI_VARIABLE_AUTHORITY, db));
+    assert_eq!(untouched(&events).worst(), Outcome::Passed);
+    for (at, kind) in [
+        (2, EventType::EFI_VARIABLE_AUTHORITY),
+        (5, EventType::EFI_VARIABLE_AUTHORITY),
+        (7, EventType::EFI_VARIABLE_DRIVER_CONFIG),
+    ] {
+        let found = edited(&events, |events| events[at].kind = kind);
+        assert_eq!(found.outcome("event data"), Outcome::Failed, "{at}");
+    }
+}
+
+/// Newer firmware measures how devices prove who they are.
+#[test]
+fn a_policy_for_devices_is_no_contradiction() {
+    let mut events = boot();
+    let policy = variable(&[4; 16], "devdb", b"policy");
+    events.insert(3, measured(7, EventType::EFI_SPDM_DEVICE_POLICY, policy));
+    assert_eq!(untouched(&events).worst(), Outcome::Passed);
+    events[3] = measured(7, EventType::EFI_SPDM_DEVICE_POLICY, "no variable");
+    assert_eq!(untouched(&events).outcome("event data"), Outcome::Failed);
+}
+
+/// Whoever has a string that was measured as it stands can put a label of GRUB's before it.
+#[test]
+fn only_what_a_boot_loader_labels_is_a_command_line() {
+    let action = measured(8, EventType::EFI_ACTION, "kernel_cmdline: rw");
+    let ascii = measured(12, EventType::IPL, "quiet!");
+    let found = untouched(&[action, ascii]);
+    assert_eq!(found.claims.get("kernel-command-lines"), None);
 }
 
 #[test]
@@ -415,7 +472,7 @@ fn register_0_begins_with_the_locality_of_the_start() {
             value.extended(Bank::Sha256, Bank::Sha256.hash(&[bytes]).as_bytes())
         })
     };
-    assert_eq!(register_0(&[version.clone()]), Ok(from(0, &[b"v"])));
+    assert_eq!(register_0(std::slice::from_ref(&version)), Ok(from(0, &[b"v"])));
     assert_eq!(register_0(&[locality(3), version.clone()]), Ok(from(3, &[b"v"])));
     assert_eq!(register_0(&[locality(3)]), Ok(from(3, &[])));
     assert_eq!(register_0(&[separator(1), locality(0), version.clone()]), Ok(from(0, &[b"v"])));

@@ -2,18 +2,20 @@
 //! replayed to register 10 as it grows.
 //!
 //! A list is read in parts. [`Progress`] says how far a verifier has come: it is kept with the node, and the next part
-//! is what the list holds from [`Progress::offset`] on. The register's value decides how much of a part counts: the kernel goes
-//! on measuring after a quote was made, so entries behind the one at which the value is reached are left for the
-//! next time. If it is reached nowhere, the list was cut, changed, or is not that of this boot. A node that has rebooted begins
-//! again with [`Progress::new`].
+//! is what the list holds from [`Progress::offset`] on. The register's value decides how much of a part counts: the
+//! kernel goes on measuring after a quote was made, so entries behind the one at which the value is reached are left for
+//! the next time. If it is reached nowhere, the list was cut, changed, or is not that of this boot. A node that has
+//! rebooted begins again with [`Progress::new`].
 //!
 //! Templates: `ima`, `ima-ng`, `ima-sig`, `ima-ngv2`, `ima-sigv2`, `ima-buf`. Another one is refused, as what its fields
 //! mean is not known. Each entry's template hash is recomputed from its fields. An entry with a hash of zeros is a
-//! violation: a file that was measured while somebody could write to it. The kernel extends ones for it.
+//! violation: a file that was measured while somebody could write to it. The kernel extends ones for it, and its fields
+//! are covered by nothing.
 //!
-//! In the text form paths stand as they are: one with a line break cannot be read, the binary form has no such gap.
+//! In the text form paths stand as they are: one with a line break cannot be read. The binary form has no such gap.
 //!
-//! It verifies no file's signature: `signed` says that there is one.
+//! It verifies no file's signature: `signed` says that there is one. And a list says what was read or run under the
+//! kernel's own policy, which measures no more than it is told to.
 
 mod entry;
 
@@ -220,8 +222,8 @@ impl Progress {
     }
 
     /// Replays the next part of the list. With the value of register 10 (20 or 32 bytes, by the bank), up to the entry
-    /// that gives it, which may be none of the new ones; without, to the end, and nothing vouches for it. Only where the value
-    /// was reached is the progress worth keeping.
+    /// that gives it, which may be none of the new ones; without, to the end, and nothing vouches for it. Only where the
+    /// value was reached is the progress worth keeping.
     pub fn advance<'a>(
         &self,
         part: &'a [u8],
@@ -364,10 +366,10 @@ impl Advance<'_> {
     }
 }
 
-/// Replays the next part of a list, and says what was measured: the checks "ima list" (it is read, and every template hash
-/// recomputes) and "ima replay" (register 10 has the value), and the claims `ima-entries` and `ima-violations` of the list so far.
-/// If it is told what files are known, also `ima-unknown-files` and how many, `ima-unknown-count`, **of this part only**:
-/// whoever goes on from it keeps in mind what was unknown before.
+/// Replays the next part of a list, and says what was measured: the checks "ima list" (it is read, and every template
+/// hash recomputes) and "ima replay" (register 10 has the value), and the claims `ima-entries` and `ima-violations` of the
+/// list so far. If it is told what files are known, also `ima-unknown-files` and how many, `ima-unknown-count`, **of this
+/// part only**: whoever goes on from it keeps in mind what was unknown before.
 pub fn verify<'a>(
     progress: &Progress,
     part: &'a [u8],

@@ -27,6 +27,8 @@ targets!(
     regionlog,
     evidence,
     joining,
+    eventlog,
+    ima,
     svid,
     renewal,
     statement,

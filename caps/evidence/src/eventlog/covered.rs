@@ -111,7 +111,7 @@ impl<'a> Variable<'a> {
 
 /// Text in UTF-16, the lower byte first; `None` if it is not.
 pub(super) fn utf16(bytes: &[u8]) -> Option<String> {
-    if bytes.len() % 2 != 0 {
+    if !bytes.len().is_multiple_of(2) {
         return None;
     }
     let units = bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));

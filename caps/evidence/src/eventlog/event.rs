@@ -149,6 +149,15 @@ pub enum Format {
     CryptoAgile,
 }
 
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Legacy => "legacy",
+            Format::CryptoAgile => "crypto-agile",
+        })
+    }
+}
+
 /// One event.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {

@@ -13,7 +13,8 @@ use super::covered::{Covered, KERNEL_COMMAND_LINE, KERNEL_COMMAND_LINE_OLD, Vari
 use super::event::{Event, EventLog, EventType};
 use crate::bank::{Bank, Digest};
 use crate::evidence::PcrSet;
-use crate::findings::Findings;
+use crate::findings::{Claim, Findings};
+use crate::wire::Reader;
 
 /// `EFI_GLOBAL_VARIABLE` (UEFI, 3.3): 8be4df61-93ca-11d2-aa0d-00e098032b8c.
 const GLOBAL: [u8; 16] = *b"\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c";
@@ -25,6 +26,9 @@ const SHIM: [u8; 16] = *b"\x50\xab\x5d\x60\x46\xe0\x00\x43\xab\xb6\x3d\xd8\x10\x
 const SHIM_SETTINGS: [&str; 4] = ["SbatLevel", "MokListTrusted", "MokSBState", "MokDBState"];
 /// Longer values are claimed by their hash.
 const MAX_SETTING_BYTES: usize = 128;
+
+/// Bytes of an `EFI_SIGNATURE_LIST` without signatures.
+const SIGNATURE_LIST_HEADER: usize = 28;
 
 /// What firmware measures when a separator stands for an error (2.3.4 and 10.4.1).
 const ERROR_SEPARATOR: [u8; 4] = 1u32.to_le_bytes();
@@ -112,9 +116,8 @@ struct Boot {
     /// What contradicts itself.
     broken: Vec<String>,
     contradictions: Vec<String>,
-    /// Facts that can be stated once.
-    texts: BTreeMap<&'static str, String>,
-    secure_boot: Option<bool>,
+    /// Facts that can be stated once, with the register.
+    stated: BTreeMap<&'static str, (u8, Claim)>,
     debug: bool,
     dma_unprotected: bool,
     exit: Exit,
@@ -132,8 +135,7 @@ pub(super) fn gather(log: &EventLog<'_>, bank: Bank, vouched: PcrSet, findings: 
         not_recomputed: 0,
         broken: Vec::new(),
         contradictions: Vec::new(),
-        texts: BTreeMap::new(),
-        secure_boot: None,
+        stated: BTreeMap::new(),
         debug: false,
         dma_unprotected: false,
         exit: Exit::NotYet,
@@ -154,7 +156,7 @@ impl Boot {
             }
             if event.kind == EventType::SEPARATOR {
                 self.not_recomputed += 1;
-                return self.break_off(event, "a separator by its type and not by its digest");
+                return self.note_broken(event, "a separator by its type and not by its digest");
             }
         }
         let covered = event.covered(self.bank);
@@ -185,9 +187,9 @@ impl Boot {
         slot.get_or_insert(separator);
         if event.pcr == POLICY_PCR {
             if again {
-                self.break_off(event, "a second separator");
+                self.note_broken(event, "a second separator");
             } else if event.kind != EventType::SEPARATOR {
-                self.break_off(event, "a separator by its digest and not by its type");
+                self.note_broken(event, "a separator by its digest and not by its type");
             }
         }
     }
@@ -196,21 +198,17 @@ impl Boot {
         self.separators.get(usize::from(pcr)).is_some_and(Option::is_none)
     }
 
-    fn break_off(&mut self, event: &Event<'_>, what: &str) {
+    fn note_broken(&mut self, event: &Event<'_>, what: &str) {
         self.broken
             .push(format!("event {} ({}, PCR {}) is {what}", event.number, event.kind, event.pcr));
     }
 
-    /// Notes a fact that cannot be two things.
-    fn state(&mut self, name: &'static str, value: String) {
-        match self.texts.get(name) {
-            Some(stated) if *stated != value => {
-                self.contradictions.push(format!("{name} is stated twice, and not alike"));
-            }
-            Some(_) => {}
-            None => {
-                self.texts.insert(name, value);
-            }
+    /// Notes what firmware states once, before the separator.
+    fn state(&mut self, event: &Event<'_>, name: &'static str, value: impl Into<Claim>) {
+        let value = value.into();
+        let (_, stated) = self.stated.entry(name).or_insert_with(|| (event.pcr, value.clone()));
+        if *stated != value {
+            self.contradictions.push(format!("{name} is stated twice, and not alike"));
         }
     }
 
@@ -227,7 +225,7 @@ impl Boot {
             && self.before_separator(event.pcr)
             && let Covered::Data(version) = covered
         {
-            self.state("firmware-version", version_text(version));
+            self.state(event, "firmware-version", version_text(version));
         }
     }
 
@@ -266,23 +264,40 @@ impl Boot {
             return;
         }
         let Covered::Data(data) = covered else {
-            return self.break_off(event, "not what its digest covers");
+            return self.note_broken(event, "not what its digest covers");
         };
         match event.kind {
             EventType::EFI_ACTION if before && is_printable(data) => {}
-            EventType::EFI_SPDM_DEVICE_POLICY | EventType::EFI_SPDM_DEVICE_AUTHORITY if before => {}
+            // A device's policy is a variable too, and of another vendor: nothing can hide under its type.
+            EventType::EFI_SPDM_DEVICE_POLICY | EventType::EFI_SPDM_DEVICE_AUTHORITY
+                if Variable::parse(data)
+                    .is_ok_and(|variable| ![GLOBAL, SECURITY, SHIM].contains(&variable.vendor)) => {
+            }
             EventType::EFI_VARIABLE_DRIVER_CONFIG | EventType::EFI_VARIABLE_AUTHORITY => {
                 match Variable::parse(data) {
-                    Ok(variable)
-                        if before && event.kind == EventType::EFI_VARIABLE_DRIVER_CONFIG =>
-                    {
-                        self.policy_variable(event, &variable);
-                    }
+                    Ok(variable) if before => self.variable_before(event, &variable),
                     Ok(variable) => self.authority(&variable),
-                    Err(_) => self.break_off(event, "not a variable"),
+                    Err(_) => self.note_broken(event, "not a variable"),
                 }
             }
-            _ => self.break_off(event, "nothing that belongs there"),
+            _ => self.note_broken(event, "nothing that belongs there"),
+        }
+    }
+
+    /// Before the separator there are both the policy and the authorities of drivers, under labels that nothing covers:
+    /// what it is must show.
+    fn variable_before(&mut self, event: &Event<'_>, variable: &Variable<'_>) {
+        let authority = match variable.vendor {
+            SECURITY => !is_signature_database(variable.data),
+            vendor => vendor == SHIM,
+        };
+        match (event.kind == EventType::EFI_VARIABLE_AUTHORITY, authority) {
+            (true, true) => self.authority(variable),
+            (false, false) => self.policy_variable(event, variable),
+            _ => self.note_broken(
+                event,
+                "a policy that calls itself an authority, or the other way round",
+            ),
         }
     }
 
@@ -294,17 +309,14 @@ impl Boot {
                     // What does not exist is measured as if it were empty.
                     [] | [0] => false,
                     [1] => true,
-                    _ => return self.break_off(event, "a SecureBoot that is neither on nor off"),
+                    _ => return self.note_broken(event, "a SecureBoot that is neither on nor off"),
                 };
-                if self.secure_boot.is_some_and(|stated| stated != on) {
-                    self.contradictions.push("secure-boot is stated twice, and not alike".into());
-                }
-                self.secure_boot.get_or_insert(on);
+                self.state(event, "secure-boot", on);
             }
-            (GLOBAL, "PK") => self.state("secure-boot-pk", self.digest(event)),
-            (GLOBAL, "KEK") => self.state("secure-boot-kek", self.digest(event)),
-            (SECURITY, "db") => self.state("secure-boot-db", self.digest(event)),
-            (SECURITY, "dbx") => self.state("secure-boot-dbx", self.digest(event)),
+            (GLOBAL, "PK") => self.state(event, "secure-boot-pk", self.digest(event)),
+            (GLOBAL, "KEK") => self.state(event, "secure-boot-kek", self.digest(event)),
+            (SECURITY, "db") => self.state(event, "secure-boot-db", self.digest(event)),
+            (SECURITY, "dbx") => self.state(event, "secure-boot-dbx", self.digest(event)),
             _ => {}
         }
     }
@@ -326,7 +338,10 @@ impl Boot {
         let labelled = [KERNEL_COMMAND_LINE, KERNEL_COMMAND_LINE_OLD]
             .iter()
             .any(|prefix| event.data.starts_with(prefix));
-        if labelled && let Covered::Data(line) = covered {
+        if event.kind == EventType::IPL
+            && labelled
+            && let Covered::Data(line) = covered
+        {
             let line = line.strip_suffix(b"\0").unwrap_or(line);
             self.add("kernel-command-lines", bytes_text(line));
         }
@@ -337,8 +352,9 @@ impl Boot {
         if event.kind == EventType::IPL
             && let Covered::Data(line) = covered
             && let Some(line) = utf16(line)
+            && let Some(line) = line.strip_suffix('\0')
         {
-            self.add("kernel-command-lines", line.trim_end_matches('\0').to_owned());
+            self.add("kernel-command-lines", line.to_owned());
         }
     }
 
@@ -366,12 +382,13 @@ impl Boot {
             None => findings.passed("facts", "none is stated twice and not alike"),
             Some(first) => findings.failed("facts", first),
         }
-        if vouched.contains(POLICY_PCR)
-            && let Some(separator) = self.separators[usize::from(POLICY_PCR)]
-        {
-            if let Some(on) = self.secure_boot.filter(|_| separator == Separator::Normal) {
-                findings.claim("secure-boot", on);
+        // Without a separator nobody knows what is from before it, and after one for an error nothing is sure.
+        for (name, (pcr, claim)) in std::mem::take(&mut self.stated) {
+            if self.separators.get(usize::from(pcr)) == Some(&Some(Separator::Normal)) {
+                findings.claim(name, claim);
             }
+        }
+        if self.separators[usize::from(POLICY_PCR)].is_some() {
             findings.claim("uefi-debug", self.debug);
             findings.claim("dma-protection-disabled", self.dma_unprotected);
         }
@@ -383,9 +400,6 @@ impl Boot {
             findings.claim("firmware-error", errors);
         } else if errors {
             findings.claim("firmware-error", true);
-        }
-        for (name, text) in std::mem::take(&mut self.texts) {
-            findings.claim(name, text);
         }
         for (name, set) in std::mem::take(&mut self.sets) {
             findings.claim(name, set);
@@ -401,6 +415,21 @@ fn sha256(bytes: &[u8]) -> String {
 fn certificate(data: &[u8]) -> Option<&[u8]> {
     let owned = data.get(16..);
     [Some(data), owned].into_iter().flatten().find(|bytes| is_der_sequence(bytes))
+}
+
+/// Whether these bytes are `EFI_SIGNATURE_LIST`s to their end (UEFI, 32.4.1), as `db` holds them; none is an empty
+/// database. An authority is a single `EFI_SIGNATURE_DATA`.
+fn is_signature_database(mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        let mut list = Reader::new(data);
+        let size = list.array::<16>("signatureType").and_then(|_| list.u32_le("signatureListSize"));
+        let size = size.ok().and_then(|size| usize::try_from(size).ok());
+        match size.filter(|size| *size >= SIGNATURE_LIST_HEADER).and_then(|size| data.get(size..)) {
+            Some(rest) => data = rest,
+            None => return false,
+        }
+    }
+    true
 }
 
 /// Whether these bytes are one DER sequence of more than 255 bytes to its end.

@@ -7,6 +7,7 @@ mod identity;
 mod image;
 mod job;
 mod journal;
+mod logs;
 mod membership;
 mod noise;
 mod plain;
@@ -44,6 +45,13 @@ pub const TARGETS: &[Target] = &[
         seeds: evidence::joining_seeds,
         max_bytes: 8_000,
     },
+    Target {
+        name: "eventlog",
+        run: logs::eventlog,
+        seeds: logs::eventlog_seeds,
+        max_bytes: 16_000,
+    },
+    Target { name: "ima", run: logs::ima, seeds: logs::ima_seeds, max_bytes: 8_000 },
     Target { name: "svid", run: identity::svid, seeds: identity::svid_seeds, max_bytes: 3_000 },
     Target {
         name: "renewal",
