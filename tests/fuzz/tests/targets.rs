@@ -27,6 +27,8 @@ targets!(
     regionlog,
     evidence,
     joining,
+    policy,
+    ear,
     svid,
     renewal,
     statement,
