@@ -9,7 +9,7 @@ use cedar_policy::{
 use distos_abi::{Fault, NodeId};
 use distos_evidence::findings::{Claim, Findings, Outcome};
 
-use crate::kind::{Kind, MAX_TEXTS, Shown, Unshown, checks, texts, uid};
+use crate::kind::{ACTION, Kind, MAX_TEXTS, NODE, Shown, Unshown, VERIFIER, checks, texts, uid};
 use crate::policy::{Action, Edition, Policies, is_name};
 use crate::tier::Tier;
 
@@ -224,7 +224,7 @@ fn of_node(
         let name = kind.name().replace('-', "_");
         attributes.insert(name, RestrictedExpression::new_long(count));
     }
-    let uid = uid("Node", &node.to_string());
+    let uid = uid(NODE, &node.to_string());
     let entity = Entity::new(uid.clone(), attributes, Default::default());
     let answer = desk.ask(Action::Admit, &uid, entity.map_err(Fault::internal)?)?;
     if !answer.errors.is_empty() {
@@ -291,14 +291,14 @@ impl From<Refused> for Appraisal {
 
 impl<'a> Desk<'a> {
     fn new(policies: &'a Policies, verifier: NodeId) -> Desk<'a> {
-        let verifier = uid("Verifier", &verifier.to_string());
+        let verifier = uid(VERIFIER, &verifier.to_string());
         Desk { policies, verifier, authorizer: Authorizer::new() }
     }
 
     fn ask(&self, action: Action, resource: &EntityUid, entity: Entity) -> Result<Answer, Fault> {
         let request = Request::new(
             self.verifier.clone(),
-            uid("Action", action.name()),
+            uid(ACTION, action.name()),
             resource.clone(),
             Context::empty(),
             None,
