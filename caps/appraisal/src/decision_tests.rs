@@ -284,7 +284,7 @@ fn a_node_that_does_not_show_all_that_it_has_to_is_not_affirmed() {
         ("resource.submods == [\"tpm\"]", Tier::Affirming, Tier::None),
         ("resource.nvidia_switch == 4", Tier::None, Tier::None),
     ] {
-        assert_eq!(ask(&text(admit), &[tpm.clone()]).tier(), alone, "{admit}");
+        assert_eq!(ask(&text(admit), std::slice::from_ref(&tpm)).tier(), alone, "{admit}");
         assert_eq!(ask(&text(admit), &both).tier(), together, "{admit}");
     }
     // Whoever admits no node affirms none.

@@ -181,9 +181,11 @@ impl Language {
             claims.insert(kind, of_kind);
         }
         let types = Kind::ALL.map(Kind::entity).into_iter().chain([VERIFIER, NODE, ACTION]);
-        let types = types.map(|name| Ok((name, name.parse()?)));
-        let types: Result<_, cedar_policy::ParseErrors> = types.collect();
-        let types = types.map_err(|error| error.to_string())?;
+        let types = types.map(|name| match name.parse::<EntityTypeName>() {
+            Ok(parsed) => Ok((name, parsed)),
+            Err(error) => Err(format!("{name}: {error}")),
+        });
+        let types = types.collect::<Result<_, String>>()?;
         let schema =
             Schema::from_schema_fragments([fragment]).map_err(|error| error.to_string())?;
         let validator = Validator::new(schema.clone());
