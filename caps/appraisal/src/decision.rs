@@ -266,9 +266,10 @@ enum Rank {
     Unpermitted,
     Unchecked,
     Software,
-    Forbidden,
-    /// Whatever else is the matter, nothing can be said of it.
+    /// What else policies would have said is not known.
     Error,
+    /// That one forbids it is known, whatever the others would have said.
+    Forbidden,
 }
 
 struct Refused {
@@ -325,16 +326,16 @@ impl<'a> Desk<'a> {
             let appraisal = Appraisal::by(tier, reason, &answer);
             Ok(Err(Refused { rank, appraisal }))
         };
+        if !answer.permitted && !answer.determining.is_empty() {
+            let reason = format!("forbidden by {}", listed(&answer.determining));
+            return refused(Rank::Forbidden, Tier::Contraindicated, reason);
+        }
         if !answer.errors.is_empty() {
             return Ok(Err(Refused::error(&answer)));
         }
-        if !answer.permitted && answer.determining.is_empty() {
+        if !answer.permitted {
             let reason = "no policy permits it".to_owned();
             return refused(Rank::Unpermitted, Tier::Contraindicated, reason);
-        }
-        if !answer.permitted {
-            let reason = format!("forbidden by {}", listed(&answer.determining));
-            return refused(Rank::Forbidden, Tier::Contraindicated, reason);
         }
         for id in &answer.determining {
             let terms = self.policies.terms(id);
