@@ -9,7 +9,7 @@ use cedar_policy::{
 use distos_abi::{Fault, NodeId};
 use distos_evidence::findings::{Claim, Findings, Outcome};
 
-use crate::kind::{Kind, MAX_TEXTS, Shown, Unshown, checks, texts, uid};
+use crate::kind::{ACTION, Kind, MAX_TEXTS, NODE, Shown, Unshown, VERIFIER, checks, texts, uid};
 use crate::policy::{Action, Edition, Policies, is_name};
 use crate::tier::Tier;
 
@@ -224,7 +224,7 @@ fn of_node(
         let name = kind.name().replace('-', "_");
         attributes.insert(name, RestrictedExpression::new_long(count));
     }
-    let uid = uid("Node", &node.to_string());
+    let uid = uid(NODE, &node.to_string());
     let entity = Entity::new(uid.clone(), attributes, Default::default());
     let answer = desk.ask(Action::Admit, &uid, entity.map_err(Fault::internal)?)?;
     if !answer.errors.is_empty() {
@@ -266,9 +266,10 @@ enum Rank {
     Unpermitted,
     Unchecked,
     Software,
-    Forbidden,
-    /// Whatever else is the matter, nothing can be said of it.
+    /// What else policies would have said is not known.
     Error,
+    /// That one forbids it is known, whatever the others would have said.
+    Forbidden,
 }
 
 struct Refused {
@@ -291,14 +292,14 @@ impl From<Refused> for Appraisal {
 
 impl<'a> Desk<'a> {
     fn new(policies: &'a Policies, verifier: NodeId) -> Desk<'a> {
-        let verifier = uid("Verifier", &verifier.to_string());
+        let verifier = uid(VERIFIER, &verifier.to_string());
         Desk { policies, verifier, authorizer: Authorizer::new() }
     }
 
     fn ask(&self, action: Action, resource: &EntityUid, entity: Entity) -> Result<Answer, Fault> {
         let request = Request::new(
             self.verifier.clone(),
-            uid("Action", action.name()),
+            uid(ACTION, action.name()),
             resource.clone(),
             Context::empty(),
             None,
@@ -325,16 +326,16 @@ impl<'a> Desk<'a> {
             let appraisal = Appraisal::by(tier, reason, &answer);
             Ok(Err(Refused { rank, appraisal }))
         };
+        if !answer.permitted && !answer.determining.is_empty() {
+            let reason = format!("forbidden by {}", listed(&answer.determining));
+            return refused(Rank::Forbidden, Tier::Contraindicated, reason);
+        }
         if !answer.errors.is_empty() {
             return Ok(Err(Refused::error(&answer)));
         }
-        if !answer.permitted && answer.determining.is_empty() {
+        if !answer.permitted {
             let reason = "no policy permits it".to_owned();
             return refused(Rank::Unpermitted, Tier::Contraindicated, reason);
-        }
-        if !answer.permitted {
-            let reason = format!("forbidden by {}", listed(&answer.determining));
-            return refused(Rank::Forbidden, Tier::Contraindicated, reason);
         }
         for id in &answer.determining {
             let terms = self.policies.terms(id);

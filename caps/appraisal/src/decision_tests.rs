@@ -233,6 +233,12 @@ fn a_policy_that_cannot_be_evaluated_permits_nothing_and_neither_do_the_others()
     let overflows = with(i64::MAX);
     assert_eq!(overflows.tier(), Tier::None);
     assert_eq!(overflows.reason(), "not to be evaluated: sum");
+    // What another forbids is forbidden: a number that overflows does not buy time.
+    let forbidden = format!("{text} @id(\"no\") forbid (principal, action, resource is Tpm);");
+    let mut device = tpm("hardware");
+    device.findings.claim("reset-count", Claim::Number(i64::MAX));
+    let forbidden = one(&forbidden, device);
+    assert_eq!((forbidden.tier(), forbidden.reason()), (Tier::Contraindicated, "forbidden by no"));
     // Of the node as well.
     let text = "@id(\"n\") permit (principal, action, resource is Node) when \
          { resource.tpm * 9223372036854775807 > 0 };";
@@ -284,7 +290,7 @@ fn a_node_that_does_not_show_all_that_it_has_to_is_not_affirmed() {
         ("resource.submods == [\"tpm\"]", Tier::Affirming, Tier::None),
         ("resource.nvidia_switch == 4", Tier::None, Tier::None),
     ] {
-        assert_eq!(ask(&text(admit), &[tpm.clone()]).tier(), alone, "{admit}");
+        assert_eq!(ask(&text(admit), std::slice::from_ref(&tpm)).tier(), alone, "{admit}");
         assert_eq!(ask(&text(admit), &both).tier(), together, "{admit}");
     }
     // Whoever admits no node affirms none.

@@ -16,6 +16,10 @@ use crate::tier::{Facet, Tier, Vector};
 
 /// What policies are validated against, and which claims they are shown.
 const SCHEMA: &str = include_str!("appraisal.cedarschema");
+/// The types of entities that are no kind of device.
+pub(crate) const VERIFIER: &str = "Verifier";
+pub(crate) const NODE: &str = "Node";
+pub(crate) const ACTION: &str = "Action";
 /// Names of checks, in policies.
 pub(crate) const PASSED: &str = "passed";
 pub(crate) const UNCHECKED: &str = "unchecked";
@@ -145,6 +149,8 @@ pub(crate) struct Language {
     pub(crate) validator: Validator,
     /// The claims of each kind, by their names in policies.
     claims: BTreeMap<Kind, BTreeMap<String, Type>>,
+    /// The types of entities, by their names: Cedar parses them anew each time.
+    types: BTreeMap<&'static str, EntityTypeName>,
 }
 
 /// What policies are written in.
@@ -174,10 +180,16 @@ impl Language {
             }
             claims.insert(kind, of_kind);
         }
+        let types = Kind::ALL.map(Kind::entity).into_iter().chain([VERIFIER, NODE, ACTION]);
+        let types = types.map(|name| match name.parse::<EntityTypeName>() {
+            Ok(parsed) => Ok((name, parsed)),
+            Err(error) => Err(format!("{name}: {error}")),
+        });
+        let types = types.collect::<Result<_, String>>()?;
         let schema =
             Schema::from_schema_fragments([fragment]).map_err(|error| error.to_string())?;
         let validator = Validator::new(schema.clone());
-        Ok(Language { schema, validator, claims })
+        Ok(Language { schema, validator, claims, types })
     }
 }
 
@@ -244,10 +256,9 @@ pub(crate) fn texts<'a>(values: impl Iterator<Item = &'a str>) -> RestrictedExpr
     RestrictedExpression::new_set(values)
 }
 
-/// An entity's name. Types are words of the schema.
+/// An entity's name. Its type is a word of this file.
 pub(crate) fn uid(of: &'static str, name: &str) -> EntityUid {
-    let of: EntityTypeName = of.parse().expect("a word is the name of a type");
-    EntityUid::from_type_name_and_id(of, EntityId::new(name))
+    EntityUid::from_type_name_and_id(LANGUAGE.types[of].clone(), EntityId::new(name))
 }
 
 /// The names of the checks that ended so, each time that they were made.
@@ -340,9 +351,10 @@ mod tests {
             ),
         ];
         for (kind, claims) in known {
-            let claims: BTreeMap<String, Type> =
-                claims.iter().map(|(name, of)| (name.replace('-', "_"), *of)).collect();
-            assert_eq!(LANGUAGE.claims[&kind], claims, "{kind:?}");
+            for (name, of) in claims {
+                let shown = LANGUAGE.claims[&kind].get(&name.replace('-', "_"));
+                assert_eq!(shown, Some(of), "{name} of {kind:?}");
+            }
         }
     }
 

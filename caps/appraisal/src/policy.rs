@@ -11,8 +11,8 @@
 //!
 //! The signature is a [`DetachedSignature`] over a [`POLICY`], beside the file, and is checked before anything of the
 //! file is looked at. The version is a number that never goes back. Everything else is Cedar, and every policy is
-//! validated strictly against [`appraisal.cedarschema`](https://docs.cedarpolicy.com/schema/schema.html), which says
-//! of which devices and which claims a policy may speak.
+//! validated strictly against the schema in `appraisal.cedarschema`, which says of which devices and which claims a
+//! policy may speak.
 //!
 //! Annotations: `@id` is the policy's name, which results give as a reason; each policy has one. On a policy that
 //! permits, `@accepts("software-tpm")` accepts a TPM that is not known to be hardware, and

@@ -31,13 +31,15 @@ fn device(kind: Kind, passed: &[&'static str], claims: &[(&'static str, Claim)])
 }
 
 type Node = BTreeMap<String, Device>;
+/// What changes, what the node becomes by it, and the change.
+type Change<'a> = (&'a str, Tier, &'a dyn Fn(&mut Node));
 
 fn tier(policies: &Policies, node: &Node) -> Tier {
     appraise(Some(policies), NodeId([1; 32]), NodeId([2; 32]), node).unwrap().tier()
 }
 
 /// A good node is affirming, and each change makes it what it says.
-fn decides(name: &str, good: &Node, changes: &[(&str, Tier, &dyn Fn(&mut Node))]) {
+fn decides(name: &str, good: &Node, changes: &[Change<'_>]) {
     let policies = policies(name);
     assert_eq!(tier(&policies, good), Tier::Affirming, "{name}");
     for (what, becomes, change) in changes {

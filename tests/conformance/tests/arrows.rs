@@ -68,6 +68,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("caps/identity", &["kernel/abi", "caps/types"]),
         ("caps/evidence", &["kernel/abi"]),
         ("caps/collateral", &["caps/evidence"]),
+        ("caps/appraisal", &["kernel/abi", "caps/types", "caps/identity", "caps/evidence"]),
         ("caps/membership", &["kernel/abi", "caps/types", "caps/identity"]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "caps/lease", "schemas"]),
         ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),
@@ -91,6 +92,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
             "caps/types",
             "caps/identity",
             "caps/evidence",
+            "caps/appraisal",
             "caps/membership",
             "caps/rpc",
             "caps/noise",
@@ -193,6 +195,15 @@ fn one_room_alone_speaks_to_etcd() {
     for (name, room) in rooms() {
         let may = name == "services/etcd";
         assert_eq!(room.outside.iter().any(|on| on == "etcd-client"), may, "{name}");
+    }
+}
+
+/// Whoever reads policies brings a language with it: one room does, and hands out what they say.
+#[test]
+fn one_room_alone_reads_policies_in_cedar() {
+    for (name, room) in rooms() {
+        let reads = room.outside.iter().any(|on| on.starts_with("cedar-policy"));
+        assert_eq!(reads, name == "caps/appraisal", "{name}");
     }
 }
 

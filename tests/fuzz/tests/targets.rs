@@ -29,6 +29,8 @@ targets!(
     joining,
     eventlog,
     ima,
+    policy,
+    ear,
     svid,
     renewal,
     statement,

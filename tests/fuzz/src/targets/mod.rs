@@ -1,5 +1,6 @@
 //! The targets. Each says what must hold for any bytes.
 
+mod appraisal;
 mod audit;
 mod caps;
 mod evidence;
@@ -52,6 +53,12 @@ pub const TARGETS: &[Target] = &[
         max_bytes: 16_000,
     },
     Target { name: "ima", run: logs::ima, seeds: logs::ima_seeds, max_bytes: 8_000 },
+        name: "policy",
+        run: appraisal::policy,
+        seeds: appraisal::policy_seeds,
+        max_bytes: 8_000,
+    },
+    Target { name: "ear", run: appraisal::ear, seeds: appraisal::ear_seeds, max_bytes: 8_000 },
     Target { name: "svid", run: identity::svid, seeds: identity::svid_seeds, max_bytes: 3_000 },
     Target {
         name: "renewal",
