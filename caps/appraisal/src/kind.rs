@@ -45,14 +45,23 @@ pub enum Kind {
     NvidiaGpu,
     /// A switch's report.
     NvidiaSwitch,
+    /// What the GPUs and switches of one machine are to each other.
+    NvidiaMachine,
     /// A report of AMD's SEV-SNP.
     Snp,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] =
-        [Kind::Tpm, Kind::EventLog, Kind::Ima, Kind::NvidiaGpu, Kind::NvidiaSwitch, Kind::Snp];
+    pub const ALL: [Kind; 7] = [
+        Kind::Tpm,
+        Kind::EventLog,
+        Kind::Ima,
+        Kind::NvidiaGpu,
+        Kind::NvidiaSwitch,
+        Kind::NvidiaMachine,
+        Kind::Snp,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -62,6 +71,7 @@ impl Kind {
             Kind::Ima => "ima",
             Kind::NvidiaGpu => "nvidia-gpu",
             Kind::NvidiaSwitch => "nvidia-switch",
+            Kind::NvidiaMachine => "nvidia-machine",
             Kind::Snp => "snp",
         }
     }
@@ -79,6 +89,7 @@ impl Kind {
             Kind::Ima => "Ima",
             Kind::NvidiaGpu => "NvidiaGpu",
             Kind::NvidiaSwitch => "NvidiaSwitch",
+            Kind::NvidiaMachine => "NvidiaMachine",
             Kind::Snp => "Snp",
         }
     }
@@ -91,6 +102,7 @@ impl Kind {
             Kind::Tpm => &[(Facet::Configuration, 2), (Facet::InstanceIdentity, 2)],
             Kind::EventLog => &[(Facet::Configuration, 2), (Facet::Executables, 3)],
             Kind::Ima => &[(Facet::FileSystem, 2), (Facet::Executables, 2)],
+            Kind::NvidiaMachine => &[(Facet::Configuration, 2)],
             Kind::NvidiaGpu | Kind::NvidiaSwitch | Kind::Snp => {
                 &[(Facet::Configuration, 2), (Facet::Hardware, 2)]
             }
@@ -289,13 +301,17 @@ mod tests {
             ("golden-values-failed", Number),
             ("protected-pcie", Bool),
             ("nvdec0", Bool),
+            ("mode", Text),
+            ("locked", Bool),
         ];
-        let known: [(Kind, &[(&str, Type)]); 6] = [
+        let known: [(Kind, &[(&str, Type)]); 7] = [
             (
                 Kind::Tpm,
                 &[
                     ("tpm", Text),
                     ("tpm-manufacturer", Text),
+                    ("tpm-model", Text),
+                    ("tpm-version", Text),
                     ("firmware-version", Text),
                     ("reset-count", Number),
                     ("restart-count", Number),
@@ -309,6 +325,15 @@ mod tests {
                     ("secure-boot", Bool),
                     ("exit-boot-services", Bool),
                     ("uefi-debug", Bool),
+                    ("dma-protection-disabled", Bool),
+                    ("firmware-error", Bool),
+                    ("secure-boot-pk", Text),
+                    ("secure-boot-kek", Text),
+                    ("secure-boot-db", Text),
+                    ("secure-boot-dbx", Text),
+                    ("shim-settings", Texts),
+                    ("boot-variables", Texts),
+                    ("boot-files", Texts),
                     ("firmware-version", Text),
                     ("boot-authorities", Texts),
                     ("boot-loaders", Texts),
@@ -321,11 +346,13 @@ mod tests {
                 &[
                     ("ima-entries", Number),
                     ("ima-violations", Number),
+                    ("ima-unknown-count", Number),
                     ("ima-unknown-files", Texts),
                 ],
             ),
             (Kind::NvidiaGpu, nvidia),
             (Kind::NvidiaSwitch, nvidia),
+            (Kind::NvidiaMachine, &[("gpus", Number), ("switches", Number)]),
             (
                 Kind::Snp,
                 &[
@@ -335,12 +362,15 @@ mod tests {
                     ("debug-allowed", Bool),
                     ("migration-allowed", Bool),
                     ("smt-allowed", Bool),
+                    ("single-socket", Bool),
+                    ("signing-key", Text),
                     ("measurement", Text),
                     ("chip-id", Text),
                     ("host-data", Text),
                     ("report-data", Text),
                     ("family-id", Text),
                     ("image-id", Text),
+                    ("id-key-digest", Text),
                     ("author-key-digest", Text),
                     ("reported-tcb-bootloader", Number),
                     ("reported-tcb-tee", Number),

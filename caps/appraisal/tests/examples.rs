@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use distos_abi::NodeId;
 use distos_appraisal::{Device, Kind, Policies, Tier, appraise};
 use distos_evidence::findings::{Claim, Findings};
+use distos_evidence::nvidia::{self, machine};
+use distos_evidence::{eventlog, ima, pki, quote, snp};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/policies")
@@ -63,7 +65,7 @@ fn findings<'a>(node: &'a mut Node, device: &str) -> &'a mut Findings {
 }
 
 fn tpm(kind: &str) -> Device {
-    let passed = ["signature", "nonce", "registers", "endorsement certificate"];
+    let passed = ["signature", "nonce", "register values", "certificate chain"];
     device(Kind::Tpm, &passed, &[("tpm", kind.into())])
 }
 
@@ -81,6 +83,54 @@ fn every_example_is_named_after_its_file_and_tried_here() {
     }
 }
 
+/// Or a rule asks for a check that nobody makes, and permits nothing.
+#[test]
+fn the_checks_that_examples_ask_for_are_made() {
+    let made = [
+        pki::CHAIN,
+        pki::REVOCATION,
+        quote::KEY,
+        quote::SIGNATURE,
+        quote::MAGIC,
+        quote::QUOTE,
+        quote::NONCE,
+        quote::DIGEST,
+        eventlog::FORMAT,
+        eventlog::REPLAY,
+        eventlog::DATA,
+        eventlog::FACTS,
+        ima::LIST,
+        ima::REPLAY,
+        nvidia::ARCHITECTURE,
+        nvidia::FORMAT,
+        nvidia::FIRMWARE_ID,
+        nvidia::DEVICE_ID,
+        nvidia::GOLDEN_VALUES,
+        machine::ONE_NONCE,
+        machine::DISTINCT,
+        machine::TOPOLOGY,
+        snp::SIGNING_KEY,
+        snp::FIRMWARE,
+        snp::CHIP,
+    ];
+    let mut asked = 0;
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let lists = text.split("passed.contains").skip(1).chain(text.split("@unchecked").skip(1));
+        for list in lists {
+            let end = list.find(')').unwrap();
+            let names =
+                list[..end].split(['"', ',']).map(|name| name.trim_matches(['(', '[', ']', ' ']));
+            for name in names.filter(|name| !name.is_empty() && *name != "All(") {
+                let name = name.trim_start_matches("All(").trim_matches(['[', ' ']);
+                assert!(name.is_empty() || made.contains(&name), "{name:?} in {text}");
+                asked += usize::from(!name.is_empty());
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+}
+
 #[test]
 fn only_the_example_for_trying_things_out_accepts_a_software_tpm() {
     let node = Node::from([("tpm".to_owned(), tpm("software"))]);
@@ -96,7 +146,7 @@ fn only_the_example_for_trying_things_out_accepts_a_software_tpm() {
                 claim(node, "tpm", "tpm", "hardware");
             }),
             ("no reference values", Tier::Affirming, &|node| {
-                findings(node, "tpm").not_checked("registers", "none are known");
+                findings(node, "tpm").not_checked("register values", "none are known");
             }),
             ("no nonce", Tier::None, &|node| findings(node, "tpm").not_checked("nonce", "none")),
             ("another nonce", Tier::Contraindicated, &|node| {
@@ -121,7 +171,7 @@ fn the_example_for_measured_boot_demands_hardware_and_secure_boot() {
     let node = Node::from([
         ("tpm".to_owned(), tpm("hardware")),
         ("eventlog".to_owned(), device(Kind::EventLog, &["replay"], &log)),
-        ("ima".to_owned(), device(Kind::Ima, &["replay"], &ima)),
+        ("ima".to_owned(), device(Kind::Ima, &["ima replay"], &ima)),
     ]);
     decides(
         "measured-boot",
@@ -166,8 +216,11 @@ fn the_example_for_gpus_demands_the_whole_machine_in_confidential_mode() {
     let claims = [("confidential-mode", true.into()), ("developer-tools", false.into())];
     let mut node = Node::from([("tpm".to_owned(), tpm("hardware"))]);
     node.extend((0..8).map(|n| (format!("gpu-{n}"), device(Kind::NvidiaGpu, &passed, &claims))));
-    let switch = device(Kind::NvidiaSwitch, &passed, &claims[1..]);
+    let of_switch = [&passed[..], &["device id"]].concat();
+    let switch = device(Kind::NvidiaSwitch, &of_switch, &[("locked", true.into())]);
     node.extend((0..4).map(|n| (format!("switch-{n}"), switch.clone())));
+    let whole = ["one nonce", "distinct devices", "topology"];
+    node.insert("machine".to_owned(), device(Kind::NvidiaMachine, &whole, &[]));
     decides(
         "confidential-gpu",
         &node,
@@ -181,8 +234,17 @@ fn the_example_for_gpus_demands_the_whole_machine_in_confidential_mode() {
             ("developer tools", Tier::Contraindicated, &|node| {
                 claim(node, "gpu-3", "developer-tools", true);
             }),
-            ("developer tools of a switch", Tier::Contraindicated, &|node| {
-                claim(node, "switch-0", "developer-tools", true);
+            ("a switch that takes changes", Tier::Contraindicated, &|node| {
+                claim(node, "switch-0", "locked", false);
+            }),
+            ("no list of what was revoked", Tier::Affirming, &|node| {
+                findings(node, "gpu-3").not_checked("revocation", "none was given");
+            }),
+            ("a switch that is not the machine's", Tier::Contraindicated, &|node| {
+                findings(node, "machine").failed("topology", "another");
+            }),
+            ("nobody has looked whose the switches are", Tier::None, &|node| {
+                node.remove("machine");
             }),
             ("no golden values", Tier::None, &|node| {
                 let values = &mut findings(node, "gpu-3").checks;
@@ -215,7 +277,8 @@ fn the_example_for_guests_demands_their_measurement_and_no_debugging() {
         ("vmpl", Claim::Number(0)),
         ("reported-tcb-snp", Claim::Number(8)),
     ];
-    let passed = ["signature", "certificate chain", "nonce"];
+    let passed =
+        ["signature", "certificate chain", "nonce", "signing key", "firmware version", "chip id"];
     let node = Node::from([("snp".to_owned(), device(Kind::Snp, &passed, &claims))]);
     decides(
         "snp",

@@ -44,6 +44,16 @@ impl Bank {
         Bank::ALL.into_iter().find(|bank| bank.algorithm() == id)
     }
 
+    /// Its name in tools and files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Bank::Sha1 => "sha1",
+            Bank::Sha256 => "sha256",
+            Bank::Sha384 => "sha384",
+            Bank::Sha512 => "sha512",
+        }
+    }
+
     /// Bytes of a register.
     pub fn size(self) -> usize {
         match self {
@@ -186,11 +196,94 @@ impl BankValues {
     }
 }
 
+/// The longest text of register values that is looked at, in bytes.
+pub const MAX_TEXT_BYTES: usize = 65_536;
+
+/// Reads register values as people keep them: JSON (`{"sha256": {"0": "00…"}}`), or what `tpm2_pcrread` prints, a line
+/// with the bank's name and a colon, then lines such as `0 : 0x00…`. Banks that cannot be replayed are left out.
+///
+/// [`Fault::Malformed`] says which line or register is wrong.
+pub fn read_values(text: &str) -> Result<Vec<BankValues>, Fault> {
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(Fault::malformed(format!(
+            "register values have at most {MAX_TEXT_BYTES} bytes"
+        )));
+    }
+    let mut banks: BTreeMap<Bank, BankValues> = BTreeMap::new();
+    let mut add = |name: &str, pcr: &str, value: &str| {
+        let Some(bank) = Bank::ALL.into_iter().find(|bank| bank.word() == name) else {
+            return Ok(());
+        };
+        let wrong = || Fault::malformed(format!("'{pcr}: {value}' is no register of {name}"));
+        let pcr: u8 = pcr.trim().parse().map_err(|_| wrong())?;
+        let value = value.trim().trim_start_matches("0x");
+        let bytes = hex::decode(value).map_err(|_| wrong())?;
+        let values = banks.entry(bank).or_insert_with(|| BankValues::new(bank));
+        if values.value(pcr).is_some() {
+            return Err(Fault::malformed(format!("PCR {pcr} of {bank} is there twice")));
+        }
+        values.insert(pcr, &bytes)
+    };
+    if text.trim_start().starts_with('{') {
+        let read: BTreeMap<String, BTreeMap<String, String>> =
+            serde_json::from_str(text).map_err(|e| Fault::malformed(e.to_string()))?;
+        for (name, values) in &read {
+            for (pcr, value) in values {
+                add(name, pcr, value)?;
+            }
+        }
+    } else {
+        let mut name = "";
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (pcr, value) = line
+                .split_once(':')
+                .ok_or_else(|| Fault::malformed(format!("'{line}' is no register value")))?;
+            if value.trim().is_empty() {
+                name = pcr.trim();
+            } else {
+                add(name, pcr, value)?;
+            }
+        }
+    }
+    Ok(banks.into_values().collect())
+}
+
 /// Registers of the SHA-256 bank, such as a quote has proven; numbers that no PC client's TPM has are left out.
 impl From<&Pcrs> for BankValues {
     fn from(pcrs: &Pcrs) -> BankValues {
         let known = pcrs.iter().filter(|(pcr, _)| **pcr < PcrSet::COUNT);
         let values = known.map(|(pcr, value)| (*pcr, Digest::of(value))).collect();
         BankValues { bank: Bank::Sha256, values }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn register_values_are_read_as_tools_and_people_write_them() {
+        let zeros = "0".repeat(64);
+        let tool = format!(
+            "  sha1:\n  sha256:\n    0 : 0x{zeros}\n    10: 0x{zeros}\n  sm3_256:\n    0 : 0x00\n"
+        );
+        let json = format!("{{\"sha256\": {{\"0\": \"{zeros}\", \"10\": \"{zeros}\"}}}}");
+        for text in [&tool, &json] {
+            let banks = read_values(text).unwrap();
+            assert_eq!(banks.len(), 1);
+            let read: Vec<u8> = banks[0].iter().map(|(pcr, _)| pcr).collect();
+            assert_eq!((banks[0].bank(), read), (Bank::Sha256, vec![0, 10]));
+        }
+        for wrong in [
+            "sha256:\n 0 : 0x00",
+            "sha256:\n 24 : 0x00",
+            "sha256:\n nothing",
+            "{\"sha256\": 1}",
+            &format!("sha256:\n 0: {zeros}\n 0: {zeros}"),
+            &" ".repeat(MAX_TEXT_BYTES + 1),
+        ] {
+            assert!(read_values(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(read_values(""), Ok(Vec::new()));
     }
 }

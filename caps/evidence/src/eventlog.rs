@@ -55,31 +55,40 @@ use crate::bank::{Bank, BankValues};
 use crate::evidence::PcrSet;
 use crate::findings::Findings;
 
+/// Of the check that the log can be read.
+pub const FORMAT: &str = "log format";
+/// Of the check that registers hold what the log says.
+pub const REPLAY: &str = "replay";
+/// Of the check that events whose digests are of their data have those digests.
+pub const DATA: &str = "event data";
+/// Of the check that nothing is stated twice that can be so only once.
+pub const FACTS: &str = "facts";
+
 /// Replays a log to the given registers, and says what they prove of the boot. Registers of the SHA-256 bank that a quote
 /// has proven are made into values by `BankValues::from`.
 pub fn verify(log: &[u8], values: Option<&BankValues>) -> Findings {
     let mut findings = Findings::default();
-    let log = findings.check("log format", EventLog::parse(log), |log| {
+    let log = findings.check(FORMAT, EventLog::parse(log), |log| {
         let banks: Vec<String> = log.banks().iter().map(Bank::to_string).collect();
         format!("{}, {} events, {}", log.format(), log.events().len(), banks.join(" "))
     });
     let Some(log) = log else { return findings };
     let given = values.filter(|values| !values.is_empty());
     let Some(bank) = given.map(BankValues::bank).or_else(|| usual_bank(&log)) else {
-        findings.not_checked("replay", "the log has no digests for a bank that can be replayed");
+        findings.not_checked(REPLAY, "the log has no digests for a bank that can be replayed");
         return findings;
     };
     let registers = match log.replay(bank) {
         Ok(registers) => registers,
         Err(refusal) => {
-            findings.failed("replay", refusal);
+            findings.failed(REPLAY, refusal);
             return findings;
         }
     };
     let vouched = match given {
         Some(given) => compared(&registers, given, &mut findings),
         None => {
-            findings.not_checked("replay", "no register values: nothing vouches for the log");
+            findings.not_checked(REPLAY, "no register values: nothing vouches for the log");
             (0..PcrSet::COUNT).collect()
         }
     };
@@ -92,10 +101,10 @@ fn compared(registers: &Registers, given: &BankValues, findings: &mut Findings) 
     let (equal, differ) = registers.compare(given);
     let bank = registers.bank();
     if differ.is_empty() {
-        findings.passed("replay", format!("PCR {} of {bank}", list(equal)));
+        findings.passed(REPLAY, format!("PCR {} of {bank}", list(equal)));
     } else {
         let differ = list(differ);
-        findings.failed("replay", format!("PCR {differ} of {bank} do not hold what the log says"));
+        findings.failed(REPLAY, format!("PCR {differ} of {bank} do not hold what the log says"));
     }
     equal
 }

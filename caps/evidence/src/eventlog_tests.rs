@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::evidence::Pcrs;
 use crate::findings::{Claim, Outcome};
+use crate::testdata;
 
 const SM3: u16 = 0x0012;
 const GLOBAL: &[u8; 16] = b"\x61\xdf\xe4\x8b\xca\x93\xd2\x11\xaa\x0d\x00\xe0\x98\x03\x2b\x8c";
@@ -618,31 +619,13 @@ fn assert_no_more(before: &Findings, after: &Findings, what: &str) {
     }
 }
 
-fn testdata(name: &str) -> Option<Vec<u8>> {
-    let root = std::env::var_os("DISTOS_TESTDATA").map_or_else(
-        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/testdata"),
-        Into::into,
-    );
-    let path = root.join("attestation").join(name);
-    match std::fs::read(&path) {
-        Ok(bytes) => Some(bytes),
-        // The evidence stands beside the checkout, not in it. Whoever names its folder wants it
-        // tested; whoever has only the checkout is told that it was not.
-        Err(error) if std::env::var_os("DISTOS_TESTDATA").is_none() => {
-            eprintln!("NOT TESTED: {}: {error}; DISTOS_TESTDATA names its folder", path.display());
-            None
-        }
-        Err(error) => panic!("{}: {error}", path.display()),
-    }
-}
-
 fn hex_of(value: &serde_json::Value) -> Vec<u8> {
     hex::decode(value.as_str().unwrap()).unwrap()
 }
 
 /// The log of a shielded virtual machine, and its registers 0 to 9 in each bank. Register 10 is the kernel's.
 fn real_boot() -> Option<(Vec<u8>, Vec<BankValues>)> {
-    let json = testdata("tpm/gce-cos-85-nonce9009.json")?;
+    let json = testdata::read("tpm/gce-cos-85-nonce9009.json")?;
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let banks = json["quotes"].as_array().unwrap().iter().map(|quote| {
         let algorithm = quote["hash_alg_tpm_id"].as_u64().unwrap();
@@ -695,7 +678,7 @@ fn real_logs_are_read_or_refused_for_a_reason() {
         ("ubuntu-2404-amd-sevsnp.bin", false, 2, 0),
     ];
     for (name, on, loaders, authorities) in logs {
-        let Some(log) = testdata(&format!("eventlogs/{name}")) else { return };
+        let Some(log) = testdata::read(&format!("eventlogs/{name}")) else { return };
         let found = verify(&log, None);
         assert_eq!(found.outcome("log format"), Outcome::Passed, "{name}");
         assert_eq!(found.outcome("event data"), Outcome::Passed, "{name}: {found:#?}");
@@ -708,7 +691,7 @@ fn real_logs_are_read_or_refused_for_a_reason() {
         assert_eq!(count("boot-loaders"), loaders, "{name}");
         assert_eq!(count("boot-authorities"), authorities, "{name}");
     }
-    let Some(malformed) = testdata("eventlogs/malformed-short-no-action.bin") else { return };
+    let Some(malformed) = testdata::read("eventlogs/malformed-short-no-action.bin") else { return };
     assert_eq!(EventLog::parse(&malformed).unwrap_err(), Refusal::Header("signature"));
 }
 

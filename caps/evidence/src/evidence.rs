@@ -7,9 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use distos_abi::Fault;
-use p256::ecdsa::signature::Verifier;
-use p256::ecdsa::{Signature, VerifyingKey};
 use sha2::{Digest, Sha256};
 
 pub use crate::wire::Broken;
@@ -224,14 +223,15 @@ impl<'a> Attest<'a> {
 #[derive(Clone)]
 pub struct AttestationKey {
     public: Vec<u8>,
-    key: VerifyingKey,
+    key: ParsedPublicKey,
 }
 
 impl AttestationKey {
     /// From a `TPMT_PUBLIC` structure, whose every field is checked.
     pub fn from_public(public: &[u8]) -> Result<AttestationKey, Broken> {
         let point = point_of(public, &key_template(), "the key's type, attributes and scheme")?;
-        let key = VerifyingKey::from_sec1_bytes(&point).map_err(|_| Broken("the key's point"))?;
+        let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+            .map_err(|_| Broken("the key's point"))?;
         Ok(AttestationKey { public: public.to_vec(), key })
     }
 
@@ -253,7 +253,7 @@ impl AttestationKey {
     fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), Refusal> {
         let signature = parse_signature(signature).map_err(Refusal::Malformed)?;
         let signature = signature.ok_or(Refusal::Signature)?;
-        self.key.verify(message, &signature).map_err(|_| Refusal::Signature)
+        self.key.verify_sig(message, &signature).map_err(|_| Refusal::Signature)
     }
 }
 
@@ -321,8 +321,8 @@ fn scalar(bytes: &[u8], field: &'static str) -> Result<[u8; 32], Broken> {
     Ok(whole)
 }
 
-/// Reads a `TPMT_SIGNATURE`; `None` if it is of another scheme or no possible signature.
-fn parse_signature(bytes: &[u8]) -> Result<Option<Signature>, Broken> {
+/// Reads a `TPMT_SIGNATURE`: r and s; `None` if it is of another scheme.
+fn parse_signature(bytes: &[u8]) -> Result<Option<[u8; 64]>, Broken> {
     let mut reader = Reader::new(bytes);
     let scheme = (reader.u16("signature.sigAlg")?, reader.u16("signature.hash")?);
     if scheme != (ALG_ECDSA, ALG_SHA256) {
@@ -331,7 +331,10 @@ fn parse_signature(bytes: &[u8]) -> Result<Option<Signature>, Broken> {
     let r = scalar(reader.sized("signature.r")?, "signature.r")?;
     let s = scalar(reader.sized("signature.s")?, "signature.s")?;
     reader.end("the end of the signature")?;
-    Ok(Signature::from_scalars(r, s).ok())
+    let mut both = [0; 64];
+    both[..32].copy_from_slice(&r);
+    both[32..].copy_from_slice(&s);
+    Ok(Some(both))
 }
 
 /// Which registers a quote must cover, and what each must hold.

@@ -1,5 +1,5 @@
-use p256::ecdsa::SigningKey;
 use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
 use proptest::prelude::*;
 
 use super::*;
@@ -304,18 +304,8 @@ fn a_register_list_says_what_is_wrong_with_it() {
 /// signature is not checked, as DistOS enrols only P-256 keys; all else is.
 #[test]
 fn a_real_machines_quotes_are_read_and_their_digests_hold() {
-    let path = testdata("attestation/tpm/gce-cos-85-nonce9009.json");
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        // The evidence stands beside the checkout, not in it. Whoever names its folder wants it
-        // tested; whoever has only the checkout is told that it was not.
-        Err(error) if std::env::var_os("DISTOS_TESTDATA").is_none() => {
-            eprintln!("NOT TESTED: {}: {error}; DISTOS_TESTDATA names its folder", path.display());
-            return;
-        }
-        Err(error) => panic!("{}: {error}", path.display()),
-    };
-    let vector: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let Some(text) = crate::testdata::read("tpm/gce-cos-85-nonce9009.json") else { return };
+    let vector: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap();
     let public = bytes(&vector["ak_pub_tpmt_public_hex"]);
     let nonce = bytes(&vector["nonce_hex"]);
@@ -351,14 +341,6 @@ fn a_real_machines_quotes_are_read_and_their_digests_hold() {
         }
     }
     assert_eq!(seen, [0x0004, ALG_SHA256, 0x000c]);
-}
-
-fn testdata(name: &str) -> std::path::PathBuf {
-    let root = std::env::var_os("DISTOS_TESTDATA").map_or_else(
-        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/testdata"),
-        Into::into,
-    );
-    root.join(name)
 }
 
 proptest! {

@@ -366,6 +366,11 @@ impl Advance<'_> {
     }
 }
 
+/// Of the check that a list can be read, and its template hashes are those of its fields.
+pub const LIST: &str = "ima list";
+/// Of the check that the list gives the value of register 10.
+pub const REPLAY: &str = "ima replay";
+
 /// Replays the next part of a list, and says what was measured: the checks "ima list" (it is read, and every template
 /// hash recomputes) and "ima replay" (register 10 has the value), and the claims `ima-entries` and `ima-violations` of the
 /// list so far. If it is told what files are known, also `ima-unknown-files` and how many, `ima-unknown-count`, **of this
@@ -381,19 +386,19 @@ pub fn verify<'a>(
         Ok(advance) => advance,
         Err(refusal) => {
             let replay = matches!(refusal, Refusal::Replay { .. });
-            findings.failed(if replay { "ima replay" } else { "ima list" }, refusal);
+            findings.failed(if replay { REPLAY } else { LIST }, refusal);
             return (findings, None);
         }
     };
     let reached = &advance.progress;
     let new = reached.entries - progress.entries;
-    findings.passed("ima list", format!("{new} new entries, {} in all", reached.entries));
+    findings.passed(LIST, format!("{new} new entries, {} in all", reached.entries));
     if advance.vouched {
         let behind = advance.bytes_behind;
         let detail = format!("{} entries, {behind} bytes behind the quote", reached.entries);
-        findings.passed("ima replay", detail);
+        findings.passed(REPLAY, detail);
     } else {
-        findings.not_checked("ima replay", "no value of PCR 10: nothing vouches for the list");
+        findings.not_checked(REPLAY, "no value of PCR 10: nothing vouches for the list");
     }
     findings.claim("ima-entries", number(reached.entries));
     findings.claim("ima-violations", number(reached.violations));

@@ -98,6 +98,13 @@ impl Architecture {
         }
     }
 
+    /// What a device is whose certificates these are, the device's own first.
+    pub fn of_chain(chain: &[Certificate]) -> Option<Architecture> {
+        let names = chain.first()?.subject_values(COMMON_NAME);
+        let all = [Architecture::Hopper, Architecture::Blackwell, Architecture::Ls10];
+        all.into_iter().find(|one| names.iter().any(|name| one.is_chip(name)))
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

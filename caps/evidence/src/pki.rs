@@ -411,6 +411,10 @@ impl Path {
         purpose: Option<ObjectIdentifier>,
         findings: &mut Findings,
     ) -> Option<Path> {
+        if anchors.roots.is_empty() {
+            findings.not_checked(CHAIN, "no root of this maker is pinned");
+            return None;
+        }
         let empty = Refusal::Malformed { what: "the chain", why: "it is empty".to_owned() };
         let path = chain
             .split_first()

@@ -374,6 +374,11 @@ pub fn vtpm_report_data(nonce: &[u8], endorsement_key: &[u8]) -> [u8; 64] {
     Sha512::new().chain_update(nonce).chain_update(endorsement_key).finalize().into()
 }
 
+/// Whether a certificate names a chip or a cloud, as those of signing keys do.
+pub fn is_of_signing_key(certificate: &Certificate) -> bool {
+    [HARDWARE_ID, CLOUD_ID].iter().any(|oid| certificate.extension(*oid).is_some())
+}
+
 fn u32_le(r: &mut Reader<'_>, field: &'static str) -> Result<u32, Broken> {
     Ok(u32::from_le_bytes(r.array(field)?))
 }

@@ -92,6 +92,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
             "caps/types",
             "caps/identity",
             "caps/evidence",
+            "caps/collateral",
             "caps/appraisal",
             "caps/membership",
             "caps/rpc",

@@ -125,7 +125,7 @@ struct Boot {
     sets: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
-/// Adds what the registers of `vouched` prove of the boot, and the checks "event data" and "facts".
+/// Adds what the registers of `vouched` prove of the boot, and the checks of data and facts.
 pub(super) fn gather(log: &EventLog<'_>, bank: Bank, vouched: PcrSet, findings: &mut Findings) {
     let mut boot = Boot {
         bank,
@@ -373,14 +373,14 @@ impl Boot {
             self.recomputed, self.not_recomputed
         );
         match self.broken.first() {
-            None => findings.passed("event data", counted),
+            None => findings.passed(super::DATA, counted),
             Some(first) => {
-                findings.failed("event data", format!("{first}; {} such", self.broken.len()));
+                findings.failed(super::DATA, format!("{first}; {} such", self.broken.len()));
             }
         }
         match self.contradictions.first() {
-            None => findings.passed("facts", "none is stated twice and not alike"),
-            Some(first) => findings.failed("facts", first),
+            None => findings.passed(super::FACTS, "none is stated twice and not alike"),
+            Some(first) => findings.failed(super::FACTS, first),
         }
         // Without a separator nobody knows what is from before it, and after one for an error nothing is sure.
         for (name, (pcr, claim)) in std::mem::take(&mut self.stated) {

@@ -30,6 +30,8 @@ Example:
 The first name is that of the TPM's endorsement key, which stays the same for the life of the TPM. Take it to whoever
 invites on a way that nobody changes: a node is invited by it (`distos network invite --tpm`).")]
     Identity,
+    /// Verify evidence from anywhere, without a node
+    Verify(super::verify::VerifyArgs),
 }
 
 /// What the attestation service says about the node.
@@ -70,6 +72,9 @@ pub(super) async fn command(context: &Context, command: AttestCommand) -> Result
         AttestCommand::Status => status(&holder).await?,
         AttestCommand::Now => now(&holder).await?,
         AttestCommand::Identity => return identity(&holder).await,
+        AttestCommand::Verify(_) => {
+            return Err(Fault::internal("what needs no node is not asked of one"));
+        }
     };
     Ok(Report { text: verdict.text(now_ms()), json: verdict.json() })
 }

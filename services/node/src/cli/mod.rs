@@ -24,6 +24,7 @@ mod socket;
 pub mod tenant;
 pub mod text;
 pub mod up;
+mod verify;
 pub mod workload;
 
 use std::cell::RefCell;
@@ -59,7 +60,7 @@ Examples:
   distos status                                one screen about the node
   distos down
 
-Exit codes: 0 done, 2 wrong usage, 130 interrupted, 10 to 24 a fault (docs/faults.md).";
+Exit codes: 0 done, 2 wrong usage, 130 interrupted, 10 to 24 a fault, 30 to 32 a verdict (docs/faults.md).";
 
 /// DistOS: a node of capabilities.
 #[derive(Parser)]
@@ -151,6 +152,13 @@ pub enum Stop {
     Interrupted,
     /// The arguments do not go together.
     Usage(String),
+    /// The command did its work, and what it found has an exit code of its own.
+    Verdict {
+        /// What it found.
+        report: Report,
+        /// Its exit code.
+        code: u8,
+    },
     /// Another process of DistOS ended with this exit code.
     Ended {
         /// Its exit code.
@@ -167,6 +175,7 @@ impl From<Fault> for Stop {
 }
 
 /// What a command has to say, for machines and for people.
+#[derive(Debug)]
 pub struct Report {
     /// With `--json`.
     pub json: Value,
@@ -178,6 +187,14 @@ impl Report {
     /// For a command that has written its output itself.
     pub fn nothing() -> Report {
         Report { json: Value::Null, text: String::new() }
+    }
+
+    fn print(&self, context: &Context) {
+        if context.json && !self.json.is_null() {
+            say(&self.json.to_string());
+        } else if !self.text.is_empty() {
+            say(&self.text);
+        }
     }
 }
 
@@ -266,6 +283,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Connect(args) => interruptible(connect::command(context, args)).await,
         Command::Workload(command) => interruptible(workload::command(context, command)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
+        Command::Attest(attest::AttestCommand::Verify(args)) => verify::command(&args),
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
         Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
     }
@@ -362,12 +380,12 @@ pub async fn undo<T>(work: impl Future<Output = Result<T, Fault>>) {
 fn finish(context: &Context, outcome: Result<Report, Stop>) -> ExitCode {
     match outcome {
         Ok(report) => {
-            if context.json && !report.json.is_null() {
-                say(&report.json.to_string());
-            } else if !report.text.is_empty() {
-                say(&report.text);
-            }
+            report.print(context);
             ExitCode::SUCCESS
+        }
+        Err(Stop::Verdict { report, code }) => {
+            report.print(context);
+            ExitCode::from(code)
         }
         Err(Stop::Fault(fault)) => {
             if context.json {

@@ -6,6 +6,7 @@ mod bulk;
 mod call;
 mod chain;
 mod check;
+mod evidence;
 mod lease;
 mod page;
 mod remote;
@@ -52,6 +53,11 @@ pub const ALL: &[Measurement] = &[
         name: "chain",
         about: "verifying a certificate chain, beside biscuit-auth; redeeming, beside fdatasync",
         run: chain::all,
+    },
+    Measurement {
+        name: "evidence",
+        about: "verifying a TPM's quote with its log, and a GPU's report, beside their signatures",
+        run: evidence::all,
     },
     Measurement {
         name: "page",

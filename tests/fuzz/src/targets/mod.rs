@@ -3,6 +3,7 @@
 mod appraisal;
 mod audit;
 mod caps;
+mod devices;
 mod evidence;
 mod identity;
 mod image;
@@ -53,6 +54,26 @@ pub const TARGETS: &[Target] = &[
         max_bytes: 16_000,
     },
     Target { name: "ima", run: logs::ima, seeds: logs::ima_seeds, max_bytes: 8_000 },
+    Target {
+        name: "device",
+        run: devices::report_target,
+        seeds: devices::report_seeds,
+        max_bytes: 4_000,
+    },
+    Target { name: "snp", run: devices::snp_target, seeds: devices::snp_seeds, max_bytes: 1_200 },
+    Target {
+        name: "certificate",
+        run: devices::certificate_target,
+        seeds: devices::certificate_seeds,
+        max_bytes: 3_000,
+    },
+    Target {
+        name: "reference",
+        run: devices::manifest_target,
+        seeds: devices::manifest_seeds,
+        max_bytes: 3_000,
+    },
+    Target {
         name: "policy",
         run: appraisal::policy,
         seeds: appraisal::policy_seeds,

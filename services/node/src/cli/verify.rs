@@ -1,0 +1,621 @@
+//! `attest verify`: evidence from files, by the same code as a node's own, without a node.
+//!
+//! Files are told apart by what is in them. What is verified becomes submodules, as in a live attestation: a quote with the
+//! log behind it is two, a machine's GPUs and switches are one each and one for the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use distos_abi::{Fault, NodeId};
+use distos_appraisal::{
+    Appraised, Device, Kind, MAX_POLICY_BYTES, POLICY, Policies, Tier, appraise,
+};
+use distos_collateral::{Added, Collateral, MAX_FILE_BYTES, MAX_FILES, Maker};
+use distos_evidence::bank::{Bank, BankValues, Digest, read_values};
+use distos_evidence::findings::{Claim, Outcome};
+use distos_evidence::ima::{self, Extension, Form, IMA_PCR, Progress};
+use distos_evidence::nvidia::{self, Architecture, machine};
+use distos_evidence::pki::{self, Certificate};
+use distos_evidence::quote::{self, Quote, QuoteKey};
+use distos_evidence::{eventlog, snp};
+use distos_identity::{DetachedSignature, MAX_SIGNATURE_BYTES};
+use serde_json::{Value, json};
+
+use super::files::{io_fault, read_bytes, read_text};
+use super::holder::now_ms;
+use super::text::parse_instant_s;
+use super::{Report, Stop};
+
+/// The longest file of evidence, in bytes: a list of measured files.
+const MAX_EVIDENCE_BYTES: u64 = 32 << 20;
+/// How deep folders may lie in the one of trust.
+const MAX_FOLDERS: usize = 4;
+const WARNING: u8 = 30;
+const NONE: u8 = 31;
+const CONTRAINDICATED: u8 = 32;
+/// How many values of a claim are shown to people.
+const MAX_SHOWN: usize = 4;
+
+/// What kind of evidence the files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Evidence {
+    /// Reports of GPUs and switches: a JSON list, or a report and its certificate chain
+    Nvidia,
+    /// A quote: attest, signature and public key or certificate; if given, register values and logs
+    Tpm,
+    /// The log of a measured boot, and if given the register values that it is to be replayed to
+    Eventlog,
+    /// The kernel's list of measured files, and if given register values
+    Ima,
+    /// A report of SEV-SNP, and the certificates of the key that signed it
+    Snp,
+}
+
+/// Arguments of `attest verify`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  distos attest verify --kind nvidia evidence.json --trust roots --nonce 4760e305…
+  distos attest verify --kind tpm quote.msg quote.sig ak.pem quote.pcrs boot.log --nonce 9f3c…
+  distos attest verify --kind eventlog /sys/kernel/security/tpm0/binary_bios_measurements pcrs.yaml
+  distos attest verify --kind ima /sys/kernel/security/ima/ascii_runtime_measurements pcrs.yaml
+  distos attest verify --kind snp report.bin vcek.der ask.pem --trust roots --policy snp.cedar
+Files are told apart by what is in them, in any order. Register values are what `tpm2_quote --pcrs_output` or `tpm2_pcrread`
+wrote, or JSON. Reference values of GPUs (RIM) and lists of revoked certificates lie in the folder of --trust.
+
+Exit code 0: a policy affirms it; without --policy, it is genuine, which is not to say that it is good. 30: a policy warns.
+31: nothing can be said, as something is missing, or no policy affirms it. 32: it contradicts itself, its roots or a policy.")]
+pub struct VerifyArgs {
+    /// What the files are
+    #[arg(long, value_enum)]
+    kind: Evidence,
+    /// The evidence
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What was asked with, in hexadecimal [default: unknown, so the evidence may be of any age]
+    #[arg(long, value_name = "HEX")]
+    nonce: Option<String>,
+    /// Folder with the roots that are trusted; of its folders nvidia, tpm and amd, if there are such, the maker's alone
+    #[arg(long, value_name = "DIR")]
+    trust: Option<PathBuf>,
+    /// The time to verify at, such as 2026-11-22T10:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_instant_s)]
+    at: Option<u64>,
+    /// What is good, in Cedar; with its signature beside it as FILE.sig, that is checked
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Digests of files that may be measured, one a line, such as sha256:9f3c… (--kind ima and tpm)
+    #[arg(long, value_name = "FILE")]
+    allow: Option<PathBuf>,
+}
+
+/// A file of evidence, or several in one.
+struct Files {
+    list: Vec<(PathBuf, Vec<u8>)>,
+}
+
+/// What evidence is verified with.
+struct Desk {
+    nonce: Option<Vec<u8>>,
+    trust: Collateral,
+    at_s: u64,
+    allow: Option<BTreeSet<String>>,
+}
+
+type Submodules = BTreeMap<String, Device>;
+
+pub(super) fn command(args: &VerifyArgs) -> Result<Report, Stop> {
+    let nonce = args.nonce.as_ref().map(|text| {
+        hex::decode(text).map_err(|_| Stop::Usage(format!("--nonce '{text}' is not hexadecimal")))
+    });
+    let maker = match args.kind {
+        Evidence::Nvidia => Maker::Nvidia,
+        Evidence::Tpm | Evidence::Eventlog | Evidence::Ima => Maker::Tpm,
+        Evidence::Snp => Maker::Amd,
+    };
+    let mut desk = Desk {
+        nonce: nonce.transpose()?,
+        trust: match &args.trust {
+            Some(folder) => collateral(folder, maker)?,
+            None => Collateral::default(),
+        },
+        at_s: args.at.unwrap_or(now_ms() / 1000),
+        allow: args.allow.as_deref().map(allowed).transpose()?,
+    };
+    let mut files = Files { list: Vec::new() };
+    for path in &args.files {
+        files.list.push((path.clone(), read_bytes(path, MAX_EVIDENCE_BYTES)?));
+    }
+    let policies = args.policy.as_deref().map(policies).transpose()?;
+    let (submods, notes) = match args.kind {
+        Evidence::Nvidia => of_nvidia(&mut desk, files)?,
+        Evidence::Tpm => (of_tpm(&desk, files)?, Vec::new()),
+        Evidence::Eventlog => (of_eventlog(files)?, Vec::new()),
+        Evidence::Ima => (of_ima(&desk, files)?, Vec::new()),
+        Evidence::Snp => (of_snp(&desk, files)?, Vec::new()),
+    };
+    // Nobody's node, and no verifier's: what they are called is for policies that name nodes.
+    let nobody = NodeId([0; 32]);
+    let appraised = appraise(policies.as_ref(), nobody, nobody, &submods)?;
+    let verdict = Verdict::of(policies.is_some(), &submods, &appraised);
+    let report = Report {
+        json: told_json(&desk, verdict, &submods, &appraised, policies.as_ref(), &notes),
+        text: told(verdict, &submods, &appraised, policies.as_ref(), &notes),
+    };
+    match verdict.code() {
+        0 => Ok(report),
+        code => Err(Stop::Verdict { report, code }),
+    }
+}
+
+/// What is said of it all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// By a policy.
+    Tier(Tier),
+    /// Without one: each part is whole, and signed by whom it should be.
+    Genuine,
+}
+
+impl Verdict {
+    fn of(is_by_policy: bool, submods: &Submodules, appraised: &Appraised) -> Verdict {
+        if is_by_policy {
+            return Verdict::Tier(appraised.tier());
+        }
+        let mut worst = Verdict::Genuine;
+        for device in submods.values() {
+            if device.findings.worst() == Outcome::Failed {
+                return Verdict::Tier(Tier::Contraindicated);
+            }
+            let proven = essential(device.kind);
+            if proven.iter().any(|name| device.findings.outcome(name) != Outcome::Passed) {
+                worst = Verdict::Tier(Tier::None);
+            }
+        }
+        worst
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Verdict::Tier(tier) => tier.name(),
+            Verdict::Genuine => "genuine",
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Verdict::Genuine | Verdict::Tier(Tier::Affirming) => 0,
+            Verdict::Tier(Tier::Warning) => WARNING,
+            Verdict::Tier(Tier::None) => NONE,
+            Verdict::Tier(Tier::Contraindicated) => CONTRAINDICATED,
+        }
+    }
+}
+
+/// Without which evidence of a kind is nobody's.
+fn essential(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Tpm => &[quote::SIGNATURE, quote::MAGIC, quote::QUOTE],
+        Kind::EventLog => &[eventlog::FORMAT, eventlog::REPLAY],
+        Kind::Ima => &[ima::LIST, ima::REPLAY],
+        Kind::NvidiaGpu | Kind::NvidiaSwitch => {
+            &[pki::CHAIN, nvidia::ARCHITECTURE, nvidia::FORMAT, nvidia::SIGNATURE]
+        }
+        Kind::NvidiaMachine => &[machine::ONE_NONCE, machine::DISTINCT],
+        Kind::Snp => &[pki::CHAIN, snp::FORMAT, snp::SIGNATURE, snp::SIGNING_KEY, snp::FIRMWARE],
+    }
+}
+
+fn collateral(folder: &Path, maker: Maker) -> Result<Collateral, Fault> {
+    let of_maker = folder.join(maker.folder());
+    let folder = if of_maker.is_dir() { &of_maker } else { folder };
+    let mut found = Vec::new();
+    listed(folder, MAX_FOLDERS, &mut found)?;
+    let mut collateral = Collateral::default();
+    for path in found {
+        let bytes = read_bytes(&path, MAX_FILE_BYTES as u64)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        collateral
+            .add(&name, &bytes)
+            .map_err(|why| Fault::malformed(format!("{}: {why}", path.display())))?;
+    }
+    if collateral.roots() == 0 {
+        return Err(Fault::malformed(format!(
+            "{} holds no root: a certificate that names itself as its issuer, in PEM or DER",
+            folder.display()
+        )));
+    }
+    Ok(collateral)
+}
+
+fn listed(folder: &Path, deep: usize, found: &mut Vec<PathBuf>) -> Result<(), Fault> {
+    let read = fs::read_dir(folder).map_err(|e| io_fault(folder, &e))?;
+    for entry in read {
+        let entry = entry.map_err(|e| io_fault(folder, &e))?;
+        let kind = entry.file_type().map_err(|e| io_fault(folder, &e))?;
+        if kind.is_dir() && deep > 0 {
+            listed(&entry.path(), deep - 1, found)?;
+        } else if !kind.is_dir() && found.len() < MAX_FILES {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(())
+}
+
+fn allowed(path: &Path) -> Result<BTreeSet<String>, Fault> {
+    let text = read_text(path, MAX_EVIDENCE_BYTES)?;
+    let lines = text.lines().map(str::trim);
+    Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+}
+
+fn policies(path: &Path) -> Result<Policies, Fault> {
+    let file = read_bytes(path, MAX_POLICY_BYTES as u64)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".sig");
+    let beside = PathBuf::from(beside);
+    if !beside.exists() {
+        return Policies::unsigned(&file);
+    }
+    // Whether its signer is somebody to trust was decided by whoever chose the file. That it is whole is checked.
+    let signature = read_text(&beside, MAX_SIGNATURE_BYTES as u64)?;
+    let signer = DetachedSignature::parse(POLICY, &signature)?.verify(&file)?;
+    Policies::open(&file, &signature, &[signer])
+}
+
+impl Files {
+    /// Takes out the files that are so, and whatever `read` makes of each.
+    fn take<T>(&mut self, read: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
+        let mut taken = Vec::new();
+        self.list.retain(|(_, bytes)| match read(bytes) {
+            Some(one) => {
+                taken.push(one);
+                false
+            }
+            None => true,
+        });
+        taken
+    }
+
+    /// The one that is so.
+    fn one<T>(&mut self, what: &str, read: impl Fn(&[u8]) -> Option<T>) -> Result<T, Fault> {
+        let mut taken = self.take(read);
+        match (taken.pop(), taken.is_empty()) {
+            (Some(one), true) => Ok(one),
+            (Some(_), false) => Err(Fault::malformed(format!("more than one file is {what}"))),
+            (None, _) => Err(Fault::malformed(format!("no file is {what}"))),
+        }
+    }
+
+    /// Refuses what nothing was made of.
+    fn none_left(&self) -> Result<(), Fault> {
+        match self.list.first() {
+            None => Ok(()),
+            Some((path, _)) => Err(Fault::malformed(format!(
+                "{} is nothing that belongs to evidence of this kind",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Register values, if there are any.
+    fn values(&mut self) -> Vec<BankValues> {
+        let found = self.take(|bytes| {
+            if let Ok(values) = quote::values_of_tools(bytes) {
+                return Some(vec![values]);
+            }
+            let text = std::str::from_utf8(bytes).ok()?;
+            read_values(text).ok().filter(|banks| !banks.is_empty())
+        });
+        found.into_iter().flatten().collect()
+    }
+}
+
+/// The values of the bank that says most.
+fn strongest(values: &[BankValues], usable: impl Fn(Bank) -> bool) -> Option<&BankValues> {
+    let banks = [Bank::Sha256, Bank::Sha384, Bank::Sha512, Bank::Sha1];
+    let mut usable = banks.into_iter().filter(|bank| usable(*bank));
+    usable.find_map(|bank| values.iter().find(|values| values.bank() == bank))
+}
+
+fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<String>), Fault> {
+    for document in
+        files.take(|bytes| bytes.trim_ascii_start().starts_with(b"<").then(|| bytes.to_vec()))
+    {
+        let added = desk.trust.add("document", &document).map_err(Fault::malformed)?;
+        if added != Added::Document {
+            return Err(Fault::malformed("a file looks like XML, and is no reference values"));
+        }
+    }
+    let mut devices = Vec::new();
+    for list in
+        files.take(|bytes| bytes.trim_ascii_start().starts_with(b"[").then(|| bytes.to_vec()))
+    {
+        let read = nvidia::Evidence::from_json(&list);
+        devices.extend(read.map_err(|why| Fault::malformed(format!("the list: {why}")))?);
+    }
+    if devices.is_empty() {
+        let chain = files.one("a certificate chain in PEM", |bytes| {
+            Certificate::several(bytes).ok().filter(|_| bytes.is_ascii())
+        })?;
+        let report = files.one("a report", |bytes| Some(unhexed(bytes)))?;
+        let architecture = Architecture::of_chain(&chain)
+            .ok_or_else(|| Fault::malformed("the chain is of no known GPU or switch"))?;
+        devices.push((nvidia::Evidence { architecture, chain, report, driver: None }, None));
+    }
+    files.none_left()?;
+    let given: Option<[u8; 32]> = match &desk.nonce {
+        None => None,
+        Some(nonce) => Some(nonce.as_slice().try_into().map_err(|_| {
+            Fault::malformed(format!("a nonce of a GPU has 32 bytes, not {}", nonce.len()))
+        })?),
+    };
+    let (golden, refused) = desk.trust.golden(desk.at_s);
+    let mut notes: Vec<String> =
+        refused.into_iter().map(|(name, why)| format!("{name} is not used: {why}")).collect();
+    if devices.iter().any(|(_, nonce)| given.is_none() && nonce.is_some()) {
+        notes
+            .push("the nonce in the file is whoever's who wrote the file: give --nonce".to_owned());
+    }
+    let mut submods = Submodules::new();
+    let mut verified = Vec::new();
+    let all = devices.len();
+    for (evidence, named) in devices {
+        let kind =
+            if evidence.architecture.is_switch() { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
+        let word = if kind == Kind::NvidiaSwitch { "switch" } else { "gpu" };
+        let at = submods.values().filter(|device| device.kind == kind).count();
+        let anchors = desk.trust.anchors(desk.at_s);
+        let (mut findings, device) = nvidia::verify(&evidence, anchors, given.as_ref(), &golden);
+        if let (Some(named), Some((_, report))) = (named, &device)
+            && named != report.nonce
+        {
+            findings.failed(nvidia::NONCE, "the report answers another nonce than its file says");
+        }
+        verified.extend(device);
+        submods.insert(format!("{word}-{at}"), Device { kind, findings });
+    }
+    if verified.len() == all && all > 1 {
+        let findings = machine::verify(&verified);
+        submods.insert("machine".to_owned(), Device { kind: Kind::NvidiaMachine, findings });
+    }
+    Ok((submods, notes))
+}
+
+fn of_tpm(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
+    const GENERATED: &[u8] = &[0xff, b'T', b'C', b'G'];
+    const SIGNATURES: std::ops::RangeInclusive<u8> = 0x14..=0x18;
+    let attest =
+        files.one("a quote (TPMS_ATTEST)", |b| b.starts_with(GENERATED).then(|| b.to_vec()))?;
+    let signature = files.one("a signature (TPMT_SIGNATURE)", |b| {
+        matches!(b, [0, scheme, 0, _, ..] if SIGNATURES.contains(scheme)).then(|| b.to_vec())
+    })?;
+    let key = files.one("a public key or certificate", |b| QuoteKey::parse(b).ok())?;
+    let values = files.values();
+    let logs = files.take(event_log);
+    let lists = files.take(ima_list);
+    files.none_left()?;
+    let quote =
+        Quote { attest: &attest, signature: &signature, values: strongest(&values, |_| true) };
+    let (findings, proven) =
+        quote::verify(quote, &key, desk.nonce.as_deref(), desk.trust.anchors(desk.at_s));
+    let mut submods = Submodules::new();
+    submods.insert("tpm".to_owned(), Device { kind: Kind::Tpm, findings });
+    if let Some(log) = logs.first() {
+        let booted = proven.as_ref().map(of_boot);
+        let findings = eventlog::verify(log, booted.as_ref());
+        submods.insert("eventlog".to_owned(), Device { kind: Kind::EventLog, findings });
+    }
+    if let Some(list) = lists.first() {
+        let values: Vec<BankValues> = proven.into_iter().collect();
+        submods.insert("ima".to_owned(), measured(desk, list, &values));
+    }
+    if logs.len() > 1 || lists.len() > 1 {
+        return Err(Fault::malformed("there are two logs of one kind"));
+    }
+    Ok(submods)
+}
+
+/// The registers that the boot alone extends: the kernel's list has one of its own.
+fn of_boot(values: &BankValues) -> BankValues {
+    let mut booted = BankValues::new(values.bank());
+    for (pcr, value) in values.iter().filter(|(pcr, _)| *pcr != IMA_PCR) {
+        booted.insert(pcr, value.as_bytes()).expect("it was a register of the same bank");
+    }
+    booted
+}
+
+fn of_eventlog(mut files: Files) -> Result<Submodules, Fault> {
+    let values = files.values();
+    let log = files.one("a log", |bytes| Some(bytes.to_vec()))?;
+    let banks = eventlog::EventLog::parse(&log).map(|log| log.banks().to_vec());
+    let usable = banks.unwrap_or_default();
+    let booted = strongest(&values, |bank| usable.contains(&bank)).map(of_boot);
+    if booted.is_none() && !values.is_empty() && !usable.is_empty() {
+        return Err(Fault::malformed("the log has no digests for the banks of the values"));
+    }
+    let findings = eventlog::verify(&log, booted.as_ref());
+    Ok(BTreeMap::from([("eventlog".to_owned(), Device { kind: Kind::EventLog, findings })]))
+}
+
+fn of_ima(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
+    let values = files.values();
+    let list = files.one("a list", |bytes| Some(bytes.to_vec()))?;
+    Ok(BTreeMap::from([("ima".to_owned(), measured(desk, &list, &values))]))
+}
+
+/// Replays a list to the value of register 10, in the way in which the kernel that wrote it extends.
+fn measured(desk: &Desk, list: &[u8], values: &[BankValues]) -> Device {
+    let form = if list.starts_with(b"10 ") { Form::Text } else { Form::Binary };
+    let verify = |extension: Extension, value: Option<&[u8]>| {
+        ima::verify(&Progress::new(form, extension), list, value, desk.allow.as_ref()).0
+    };
+    let given = |bank: Bank| {
+        let of_bank = values.iter().find(|values| values.bank() == bank)?;
+        of_bank.value(IMA_PCR).map(Digest::as_bytes)
+    };
+    let findings = match (given(Bank::Sha256), given(Bank::Sha1)) {
+        (Some(value), _) => {
+            let modern = verify(Extension::Sha256, Some(value));
+            if modern.outcome(ima::REPLAY) == Outcome::Failed {
+                verify(Extension::Sha256Padded, Some(value))
+            } else {
+                modern
+            }
+        }
+        (None, Some(value)) => verify(Extension::Sha1, Some(value)),
+        (None, None) => verify(Extension::Sha256, None),
+    };
+    Device { kind: Kind::Ima, findings }
+}
+
+fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
+    let asked: Option<[u8; 64]> = match desk.nonce.as_deref() {
+        None => None,
+        // As guests fill the field that a digest of SHA-256 does not.
+        Some(short) if short.len() == 32 => {
+            let mut asked = [0; 64];
+            asked[..32].copy_from_slice(short);
+            Some(asked)
+        }
+        Some(nonce) => Some(nonce.try_into().map_err(|_| {
+            Fault::malformed(format!("a report is asked with 64 bytes, or 32, not {}", nonce.len()))
+        })?),
+    };
+    let report = files.one("a report of 1184 bytes", |bytes| {
+        let bytes = unhexed(bytes);
+        (bytes.len() == snp::REPORT_BYTES && Certificate::from_der(&bytes).is_err())
+            .then_some(bytes)
+    })?;
+    let mut chain: Vec<Certificate> =
+        files.take(|bytes| Certificate::several(bytes).ok()).into_iter().flatten().collect();
+    files.none_left()?;
+    // The key's own certificate is the one that a chip or a cloud is named in.
+    chain.sort_by_key(|one| !snp::is_of_signing_key(one));
+    let (findings, _) = snp::verify(&report, &chain, desk.trust.anchors(desk.at_s), asked.as_ref());
+    Ok(BTreeMap::from([("snp".to_owned(), Device { kind: Kind::Snp, findings })]))
+}
+
+fn event_log(bytes: &[u8]) -> Option<Vec<u8>> {
+    // Register 0, EV_NO_ACTION: how a crypto-agile log begins. Older ones begin with register 0 and the version.
+    let begins = bytes.starts_with(&[0, 0, 0, 0, 3, 0, 0, 0])
+        || bytes.starts_with(&[0, 0, 0, 0, 8, 0, 0, 0]);
+    begins.then(|| bytes.to_vec())
+}
+
+fn ima_list(bytes: &[u8]) -> Option<Vec<u8>> {
+    (bytes.starts_with(b"10 ") || bytes.starts_with(&[10, 0, 0, 0])).then(|| bytes.to_vec())
+}
+
+/// Bytes, or what their text says in hexadecimal.
+fn unhexed(bytes: &[u8]) -> Vec<u8> {
+    hex::decode(bytes.trim_ascii()).unwrap_or_else(|_| bytes.to_vec())
+}
+
+fn told(
+    verdict: Verdict,
+    submods: &Submodules,
+    appraised: &Appraised,
+    policies: Option<&Policies>,
+    notes: &[String],
+) -> String {
+    let mut out = String::new();
+    for (name, device) in submods {
+        let _ = writeln!(out, "{name} ({})", device.kind.name());
+        for check in &device.findings.checks {
+            let joint = if check.detail.is_empty() { "" } else { ": " };
+            let outcome = check.outcome.to_string();
+            let _ = writeln!(out, "  {outcome:12} {}{joint}{}", check.name, check.detail);
+        }
+        for (claim, value) in &device.findings.claims {
+            let _ = writeln!(out, "  says         {claim} = {}", claimed(value));
+        }
+        if policies.is_some()
+            && let Some((_, of_device)) = appraised.submods().get(name)
+        {
+            let _ = writeln!(out, "  {:12} {}", of_device.tier().name(), of_device.reason());
+        }
+    }
+    for note in notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    let why = match (policies, verdict) {
+        (Some(policies), _) => {
+            let signed = match policies.signer() {
+                Some(signer) => format!("signed by {signer}"),
+                None => "which nobody has signed".to_owned(),
+            };
+            let admission = appraised.admission();
+            format!(
+                "by the policy {}, {signed}; the whole: {}",
+                policies.edition(),
+                admission.reason()
+            )
+        }
+        (None, Verdict::Genuine) => {
+            "whole, and signed by whom it should be; give --policy to learn whether it is good"
+                .to_owned()
+        }
+        (None, Verdict::Tier(Tier::Contraindicated)) => "a check failed".to_owned(),
+        (None, Verdict::Tier(_)) => {
+            "something that would prove it is missing: see what was not checked".to_owned()
+        }
+    };
+    let _ = write!(out, "verdict: {} ({why})", verdict.name());
+    out
+}
+
+fn claimed(value: &Claim) -> String {
+    match value {
+        Claim::Bool(value) => value.to_string(),
+        Claim::Number(value) => value.to_string(),
+        Claim::Text(value) => printable(value),
+        Claim::Texts(values) => {
+            let shown: Vec<String> =
+                values.iter().take(MAX_SHOWN).map(|one| printable(one)).collect();
+            let more = values.len().saturating_sub(MAX_SHOWN);
+            let rest = if more == 0 { String::new() } else { format!(" and {more} more") };
+            format!("[{}]{rest}", shown.join(", "))
+        }
+    }
+}
+
+/// What evidence says may hold anything: nothing in it moves a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}
+
+fn told_json(
+    desk: &Desk,
+    verdict: Verdict,
+    submods: &Submodules,
+    appraised: &Appraised,
+    policies: Option<&Policies>,
+    notes: &[String],
+) -> Value {
+    let each = submods.iter().map(|(name, device)| {
+        let tier = policies.and(appraised.submods().get(name));
+        let value = json!({
+            "kind": device.kind.name(), "checks": device.findings.checks, "claims": device.findings.claims,
+            "status": tier.map(|(_, of_device)| of_device.tier().name()),
+            "reason": tier.map(|(_, of_device)| of_device.reason()),
+        });
+        (name.clone(), value)
+    });
+    let policy = policies.map(|policies| {
+        let edition = policies.edition();
+        json!({
+            "name": edition.name, "version": edition.version, "digest": hex::encode(edition.digest),
+            "signer": policies.signer().map(|signer| signer.to_string()),
+        })
+    });
+    json!({
+        "verdict": verdict.name(), "submods": each.collect::<serde_json::Map<_, _>>(), "policy": policy,
+        "at_s": desk.at_s, "collateral": hex::encode(desk.trust.digest()), "notes": notes,
+    })
+}
