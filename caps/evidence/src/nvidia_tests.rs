@@ -90,6 +90,14 @@ fn gpus_without_switches_have_no_topology() {
     let findings = machine::verify(&[device]);
     assert_eq!(findings.outcome(machine::TOPOLOGY), Outcome::NotChecked);
     assert_eq!(findings.outcome(machine::ONE_NONCE), Outcome::Passed);
+    // Nor are GPUs and switches each other's of which only one side has been shown.
+    for name in ["h100x8-evidence.json", "ls10x4-evidence.json"] {
+        let (several, roots) = real(name).unwrap();
+        let verified = several.iter().map(|(one, _)| verify(one, anchors(&roots), None, &[]).1);
+        let findings = machine::verify(&verified.map(Option::unwrap).collect::<Vec<_>>());
+        assert_eq!(findings.outcome(machine::TOPOLOGY), Outcome::NotChecked, "{name}");
+        assert_ne!(findings.worst(), Outcome::Failed);
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
+use super::Device;
 use super::report::Report;
-use super::{Architecture, Device};
 use crate::findings::Findings;
 
 /// Of the check that no device is there twice.
@@ -20,7 +20,8 @@ pub const TOPOLOGY: &str = "topology";
 
 type Ids = BTreeSet<[u8; 8]>;
 
-/// Checks the devices of one machine, each of which was verified. A machine without switches has no topology.
+/// Checks the devices of one machine, each of which was verified. Where there is evidence of GPUs alone, or of switches
+/// alone, nothing is known of what they are linked with: that is no contradiction, and nothing to rely on.
 pub fn verify(devices: &[(Device, Report)]) -> Findings {
     let mut findings = Findings::default();
     let nonces: BTreeSet<[u8; 32]> = devices.iter().map(|(_, report)| report.nonce).collect();
@@ -44,8 +45,14 @@ pub fn verify(devices: &[(Device, Report)]) -> Findings {
     let (gpus, switches) = (of(false).count(), of(true).count());
     findings.claim("gpus", super::count(gpus));
     findings.claim("switches", super::count(switches));
-    if switches == 0 && of(false).all(|(_, report)| linked(report).is_empty()) {
-        findings.not_checked(TOPOLOGY, "no GPU names a switch");
+    if gpus == 0 || switches == 0 {
+        let named: Ids = devices.iter().flat_map(|(_, report)| links(report)).collect();
+        let why = match (named.len(), gpus) {
+            (0, _) => "no device names another".to_owned(),
+            (named, 0) => format!("no evidence of the {named} GPUs that switches are linked with"),
+            (named, _) => format!("no evidence of the {named} switches that GPUs are linked with"),
+        };
+        findings.not_checked(TOPOLOGY, why);
         return findings;
     }
     let ids_of = |switches: bool| -> Option<Ids> {
@@ -56,11 +63,8 @@ pub fn verify(devices: &[(Device, Report)]) -> Findings {
         return findings;
     };
     let wrong = devices.iter().find_map(|(device, report)| {
-        let (said, there) = match device.architecture {
-            Architecture::Ls10 => (report.gpus().into_iter().flatten().collect(), &gpu_ids),
-            _ => (linked(report), &switch_ids),
-        };
-        differs(device, &said, there)
+        let there = if device.architecture.is_switch() { &gpu_ids } else { &switch_ids };
+        differs(device, &links(report), there)
     });
     match wrong {
         Some(why) => findings.failed(TOPOLOGY, why),
@@ -69,8 +73,9 @@ pub fn verify(devices: &[(Device, Report)]) -> Findings {
     findings
 }
 
-fn linked(report: &Report) -> Ids {
-    report.switches().into_iter().flatten().collect()
+/// Of a switch the GPUs, of a GPU the switches. A switch has its own number where a GPU has the others'.
+fn links(report: &Report) -> Ids {
+    report.gpus().or_else(|| report.switches()).into_iter().flatten().collect()
 }
 
 fn differs(device: &Device, said: &Ids, there: &Ids) -> Option<String> {

@@ -356,13 +356,19 @@ fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<Strin
     let (golden, refused) = desk.trust.golden(desk.at_s);
     let mut notes: Vec<String> =
         refused.into_iter().map(|(name, why)| format!("{name} is not used: {why}")).collect();
+    let all = devices.len();
+    let mut seen = BTreeSet::new();
+    devices.retain(|(evidence, _)| seen.insert(evidence.report.clone()));
+    if devices.len() < all {
+        notes.push(format!("{} of {all} reports are there more than once", all - devices.len()));
+    }
     if devices.iter().any(|(_, nonce)| given.is_none() && nonce.is_some()) {
         notes
             .push("the nonce in the file is whoever's who wrote the file: give --nonce".to_owned());
     }
     let mut submods = Submodules::new();
     let mut verified = Vec::new();
-    let all = devices.len();
+    let shown = devices.len();
     for (evidence, named) in devices {
         let kind =
             if evidence.architecture.is_switch() { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
@@ -378,7 +384,7 @@ fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<Strin
         verified.extend(device);
         submods.insert(format!("{word}-{at}"), Device { kind, findings });
     }
-    if verified.len() == all && all > 1 {
+    if verified.len() == shown && shown > 1 {
         let findings = machine::verify(&verified);
         submods.insert("machine".to_owned(), Device { kind: Kind::NvidiaMachine, findings });
     }
