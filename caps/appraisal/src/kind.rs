@@ -322,6 +322,7 @@ mod tests {
             (
                 Kind::EventLog,
                 &[
+                    ("bank", Text),
                     ("secure-boot", Bool),
                     ("exit-boot-services", Bool),
                     ("uefi-debug", Bool),
@@ -344,6 +345,7 @@ mod tests {
             (
                 Kind::Ima,
                 &[
+                    ("bank", Text),
                     ("ima-entries", Number),
                     ("ima-violations", Number),
                     ("ima-unknown-count", Number),

@@ -265,7 +265,9 @@ fn check_depth(text: &str) -> Result<(), Fault> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     while let Some(c) = chars.next() {
         match c {
-            '/' if chars.peek() == Some(&'/') => while chars.next_if(|c| *c != '\n').is_some() {},
+            '/' if chars.peek() == Some(&'/') => {
+                while chars.next_if(|c| !['\n', '\r'].contains(c)).is_some() {}
+            }
             '"' => {
                 while let Some(c) = chars.next().filter(|c| *c != '"') {
                     if c == '\\' {
@@ -521,6 +523,16 @@ when { resource.passed.contains("signature") };
         let long = format!("{FILE}{}", " ".repeat(MAX_POLICY_BYTES - FILE.len()));
         assert!(Policies::unsigned(long.as_bytes()).is_ok());
         assert!(Policies::open(format!("{long} ").as_bytes(), "", &[]).is_err());
+    }
+
+    /// Cedar ends a comment at a carriage return, too: behind it brackets count again.
+    #[test]
+    fn nothing_deep_hides_in_what_only_looks_like_a_comment() {
+        for end in ["\n", "\r", "\r\n"] {
+            let deep = format!("{FILE}// see below{end}{}", "(".repeat(MAX_NESTING + 1));
+            let why = refused(&deep);
+            assert!(why.contains("brackets"), "{end:?}: {why}");
+        }
     }
 
     /// Cedar's validator passes what its stack is too short for. A test's thread has 2 MiB.

@@ -66,7 +66,7 @@ fn findings<'a>(node: &'a mut Node, device: &str) -> &'a mut Findings {
 
 fn tpm(kind: &str) -> Device {
     let passed = ["signature", "nonce", "register values", "certificate chain"];
-    device(Kind::Tpm, &passed, &[("tpm", kind.into())])
+    device(Kind::Tpm, &passed, &[("tpm", kind.into()), ("pcr-bank", "SHA-256".into())])
 }
 
 #[test]
@@ -158,11 +158,14 @@ fn only_the_example_for_trying_things_out_accepts_a_software_tpm() {
 #[test]
 fn the_example_for_measured_boot_demands_hardware_and_secure_boot() {
     let log = [
+        ("bank", "SHA-256".into()),
         ("secure-boot", true.into()),
         ("exit-boot-services", true.into()),
         ("uefi-debug", false.into()),
     ];
     let ima = [
+        ("bank", "SHA-256".into()),
+        ("ima-entries", Claim::Number(7)),
         ("ima-violations", Claim::Number(0)),
         ("ima-unknown-files", Claim::Texts(Default::default())),
     ];
@@ -184,6 +187,12 @@ fn the_example_for_measured_boot_demands_hardware_and_secure_boot() {
             }),
             ("unknown secure boot", Tier::Contraindicated, &|node| {
                 forget(node, "eventlog", "secure-boot");
+            }),
+            ("a bank that firmware leaves alone", Tier::Contraindicated, &|node| {
+                claim(node, "eventlog", "bank", "SHA-384");
+            }),
+            ("nothing measured since", Tier::Contraindicated, &|node| {
+                claim(node, "ima", "ima-entries", Claim::Number(0));
             }),
             ("debug firmware", Tier::Contraindicated, &|node| {
                 claim(node, "eventlog", "uefi-debug", true);
@@ -217,8 +226,9 @@ fn the_example_for_gpus_demands_the_whole_machine_in_confidential_mode() {
     let of_switch = [&passed[..], &["device id"]].concat();
     let switch = device(Kind::NvidiaSwitch, &of_switch, &[("locked", true.into())]);
     node.extend((0..4).map(|n| (format!("switch-{n}"), switch.clone())));
+    let counts = [("gpus", Claim::Number(8)), ("switches", Claim::Number(4))];
     let whole = ["one nonce", "distinct devices", "topology"];
-    node.insert("machine".to_owned(), device(Kind::NvidiaMachine, &whole, &[]));
+    node.insert("machine".to_owned(), device(Kind::NvidiaMachine, &whole, &counts));
     decides(
         "confidential-gpu",
         &node,

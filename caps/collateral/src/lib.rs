@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 
 use distos_evidence::nvidia::GoldenValues;
-use distos_evidence::pki::{Anchors, Certificate, Crl};
+use distos_evidence::pki::{Anchors, COMMON_NAME, Certificate, Crl};
 use sha2::{Digest as _, Sha256};
 
 pub mod manifest;
@@ -23,6 +23,8 @@ use manifest::{MAX_DOCUMENT_BYTES, Manifest, Refusal};
 pub const MAX_FILES: usize = 4096;
 /// The longest file, in bytes: that of a list of revoked certificates.
 pub const MAX_FILE_BYTES: usize = distos_evidence::pki::MAX_CRL_BYTES;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Whose devices it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +38,9 @@ pub enum Maker {
 }
 
 impl Maker {
+    /// Every maker.
+    pub const ALL: [Maker; 3] = [Maker::Nvidia, Maker::Tpm, Maker::Amd];
+
     /// The name of its folder.
     pub fn folder(self) -> &'static str {
         match self {
@@ -63,6 +68,8 @@ pub enum Added {
 #[derive(Clone, Debug, Default)]
 pub struct Collateral {
     roots: Vec<Certificate>,
+    /// Of those who sign reference values: a device's key says nothing of what devices should measure.
+    document_roots: Vec<Certificate>,
     others: Vec<Certificate>,
     crls: Vec<Crl>,
     documents: Vec<(String, Vec<u8>)>,
@@ -70,8 +77,9 @@ pub struct Collateral {
 }
 
 impl Collateral {
-    /// Adds a file: certificates or lists (PEM or DER), or a document of reference values. Of certificates, those that
-    /// name themselves as their issuer are pinned as roots, and the others may stand between.
+    /// Adds a file: certificates and lists (PEM or DER), or a document of reference values. Of certificates, those that
+    /// name themselves as their issuer are pinned as roots, and the others may stand between. A root whose name says RIM is
+    /// one for documents of reference values, and any other is one for devices.
     ///
     /// # Errors
     /// What is wrong with it, if it looks like one of these.
@@ -89,13 +97,18 @@ impl Collateral {
     fn read(&mut self, name: &str, bytes: &[u8]) -> Result<Added, String> {
         const SEQUENCE: u8 = 0x30;
         let has = |label: &str| bytes.windows(label.len()).any(|part| part == label.as_bytes());
-        if has("-----BEGIN X509 CRL-----") {
-            let lists = Crl::several(bytes).map_err(|e| e.to_string())?;
+        let (certificates, lists) =
+            (has("-----BEGIN CERTIFICATE-----"), has("-----BEGIN X509 CRL-----"));
+        if certificates || lists {
+            // Both are read before either is added.
+            let lists =
+                if lists { Crl::several(bytes).map_err(|e| e.to_string())? } else { Vec::new() };
+            if certificates {
+                let read = Certificate::several(bytes).map_err(|e| e.to_string())?;
+                self.crls.extend(lists);
+                return Ok(self.add_certificates(read));
+            }
             return Ok(self.add_lists(lists));
-        }
-        if has("-----BEGIN CERTIFICATE-----") {
-            let certificates = Certificate::several(bytes).map_err(|e| e.to_string())?;
-            return Ok(self.add_certificates(certificates));
         }
         if bytes.first() == Some(&SEQUENCE) {
             return match (Certificate::from_der(bytes), Crl::from_der(bytes)) {
@@ -104,11 +117,12 @@ impl Collateral {
                 (Err(why), Err(_)) => Err(why.to_string()),
             };
         }
-        if bytes.trim_ascii_start().starts_with(b"<") && has("SoftwareIdentity") {
+        let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+        if text.trim_ascii_start().starts_with(b"<") && has("SoftwareIdentity") {
             if bytes.len() > MAX_DOCUMENT_BYTES {
                 return Err(format!("it has more than {MAX_DOCUMENT_BYTES} bytes"));
             }
-            self.documents.push((name.to_owned(), bytes.to_vec()));
+            self.documents.push((name.to_owned(), text.to_vec()));
             return Ok(Added::Document);
         }
         Ok(Added::Nothing)
@@ -118,7 +132,10 @@ impl Collateral {
         let count = certificates.len();
         let (roots, others): (Vec<_>, Vec<_>) =
             certificates.into_iter().partition(Certificate::is_self_issued);
-        self.roots.extend(roots);
+        let (for_documents, for_devices): (Vec<_>, Vec<_>) =
+            roots.into_iter().partition(signs_documents);
+        self.document_roots.extend(for_documents);
+        self.roots.extend(for_devices);
         self.others.extend(others);
         Added::Certificates(count)
     }
@@ -129,22 +146,23 @@ impl Collateral {
         Added::Lists(count)
     }
 
-    /// What certificates are held against at that time, in Unix seconds.
+    /// What devices' certificates are held against at that time, in Unix seconds.
     pub fn anchors(&self, at_s: u64) -> Anchors<'_> {
         Anchors { roots: &self.roots, others: &self.others, crls: &self.crls, at_s }
     }
 
-    /// How many roots are pinned.
+    /// How many roots are pinned, those for documents among them.
     pub fn roots(&self) -> usize {
-        self.roots.len()
+        self.roots.len() + self.document_roots.len()
     }
 
     /// The reference values of all documents whose signatures hold at that time, and for each other document why not.
     pub fn golden(&self, at_s: u64) -> (Vec<GoldenValues>, Vec<(String, Refusal)>) {
         let mut golden = Vec::new();
         let mut refused = Vec::new();
+        let anchors = Anchors { roots: &self.document_roots, ..self.anchors(at_s) };
         for (name, document) in &self.documents {
-            match Manifest::verify(document, self.anchors(at_s)) {
+            match Manifest::verify(document, anchors) {
                 Ok(manifest) => golden.push(manifest.golden),
                 Err(why) => refused.push((name.clone(), why)),
             }
@@ -162,9 +180,38 @@ impl Collateral {
     }
 }
 
+/// NVIDIA's is called "NVIDIA CoRIM signing Root CA". Its name was pinned with it.
+fn signs_documents(root: &Certificate) -> bool {
+    root.subject_values(COMMON_NAME).iter().any(|name| name.contains("RIM"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn real(name: &str) -> Option<Vec<u8>> {
+        manifest::real(name)
+    }
+
+    /// Or whoever takes a key out of one GPU says what all are to measure.
+    #[test]
+    fn devices_roots_are_none_of_documents_nor_the_other_way_round() {
+        const AT_S: u64 = 1_790_000_000;
+        let Some(document) = real("ls10-vbios-rim-9610550001.xml") else { return };
+        let with = |root: &str| {
+            let mut collateral = Collateral::default();
+            collateral.add("document", &document).unwrap();
+            collateral.add("root", &real(root).unwrap()).unwrap();
+            collateral
+        };
+        let (devices, documents) = (with("device-root.pem"), with("rim-root.pem"));
+        assert_eq!(documents.golden(AT_S).0.len(), 1);
+        assert_eq!(devices.golden(AT_S).0.len(), 0);
+        assert_eq!(
+            (devices.anchors(AT_S).roots.len(), documents.anchors(AT_S).roots.len()),
+            (1, 0)
+        );
+    }
 
     #[test]
     fn a_file_is_what_it_holds_whatever_it_is_called() {

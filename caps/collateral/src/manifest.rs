@@ -193,3 +193,5 @@ fn number<T: std::str::FromStr>(node: Node<'_, '_>, name: &str) -> Result<T, Ref
 #[cfg(test)]
 #[path = "manifest_tests.rs"]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::read as real;

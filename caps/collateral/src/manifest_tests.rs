@@ -8,7 +8,7 @@ use super::*;
 const IN_2024_S: u64 = 1_720_000_000;
 const IN_2026_S: u64 = 1_790_000_000;
 
-fn read(name: &str) -> Option<Vec<u8>> {
+pub(crate) fn read(name: &str) -> Option<Vec<u8>> {
     let root = std::env::var_os("DISTOS_TESTDATA").map_or_else(
         || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/testdata"),
         PathBuf::from,

@@ -17,6 +17,7 @@
 //!
 //! | Claim | Register | What |
 //! |---|---|---|
+//! | `bank` | | the bank that was replayed: a policy has to demand it, as one that firmware leaves alone can be filled by anybody |
 //! | `secure-boot` | 7 | the variable `SecureBoot` |
 //! | `secure-boot-pk`, `-kek`, `-db`, `-dbx` | 7 | the digest of the variable as measured, in the bank that was replayed |
 //! | `boot-authorities` | 7 | SHA-256 of each certificate (or other entry) that vouched for an image |
@@ -92,6 +93,9 @@ pub fn verify(log: &[u8], values: Option<&BankValues>) -> Findings {
             (0..PcrSet::COUNT).collect()
         }
     };
+    if !vouched.is_empty() {
+        findings.claim("bank", bank.to_string());
+    }
     facts::gather(&log, bank, vouched, &mut findings);
     findings
 }

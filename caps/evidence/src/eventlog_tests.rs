@@ -192,6 +192,7 @@ fn a_policy_sees_what_was_booted() {
     let boot_order = sha256(&[1, 0]);
     let wanted: Vec<(&str, Claim)> = vec![
         ("firmware-version", "Firmware 7".into()),
+        ("bank", "SHA-256".into()),
         ("firmware-error", false.into()),
         ("secure-boot", true.into()),
         ("secure-boot-pk", sha256(&variable(GLOBAL, "PK", b"pk")).into()),
@@ -232,12 +233,12 @@ fn what_no_quoted_register_vouches_for_is_not_claimed() {
     some.insert(4, all.value(4).unwrap().as_bytes()).unwrap();
     let found = verify(&log, Some(&some));
     assert_eq!(found.outcome("replay"), Outcome::Passed);
-    assert_eq!(found.claims.keys().collect::<Vec<_>>(), [&"boot-loaders"]);
+    assert_eq!(found.claims.keys().collect::<Vec<_>>(), [&"bank", &"boot-loaders"]);
     // A register that holds something else vouches for nothing, and the others still do.
     some.insert(7, &[1; 32]).unwrap();
     let found = verify(&log, Some(&some));
     assert_eq!(found.outcome("replay"), Outcome::Failed);
-    assert_eq!(found.claims.keys().collect::<Vec<_>>(), [&"boot-loaders"]);
+    assert_eq!(found.claims.keys().collect::<Vec<_>>(), [&"bank", &"boot-loaders"]);
 }
 
 #[test]
@@ -313,7 +314,7 @@ fn a_system_cannot_state_secure_boot_after_the_separator() {
         measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, db),
     ]);
     assert_eq!(found.worst(), Outcome::Passed);
-    let named = BTreeSet::from(["exit-boot-services", "firmware-error"]);
+    let named = BTreeSet::from(["bank", "exit-boot-services", "firmware-error"]);
     assert_eq!(found.claims.into_keys().collect::<BTreeSet<_>>(), named);
 }
 

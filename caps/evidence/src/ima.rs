@@ -189,6 +189,11 @@ impl Progress {
         Progress { form, extension, offset: 0, entries: 0, violations: 0, value }
     }
 
+    /// The bank whose register the list is replayed to.
+    pub fn value_bank(&self) -> Bank {
+        self.extension.bank()
+    }
+
     /// Bytes of the list that are verified: where the next part begins.
     pub fn offset(&self) -> u64 {
         self.offset
@@ -393,7 +398,11 @@ pub fn verify<'a>(
     let reached = &advance.progress;
     let new = reached.entries - progress.entries;
     findings.passed(LIST, format!("{new} new entries, {} in all", reached.entries));
-    if advance.vouched {
+    findings.claim("bank", progress.value_bank().to_string());
+    if reached.entries == 0 {
+        // A register that nobody has extended yet holds what an empty list gives.
+        findings.not_checked(REPLAY, "no entry is covered: the kernel has measured nothing");
+    } else if advance.vouched {
         let behind = advance.bytes_behind;
         let detail = format!("{} entries, {behind} bytes behind the quote", reached.entries);
         findings.passed(REPLAY, detail);

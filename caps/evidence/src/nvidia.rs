@@ -21,11 +21,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, ParsedPublicKey};
-use sha2::{Digest as _, Sha256};
 use x509_cert::der::asn1::ObjectIdentifier;
 
 use crate::findings::Findings;
-use crate::pki::{Anchors, Certificate, P384, Path};
+use crate::pki::{Anchors, COMMON_NAME, Certificate, P384, Path};
 
 pub mod machine;
 pub mod report;
@@ -54,8 +53,6 @@ const FIRMWARE_ID_OIDS: [ObjectIdentifier; 2] = [
 ];
 /// `serialNumber` of a name (X.520).
 const SERIAL_NUMBER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.5");
-/// `commonName`.
-const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 /// The measurement of the video decoder, which a GPU without one does not make.
 const NVDEC0_INDEX: u8 = 35;
 
@@ -204,7 +201,7 @@ impl Evidence {
             STANDARD.decode(text).map_err(|e| format!("{what} is not base64: {e}"))
         };
         let architecture = Architecture::parse(&text.arch).ok_or_else(|| {
-            format!("'{}' is no known architecture: HOPPER, BLACKWELL or LS10", text.arch)
+            format!("{:?} is no known architecture: HOPPER, BLACKWELL or LS10", text.arch)
         })?;
         let chain = bytes("the certificate", &text.certificate)?;
         let chain = Certificate::several(&chain).map_err(|e| e.to_string())?;
@@ -229,6 +226,8 @@ impl Evidence {
 pub struct Device {
     architecture: Architecture,
     key: ParsedPublicKey,
+    /// As documents call it.
+    product: String,
     firmware_id: Option<Vec<u8>>,
     device_id: Option<[u8; 8]>,
     /// SHA-256 over the device's certificate: what it is kept by.
@@ -253,7 +252,7 @@ impl Device {
             findings.failed(ARCHITECTURE, format!("'{name}' is no certificate of a {kind}"));
             return None;
         }
-        findings.passed(ARCHITECTURE, name);
+        findings.passed(ARCHITECTURE, &name);
         let key = leaf.key_on(P384).ok_or("the device's key is not one of P-384");
         let parsed = key.and_then(|key| {
             ParsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key)
@@ -269,6 +268,7 @@ impl Device {
         Some(Device {
             architecture,
             key,
+            product: product_of(&name),
             firmware_id: firmware_id(leaf),
             device_id: path.certificates.iter().skip(1).find_map(device_id),
             certificate: leaf.digest(),
@@ -368,11 +368,14 @@ impl Device {
             versions.extend(driver);
         }
         let wanted = if self.architecture.is_switch() { 1 } else { 2 };
+        // Several boards may have one version: the document that fits is the board's.
         let documents: Vec<&GoldenValues> = versions
             .iter()
             .filter_map(|version| {
-                let of_version = golden.iter().filter(|one| one.version == *version);
-                of_version.into_iter().find(|one| self.architecture.is_chip(&one.product))
+                let of_version = golden
+                    .iter()
+                    .filter(|one| one.version == *version && one.product == self.product);
+                of_version.min_by_key(|one| compare(report, &[one]).wrong.len())
             })
             .collect();
         if versions.len() < wanted {
@@ -440,6 +443,11 @@ fn check_nonce(report: &Report, nonce: Option<&[u8; 32]>, findings: &mut Finding
     }
 }
 
+/// The chip's name, which a certificate writes with a line where documents have none.
+fn product_of(name: &str) -> String {
+    name.split(' ').next().unwrap_or_default().replace('_', "")
+}
+
 fn firmware_id(leaf: &Certificate) -> Option<Vec<u8>> {
     let value = FIRMWARE_ID_OIDS.iter().find_map(|oid| leaf.extension(*oid))?;
     Some(value.last_chunk::<48>()?.to_vec())
@@ -485,12 +493,6 @@ fn compare(report: &Report, documents: &[&GoldenValues]) -> Compared {
 /// A count of measurements: there are at most 255 blocks.
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// SHA-256 over all of the documents, in an order of their own: which reference values a result rests on.
-pub fn digest_of(golden: &[GoldenValues]) -> [u8; 32] {
-    let digests: BTreeSet<[u8; 32]> = golden.iter().map(|one| one.digest).collect();
-    digests.iter().fold(Sha256::new(), |hash, one| hash.chain_update(one)).finalize().into()
 }
 
 #[cfg(test)]

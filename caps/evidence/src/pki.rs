@@ -53,6 +53,8 @@ const UNDERSTOOD: [ObjectIdentifier; 5] = [
     ObjectIdentifier::new_unwrap("2.5.29.32"),
 ];
 
+/// `commonName` of a name (X.520).
+pub const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
 const ECDSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
 const ECDSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4");
@@ -61,7 +63,7 @@ const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 const EC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const RSA_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+pub(crate) const RSA_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 /// The curves P-256, P-384 and P-521.
 pub(crate) const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 pub(crate) const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
@@ -259,6 +261,11 @@ impl Certificate {
         Ok(())
     }
 
+    fn may_sign_lists(&self) -> bool {
+        let usage: Result<Option<KeyUsage>, _> = self.decoded(KEY_USAGE);
+        usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.crl_sign()))
+    }
+
     fn check_purpose(&self, purpose: Option<ObjectIdentifier>) -> Result<(), Refusal> {
         let Some(wanted) = purpose else { return Ok(()) };
         match self.decoded::<ExtendedKeyUsage>(EXTENDED_KEY_USAGE)? {
@@ -317,21 +324,27 @@ impl Crl {
         Sha256::digest(&self.der).into()
     }
 
-    /// Whether it is `issuer`'s and holds at that time. One that names no end holds for a day.
-    fn is_current(&self, issuer: &Certificate, at_s: u64) -> bool {
-        const DAY_S: u64 = 86_400;
+    /// Whether it was `issuer`'s at that time, or before.
+    fn is_by(&self, issuer: &Certificate, at_s: u64) -> bool {
         let body = &self.parsed.tbs_cert_list;
-        let from_s = body.this_update.to_unix_duration().as_secs();
-        let named = body.next_update.map(|time| time.to_unix_duration().as_secs());
-        let until_s = named.unwrap_or(from_s.saturating_add(DAY_S));
         body.issuer == *issuer.name()
-            && (from_s..=until_s).contains(&at_s)
+            && body.this_update.to_unix_duration().as_secs() <= at_s
+            && issuer.may_sign_lists()
             && verify(
                 &self.parsed.signature_algorithm,
                 &issuer.parsed.tbs_certificate.subject_public_key_info,
                 &self.signed,
                 &self.parsed.signature,
             )
+    }
+
+    /// Whether there is no newer one to be had yet. One that names no end holds for a day.
+    fn is_current(&self, at_s: u64) -> bool {
+        const DAY_S: u64 = 86_400;
+        let body = &self.parsed.tbs_cert_list;
+        let named = body.next_update.map(|time| time.to_unix_duration().as_secs());
+        let from_s = body.this_update.to_unix_duration().as_secs();
+        at_s <= named.unwrap_or(from_s.saturating_add(DAY_S))
     }
 
     fn lists(&self, certificate: &Certificate) -> bool {
@@ -350,7 +363,7 @@ impl fmt::Debug for Crl {
 /// What certificates are held against.
 #[derive(Clone, Copy, Debug)]
 pub struct Anchors<'a> {
-    /// Certificates that are trusted because somebody said so, whatever they say of themselves.
+    /// Certificates that are trusted because somebody said so. They too have to hold at the time, and be understood.
     pub roots: &'a [Certificate],
     /// Certificates that may stand between: not trusted.
     pub others: &'a [Certificate],
@@ -367,8 +380,8 @@ pub struct Path {
     pub certificates: Vec<Certificate>,
     /// Unix seconds at which the first of them runs out.
     pub until_s: u64,
-    /// Whether a current list of its issuer says of each but the root that it is not revoked. Without one nothing
-    /// is known.
+    /// Whether a current list of its issuer says of each but the root that it is not revoked, where the issuer may
+    /// sign lists. Without one nothing is known.
     pub is_revocation_known: bool,
 }
 
@@ -391,13 +404,16 @@ impl Path {
         let pairs = || path.iter().zip(path.iter().skip(1));
         let mut is_revocation_known = true;
         for (one, issuer) in pairs() {
-            let current: Vec<&Crl> =
-                anchors.crls.iter().filter(|crl| crl.is_current(issuer, anchors.at_s)).collect();
-            if current.iter().any(|crl| crl.lists(one)) {
+            let by_issuer: Vec<&Crl> =
+                anchors.crls.iter().filter(|crl| crl.is_by(issuer, anchors.at_s)).collect();
+            // What was taken back once stays so, however old the list is.
+            if by_issuer.iter().any(|crl| crl.lists(one)) {
                 let serial = one.parsed.tbs_certificate.serial_number.to_string();
                 return Err(Refusal::Revoked { subject: one.subject(), serial });
             }
-            is_revocation_known &= !current.is_empty();
+            // Whoever may sign no lists, as a device that certifies its own firmware, takes nothing back.
+            is_revocation_known &= !issuer.may_sign_lists()
+                || by_issuer.iter().any(|crl| crl.is_current(anchors.at_s));
         }
         let until_s = path.iter().map(|one| one.not_after_s()).min().unwrap_or(0);
         let certificates = path.into_iter().cloned().collect();
@@ -469,7 +485,7 @@ impl<'a> Search<'a> {
                 refusal = Refusal::Signature(last.subject());
                 continue;
             }
-            // What a root says of itself limits nobody: it is trusted because it is pinned.
+            // Whether a root may issue is not for it to say: it is pinned for that.
             let allowed =
                 if is_root(issuer) { Ok(()) } else { issuer.check_may_issue(path.len() - 1) };
             path.push(issuer);

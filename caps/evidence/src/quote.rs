@@ -6,8 +6,8 @@
 //!
 //! # What it does not show
 //!
-//! - That the key is in a TPM, unless a certificate of the key leads to a pinned root. A public key alone says nothing
-//!   of where the private one is, whatever attributes are claimed for it.
+//! - That the key is in a TPM, unless a certificate of the key leads to a pinned root: then the check "certificate chain"
+//!   has passed. A public key alone says nothing of where the private one is, whatever attributes are claimed for it.
 //! - Which registers matter: that is for a policy, over the claim `pcrs`.
 
 use std::collections::BTreeSet;
@@ -23,8 +23,8 @@ use crate::evidence::{
     ALG_ECC, ALG_ECDSA, ALG_NULL, ATTEST_QUOTE, Attest, CURVE_P256, GENERATED, PcrSet, QuoteBody,
     Selection,
 };
-use crate::findings::Findings;
-use crate::pki::{Anchors, Certificate, P256, P384, Path};
+use crate::findings::{Findings, Outcome};
+use crate::pki::{Anchors, CHAIN, Certificate, P256, P384, Path, RSA_KEY};
 use crate::wire::{Broken, Reader};
 
 /// Of the check that the key may vouch for what it signs.
@@ -40,6 +40,8 @@ pub const NONCE: &str = "nonce";
 /// Of the check that the register values are those quoted.
 pub const DIGEST: &str = "register values";
 
+/// The first byte of what is encoded in DER here.
+const SEQUENCE: u8 = 0x30;
 const ALG_RSA: u16 = 0x0001;
 const ALG_RSASSA: u16 = 0x0014;
 const ALG_RSAPSS: u16 = 0x0016;
@@ -63,10 +65,11 @@ pub struct QuoteKey {
     key: Key,
     /// Its attributes and name, if it was given as the TPM has it.
     attributes: Option<u32>,
-    certificate: Option<Certificate>,
+    /// Its own certificate, and those that came with it.
+    chain: Vec<Certificate>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum Key {
     P256(Vec<u8>),
     P384(Vec<u8>),
@@ -81,23 +84,33 @@ impl QuoteKey {
     /// What is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<QuoteKey, String> {
         let text = std::str::from_utf8(bytes).unwrap_or_default();
-        if text.contains("-----BEGIN CERTIFICATE-----") {
-            let all = Certificate::several(bytes).map_err(|e| e.to_string())?;
-            let first = all.into_iter().next().ok_or("there is no certificate")?;
-            let key = of_spki(&first.spki())?;
-            return Ok(QuoteKey { key, attributes: None, certificate: Some(first) });
+        let is_der = bytes.first() == Some(&SEQUENCE);
+        if text.contains("-----BEGIN CERTIFICATE-----") || is_der {
+            let chain = Certificate::several(bytes).map_err(|e| e.to_string())?;
+            let first = chain.first().ok_or("there is no certificate")?;
+            return Ok(QuoteKey { key: of_spki(&first.spki())?, attributes: None, chain });
         }
         if text.contains("-----BEGIN PUBLIC KEY-----") {
             let (_, document) = Document::from_pem(text.trim()).map_err(|e| e.to_string())?;
             let key = of_spki(document.as_bytes())?;
-            return Ok(QuoteKey { key, attributes: None, certificate: None });
+            return Ok(QuoteKey { key, attributes: None, chain: Vec::new() });
         }
-        let public = match Reader::new(bytes).sized("size") {
-            Ok(inner) if inner.len() + 2 == bytes.len() => inner,
-            _ => bytes,
-        };
-        let (key, attributes) = of_public(public).map_err(|broken| broken.to_string())?;
-        Ok(QuoteKey { key, attributes: Some(attributes), certificate: None })
+        let (key, attributes) = of_public(inner(bytes)).map_err(|broken| broken.to_string())?;
+        Ok(QuoteKey { key, attributes: Some(attributes), chain: Vec::new() })
+    }
+
+    /// The `TPMT_PUBLIC` in a file that is one, or a `TPM2B_PUBLIC`.
+    pub fn public(bytes: &[u8]) -> Option<&[u8]> {
+        let public = inner(bytes);
+        of_public(public).is_ok().then_some(public)
+    }
+
+    /// What is known of one key from two files: the TPM's own words on it, and its certificate. `None` if they are not of
+    /// one key.
+    pub fn and(self, other: QuoteKey) -> Option<QuoteKey> {
+        (self.key == other.key).then_some(())?;
+        let chain = if self.chain.is_empty() { other.chain } else { self.chain };
+        Some(QuoteKey { key: self.key, attributes: self.attributes.or(other.attributes), chain })
     }
 
     /// The algorithm that a `TPMT_SIGNATURE` is by, and the signature as it is verified; `None` if it cannot be this key's.
@@ -174,12 +187,18 @@ fn of_spki(der: &[u8]) -> Result<Key, String> {
     match curve {
         Some(P256) => Ok(Key::P256(key)),
         Some(P384) => Ok(Key::P384(key)),
-        None if info.algorithm.oid == RSA_ENCRYPTION => Ok(Key::Rsa(key)),
+        None if info.algorithm.oid == RSA_KEY => Ok(Key::Rsa(key)),
         _ => Err("the key is none of P-256, P-384 and RSA".to_owned()),
     }
 }
 
-const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+/// What a `TPM2B` holds, if it is one.
+fn inner(bytes: &[u8]) -> &[u8] {
+    match Reader::new(bytes).sized("size") {
+        Ok(inner) if inner.len() + 2 == bytes.len() => inner,
+        _ => bytes,
+    }
+}
 
 /// `TPMT_PUBLIC` (TPM 2.0 Library, Part 2, 12.2.4): the key, and what it is allowed.
 fn of_public(public: &[u8]) -> Result<(Key, u32), Broken> {
@@ -243,21 +262,23 @@ pub struct Quote<'a> {
     pub attest: &'a [u8],
     /// `TPMT_SIGNATURE`.
     pub signature: &'a [u8],
-    /// What the registers are said to hold.
-    pub values: Option<&'a BankValues>,
+    /// What registers are said to hold, of whichever banks: those that were quoted count.
+    pub values: &'a [BankValues],
 }
 
-/// Verifies a quote by `key`. `nonce` is what the TPM was to be asked with, to the byte. The values that the quote proves
-/// are returned if all checks that were made passed.
+/// Verifies a quote by `key`. `nonce` is what the TPM was to be asked with, to the byte. The values that the quote proves,
+/// by bank, are returned if no check has failed.
 pub fn verify(
     quote: Quote<'_>,
     key: &QuoteKey,
     nonce: Option<&[u8]>,
     anchors: Anchors<'_>,
-) -> (Findings, Option<BankValues>) {
+) -> (Findings, Vec<BankValues>) {
     let mut findings = Findings::default();
     let proven = checked(quote, key, nonce, anchors, &mut findings);
-    (findings, proven)
+    // Values of a quote that is stale, or by a key that nobody should believe, prove nothing of the logs behind them.
+    let is_good = findings.worst() != Outcome::Failed;
+    (findings, proven.filter(|_| is_good).unwrap_or_default())
 }
 
 fn checked(
@@ -266,7 +287,7 @@ fn checked(
     nonce: Option<&[u8]>,
     anchors: Anchors<'_>,
     findings: &mut Findings,
-) -> Option<BankValues> {
+) -> Option<Vec<BankValues>> {
     check_key(key, anchors, findings);
     let signed = key.verify(quote.attest, quote.signature);
     findings.check(SIGNATURE, signed, |()| format!("{key:?}"))?;
@@ -285,40 +306,56 @@ fn checked(
     findings.claim("firmware-version", format!("{:016x}", attest.firmware));
     findings.claim("reset-count", attest.clock.reset_count);
     findings.claim("restart-count", attest.clock.restart_count);
-    let Some(values) = quote.values else {
-        findings.not_checked(DIGEST, "no values were given");
-        return None;
+    let selected: Result<Vec<BankValues>, String> =
+        body.selections.iter().map(|one| selected(one, quote.values)).collect();
+    let values = match selected {
+        Ok(values) => values,
+        Err(missing) => {
+            findings.not_checked(DIGEST, missing);
+            return None;
+        }
     };
-    let [selection] = body.selections.as_slice() else {
-        findings.failed(DIGEST, "the quote is not of one bank");
-        return None;
-    };
-    let named: PcrSet = values.iter().map(|(pcr, _)| pcr).collect();
-    if selection.bank != values.bank().algorithm() || selection.pcrs != Some(named) {
-        findings.failed(DIGEST, "the values are not those of exactly the registers quoted");
-        return None;
-    }
+    let held: Vec<&[u8]> =
+        values.iter().flat_map(BankValues::iter).map(|(_, value)| value.as_bytes()).collect();
     // The digest is made with the hash of the signature's scheme.
-    let parts: Vec<&[u8]> = values.iter().map(|(_, value)| value.as_bytes()).collect();
     let is_quoted = |bank: Bank| {
-        bank.size() == body.pcr_digest.len() && bank.hash(&parts).as_bytes() == body.pcr_digest
+        bank.size() == body.pcr_digest.len() && bank.hash(&held).as_bytes() == body.pcr_digest
     };
     if !Bank::ALL.into_iter().filter(|bank| *bank != Bank::Sha1).any(is_quoted) {
         findings.failed(DIGEST, "the quoted digest is not that of the values");
         return None;
     }
-    findings.passed(DIGEST, described(selection));
-    let pcrs: BTreeSet<String> =
-        values.iter().map(|(pcr, value)| format!("{pcr}:{value}")).collect();
-    findings.claim("pcrs", pcrs);
-    findings.claim("pcr-bank", values.bank().to_string());
-    Some(values.clone())
+    findings.passed(DIGEST, body.selections.iter().map(described).collect::<Vec<_>>().join(" "));
+    let pcrs = |values: &BankValues| -> BTreeSet<String> {
+        values.iter().map(|(pcr, value)| format!("{pcr}:{value}")).collect()
+    };
+    // Policies speak of one bank.
+    if let [values] = values.as_slice() {
+        findings.claim("pcrs", pcrs(values));
+        findings.claim("pcr-bank", values.bank().to_string());
+    }
+    Some(values)
+}
+
+/// The values of exactly the registers that were selected.
+fn selected(selection: &Selection, given: &[BankValues]) -> Result<BankValues, String> {
+    let bank = Bank::of_algorithm(selection.bank).ok_or("a bank was quoted that nobody knows")?;
+    let pcrs = selection.pcrs.ok_or("a register was quoted that no PC's TPM has")?;
+    let mut values = BankValues::new(bank);
+    for pcr in pcrs.iter() {
+        let held = given.iter().filter(|one| one.bank() == bank).find_map(|one| one.value(pcr));
+        let held = held.ok_or_else(|| format!("no value of PCR {pcr} of {bank} was given"))?;
+        values.insert(pcr, held.as_bytes()).map_err(|fault| fault.to_string())?;
+    }
+    Ok(values)
 }
 
 fn check_key(key: &QuoteKey, anchors: Anchors<'_>, findings: &mut Findings) {
-    if let Some(certificate) = &key.certificate {
-        let chain = [certificate.clone()];
-        Path::note(&chain, anchors, Some(AIK), findings);
+    if key.chain.is_empty() {
+        let why = "no certificate: the key is as good as whoever gave it";
+        findings.not_checked(CHAIN, why);
+    } else {
+        Path::note(&key.chain, anchors, Some(AIK), findings);
     }
     match key.attributes {
         None => findings.not_checked(KEY, "the key does not come as the TPM has it"),
@@ -358,13 +395,12 @@ fn described(selection: &Selection) -> String {
 /// [`Broken`] names the field that is not as it should be.
 pub fn values_of_tools(bytes: &[u8]) -> Result<BankValues, Broken> {
     let mut r = Reader::new(bytes);
-    let u32_le = |r: &mut Reader<'_>, field| Ok::<_, Broken>(u32::from_le_bytes(r.array(field)?));
-    if u32_le(&mut r, "count of banks")? != 1 {
+    if r.u32_le("count of banks")? != 1 {
         return Err(Broken("the count of banks, of which there is to be one"));
     }
     let mut chosen = None;
     for at in 0..SELECTIONS {
-        let hash = u16::from_le_bytes(r.array("hash")?);
+        let hash = r.u16_le("hash")?;
         let size = usize::from(r.u8("sizeofSelect")?);
         let select: [u8; 4] = r.array("pcrSelect")?;
         r.u8("padding")?;
@@ -375,13 +411,13 @@ pub fn values_of_tools(bytes: &[u8]) -> Result<BankValues, Broken> {
         }
     }
     let (bank, pcrs) = chosen.ok_or(Broken("hash"))?;
-    let lists = u32_le(&mut r, "count of lists")?;
+    let lists = r.u32_le("count of lists")?;
     let mut values = BankValues::new(bank);
     let mut registers = pcrs.iter();
     for _ in 0..lists {
-        let count = u32_le(&mut r, "count of digests")?;
+        let count = r.u32_le("count of digests")?;
         for at in 0..DIGESTS {
-            let size = usize::from(u16::from_le_bytes(r.array("digest's size")?));
+            let size = usize::from(r.u16_le("digest's size")?);
             let room: [u8; DIGEST_ROOM] = r.array("digest")?;
             if at < count as usize {
                 let value = room.get(..size).ok_or(Broken("digest's size"))?;

@@ -37,6 +37,9 @@ pub const CHIP: &str = "chip id";
 /// Of the check of what the report was asked with.
 pub const NONCE: &str = "nonce";
 
+/// Of the check that a report vouches for a virtual TPM.
+pub const VTPM: &str = "virtual TPM";
+
 /// What is signed.
 const SIGNED_BYTES: usize = 0x2a0;
 /// A number of the signature: 48 bytes, and zeros.
@@ -147,8 +150,6 @@ pub struct Report {
     pub vmpl: u32,
     /// Who signed.
     pub signing_key: SigningKey,
-    /// Whether the chip does not say which it is.
-    pub is_chip_masked: bool,
     /// What whoever asked gave: a nonce, or the hash of something.
     pub report_data: [u8; 64],
     /// Of what the guest was started with.
@@ -161,12 +162,16 @@ pub struct Report {
     pub author_key_digest: [u8; 48],
     /// The version for which the signing key was made.
     pub reported_tcb: Tcb,
-    /// Which chip it is, unless it is masked.
+    /// Which chip it is; zeros if the host does not want it to be known.
     pub chip_id: [u8; 64],
     signature: [u8; 2 * P384_BYTES],
 }
 
 impl Report {
+    fn is_chip_masked(&self) -> bool {
+        self.chip_id == [0; 64]
+    }
+
     /// Reads a report.
     ///
     /// # Errors
@@ -176,20 +181,20 @@ impl Report {
             return Err(Broken("the report's length"));
         }
         let mut r = Reader::new(bytes);
-        let version = u32_le(&mut r, "version")?;
+        let version = r.u32_le("version")?;
         if !VERSIONS.contains(&version) {
             return Err(Broken("version"));
         }
-        let guest_svn = u32_le(&mut r, "guestSvn")?;
+        let guest_svn = r.u32_le("guestSvn")?;
         let policy = GuestPolicy(u64::from_le_bytes(r.array("policy")?));
         let (family_id, image_id) = (r.array("familyId")?, r.array("imageId")?);
-        let vmpl = u32_le(&mut r, "vmpl")?;
-        if u32_le(&mut r, "signatureAlgo")? != ECDSA_P384_SHA384 {
+        let vmpl = r.u32_le("vmpl")?;
+        if r.u32_le("signatureAlgo")? != ECDSA_P384_SHA384 {
             return Err(Broken("signatureAlgo"));
         }
         r.array::<8>("currentTcb")?;
         r.array::<8>("platformInfo")?;
-        let flags = u32_le(&mut r, "flags")?;
+        let flags = r.u32_le("flags")?;
         let signing_key = match flags >> 2 & 7 {
             0 => SigningKey::Vcek,
             1 => SigningKey::Vlek,
@@ -225,7 +230,6 @@ impl Report {
             image_id,
             vmpl,
             signing_key,
-            is_chip_masked: flags >> 1 & 1 == 1,
             report_data,
             measurement,
             host_data,
@@ -324,17 +328,26 @@ fn check_firmware(report: &Report, leaf: &Certificate, findings: &mut Findings) 
 fn check_chip(report: &Report, leaf: &Certificate, findings: &mut Findings) {
     if report.signing_key == SigningKey::Vlek {
         findings.not_checked(CHIP, "a cloud's key is not bound to a chip");
-    } else if report.is_chip_masked {
+    } else if report.is_chip_masked() {
         findings.not_checked(CHIP, "the host masks it");
     } else {
         // Zen 5 has eight bytes, and the report has zeros behind them.
-        let said = leaf.extension(HARDWARE_ID).unwrap_or_default();
-        let is_same = !said.is_empty()
+        let said = hardware_id(leaf).unwrap_or_default();
+        let is_same = [8, 64].contains(&said.len())
             && report.chip_id.strip_prefix(said).is_some_and(|rest| rest.iter().all(|b| *b == 0));
         match is_same {
             true => findings.passed(CHIP, hex::encode(said)),
             false => findings.failed(CHIP, "the certificate is for another chip"),
         }
+    }
+}
+
+/// Some certificates have it as it is, and others in an OCTET STRING.
+fn hardware_id(leaf: &Certificate) -> Option<&[u8]> {
+    let value = leaf.extension(HARDWARE_ID)?;
+    match value {
+        [4, length, inner @ ..] if inner.len() == usize::from(*length) => Some(inner),
+        _ => Some(value),
     }
 }
 
@@ -354,7 +367,7 @@ fn claim(report: &Report, findings: &mut Findings) {
     findings.claim("image-id", hex::encode(report.image_id));
     findings.claim("id-key-digest", hex::encode(report.id_key_digest));
     findings.claim("author-key-digest", hex::encode(report.author_key_digest));
-    if report.signing_key == SigningKey::Vcek && !report.is_chip_masked {
+    if report.signing_key == SigningKey::Vcek && !report.is_chip_masked() {
         findings.claim("chip-id", hex::encode(report.chip_id));
     }
     let tcb = report.reported_tcb;
@@ -367,9 +380,20 @@ fn claim(report: &Report, findings: &mut Findings) {
     }
 }
 
+/// Checks that a report vouches for a virtual TPM with this endorsement key (`TPMT_PUBLIC`), asked with `nonce`.
+pub fn check_vtpm(report: &Report, nonce: &[u8], endorsement_key: &[u8], findings: &mut Findings) {
+    if report.vmpl != 0 {
+        findings.failed(VTPM, "the guest's own system, or less, asked for the report");
+    } else if report.report_data == vtpm_report_data(nonce, endorsement_key) {
+        findings.passed(VTPM, "the report is over its endorsement key and the nonce");
+    } else {
+        findings.failed(VTPM, "the report is over another endorsement key, or another nonce");
+    }
+}
+
 /// What a secure VM service module asks for a report with, to vouch for the virtual TPM that it runs (AMD, *Secure VM
 /// Service Module for SEV-SNP Guests*, 58019, 7): SHA-512 over the nonce and the `TPMT_PUBLIC` of the TPM's endorsement
-/// key. Such a report must be of VMPL 0, where no guest's system is.
+/// key. It asks at VMPL 0, where no guest's system is.
 pub fn vtpm_report_data(nonce: &[u8], endorsement_key: &[u8]) -> [u8; 64] {
     Sha512::new().chain_update(nonce).chain_update(endorsement_key).finalize().into()
 }
@@ -377,10 +401,6 @@ pub fn vtpm_report_data(nonce: &[u8], endorsement_key: &[u8]) -> [u8; 64] {
 /// Whether a certificate names a chip or a cloud, as those of signing keys do.
 pub fn is_of_signing_key(certificate: &Certificate) -> bool {
     [HARDWARE_ID, CLOUD_ID].iter().any(|oid| certificate.extension(*oid).is_some())
-}
-
-fn u32_le(r: &mut Reader<'_>, field: &'static str) -> Result<u32, Broken> {
-    Ok(u32::from_le_bytes(r.array(field)?))
 }
 
 #[cfg(test)]

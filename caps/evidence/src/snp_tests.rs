@@ -165,9 +165,14 @@ fn newer_processors_have_other_versions_and_shorter_numbers() {
     assert_eq!(findings.claims["reported-tcb-fmc"], Claim::from(9));
     let other = vcek.findings(&vcek.report(0, &[5; 9]));
     assert_eq!(other.outcome(CHIP), Outcome::Failed);
-    let masked = vcek.findings(&vcek.report(2, &[0; 8]));
+    let masked = vcek.findings(&vcek.report(0, &[0; 8]));
     assert_eq!(masked.outcome(CHIP), Outcome::NotChecked);
     assert!(!masked.claims.contains_key("chip-id"));
+    let wrapped = made(VERSIONS_SAID, Some((&[4], &[4, 8, 5, 5, 5, 5, 5, 5, 5, 5])));
+    let findings = wrapped.findings(&wrapped.report(0, &[5; 8]));
+    assert_eq!(findings.outcome(CHIP), Outcome::Passed);
+    let short = made(VERSIONS_SAID, Some((&[4], &[5; 3])));
+    assert_eq!(short.findings(&short.report(0, &[5, 5, 5])).outcome(CHIP), Outcome::Failed);
 }
 
 #[test]
@@ -187,7 +192,7 @@ fn a_clouds_key_is_not_taken_for_a_chips() {
     let findings = vlek.findings(&vlek.report(1 << 2, &[0; 64]));
     assert_eq!(findings.outcome(SIGNING_KEY), Outcome::Passed, "{findings:?}");
     assert_eq!(findings.outcome(CHIP), Outcome::NotChecked);
-    let said = vlek.findings(&vlek.report(0, &[0; 64]));
+    let said = vlek.findings(&vlek.report(0, &[5; 64]));
     assert_eq!(said.outcome(SIGNING_KEY), Outcome::Failed);
     assert_eq!(said.outcome(CHIP), Outcome::Failed);
     let vcek = made(VERSIONS_SAID, Some((&[4], &[5; 8])));
@@ -206,7 +211,20 @@ fn a_clouds_key_is_not_taken_for_a_chips() {
 fn a_virtual_tpm_is_bound_by_its_endorsement_key_and_the_nonce() {
     let bound = vtpm_report_data(b"nonce", b"key");
     assert_eq!(bound, <[u8; 64]>::from(Sha512::digest(b"noncekey")));
-    assert_ne!(bound, vtpm_report_data(b"nonce", b"other"));
+    let (bytes, ..) = real();
+    let mut report = Report::parse(&bytes).unwrap();
+    let outcome = |report: &Report, nonce: &[u8], key: &[u8]| {
+        let mut findings = Findings::default();
+        check_vtpm(report, nonce, key, &mut findings);
+        findings.outcome(VTPM)
+    };
+    report.report_data = bound;
+    report.vmpl = 0;
+    assert_eq!(outcome(&report, b"nonce", b"key"), Outcome::Passed);
+    assert_eq!(outcome(&report, b"nonce", b"other"), Outcome::Failed);
+    assert_eq!(outcome(&report, b"other", b"key"), Outcome::Failed);
+    report.vmpl = 1;
+    assert_eq!(outcome(&report, b"nonce", b"key"), Outcome::Failed, "the guest could have asked");
 }
 
 proptest! {

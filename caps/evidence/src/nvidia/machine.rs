@@ -73,6 +73,15 @@ pub fn verify(devices: &[(Device, Report)]) -> Findings {
     findings
 }
 
+/// Whether any of them says that it is linked with another device.
+pub fn names_others(devices: &[(Device, Report)]) -> bool {
+    // A switch that names itself only is linked with nobody.
+    let others = |(device, report): &(Device, Report)| {
+        links(report).iter().any(|id| Some(*id) != device.device_id())
+    };
+    devices.iter().any(others)
+}
+
 /// Of a switch the GPUs, of a GPU the switches. A switch has its own number where a GPU has the others'.
 fn links(report: &Report) -> Ids {
     report.gpus().or_else(|| report.switches()).into_iter().flatten().collect()

@@ -20,6 +20,8 @@ const GET_MEASUREMENTS: u8 = 0xe0;
 const MEASUREMENTS: u8 = 0x60;
 /// With a signature over a nonce, as the request must ask.
 const SIGNATURE_REQUESTED: u8 = 1;
+/// Not one block that somebody has chosen.
+const ALL_MEASUREMENTS: u8 = 0xff;
 /// A measurement in DMTF's form (DSP0274, table 22).
 const DMTF: u8 = 1;
 /// Where in the request the nonce is.
@@ -107,8 +109,8 @@ impl Report {
         }
         let (request, response) =
             bytes.split_at_checked(REQUEST_BYTES).ok_or(Broken("the request"))?;
-        if request[..3] != [VERSION, GET_MEASUREMENTS, SIGNATURE_REQUESTED] {
-            return Err(Broken("the request's version, code and attributes"));
+        if request[..4] != [VERSION, GET_MEASUREMENTS, SIGNATURE_REQUESTED, ALL_MEASUREMENTS] {
+            return Err(Broken("the request's version, code, attributes and operation"));
         }
         let nonce = request[NONCE].try_into().map_err(|_| Broken("the nonce"))?;
         let mut r = Reader::new(response);
@@ -121,7 +123,7 @@ impl Report {
         let length = u32::from_le_bytes([a, b, c, 0]) as usize;
         let record = r.bytes(length, "measurementRecord")?;
         r.array::<32>("the response's nonce")?;
-        let length = usize::from(u16_le(&mut r, "opaqueLength")?);
+        let length = usize::from(r.u16_le("opaqueLength")?);
         let opaque = r.bytes(length, "opaqueData")?;
         let signature = r.bytes(SIGNATURE_BYTES, "signature")?;
         r.end("the end of the report")?;
@@ -251,10 +253,6 @@ fn text(bytes: &[u8]) -> Option<String> {
     printable.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-fn u16_le(r: &mut Reader<'_>, field: &'static str) -> Result<u16, Broken> {
-    Ok(u16::from_le_bytes(r.array(field)?))
-}
-
 fn each_block<'a>(record: &'a [u8], mut with: impl FnMut(u8, &'a [u8])) -> Result<(), Broken> {
     let mut r = Reader::new(record);
     while !r.rest().is_empty() {
@@ -262,10 +260,10 @@ fn each_block<'a>(record: &'a [u8], mut with: impl FnMut(u8, &'a [u8])) -> Resul
         if r.u8("measurement.specification")? != DMTF {
             return Err(Broken("measurement.specification"));
         }
-        let size = usize::from(u16_le(&mut r, "measurement.size")?);
+        let size = usize::from(r.u16_le("measurement.size")?);
         let mut inner = Reader::new(r.bytes(size, "measurement")?);
         inner.u8("measurement.valueType")?;
-        let size = usize::from(u16_le(&mut inner, "measurement.valueSize")?);
+        let size = usize::from(inner.u16_le("measurement.valueSize")?);
         let value = inner.bytes(size, "measurement.value")?;
         inner.end("the end of a measurement")?;
         with(number, value);
@@ -276,8 +274,8 @@ fn each_block<'a>(record: &'a [u8], mut with: impl FnMut(u8, &'a [u8])) -> Resul
 fn each_field<'a>(opaque: &'a [u8], mut with: impl FnMut(Feature, &'a [u8])) -> Result<(), Broken> {
     let mut r = Reader::new(opaque);
     while !r.rest().is_empty() {
-        let number = u16_le(&mut r, "opaque.type")?;
-        let size = usize::from(u16_le(&mut r, "opaque.size")?);
+        let number = r.u16_le("opaque.type")?;
+        let size = usize::from(r.u16_le("opaque.size")?);
         with(Feature(number), r.bytes(size, "opaque.value")?);
     }
     Ok(())

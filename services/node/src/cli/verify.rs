@@ -15,12 +15,13 @@ use distos_appraisal::{
 };
 use distos_collateral::{Added, Collateral, MAX_FILE_BYTES, MAX_FILES, Maker};
 use distos_evidence::bank::{Bank, BankValues, Digest, read_values};
+use distos_evidence::eventlog::{self, EventLog};
 use distos_evidence::findings::{Claim, Outcome};
 use distos_evidence::ima::{self, Extension, Form, IMA_PCR, Progress};
 use distos_evidence::nvidia::{self, Architecture, machine};
 use distos_evidence::pki::{self, Certificate};
 use distos_evidence::quote::{self, Quote, QuoteKey};
-use distos_evidence::{eventlog, snp};
+use distos_evidence::snp;
 use distos_identity::{DetachedSignature, MAX_SIGNATURE_BYTES};
 use serde_json::{Value, json};
 
@@ -118,24 +119,25 @@ pub(super) fn command(args: &VerifyArgs) -> Result<Report, Stop> {
     };
     let mut desk = Desk {
         nonce: nonce.transpose()?,
-        trust: match &args.trust {
-            Some(folder) => collateral(folder, maker)?,
-            None => Collateral::default(),
-        },
+        trust: Collateral::default(),
         at_s: args.at.unwrap_or(now_ms() / 1000),
         allow: args.allow.as_deref().map(allowed).transpose()?,
+    };
+    let mut notes = match &args.trust {
+        Some(folder) => pin(folder, maker, &mut desk.trust)?,
+        None => Vec::new(),
     };
     let mut files = Files { list: Vec::new() };
     for path in &args.files {
         files.list.push((path.clone(), read_bytes(path, MAX_EVIDENCE_BYTES)?));
     }
     let policies = args.policy.as_deref().map(policies).transpose()?;
-    let (submods, notes) = match args.kind {
-        Evidence::Nvidia => of_nvidia(&mut desk, files)?,
-        Evidence::Tpm => (of_tpm(&desk, files)?, Vec::new()),
-        Evidence::Eventlog => (of_eventlog(files)?, Vec::new()),
-        Evidence::Ima => (of_ima(&desk, files)?, Vec::new()),
-        Evidence::Snp => (of_snp(&desk, files)?, Vec::new()),
+    let submods = match args.kind {
+        Evidence::Nvidia => of_nvidia(&mut desk, files, &mut notes)?,
+        Evidence::Tpm => of_tpm(&desk, files, &mut notes)?,
+        Evidence::Eventlog => of_eventlog(files, &mut notes)?,
+        Evidence::Ima => of_ima(&desk, files, &mut notes)?,
+        Evidence::Snp => of_snp(&desk, files)?,
     };
     // Nobody's node, and no verifier's: what they are called is for policies that name nodes.
     let nobody = NodeId([0; 32]);
@@ -209,36 +211,46 @@ fn essential(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-fn collateral(folder: &Path, maker: Maker) -> Result<Collateral, Fault> {
-    let of_maker = folder.join(maker.folder());
-    let folder = if of_maker.is_dir() { &of_maker } else { folder };
+/// Reads a maker's folder of trust, and says what in it is not used.
+fn pin(folder: &Path, maker: Maker, trust: &mut Collateral) -> Result<Vec<String>, Fault> {
+    // Where makers are kept apart, a root says nothing about another maker's devices.
+    let is_kept_apart = Maker::ALL.iter().any(|one| folder.join(one.folder()).is_dir());
+    let own = folder.join(maker.folder());
+    let folder = if is_kept_apart { &own } else { folder };
     let mut found = Vec::new();
     listed(folder, MAX_FOLDERS, &mut found)?;
-    let mut collateral = Collateral::default();
+    let mut notes = Vec::new();
     for path in found {
         let bytes = read_bytes(&path, MAX_FILE_BYTES as u64)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        collateral
-            .add(&name, &bytes)
-            .map_err(|why| Fault::malformed(format!("{}: {why}", path.display())))?;
+        if let Err(why) = trust.add(&name, &bytes) {
+            notes.push(format!("{} is not used: {why}", path.display()));
+        }
     }
-    if collateral.roots() == 0 {
+    if trust.roots() == 0 {
         return Err(Fault::malformed(format!(
             "{} holds no root: a certificate that names itself as its issuer, in PEM or DER",
             folder.display()
         )));
     }
-    Ok(collateral)
+    Ok(notes)
 }
 
 fn listed(folder: &Path, deep: usize, found: &mut Vec<PathBuf>) -> Result<(), Fault> {
     let read = fs::read_dir(folder).map_err(|e| io_fault(folder, &e))?;
     for entry in read {
         let entry = entry.map_err(|e| io_fault(folder, &e))?;
-        let kind = entry.file_type().map_err(|e| io_fault(folder, &e))?;
-        if kind.is_dir() && deep > 0 {
+        let is_folder = entry.file_type().map_err(|e| io_fault(folder, &e))?.is_dir();
+        // What would be left out could be what revokes.
+        if found.len() == MAX_FILES || (is_folder && deep == 0) {
+            return Err(Fault::malformed(format!(
+                "{} has more than {MAX_FILES} files, or folders more than {MAX_FOLDERS} deep",
+                folder.display()
+            )));
+        }
+        if is_folder {
             listed(&entry.path(), deep - 1, found)?;
-        } else if !kind.is_dir() && found.len() < MAX_FILES {
+        } else {
             found.push(entry.path());
         }
     }
@@ -321,7 +333,11 @@ fn strongest(values: &[BankValues], usable: impl Fn(Bank) -> bool) -> Option<&Ba
     usable.find_map(|bank| values.iter().find(|values| values.bank() == bank))
 }
 
-fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<String>), Fault> {
+fn of_nvidia(
+    desk: &mut Desk,
+    mut files: Files,
+    notes: &mut Vec<String>,
+) -> Result<Submodules, Fault> {
     for document in
         files.take(|bytes| bytes.trim_ascii_start().starts_with(b"<").then(|| bytes.to_vec()))
     {
@@ -354,17 +370,24 @@ fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<Strin
         })?),
     };
     let (golden, refused) = desk.trust.golden(desk.at_s);
-    let mut notes: Vec<String> =
-        refused.into_iter().map(|(name, why)| format!("{name} is not used: {why}")).collect();
+    notes.extend(refused.into_iter().map(|(name, why)| format!("{name} is not used: {why}")));
     let all = devices.len();
     let mut seen = BTreeSet::new();
     devices.retain(|(evidence, _)| seen.insert(evidence.report.clone()));
     if devices.len() < all {
         notes.push(format!("{} of {all} reports are there more than once", all - devices.len()));
     }
-    if devices.iter().any(|(_, nonce)| given.is_none() && nonce.is_some()) {
-        notes
-            .push("the nonce in the file is whoever's who wrote the file: give --nonce".to_owned());
+    let named: Vec<[u8; 32]> = devices.iter().filter_map(|(_, nonce)| *nonce).collect();
+    if given.is_none() && !named.is_empty() {
+        notes.push("the nonce in the file is whoever's who wrote it: give --nonce".to_owned());
+    }
+    if given.iter().chain(&named).any(nvidia::is_sample_nonce) {
+        notes.push(
+            "the nonce is one of published samples: anybody has reports that answer it".to_owned(),
+        );
+    }
+    if devices.iter().any(|(evidence, _)| evidence.driver.is_some()) {
+        notes.push("what the driver says in the file is whoever's word who wrote it".to_owned());
     }
     let mut submods = Submodules::new();
     let mut verified = Vec::new();
@@ -384,14 +407,18 @@ fn of_nvidia(desk: &mut Desk, mut files: Files) -> Result<(Submodules, Vec<Strin
         verified.extend(device);
         submods.insert(format!("{word}-{at}"), Device { kind, findings });
     }
-    if verified.len() == shown && shown > 1 {
-        let findings = machine::verify(&verified);
+    let findings = machine::verify(&verified);
+    let is_linked = findings.outcome(machine::TOPOLOGY) != Outcome::NotChecked;
+    if verified.len() == shown && (shown > 1 || machine::names_others(&verified)) {
+        if !is_linked && machine::names_others(&verified) {
+            notes.push("the devices name others, of which there is no evidence: what they are linked with could be anybody's".to_owned());
+        }
         submods.insert("machine".to_owned(), Device { kind: Kind::NvidiaMachine, findings });
     }
-    Ok((submods, notes))
+    Ok(submods)
 }
 
-fn of_tpm(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
+fn of_tpm(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Submodules, Fault> {
     const GENERATED: &[u8] = &[0xff, b'T', b'C', b'G'];
     const SIGNATURES: std::ops::RangeInclusive<u8> = 0x14..=0x18;
     let attest =
@@ -399,57 +426,80 @@ fn of_tpm(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
     let signature = files.one("a signature (TPMT_SIGNATURE)", |b| {
         matches!(b, [0, scheme, 0, _, ..] if SIGNATURES.contains(scheme)).then(|| b.to_vec())
     })?;
-    let key = files.one("a public key or certificate", |b| QuoteKey::parse(b).ok())?;
+    let mut keys = files.take(|b| QuoteKey::parse(b).ok()).into_iter();
+    let first =
+        keys.next().ok_or_else(|| Fault::malformed("no file is a public key or certificate"))?;
+    let key = keys
+        .try_fold(first, QuoteKey::and)
+        .ok_or_else(|| Fault::malformed("there are two keys: give one, and its certificate"))?;
     let values = files.values();
     let logs = files.take(event_log);
     let lists = files.take(ima_list);
     files.none_left()?;
-    let quote =
-        Quote { attest: &attest, signature: &signature, values: strongest(&values, |_| true) };
+    if logs.len() > 1 || lists.len() > 1 {
+        return Err(Fault::malformed("there are two logs of one kind"));
+    }
+    let quote = Quote { attest: &attest, signature: &signature, values: &values };
     let (findings, proven) =
         quote::verify(quote, &key, desk.nonce.as_deref(), desk.trust.anchors(desk.at_s));
+    if findings.outcome(pki::CHAIN) != Outcome::Passed {
+        notes.push(
+            "nobody certifies the key: the quote is as good as whoever gave it to you".to_owned(),
+        );
+    }
     let mut submods = Submodules::new();
     submods.insert("tpm".to_owned(), Device { kind: Kind::Tpm, findings });
     if let Some(log) = logs.first() {
-        let booted = proven.as_ref().map(of_boot);
-        let findings = eventlog::verify(log, booted.as_ref());
+        let findings = eventlog::verify(log, strongest(&proven, log).as_ref());
         submods.insert("eventlog".to_owned(), Device { kind: Kind::EventLog, findings });
     }
     if let Some(list) = lists.first() {
-        let values: Vec<BankValues> = proven.into_iter().collect();
-        submods.insert("ima".to_owned(), measured(desk, list, &values));
-    }
-    if logs.len() > 1 || lists.len() > 1 {
-        return Err(Fault::malformed("there are two logs of one kind"));
+        submods.insert("ima".to_owned(), measured(desk, list, &proven));
     }
     Ok(submods)
 }
 
-/// The registers that the boot alone extends: the kernel's list has one of its own.
-fn of_boot(values: &BankValues) -> BankValues {
+/// The registers that nobody extends whom the log does not tell of: not the kernel's list, nor what services of a running
+/// system measure.
+const OF_BOOT: [u8; 13] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14];
+
+/// The values that a log is to be replayed to: of the bank that says most, of those that the log has digests for.
+fn strongest(values: &[BankValues], log: &[u8]) -> Option<BankValues> {
+    let parsed = EventLog::parse(log);
+    let usable = parsed.as_ref().map(|log| log.banks()).unwrap_or_default();
+    let banks = [Bank::Sha256, Bank::Sha384, Bank::Sha512, Bank::Sha1];
+    let mut usable = banks.into_iter().filter(|bank| usable.contains(bank));
+    let values = usable.find_map(|bank| values.iter().find(|values| values.bank() == bank))?;
     let mut booted = BankValues::new(values.bank());
-    for (pcr, value) in values.iter().filter(|(pcr, _)| *pcr != IMA_PCR) {
+    for (pcr, value) in values.iter().filter(|(pcr, _)| OF_BOOT.contains(pcr)) {
         booted.insert(pcr, value.as_bytes()).expect("it was a register of the same bank");
     }
-    booted
+    Some(booted)
 }
 
-fn of_eventlog(mut files: Files) -> Result<Submodules, Fault> {
+const UNSIGNED: &str =
+    "nobody has signed the register values: what they prove is as good as whoever gave them to you";
+
+fn of_eventlog(mut files: Files, notes: &mut Vec<String>) -> Result<Submodules, Fault> {
     let values = files.values();
     let log = files.one("a log", |bytes| Some(bytes.to_vec()))?;
-    let banks = eventlog::EventLog::parse(&log).map(|log| log.banks().to_vec());
-    let usable = banks.unwrap_or_default();
-    let booted = strongest(&values, |bank| usable.contains(&bank)).map(of_boot);
-    if booted.is_none() && !values.is_empty() && !usable.is_empty() {
+    let booted = strongest(&values, &log);
+    if !values.is_empty() {
+        notes.push(UNSIGNED.to_owned());
+    }
+    if booted.is_none() && !values.is_empty() && EventLog::parse(&log).is_ok() {
         return Err(Fault::malformed("the log has no digests for the banks of the values"));
     }
     let findings = eventlog::verify(&log, booted.as_ref());
     Ok(BTreeMap::from([("eventlog".to_owned(), Device { kind: Kind::EventLog, findings })]))
 }
 
-fn of_ima(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
+fn of_ima(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Submodules, Fault> {
     let values = files.values();
     let list = files.one("a list", |bytes| Some(bytes.to_vec()))?;
+    if !values.is_empty() {
+        notes.push(UNSIGNED.to_owned());
+    }
     Ok(BTreeMap::from([("ima".to_owned(), measured(desk, &list, &values))]))
 }
 
@@ -487,9 +537,7 @@ fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
             asked[..32].copy_from_slice(short);
             Some(asked)
         }
-        Some(nonce) => Some(nonce.try_into().map_err(|_| {
-            Fault::malformed(format!("a report is asked with 64 bytes, or 32, not {}", nonce.len()))
-        })?),
+        Some(nonce) => nonce.try_into().ok(),
     };
     let report = files.one("a report of 1184 bytes", |bytes| {
         let bytes = unhexed(bytes);
@@ -498,10 +546,18 @@ fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
     })?;
     let mut chain: Vec<Certificate> =
         files.take(|bytes| Certificate::several(bytes).ok()).into_iter().flatten().collect();
+    let virtual_tpm = files.take(|bytes| QuoteKey::public(bytes).map(<[u8]>::to_vec));
     files.none_left()?;
     // The key's own certificate is the one that a chip or a cloud is named in.
     chain.sort_by_key(|one| !snp::is_of_signing_key(one));
-    let (findings, _) = snp::verify(&report, &chain, desk.trust.anchors(desk.at_s), asked.as_ref());
+    // With a virtual TPM the report was asked with the hash of its endorsement key and the nonce.
+    let asked = asked.filter(|_| virtual_tpm.is_empty());
+    let anchors = desk.trust.anchors(desk.at_s);
+    let (mut findings, verified) = snp::verify(&report, &chain, anchors, asked.as_ref());
+    if let ([key, ..], Some(verified)) = (virtual_tpm.as_slice(), verified) {
+        let nonce = desk.nonce.as_deref().unwrap_or_default();
+        snp::check_vtpm(&verified, nonce, key, &mut findings);
+    }
     Ok(BTreeMap::from([("snp".to_owned(), Device { kind: Kind::Snp, findings })]))
 }
 
@@ -534,7 +590,8 @@ fn told(
         for check in &device.findings.checks {
             let joint = if check.detail.is_empty() { "" } else { ": " };
             let outcome = check.outcome.to_string();
-            let _ = writeln!(out, "  {outcome:12} {}{joint}{}", check.name, check.detail);
+            let _ =
+                writeln!(out, "  {outcome:12} {}{joint}{}", check.name, printable(&check.detail));
         }
         for (claim, value) in &device.findings.claims {
             let _ = writeln!(out, "  says         {claim} = {}", claimed(value));
@@ -546,7 +603,7 @@ fn told(
         }
     }
     for note in notes {
-        let _ = writeln!(out, "note: {note}");
+        let _ = writeln!(out, "note: {}", printable(note));
     }
     let why = match (policies, verdict) {
         (Some(policies), _) => {
@@ -589,11 +646,17 @@ fn claimed(value: &Claim) -> String {
     }
 }
 
-/// What evidence says may hold anything: nothing in it moves a terminal's cursor.
+/// What evidence says may hold anything: nothing in it moves a terminal's cursor, or turns what is written around.
 fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
+    let is_plain = |c: char| {
+        let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        !c.is_control() && !turns
+    };
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_plain(c) { out.push(c) } else { out.extend(c.escape_default()) }
+    }
+    out
 }
 
 fn told_json(
