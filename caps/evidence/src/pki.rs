@@ -61,7 +61,7 @@ const RSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.11354
 const RSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 const EC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const RSA_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+pub(crate) const RSA_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 /// The curves P-256, P-384 and P-521.
 pub(crate) const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 pub(crate) const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
@@ -110,6 +110,9 @@ pub enum Refusal {
     /// It is for something else.
     #[error("'{0}' is a certificate for another purpose")]
     Purpose(String),
+    /// It is for another key.
+    #[error("the certificate of '{0}' is for another key")]
+    Subject(String),
     /// Its issuer has taken it back.
     #[error("the certificate {serial} of '{subject}' is revoked")]
     Revoked {
@@ -189,6 +192,11 @@ impl Certificate {
         (curve_of(info) == Some(curve)).then(|| self.key())
     }
 
+    /// What its key is for, as the key itself says.
+    pub(crate) fn key_algorithm(&self) -> ObjectIdentifier {
+        self.parsed.tbs_certificate.subject_public_key_info.algorithm.oid
+    }
+
     /// The value of an extension.
     pub fn extension(&self, oid: ObjectIdentifier) -> Option<&[u8]> {
         find(&self.parsed.tbs_certificate.extensions, oid)
@@ -213,7 +221,7 @@ impl Certificate {
         &self.parsed.tbs_certificate.subject
     }
 
-    fn decoded<'a, T: x509_cert::der::Decode<'a>>(
+    pub(crate) fn decoded<'a, T: x509_cert::der::Decode<'a>>(
         &'a self,
         oid: ObjectIdentifier,
     ) -> Result<Option<T>, Refusal> {
@@ -310,6 +318,11 @@ impl Crl {
     /// Reads all in a text of PEM, or the one that is DER.
     pub fn several(bytes: &[u8]) -> Result<Vec<Crl>, Refusal> {
         each(bytes, "X509 CRL", CRL_END, Crl::from_der)
+    }
+
+    /// The list as it was read.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// SHA-256 over the list.
