@@ -82,6 +82,37 @@ pub struct Makers {
 }
 
 impl Makers {
+    /// Adds what is in a file that somebody publishes: certificates and lists of revoked ones, in PEM, or one of these in
+    /// DER. Returns how many roots are among them.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] if it holds something else, or any of it cannot be read: a list that was left out would take
+    /// back nothing; or if there is too much.
+    pub fn add(&mut self, kind: Kind, bytes: &[u8]) -> Result<usize, Fault> {
+        let wrong = |why: Refusal| Fault::malformed(why.to_string());
+        let has = |label: &[u8]| bytes.windows(label.len()).any(|part| part == label);
+        let (mut certificates, mut lists) = (Vec::new(), Vec::new());
+        match (has(b"-----BEGIN CERTIFICATE-----"), has(b"-----BEGIN X509 CRL-----")) {
+            (false, false) => match (Certificate::from_der(bytes), Crl::from_der(bytes)) {
+                (Ok(one), _) => certificates.push(one),
+                (_, Ok(one)) => lists.push(one),
+                (Err(why), _) => return Err(wrong(why)),
+            },
+            (has_certificates, has_lists) => {
+                if has_certificates {
+                    certificates = Certificate::several(bytes).map_err(wrong)?;
+                }
+                if has_lists {
+                    lists = Crl::several(bytes).map_err(wrong)?;
+                }
+            }
+        }
+        let roots = certificates.iter().filter(|one| one.is_self_issued()).count();
+        self.pin(kind, certificates)?;
+        self.add_lists(lists)?;
+        Ok(roots)
+    }
+
     /// Adds certificates of makers: those that name themselves as their issuer are pinned as roots of that kind, and the
     /// others may stand between. A root that is added as both kinds is software's.
     ///

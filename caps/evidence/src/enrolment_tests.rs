@@ -310,6 +310,39 @@ fn no_changed_byte_of_a_certificate_is_taken() {
     }
 }
 
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+/// Or a key that was taken back is taken, as nobody has read that it was.
+#[test]
+fn a_file_is_added_with_all_that_is_in_it_or_not_at_all() {
+    let maker = root("maker");
+    let (pair, ek) = key(Template::P256);
+    let der = maker.certify(ek_params(Template::P256), &pair);
+    let (own, list) = (maker.certificate.der(), maker.crl(&[SERIAL]));
+    let both = pem("CERTIFICATE", own) + &pem("X509 CRL", list.der());
+    let mut makers = Makers::default();
+    assert_eq!(makers.add(Kind::Hardware, both.as_bytes()), Ok(1));
+    assert!(failed(&makers, &der, &ek).1.contains("revoked"));
+    // One after the other, in DER.
+    let mut makers = Makers::default();
+    assert_eq!(makers.add(Kind::Hardware, own), Ok(1));
+    assert!(makers.demand(&der, &ek, AT_S).is_ok());
+    assert_eq!(makers.add(Kind::Software, list.der()), Ok(0));
+    assert!(failed(&makers, &der, &ek).1.contains("revoked"));
+    // A certificate of another is no root.
+    assert_eq!(makers.add(Kind::Hardware, &der), Ok(0));
+    let broken = pem("CERTIFICATE", own) + &pem("X509 CRL", &list.der()[1..]);
+    for bytes in [broken.as_bytes(), b"", b"makers", &own[1..]] {
+        assert!(Makers::default().add(Kind::Hardware, bytes).is_err());
+    }
+}
+
 #[test]
 fn no_more_is_pinned_than_goes_in_a_message() {
     let maker = root("maker");
@@ -329,8 +362,8 @@ fn the_roots_of_tpm_makers_are_pinned_together() {
     let Some(files) = testdata::list("tpm-roots") else { return };
     let mut makers = Makers::default();
     for (name, bytes) in files {
-        let pinned = makers.pin(Kind::Hardware, Certificate::several(&bytes).unwrap());
-        assert_eq!(pinned, Ok(()), "{name}");
+        let added = makers.add(Kind::Hardware, &bytes);
+        assert!(added.is_ok(), "{name}: {added:?}");
     }
     assert!(makers.certificates(Kind::Hardware).count() > 50);
 }
