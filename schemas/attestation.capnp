@@ -23,8 +23,10 @@ interface Attestation extends(Cap.Capability) {
   # Needs "read".
   attest @1 () -> (verdict :Verdict);
   # Needs "attest". Takes and appraises a new quote now. Fails: "unavailable" (no TPM answers).
-  identity @2 () -> (ek :Data, ak :Data);
-  # Needs "attest". The TPM's endorsement key and the key with which it quotes (TPMT_PUBLIC). Fails: as `present`.
+  identity @2 () -> (ek :Data, ak :Data, ekCertificate :Data);
+  # Needs "attest". The TPM's endorsement key and the key with which it quotes (TPMT_PUBLIC), and the certificate (DER)
+  # that the TPM's maker has left in it for the first, which nobody has verified; empty if there is none.
+  # Fails: as `present`.
   present @3 (inviter :Data, key :Data, nonce :Data) -> (request :Text);
   # Needs "admin": whoever holds this may join as this node, with any key. What this node presents to a node that is to
   # invite it (JSON): what its TPM says with that one's nonce (32 bytes), for the key of this node's network service.

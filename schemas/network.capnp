@@ -133,12 +133,17 @@ interface Network extends(Cap.Capability, Heard) {
   challenge @13 (node :Data, lifetimeS :UInt32) -> (nonce :Data);
   # Needs "admin". 32 random bytes that `node` is to answer who wants to be invited by its TPM: good for one invitation,
   # for a day at most, and forgotten when this service is restarted. Fails: "unavailable" (64 are open).
-  inviteAttested @14 (request :Text, ek :Data, references :List(Register), address :Text, lifetimeS :UInt32)
-      -> (node :Data, sealed :Text, registers :List(Register));
+  inviteAttested @14 (request :Text, ek :Data, references :List(Register), address :Text, lifetimeS :UInt32,
+          hardwareMakers :List(Data), softwareMakers :List(Data), revoked :List(Data))
+      -> (node :Data, sealed :Text, registers :List(Register), tpm :Text);
   # Needs "admin". Durable. As `invite`, for a node that has presented what its TPM says (`Attestation.present`): the
   # invitation, for the reader to come to `address` ("HOST:PORT" in numbers), sealed to that TPM. `ek` is the name of the TPM's
-  # endorsement key, as whoever has the machine in hand has told, and `references` what registers hold; 11, the
-  # image's, is to be among them. `registers` is all that were quoted.
+  # endorsement key, as whoever has the machine in hand has told, or empty. The makers are certificates (DER) of whose
+  # TPMs are taken, by what whoever pins them says that they are: those that name themselves as their issuer are roots,
+  # the others may stand between. `revoked` are lists of certificates (DER); at most 512 of all three, of 1 MiB. If there
+  # is a root, the key's certificate is to lead to one. One of both is demanded, and each that is there.
+  # `references` is what registers hold; 11, the image's, is to be among them. `registers` is all that were quoted, and
+  # `tpm` what the certificate shows, for people; empty if none was demanded.
   # Fails: as `invite`, and "unauthenticated" (what was expected and is not so).
   homes @15 () -> (nodes :List(Data));
   # Needs "read". The nodes that are let in now, and this one: for others no revocations are taken.

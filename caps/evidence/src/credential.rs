@@ -3,48 +3,216 @@
 //! Whoever makes it needs the public half of the TPM's endorsement key, and the name of the key that is to be in the same
 //! TPM. The TPM gives the secret back only if that key is loaded in it. So it proves to whoever made it, by what is done
 //! with the secret, that both keys are in one TPM; and if the endorsement key is known to be a TPM's, that it is one.
+//!
+//! For an RSA endorsement key the padding is random by itself: the library that pads draws it, as this crate draws none.
+//! What the secret is encrypted with is an argument for every key.
 
-use aes::Aes128;
-use aes::cipher::{BlockCipherEncrypt as _, KeyInit as _};
-use hmac::{Hmac, Mac as _};
-use p256::elliptic_curve::point::AffineCoordinates as _;
-use p256::elliptic_curve::sec1::ToEncodedPoint as _;
-use p256::{NonZeroScalar, ProjectivePoint, PublicKey, SecretKey};
-use sha2::{Digest as _, Sha256};
+use aes::cipher::KeyInit as _;
+use aes::{Aes128, Aes256};
+use aws_lc_rs::agreement::{self, ParsedPublicKey, PrivateKey, UnparsedPublicKey, agree};
+use aws_lc_rs::rsa::{
+    OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents,
+};
+use hmac::Hmac;
+use sha2::{Sha256, Sha384};
 use zeroize::Zeroizing;
 
-use crate::evidence::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256, name_of, point_of};
+use crate::evidence::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256};
 use crate::wire::{Broken, Reader, Writer};
 
+const ALG_RSA: u16 = 0x0001;
 const ALG_AES: u16 = 0x0006;
+const ALG_SHA384: u16 = 0x000c;
 const ALG_CFB: u16 = 0x0043;
+const CURVE_P384: u16 = 0x0004;
+const RSA_BITS: u16 = 2048;
+const RSA_BYTES: usize = RSA_BITS as usize / 8;
+/// The exponent for which a TPM's zero stands: 65537.
+const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 /// fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt.
-const EK_ATTRIBUTES: u32 = 0x0003_00b2;
-/// `PolicySecret` of the endorsement hierarchy, as all endorsement keys of templates L-1 and L-2 have it.
-const EK_POLICY: [u8; 32] = [
+const LOW_ATTRIBUTES: u32 = 0x0003_00b2;
+/// The same, and userWithAuth. Its password is not used, though it is empty: a TPM that is then cut off counts one try
+/// at guessing it (Part 1, 19.8).
+const HIGH_ATTRIBUTES: u32 = 0x0003_00f2;
+/// `PolicyA` of SHA-256: `PolicySecret` of the endorsement hierarchy (TCG EK Credential Profile, B.6).
+const LOW_POLICY: [u8; 32] = [
     0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24,
     0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
 ];
-/// `TPM2B` of a number of P-256, or of a SHA-256 digest.
-const SIZED_BYTES: u16 = 34;
+/// `PolicyB` of SHA-384: that, or a policy that is stored in an NV index (`PolicyAuthorizeNV`).
+const HIGH_POLICY: [u8; 48] = [
+    0xb2, 0x6e, 0x7d, 0x28, 0xd1, 0x1a, 0x50, 0xbc, 0x53, 0xd8, 0x82, 0xbc, 0xf5, 0xfd, 0x3a, 0x1a,
+    0x07, 0x41, 0x48, 0xbb, 0x35, 0xd3, 0xb4, 0xe4, 0xcb, 0x1c, 0x0a, 0xd9, 0xbd, 0xe4, 0x19, 0xca,
+    0xcb, 0x47, 0xba, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0f, 0x9f, 0xc0, 0x00, 0xf3, 0xf8, 0x0e, 0x12,
+];
+/// `PolicyA` and `PolicyC` of SHA-384, of which [`HIGH_POLICY`] is made.
+const HIGH_BRANCHES: [[u8; 48]; 2] = [
+    [
+        0x8b, 0xbf, 0x22, 0x66, 0x53, 0x7c, 0x17, 0x1c, 0xb5, 0x6e, 0x40, 0x3c, 0x4d, 0xc1, 0xd4,
+        0xb6, 0x4f, 0x43, 0x26, 0x11, 0xdc, 0x38, 0x6e, 0x6f, 0x53, 0x20, 0x50, 0xc3, 0x27, 0x8c,
+        0x93, 0x0e, 0x14, 0x3e, 0x8b, 0xb1, 0x13, 0x38, 0x24, 0xcc, 0xb4, 0x31, 0x05, 0x38, 0x71,
+        0xc6, 0xdb, 0x53,
+    ],
+    [
+        0xd6, 0x03, 0x2c, 0xe6, 0x1f, 0x2f, 0xb3, 0xc2, 0x40, 0xeb, 0x3c, 0xf6, 0xa3, 0x32, 0x37,
+        0xef, 0x2b, 0x6a, 0x16, 0xf4, 0x29, 0x3c, 0x22, 0xb4, 0x55, 0xe2, 0x61, 0xcf, 0xfd, 0x21,
+        0x7a, 0xd5, 0xb4, 0x94, 0x7c, 0x2d, 0x73, 0xe6, 0x30, 0x05, 0xee, 0xd2, 0xdc, 0x2b, 0x35,
+        0x93, 0xd1, 0x65,
+    ],
+];
+/// What is kept in a credential, in bytes.
+const SECRET_BYTES: usize = 32;
+/// The random bytes that a credential takes at most.
+pub const EPHEMERAL_BYTES: usize = 48;
+/// What a secret is encrypted for (Part 1, B.10.4 and C.6.4).
+const IDENTITY: &[u8] = b"IDENTITY\0";
 
-/// An endorsement key's public part, of the one shape that DistOS accepts: the P-256 storage key that every PC's TPM makes
-/// from template L-2 (TCG EK Credential Profile for TPM 2.0, B.3.4).
+/// From what an endorsement key is made (TCG EK Credential Profile for TPM 2.0, B.3 and B.4). Equal templates and the
+/// same seed in the TPM give the same key for the life of the TPM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Template {
+    /// L-2: P-256, SHA-256 and AES-128. Every PC's TPM makes it.
+    P256,
+    /// H-3: P-384, SHA-384 and AES-256.
+    P384,
+    /// L-1: RSA with 2048 bits, SHA-256 and AES-128. Every PC's TPM makes it, some in many seconds.
+    Rsa2048,
+}
+
+impl Template {
+    /// Those that are taken, the one first that a TPM is soonest done with.
+    pub const ALL: [Template; 3] = [Template::P256, Template::P384, Template::Rsa2048];
+
+    /// The NV index at which a TPM's maker leaves the key's certificate (TCG EK Credential Profile, 2.2.1.4 and 2.2.1.5).
+    pub fn certificate_index(self) -> u32 {
+        match self {
+            Template::Rsa2048 => 0x01c0_0002,
+            Template::P256 => 0x01c0_000a,
+            Template::P384 => 0x01c0_0016,
+        }
+    }
+
+    /// `TPM_ALG_ID` of the hash of the key's name and policy.
+    pub fn hash_algorithm(self) -> u16 {
+        match self.hash() {
+            Hash::Sha256 => ALG_SHA256,
+            Hash::Sha384 => ALG_SHA384,
+        }
+    }
+
+    /// Of what the key's policy wants one (`TPM2_PolicyOR`), of which the endorsement hierarchy's authorization
+    /// (`TPM2_PolicySecret`) is the first; none if that is the policy itself.
+    pub fn policy_branches(self) -> &'static [[u8; 48]] {
+        match self {
+            Template::P256 | Template::Rsa2048 => &[],
+            Template::P384 => &HIGH_BRANCHES,
+        }
+    }
+
+    /// `TPMT_PUBLIC` from which a TPM makes the key. The unique field is part of what the key follows from.
+    pub fn public(self) -> Vec<u8> {
+        let shape = Writer::default().bytes(&self.shape());
+        match self {
+            Template::P256 => shape.sized(&[0; 32]).sized(&[0; 32]).done(),
+            Template::P384 => shape.sized(&[]).sized(&[]).done(),
+            Template::Rsa2048 => shape.sized(&[0; RSA_BYTES]).done(),
+        }
+    }
+
+    /// `TPMT_PUBLIC` up to its unique field.
+    fn shape(self) -> Vec<u8> {
+        let start = |kind: u16, attributes: u32, policy: &[u8]| {
+            let key_bits = 8 * self.aes_bytes() as u16;
+            let start = Writer::default()
+                .u16(kind)
+                .u16(self.hash_algorithm())
+                .u32(attributes)
+                .sized(policy);
+            start.u16(ALG_AES).u16(key_bits).u16(ALG_CFB).u16(ALG_NULL)
+        };
+        match self {
+            Template::P256 => {
+                start(ALG_ECC, LOW_ATTRIBUTES, &LOW_POLICY).u16(CURVE_P256).u16(ALG_NULL)
+            }
+            Template::P384 => {
+                start(ALG_ECC, HIGH_ATTRIBUTES, &HIGH_POLICY).u16(CURVE_P384).u16(ALG_NULL)
+            }
+            Template::Rsa2048 => start(ALG_RSA, LOW_ATTRIBUTES, &LOW_POLICY).u16(RSA_BITS).u32(0),
+        }
+        .done()
+    }
+
+    fn hash(self) -> Hash {
+        match self {
+            Template::P256 | Template::Rsa2048 => Hash::Sha256,
+            Template::P384 => Hash::Sha384,
+        }
+    }
+
+    fn aes_bytes(self) -> usize {
+        match self {
+            Template::P256 | Template::Rsa2048 => 16,
+            Template::P384 => 32,
+        }
+    }
+
+    /// Of an elliptic curve, and how many bytes its numbers have.
+    fn curve(self) -> Option<(&'static agreement::Algorithm, usize)> {
+        match self {
+            Template::P256 => Some((&agreement::ECDH_P256, 32)),
+            Template::P384 => Some((&agreement::ECDH_P384, 48)),
+            Template::Rsa2048 => None,
+        }
+    }
+}
+
+/// An endorsement key's public part, of a shape that DistOS accepts: those of the [`Template`]s.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndorsementKey {
+    template: Template,
     public: Vec<u8>,
-    key: PublicKey,
+    /// A point that is not compressed (SEC 1), or a modulus.
+    key: Vec<u8>,
 }
 
 impl EndorsementKey {
     /// From a `TPMT_PUBLIC` structure, whose every field is checked.
     ///
     /// # Errors
-    /// [`Broken`] names the field that is not as the template has it, or that the point is on no curve.
+    /// [`Broken`] names the field that is not as a template has it, or that the point is on no curve.
     pub fn from_public(public: &[u8]) -> Result<EndorsementKey, Broken> {
-        let point = point_of(public, &shape(), "the key's type, attributes and policy")?;
-        let key = PublicKey::from_sec1_bytes(&point).map_err(|_| Broken("the key's point"))?;
-        Ok(EndorsementKey { public: public.to_vec(), key })
+        let what = "the key's type, attributes and policy";
+        let (template, unique) = Template::ALL
+            .into_iter()
+            .find_map(|template| Some((template, public.strip_prefix(&template.shape()[..])?)))
+            .ok_or(Broken(what))?;
+        let mut r = Reader::new(unique);
+        let key = match template.curve() {
+            Some((curve, len)) => {
+                let field = "the key's point";
+                let point = point(r.sized(field)?, r.sized(field)?, len).ok_or(Broken(field))?;
+                ParsedPublicKey::try_from(UnparsedPublicKey::new(curve, &point))
+                    .map_err(|_| Broken(field))?;
+                point
+            }
+            None => {
+                let field = "the key's modulus";
+                let modulus = r.sized(field)?;
+                let is_whole = modulus.len() == RSA_BYTES && modulus[0] & 0x80 != 0;
+                if !is_whole || modulus[RSA_BYTES - 1] & 1 == 0 {
+                    return Err(Broken(field));
+                }
+                encrypting(modulus).ok_or(Broken(field))?;
+                modulus.to_vec()
+            }
+        };
+        r.end("the end of the key")?;
+        Ok(EndorsementKey { template, public: public.to_vec(), key })
+    }
+
+    /// From what it is made.
+    pub fn template(&self) -> Template {
+        self.template
     }
 
     /// The `TPMT_PUBLIC` structure.
@@ -52,38 +220,41 @@ impl EndorsementKey {
         &self.public
     }
 
-    /// The key's TPM name, by which whoever has the machine in hand tells others which one it is.
-    pub fn name(&self) -> [u8; 34] {
-        name_of(Sha256::digest(&self.public).into())
+    /// The key alone: a point that is not compressed (SEC 1), or a modulus of 256 bytes, whose exponent is 65537.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The key's TPM name, by which whoever has the machine in hand tells others which one it is: two bytes for the
+    /// hash algorithm, and the hash, so that its beginning says how long it is.
+    pub fn name(&self) -> Vec<u8> {
+        let hash = self.template.hash();
+        let algorithm = self.template.hash_algorithm();
+        Writer::default().u16(algorithm).bytes(&hash.of(&[&self.public])).done()
     }
 }
 
-/// What an endorsement key is made from: `TPMT_PUBLIC` of template L-2.
-pub fn endorsement_template() -> Vec<u8> {
-    // The unique field is part of what the key follows from.
-    Writer::default().bytes(&shape()).sized(&[0; 32]).sized(&[0; 32]).done()
+/// Whether bytes have the length of an endorsement key's [name](EndorsementKey::name).
+pub fn is_name_long(bytes: usize) -> bool {
+    Template::ALL.iter().any(|template| bytes == 2 + template.hash().bytes())
 }
 
-/// `TPMT_PUBLIC` up to its point.
-fn shape() -> Vec<u8> {
-    Writer::default()
-        .u16(ALG_ECC)
-        .u16(ALG_SHA256)
-        .u32(EK_ATTRIBUTES)
-        .sized(&EK_POLICY)
-        .u16(ALG_AES)
-        .u16(128)
-        .u16(ALG_CFB)
-        .u16(ALG_NULL)
-        .u16(CURVE_P256)
-        .u16(ALG_NULL)
-        .done()
+/// A point that is not compressed, if its coordinates have their full length.
+fn point(x: &[u8], y: &[u8], len: usize) -> Option<Vec<u8>> {
+    (x.len() == len && y.len() == len).then(|| [&[4], x, y].concat())
+}
+
+fn encrypting(modulus: &[u8]) -> Option<OaepPublicEncryptingKey> {
+    let components = PublicKeyComponents { n: modulus, e: &RSA_EXPONENT[..] };
+    let key: PublicEncryptingKey = components.try_into().ok()?;
+    OaepPublicEncryptingKey::new(key).ok()
 }
 
 /// A secret that only one TPM gives back. Of exactly the form that [`make_credential`] makes: it goes into a command to
 /// a TPM, and whatever is longer might be more than that command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
+    template: Template,
     blob: Vec<u8>,
     secret: Vec<u8>,
 }
@@ -98,22 +269,26 @@ impl Credential {
             let mut outer = Reader::new(bytes);
             let inner = outer.sized(field)?;
             outer.end(field)?;
-            Ok::<_, Broken>(Reader::new(inner))
+            Ok::<_, Broken>(inner)
         };
+        let field = "the credential's secret";
+        let inner = whole(secret, field)?;
+        let template = Template::ALL
+            .into_iter()
+            .find(|template| is_secret_of(*template, inner))
+            .ok_or(Broken(field))?;
         let field = "the credential";
-        let mut r = whole(blob, field)?;
-        if r.sized(field)?.len() != 32 || r.rest().len() != usize::from(SIZED_BYTES) {
+        let mut r = Reader::new(whole(blob, field)?);
+        let is_mac = r.sized(field)?.len() == template.hash().bytes();
+        if !is_mac || r.rest().len() != 2 + SECRET_BYTES {
             return Err(Broken(field));
         }
-        let field = "the credential's secret";
-        let mut r = whole(secret, field)?;
-        for _ in 0..2 {
-            if r.sized(field)?.len() != 32 {
-                return Err(Broken(field));
-            }
-        }
-        r.end(field)?;
-        Ok(Credential { blob: blob.to_vec(), secret: secret.to_vec() })
+        Ok(Credential { template, blob: blob.to_vec(), secret: secret.to_vec() })
+    }
+
+    /// For what kind of endorsement key it is made.
+    pub fn template(&self) -> Template {
+        self.template
     }
 
     /// `TPM2B_ID_OBJECT`: a MAC, and a secret that is encrypted.
@@ -121,72 +296,152 @@ impl Credential {
         &self.blob
     }
 
-    /// `TPM2B_ENCRYPTED_SECRET`: a point of P-256.
+    /// `TPM2B_ENCRYPTED_SECRET`: a point, or a seed that is encrypted with RSA.
     pub fn secret(&self) -> &[u8] {
         &self.secret
     }
 }
 
+/// Whether what is in a `TPM2B_ENCRYPTED_SECRET` has the form of one for such a key.
+fn is_secret_of(template: Template, inner: &[u8]) -> bool {
+    let Some((_, len)) = template.curve() else { return inner.len() == RSA_BYTES };
+    let mut r = Reader::new(inner);
+    let mut is_number = || r.sized("").is_ok_and(|number| number.len() == len);
+    is_number() && is_number() && r.is_empty()
+}
+
+/// Whether random bytes are a private key on every curve, so that a credential can be made with them for any key: one in
+/// 2³² is not.
+pub fn is_ephemeral(random: &[u8; EPHEMERAL_BYTES]) -> bool {
+    let curves = Template::ALL.into_iter().filter_map(Template::curve);
+    curves
+        .into_iter()
+        .all(|(curve, len)| PrivateKey::from_private_key(curve, &random[..len]).is_ok())
+}
+
 /// Makes `secret` one that only the TPM of `ek` gives back, and only while a key with the name `ak_name` is loaded there.
-/// `ephemeral` is random and used for nothing else; `None` if it is no private key, which one in 2³² is not.
+/// `ephemeral` is random and used for nothing else; `None` if it is no private key ([`is_ephemeral`]).
 pub fn make_credential(
     ek: &EndorsementKey,
     ak_name: &[u8; 34],
-    secret: &[u8; 32],
-    ephemeral: &Zeroizing<[u8; 32]>,
+    secret: &[u8; SECRET_BYTES],
+    ephemeral: &Zeroizing<[u8; EPHEMERAL_BYTES]>,
 ) -> Option<Credential> {
-    let own = SecretKey::from_slice(&ephemeral[..]).ok()?;
-    let own_point = own.public_key().to_encoded_point(false);
-    let ek_point = ek.key.to_encoded_point(false);
-    let shared = shared(ek, &own.to_nonzero_scalar());
-    let seed = kdf_e(&shared, own_point.x()?, ek_point.x()?);
+    let hash = ek.template.hash();
+    let (seed, for_tpm) = match ek.template.curve() {
+        Some((curve, len)) => agreed(&ek.key, curve, hash, &ephemeral[..len])?,
+        None => wrapped(&ek.key, hash, &ephemeral[..])?,
+    };
     let mut encrypted = Zeroizing::new(Writer::default().sized(secret).done());
-    cfb(&kdf_a(&seed, b"STORAGE\0", ak_name, 128), &mut encrypted);
-    let key = kdf_a(&seed, b"INTEGRITY\0", &[], 256);
-    let integrity = hmac(&key[..], &[&encrypted, ak_name]);
+    let aes_key = kdf_a(hash, &seed, b"STORAGE\0", ak_name, ek.template.aes_bytes());
+    cfb(&aes_key, &mut encrypted);
+    let mac_key = kdf_a(hash, &seed, b"INTEGRITY\0", &[], hash.bytes());
+    let integrity = hash.mac(&mac_key, &[&encrypted, ak_name]);
     let body = Writer::default().sized(&integrity).bytes(&encrypted).done();
-    let point = Writer::default().sized(own_point.x()?).sized(own_point.y()?).done();
-    debug_assert_eq!(point.len(), 2 * usize::from(SIZED_BYTES));
-    Some(Credential {
+    let made = Credential {
+        template: ek.template,
         blob: Writer::default().sized(&body).done(),
-        secret: Writer::default().sized(&point).done(),
-    })
+        secret: Writer::default().sized(&for_tpm).done(),
+    };
+    debug_assert_eq!(Credential::parse(&made.blob, &made.secret).as_ref(), Ok(&made));
+    Some(made)
 }
 
-/// The x coordinate of what both sides agree on.
-fn shared(ek: &EndorsementKey, own: &NonZeroScalar) -> Zeroizing<[u8; 32]> {
-    let point = ProjectivePoint::from(*ek.key.as_affine()) * **own;
-    Zeroizing::new(point.to_affine().x().into())
+/// A seed that both sides agree on, and the point with which the TPM does (Part 1, C.6.4).
+fn agreed(
+    ek: &[u8],
+    curve: &'static agreement::Algorithm,
+    hash: Hash,
+    ephemeral: &[u8],
+) -> Option<(Zeroizing<Vec<u8>>, Vec<u8>)> {
+    let own = PrivateKey::from_private_key(curve, ephemeral).ok()?;
+    let own_point = own.compute_public_key().ok()?;
+    let len = ephemeral.len();
+    let coordinates =
+        |point: &[u8]| Some((point.get(1..=len)?.to_vec(), point.get(1 + len..)?.to_vec()));
+    let ((own_x, own_y), (ek_x, _)) = (coordinates(own_point.as_ref())?, coordinates(ek)?);
+    let seed = agree(&own, UnparsedPublicKey::new(curve, ek), (), |shared| {
+        // KDFe (Part 1, 11.4.10.3), one block.
+        Ok(hash.of(&[&1u32.to_be_bytes(), shared, IDENTITY, &own_x, &ek_x]))
+    });
+    Some((seed.ok()?, Writer::default().sized(&own_x).sized(&own_y).done()))
 }
 
-/// KDFe (Part 1, 11.4.10.3) with SHA-256, one block, for `IDENTITY`.
-fn kdf_e(shared: &[u8; 32], own_x: &[u8], ek_x: &[u8]) -> Zeroizing<[u8; 32]> {
-    let hash = Sha256::new()
-        .chain_update(1u32.to_be_bytes())
-        .chain_update(shared)
-        .chain_update(b"IDENTITY\0")
-        .chain_update(own_x)
-        .chain_update(ek_x);
-    Zeroizing::new(hash.finalize().into())
+/// The seed, and the same for the TPM alone (Part 1, B.10.4).
+fn wrapped(ek: &[u8], hash: Hash, random: &[u8]) -> Option<(Zeroizing<Vec<u8>>, Vec<u8>)> {
+    let seed = Zeroizing::new(random.get(..hash.bytes())?.to_vec());
+    let mut sealed = vec![0; RSA_BYTES];
+    let key = encrypting(ek)?;
+    let len = key.encrypt(&OAEP_SHA256_MGF1SHA256, &seed, &mut sealed, Some(IDENTITY)).ok()?.len();
+    (len == RSA_BYTES).then_some((seed, sealed))
 }
 
-/// KDFa (Part 1, 11.4.10.2) with HMAC-SHA-256, one block of `bits`.
-fn kdf_a(seed: &[u8; 32], label: &[u8], context: &[u8], bits: u32) -> Zeroizing<Vec<u8>> {
+/// The hash algorithm of a key's name, and of all that is derived for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hash {
+    Sha256,
+    Sha384,
+}
+
+impl Hash {
+    fn bytes(self) -> usize {
+        match self {
+            Hash::Sha256 => 32,
+            Hash::Sha384 => 48,
+        }
+    }
+
+    fn of(self, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+        fn of<D: sha2::Digest>(parts: &[&[u8]]) -> Vec<u8> {
+            parts.iter().fold(D::new(), |hash, part| hash.chain_update(part)).finalize().to_vec()
+        }
+        Zeroizing::new(match self {
+            Hash::Sha256 => of::<Sha256>(parts),
+            Hash::Sha384 => of::<Sha384>(parts),
+        })
+    }
+
+    fn mac(self, key: &[u8], parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+        fn of<M: hmac::Mac + hmac::digest::KeyInit>(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+            let mut mac = <M as hmac::Mac>::new_from_slice(key).expect("any key will do");
+            parts.iter().for_each(|part| mac.update(part));
+            mac.finalize().into_bytes().to_vec()
+        }
+        Zeroizing::new(match self {
+            Hash::Sha256 => of::<Hmac<Sha256>>(key, parts),
+            Hash::Sha384 => of::<Hmac<Sha384>>(key, parts),
+        })
+    }
+}
+
+/// KDFa (Part 1, 11.4.10.2), one block of `bytes`.
+fn kdf_a(
+    hash: Hash,
+    seed: &[u8],
+    label: &[u8],
+    context: &[u8],
+    bytes: usize,
+) -> Zeroizing<Vec<u8>> {
+    let bits = u32::try_from(8 * bytes).expect("a key is short");
     let parts = [&1u32.to_be_bytes()[..], label, context, &bits.to_be_bytes()];
-    let mut block = Zeroizing::new(hmac(seed, &parts).to_vec());
-    block.truncate((bits / 8) as usize);
+    let mut block = hash.mac(seed, &parts);
+    block.truncate(bytes);
     block
 }
 
-fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = <Hmac<Sha256> as hmac::Mac>::new_from_slice(key).expect("any key will do");
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
+/// AES in CFB mode with an empty vector, in place. A key is used for one text.
+fn cfb(key: &[u8], text: &mut [u8]) {
+    match key.len() {
+        16 => cfb_with(&Aes128::new_from_slice(key).expect("a key of 128 bits"), text),
+        _ => cfb_with(&Aes256::new_from_slice(key).expect("a key of 256 bits"), text),
+    }
 }
 
-/// AES-128 in CFB mode with an empty vector, in place. A key is used for one text.
-fn cfb(key: &[u8], text: &mut [u8]) {
-    let cipher = Aes128::new_from_slice(key).expect("a key of 128 bits");
+fn cfb_with<C>(cipher: &C, text: &mut [u8])
+where
+    C: aes::cipher::BlockCipherEncrypt
+        + aes::cipher::BlockSizeUser<BlockSize = aes::cipher::consts::U16>,
+{
     let mut vector = [0; 16];
     for block in text.chunks_mut(vector.len()) {
         let mut stream = vector.into();
@@ -199,105 +454,5 @@ fn cfb(key: &[u8], text: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn public(seed: u8) -> Vec<u8> {
-        let secret = SecretKey::from_slice(&[seed; 32]).unwrap();
-        let point = secret.public_key().to_encoded_point(false);
-        let (x, y) = (point.x().unwrap(), point.y().unwrap());
-        Writer::default().bytes(&shape()).sized(x).sized(y).done()
-    }
-
-    #[test]
-    fn a_key_of_another_shape_or_on_no_curve_is_no_endorsement_key() {
-        let good = public(3);
-        assert_eq!(EndorsementKey::from_public(&good).unwrap().public(), good);
-        assert!(EndorsementKey::from_public(&endorsement_template()).is_err(), "no point");
-        assert_eq!(endorsement_template().len(), good.len());
-        for at in 0..good.len() {
-            let mut other = good.clone();
-            other[at] ^= 1;
-            assert!(EndorsementKey::from_public(&other).is_err(), "{at}");
-        }
-        let longer = [&good[..], &[0]].concat();
-        assert!(EndorsementKey::from_public(&longer).is_err());
-        assert!(EndorsementKey::from_public(&good[..good.len() - 1]).is_err());
-    }
-
-    /// AES-128 in CFB mode, NIST SP 800-38A, F.3.13, with its vector as the first block of ours: what CFB gives for a text
-    /// of zeros is what it starts the next block with.
-    #[test]
-    fn the_cipher_is_aes_in_cfb_mode() {
-        let key = hex::decode("2b7e151628aed2a6abf7158809cf4f3c").unwrap();
-        // The stream of the first block is AES of zeros; then what is encrypted there is the vector.
-        let mut zeros = [0; 16];
-        cfb(&key, &mut zeros);
-        let vector: Vec<u8> = (0..16).collect();
-        let first: Vec<u8> = zeros.iter().zip(&vector).map(|(a, b)| a ^ b).collect();
-        let text = hex::decode("6bc1bee22e409f96e93d7e117393172aae2d8a571e03").unwrap();
-        let mut all = [first, text].concat();
-        cfb(&key, &mut all);
-        assert_eq!(all[..16], vector);
-        assert_eq!(hex::encode(&all[16..]), "3b3fd92eb72dad20333449f8e83cfb4ac8a64537a0b3");
-    }
-
-    /// Or whoever changes a file on its way sends commands of their own to somebody's TPM behind it.
-    #[test]
-    fn nothing_is_a_credential_that_is_longer_shorter_or_otherwise_made() {
-        let ek = EndorsementKey::from_public(&public(3)).unwrap();
-        let made = make_credential(&ek, &[1; 34], &[1; 32], &Zeroizing::new([1; 32])).unwrap();
-        assert_eq!(Credential::parse(made.blob(), made.secret()), Ok(made.clone()));
-        let (blob, secret) = (made.blob().to_vec(), made.secret().to_vec());
-        let longer = |bytes: &[u8]| [bytes, &[0]].concat();
-        let inner = |bytes: &[u8], more: u8| {
-            let mut bytes = longer(bytes);
-            bytes[1] += more;
-            bytes
-        };
-        for (blob, secret) in [
-            (longer(&blob), secret.clone()),
-            (inner(&blob, 1), secret.clone()),
-            (blob.clone(), longer(&secret)),
-            (blob.clone(), inner(&secret, 1)),
-            (blob[..69].to_vec(), secret.clone()),
-            (blob.clone(), secret[..69].to_vec()),
-            (Vec::new(), secret.clone()),
-            (blob.clone(), Vec::new()),
-            (vec![0, 0], vec![0, 0]),
-            (vec![0xff; 70], vec![0xff; 70]),
-        ] {
-            assert!(Credential::parse(&blob, &secret).is_err(), "{blob:?} {secret:?}");
-        }
-        // The lengths within.
-        for at in [0, 1, 2, 3] {
-            let mut changed = blob.clone();
-            changed[at] ^= 1;
-            assert!(Credential::parse(&changed, &secret).is_err(), "{at}");
-        }
-        for at in [0, 1, 2, 3, 36, 37] {
-            let mut changed = secret.clone();
-            changed[at] ^= 1;
-            assert!(Credential::parse(&blob, &changed).is_err(), "{at}");
-        }
-    }
-
-    #[test]
-    fn a_credential_is_another_for_each_key_secret_and_ephemeral() {
-        let (ek, other) =
-            [3, 4].map(|seed| EndorsementKey::from_public(&public(seed)).unwrap()).into();
-        let made = |ek: &EndorsementKey, name: u8, secret: u8, own: u8| {
-            make_credential(ek, &[name; 34], &[secret; 32], &Zeroizing::new([own; 32])).unwrap()
-        };
-        let first = made(&ek, 1, 1, 1);
-        assert_eq!((first.blob.len(), first.secret.len()), (2 + 34 + 34, 2 + 68));
-        assert_eq!(first, made(&ek, 1, 1, 1));
-        for another in
-            [made(&other, 1, 1, 1), made(&ek, 2, 1, 1), made(&ek, 1, 2, 1), made(&ek, 1, 1, 2)]
-        {
-            assert_ne!(first.blob, another.blob);
-        }
-        assert_eq!(make_credential(&ek, &[1; 34], &[1; 32], &Zeroizing::new([0; 32])), None);
-        assert_eq!(make_credential(&ek, &[1; 34], &[1; 32], &Zeroizing::new([0xff; 32])), None);
-    }
-}
+#[path = "credential_tests.rs"]
+mod tests;

@@ -3,12 +3,13 @@
 //! 1. Whoever invites makes a nonce for one node.
 //! 2. The node [presents](Request) what its TPM says: the keys, and a quote that answers [`qualifying`], which names both
 //!    nodes, the key that the node is to have in the cluster, its endorsement key and the nonce.
-//! 3. Whoever invites [demands](admit) that the endorsement key is the one that it was told of on another way, that the
-//!    quote is by an attestation key and answers its nonce, and that the registers hold what it expects.
+//! 3. Whoever invites [demands](admit) that the endorsement key is the one that it was told of on another way, or that its
+//!    certificate leads to a root that it has pinned; that the quote is by an attestation key and answers its nonce; and
+//!    that the registers hold what it expects.
 //! 4. It [seals](seal) the invitation so that it opens only in the TPM with both keys.
 //!
-//! Not shown by it: that the endorsement key is a TPM's. Whoever names it (step 3) vouches for that. That the attestation
-//! key is in the same TPM shows only by what is sealed being opened. The image's register is extended by the software that
+//! Not shown by it: that the endorsement key is a TPM's. Whoever names it (step 3), or has certified it, vouches for that.
+//! That the attestation key is in the same TPM shows only by what is sealed being opened. The image's register is extended by the software that
 //! is to be judged by it: it says which image was booted only if registers of the firmware and the boot chain, which
 //! whoever invites names, say that this software was. Registers that no value is named for are told, and decide nothing.
 
@@ -22,7 +23,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::credential::{Credential, EndorsementKey, make_credential};
+use crate::credential::{
+    Credential, EPHEMERAL_BYTES, EndorsementKey, is_ephemeral, make_credential,
+};
+use crate::enrolment::{Endorsement, Makers};
 use crate::evidence::{AttestationKey, Pcrs, Policy, Refusal, appraise};
 
 /// The register that holds the node image's hash. On a PC it is the operating system's (a unified
@@ -45,9 +49,10 @@ pub fn qualifying(
     inviter: NodeId,
     node: NodeId,
     key: HolderKey,
-    ek: &[u8; 34],
+    ek: &[u8],
     nonce: &[u8; 32],
 ) -> [u8; 32] {
+    // The name's beginning says how long it is, and all else has one length.
     let hash = Sha256::new()
         .chain_update(QUALIFYING)
         .chain_update(inviter.0)
@@ -115,6 +120,8 @@ pub struct Request {
     pub nonce: [u8; 32],
     /// `TPMT_PUBLIC` of the endorsement key.
     pub ek: Vec<u8>,
+    /// The certificate of the endorsement key (DER), if the TPM has one.
+    pub certificate: Option<Vec<u8>>,
     /// `TPMT_PUBLIC` of the attestation key.
     pub ak: Vec<u8>,
     /// `TPMS_ATTEST`.
@@ -135,6 +142,8 @@ struct RequestText {
     key: String,
     nonce: String,
     ek: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
     ak: String,
     quote: String,
     signature: String,
@@ -183,11 +192,13 @@ impl Request {
     pub fn parse(text: &str) -> Result<Request, Fault> {
         let read: RequestText = read(text, REQUEST, MAX_REQUEST_BYTES)?;
         let pcrs = read.pcrs.iter().map(|(pcr, value)| Ok((*pcr, array(value, "a register")?)));
+        let certificate = read.certificate.map(|text| bytes(&text, "the certificate"));
         Ok(Request {
             node: NodeId(array(&read.node, "the node")?),
             key: HolderKey(array(&read.key, "its key")?),
             nonce: array(&read.nonce, "the nonce")?,
             ek: bytes(&read.ek, "the endorsement key")?,
+            certificate: certificate.transpose()?,
             ak: bytes(&read.ak, "the attestation key")?,
             quote: bytes(&read.quote, "the quote")?,
             signature: bytes(&read.signature, "the signature")?,
@@ -204,6 +215,7 @@ impl Request {
             key: hex::encode(self.key.0),
             nonce: hex::encode(self.nonce),
             ek: hex::encode(&self.ek),
+            certificate: self.certificate.as_ref().map(hex::encode),
             ak: hex::encode(&self.ak),
             quote: hex::encode(&self.quote),
             signature: hex::encode(&self.signature),
@@ -222,10 +234,14 @@ pub struct Expected {
     pub node: NodeId,
     /// The nonce.
     pub nonce: [u8; 32],
-    /// The name of the node's endorsement key, as it was told.
-    pub ek: [u8; 34],
+    /// The name of the node's endorsement key, if it was told. Without it, and without makers, nothing is admitted.
+    pub ek: Option<Vec<u8>>,
+    /// Whose TPMs are taken. If any are named, the endorsement key's certificate is one of theirs.
+    pub makers: Makers,
     /// What registers hold. The image's is among them, or nothing is admitted.
     pub references: Pcrs,
+    /// Unix seconds.
+    pub at_s: u64,
 }
 
 /// A node that has shown what was expected of it.
@@ -235,6 +251,8 @@ pub struct Admitted {
     pub key: HolderKey,
     /// Its endorsement key.
     pub ek: EndorsementKey,
+    /// What the certificate shows that was demanded; `None` if none was, as somebody has named the key.
+    pub endorsement: Option<Endorsement>,
     /// Its attestation key.
     pub ak: AttestationKey,
     /// All registers that were quoted.
@@ -252,12 +270,7 @@ pub fn admit(request: &Request, expected: &Expected) -> Result<Admitted, Fault> 
     }
     let broken = |what: &str, e| refused(format!("the {what} key is {e}"));
     let ek = EndorsementKey::from_public(&request.ek).map_err(|e| broken("endorsement", e))?;
-    if ek.name() != expected.ek {
-        return Err(refused(format!(
-            "this is another TPM than was expected: its endorsement key is {}",
-            hex::encode(ek.name())
-        )));
-    }
+    let endorsement = endorse(&ek, request, expected)?;
     let ak = AttestationKey::from_public(&request.ak).map_err(|e| broken("attestation", e))?;
     if !expected.references.contains_key(&IMAGE_PCR) {
         return Err(refused(Refusal::NoReferences.to_string()));
@@ -273,25 +286,53 @@ pub fn admit(request: &Request, expected: &Expected) -> Result<Admitted, Fault> 
     let mut references = request.pcrs.clone();
     references.extend(&expected.references);
     let answers =
-        qualifying(expected.inviter, request.node, request.key, &expected.ek, &request.nonce);
+        qualifying(expected.inviter, request.node, request.key, &ek.name(), &request.nonce);
     let Request { quote, signature, pcrs, .. } = request;
     appraise(&Policy::new(references), &ak, &answers, quote, signature, pcrs, None)
         .map_err(|refusal| refused(refusal.to_string()))?;
-    Ok(Admitted { key: request.key, ek, ak, pcrs: request.pcrs.clone() })
+    Ok(Admitted { key: request.key, ek, endorsement, ak, pcrs: request.pcrs.clone() })
+}
+
+/// Whether somebody vouches for an endorsement key, in each way that is expected.
+fn endorse(
+    ek: &EndorsementKey,
+    request: &Request,
+    expected: &Expected,
+) -> Result<Option<Endorsement>, Fault> {
+    let refused = |why: String| Err(Fault::Unauthenticated(why));
+    let name = ek.name();
+    if expected.ek.as_ref().is_some_and(|told| *told != name) {
+        return refused(format!(
+            "this is another TPM than was expected: its endorsement key is {}",
+            hex::encode(name)
+        ));
+    }
+    match (&request.certificate, expected.makers.is_empty()) {
+        (_, true) if expected.ek.is_none() => {
+            refused("nobody has said which TPM is expected, or whose".to_owned())
+        }
+        (_, true) => Ok(None),
+        (Some(certificate), false) => {
+            expected.makers.demand(certificate, ek, expected.at_s).map(Some)
+        }
+        (None, false) => refused("this TPM has shown no certificate of its maker".to_owned()),
+    }
 }
 
 /// Random bytes for one sealed invitation.
 pub struct Randomness {
-    ephemeral: Zeroizing<[u8; 32]>,
+    ephemeral: Zeroizing<[u8; EPHEMERAL_BYTES]>,
     secret: Zeroizing<[u8; 32]>,
 }
 
 impl Randomness {
-    /// An ephemeral private key, and what only the TPM gives back; `None` if the first is no private key, which one in
-    /// 2³² is not.
-    pub fn new(ephemeral: Zeroizing<[u8; 32]>, secret: Zeroizing<[u8; 32]>) -> Option<Randomness> {
-        p256::SecretKey::from_slice(&ephemeral[..]).ok()?;
-        Some(Randomness { ephemeral, secret })
+    /// For one credential, and what only the TPM gives back; `None` if the first is no private key ([`is_ephemeral`]),
+    /// which one in 2³² is not.
+    pub fn new(
+        ephemeral: Zeroizing<[u8; EPHEMERAL_BYTES]>,
+        secret: Zeroizing<[u8; 32]>,
+    ) -> Option<Randomness> {
+        is_ephemeral(&ephemeral).then_some(Randomness { ephemeral, secret })
     }
 }
 

@@ -11,17 +11,20 @@
 //! - [`pki`]: chains of certificates up to pinned roots, as makers of devices issue them.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
+//! - [`enrolment`]: whether a TPM's maker has certified an endorsement key.
 //! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
 //! - [`joining`]: what a node presents that wants to be invited into a cluster by the TPM that it has, what the one who
 //!   invites demands of it, and the invitation, sealed to that TPM (A1).
 //!
-//! No I/O, no clock, no randomness: bytes, time and random bytes are arguments. It does not speak to a TPM; the attestation
+//! No I/O, no clock, no randomness: bytes, time and random bytes are arguments, but for the padding of what is encrypted for
+//! an RSA key ([`credential`]). It does not speak to a TPM; the attestation
 //! service does.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bank;
 pub mod credential;
+pub mod enrolment;
 pub mod eventlog;
 pub mod evidence;
 pub mod findings;

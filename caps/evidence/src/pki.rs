@@ -112,6 +112,9 @@ pub enum Refusal {
     /// It is for something else.
     #[error("'{0}' is a certificate for another purpose")]
     Purpose(String),
+    /// It is for another key.
+    #[error("the certificate of '{0}' is for another key")]
+    Subject(String),
     /// Its issuer has taken it back.
     #[error("the certificate {serial} of '{subject}' is revoked")]
     Revoked {
@@ -191,6 +194,11 @@ impl Certificate {
         (curve_of(info) == Some(curve)).then(|| self.key())
     }
 
+    /// What its key is for, as the key itself says.
+    pub(crate) fn key_algorithm(&self) -> ObjectIdentifier {
+        self.parsed.tbs_certificate.subject_public_key_info.algorithm.oid
+    }
+
     /// The value of an extension.
     pub fn extension(&self, oid: ObjectIdentifier) -> Option<&[u8]> {
         find(&self.parsed.tbs_certificate.extensions, oid)
@@ -215,7 +223,7 @@ impl Certificate {
         &self.parsed.tbs_certificate.subject
     }
 
-    fn decoded<'a, T: x509_cert::der::Decode<'a>>(
+    pub(crate) fn decoded<'a, T: x509_cert::der::Decode<'a>>(
         &'a self,
         oid: ObjectIdentifier,
     ) -> Result<Option<T>, Refusal> {
@@ -317,6 +325,11 @@ impl Crl {
     /// Reads all in a text of PEM, or the one that is DER.
     pub fn several(bytes: &[u8]) -> Result<Vec<Crl>, Refusal> {
         each(bytes, "X509 CRL", CRL_END, Crl::from_der)
+    }
+
+    /// The list as it was read.
+    pub fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// SHA-256 over the list.

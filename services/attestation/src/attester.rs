@@ -15,7 +15,7 @@ use crate::TRACE;
 
 use distos_evidence::joining::{IMAGE_PCR, Request, Sealed, qualifying};
 
-use crate::tpm::{Evidence, Tpm};
+use crate::tpm::{Endorsement, Evidence, Tpm};
 
 /// What this node's TPM was seen to be the first time: the key it quotes with, and the registers'
 /// values. **Trust on first use**: who controls the machine at that moment decides what counts
@@ -129,8 +129,8 @@ impl<T: Read + Write> Attester<T> {
         Ok(Outcome { result, ak_name: key.name(), enrolled_now })
     }
 
-    /// `TPMT_PUBLIC` of the TPM's endorsement key and of the key that it quotes with.
-    pub(crate) fn identity(&mut self, now_ms: u64) -> Result<(Vec<u8>, Vec<u8>), Fault> {
+    /// The TPM's endorsement key, and `TPMT_PUBLIC` of the key that it quotes with.
+    pub(crate) fn identity(&mut self, now_ms: u64) -> Result<(Endorsement, Vec<u8>), Fault> {
         self.measure_image(now_ms)?;
         Ok((self.tpm.endorsement()?, self.tpm.attestation()?))
     }
@@ -145,13 +145,13 @@ impl<T: Read + Write> Attester<T> {
         now_ms: u64,
     ) -> Result<Request, Fault> {
         self.measure_image(now_ms)?;
-        let ek = self.tpm.endorsement()?;
+        let Endorsement { public: ek, certificate } = self.tpm.endorsement()?;
         let name = EndorsementKey::from_public(&ek)
             .map_err(|broken| Fault::internal(format!("the TPM's endorsement key is {broken}")))?;
         let answers = qualifying(inviter, node, key, &name.name(), &nonce);
         let Evidence { ak_public, quote, signature, pcrs, .. } =
             self.tpm.evidence(&answers, self.pcrs)?;
-        Ok(Request { node, key, nonce, ek, ak: ak_public, quote, signature, pcrs })
+        Ok(Request { node, key, nonce, ek, certificate, ak: ak_public, quote, signature, pcrs })
     }
 
     /// Opens what was sealed to this TPM.

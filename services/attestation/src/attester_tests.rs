@@ -299,9 +299,15 @@ proptest::proptest! {
 
 /// A cluster's node that invites by the TPM.
 mod joining {
-    use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+    use std::fs;
+
+    use distos_evidence::credential::{
+        Credential, EPHEMERAL_BYTES, EndorsementKey, Template, make_credential,
+    };
+    use distos_evidence::enrolment::{Kind, Makers};
     use distos_evidence::evidence::AttestationKey;
     use distos_evidence::joining::{Expected, Randomness, Request, Sealed, admit, seal};
+    use distos_evidence::pki::Certificate;
     use zeroize::Zeroizing;
 
     use super::*;
@@ -310,6 +316,7 @@ mod joining {
     const JOINER: NodeId = NodeId([0x2a; 32]);
     const KEY: HolderKey = HolderKey([0x3a; 32]);
     const NONCE: [u8; 32] = [0x4a; 32];
+    const AT_S: u64 = 4_000_000_000;
 
     fn presents(attester: &mut Attester<TimedFd>) -> Request {
         attester.present(JOINER, KEY, INVITER, NONCE, 5).unwrap()
@@ -319,11 +326,20 @@ mod joining {
     fn expects(request: &Request) -> Expected {
         let ek = EndorsementKey::from_public(&request.ek).unwrap().name();
         let references = Pcrs::from([(IMAGE_PCR, extended_once(&IMAGE))]);
-        Expected { inviter: INVITER, node: JOINER, nonce: NONCE, ek, references }
+        Expected {
+            inviter: INVITER,
+            node: JOINER,
+            nonce: NONCE,
+            ek: Some(ek),
+            makers: Makers::default(),
+            references,
+            at_s: AT_S,
+        }
     }
 
     fn random(seed: u8) -> Randomness {
-        Randomness::new(Zeroizing::new([seed; 32]), Zeroizing::new([7; 32])).unwrap()
+        let ephemeral = Zeroizing::new([seed; EPHEMERAL_BYTES]);
+        Randomness::new(ephemeral, Zeroizing::new([7; 32])).unwrap()
     }
 
     fn refused(request: &Request, expected: &Expected, why: &str) {
@@ -407,7 +423,9 @@ mod joining {
         refused(&changed, &expected, "digest");
         refused(&request, &Expected { references: Pcrs::new(), ..expected.clone() }, "reference");
         let pinned = Pcrs::from([(IMAGE_PCR, extended_once(&IMAGE)), (0, [1; 32])]);
-        refused(&request, &Expected { references: pinned, ..expected }, "PCR 0");
+        refused(&request, &Expected { references: pinned, ..expected.clone() }, "PCR 0");
+        // Nobody has said which TPM.
+        refused(&request, &Expected { ek: None, ..expected }, "which TPM");
     }
 
     /// Both keys have to be in one TPM: that is what the credential shows, and the quote does not.
@@ -420,7 +438,7 @@ mod joining {
         let name = AttestationKey::from_public(&request.ak).unwrap().name();
         let secret = [0x5c; 32];
         let made = |name: &[u8; 34]| -> Credential {
-            make_credential(&ek, name, &secret, &Zeroizing::new([9; 32])).unwrap()
+            make_credential(&ek, name, &secret, &Zeroizing::new([9; EPHEMERAL_BYTES])).unwrap()
         };
         assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
         let mut another = name;
@@ -428,6 +446,141 @@ mod joining {
         let refused = attester.tpm.activate(&made(&another));
         assert!(matches!(refused, Err(TpmError::Another)), "{refused:?}");
         assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
+    }
+
+    /// A maker of software TPMs, with an authority of its own.
+    struct Maker(tempfile::TempDir);
+
+    impl Maker {
+        fn new() -> Maker {
+            let place = tempfile::tempdir().unwrap();
+            let at = |name: &str| place.path().join(name).display().to_string();
+            let authority = format!(
+                "statedir = {}\nsigningkey = {}\nissuercert = {}\ncertserial = {}\n",
+                at("."),
+                at("signkey.pem"),
+                at("issuercert.pem"),
+                at("serial")
+            );
+            fs::write(at("authority"), authority).unwrap();
+            fs::write(at("options"), "").unwrap();
+            let setup = format!(
+                "create_certs_tool = /usr/bin/swtpm_localca\n\
+                 create_certs_tool_config = {}\ncreate_certs_tool_options = {}\n",
+                at("authority"),
+                at("options")
+            );
+            fs::write(at("setup"), setup).unwrap();
+            Maker(place)
+        }
+
+        /// A TPM that it has made, with the certificates in it that it has by default.
+        fn node(&self) -> Node {
+            let node = Node::new();
+            let made = Command::new("swtpm_setup")
+                .args(["--tpm2", "--create-ek-cert", "--lock-nvram", "--overwrite", "--config"])
+                .arg(self.0.path().join("setup"))
+                .arg("--tpmstate")
+                .arg(node.state.path())
+                .output()
+                .expect("swtpm_setup runs: .ci/setup installs it (Debian: swtpm-tools)");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+            node
+        }
+
+        fn makers(&self, kind: Kind) -> Makers {
+            let mut makers = Makers::default();
+            for name in ["swtpm-localca-rootca-cert.pem", "issuercert.pem"] {
+                let pem = fs::read(self.0.path().join(name)).unwrap();
+                makers.pin(kind, Certificate::several(&pem).unwrap()).unwrap();
+            }
+            makers
+        }
+    }
+
+    /// Of a key of each kind that DistOS takes, TPMs give back what was made for them without a TPM.
+    #[test]
+    fn a_credential_for_each_kind_of_endorsement_key_opens_in_its_tpm() {
+        let node = Node::new();
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let request = presents(&mut attester);
+        let name = AttestationKey::from_public(&request.ak).unwrap().name();
+        let secret = [0x5c; 32];
+        for template in Template::ALL {
+            let public = attester.tpm.endorsement_of(template).unwrap();
+            let ek = EndorsementKey::from_public(&public).unwrap();
+            assert_eq!(ek.template(), template);
+            let made = |name: &[u8; 34]| {
+                let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
+                make_credential(&ek, name, &secret, &ephemeral).unwrap()
+            };
+            // More often than the TPM has room for objects and sessions.
+            for _ in 0..4 {
+                assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret, "{template:?}");
+                let refused = attester.tpm.activate(&made(&[1; 34]));
+                assert!(matches!(refused, Err(TpmError::Another)), "{template:?}: {refused:?}");
+            }
+        }
+    }
+
+    /// Nobody was told of its TPM before, and nobody trusts the first that shows up.
+    #[test]
+    fn a_tpm_that_a_pinned_maker_has_certified_is_taken_and_no_other() {
+        let (maker, stranger) = (Maker::new(), Maker::new());
+        // An authority begins with the first that it certifies.
+        let (node, another, _) = (maker.node(), maker.node(), stranger.node());
+        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
+        let request = presents(&mut attester);
+        assert_eq!(Request::parse(&request.to_json().unwrap()), Ok(request.clone()));
+        let (identity, _) = attester.identity(5).unwrap();
+        assert_eq!((&identity.public, &identity.certificate), (&request.ek, &request.certificate));
+        let certified = |makers| Expected { ek: None, makers, ..expects(&request) };
+        let expected = certified(maker.makers(Kind::Software));
+        let admitted = admit(&request, &expected).unwrap();
+        let shown = admitted.endorsement.as_ref().unwrap();
+        assert_eq!(shown.kind, Kind::Software);
+        assert_eq!(shown.origin.model.as_deref(), Some("swtpm"));
+        let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
+        let sealed = Sealed::parse(&sealed.to_json().unwrap()).unwrap();
+        for _ in 0..4 {
+            assert_eq!(attester.open(&sealed).unwrap(), "come");
+        }
+        // It is no hardware, even if its maker's root lies among those of makers of hardware.
+        let misplaced = admit(&request, &certified(maker.makers(Kind::Hardware))).unwrap();
+        assert_eq!(misplaced.endorsement.unwrap().kind, Kind::Software);
+        // By its name, it is taken as any other; with both, both hold.
+        assert!(admit(&request, &expects(&request)).unwrap().endorsement.is_none());
+        let both = Expected { ek: expects(&request).ek, ..expected.clone() };
+        admit(&request, &both).unwrap();
+        refused(&request, &Expected { ek: Some(vec![0; 50]), ..both.clone() }, "another TPM");
+
+        refused(&request, &certified(stranger.makers(Kind::Software)), "certificate chain");
+        refused(&Request { certificate: None, ..request.clone() }, &expected, "no certificate");
+        // Another TPM's certificate, and another TPM's key with it: its quote is by nobody's key.
+        let (_swtpm, mut another) = another.boot(IMAGE, "0-7");
+        let theirs = presents(&mut another);
+        let shown = Request { certificate: theirs.certificate.clone(), ..request.clone() };
+        refused(&shown, &expected, "another key");
+        let claimed = Request { ek: theirs.ek.clone(), ..shown };
+        refused(&claimed, &expected, "replay");
+        // Whoever makes up a quote that names the other's key gets what opens in the other's TPM alone.
+        let answers = qualifying(
+            INVITER,
+            JOINER,
+            KEY,
+            &EndorsementKey::from_public(&theirs.ek).unwrap().name(),
+            &NONCE,
+        );
+        let quoted = attester.tpm.evidence(&answers, attester.pcrs).unwrap();
+        let forged = Request { quote: quoted.quote, signature: quoted.signature, ..claimed };
+        let admitted = admit(&forged, &expected).unwrap();
+        let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
+        assert!(matches!(attester.open(&sealed), Err(Fault::Unauthenticated(_))));
+        assert!(matches!(another.open(&sealed), Err(Fault::Unauthenticated(_))));
+        // One that no maker has certified has none to show.
+        let plain = Node::new();
+        let (_swtpm, mut plain) = plain.boot(IMAGE, "0-7");
+        refused(&presents(&mut plain), &expected, "no certificate");
     }
 }
 
@@ -438,7 +591,9 @@ mod made_up {
     use std::io::{self, ErrorKind};
     use std::rc::Rc;
 
-    use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+    use distos_evidence::credential::{
+        Credential, EPHEMERAL_BYTES, EndorsementKey, make_credential,
+    };
     use distos_evidence::wire::Writer;
     use zeroize::Zeroizing;
 
@@ -518,8 +673,8 @@ mod made_up {
         let node = Node::new();
         let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
         let (ek, ak) = attester.identity(5).unwrap();
-        let ek = EndorsementKey::from_public(&ek).unwrap();
-        let (secret, own) = ([1; 32], Zeroizing::new([2; 32]));
+        let ek = EndorsementKey::from_public(&ek.public).unwrap();
+        let (secret, own) = ([1; 32], Zeroizing::new([2; EPHEMERAL_BYTES]));
         let credential = make_credential(&ek, &[3; 34], &secret, &own).unwrap();
         let there = Rc::new(RefCell::new(Vec::new()));
         let (made, answer) = (0, VecDeque::new());

@@ -19,8 +19,8 @@
 //! # What it refuses, and what it does not show
 //!
 //! - It trusts the TPM that it sees first, and the register values it sees then (`enrolment` in its
-//!   directory); from then on it refuses every other. It does not check the TPM maker's certificate: it
-//!   shows that this node is what it was, not that the TPM is a real one.
+//!   directory); from then on it refuses every other. It does not check the TPM maker's certificate, which it
+//!   passes on to whoever invites the node: it shows that this node is what it was, not that the TPM is a real one.
 //! - A software TPM proves the protocol, not the machine: who controls the machine controls it.
 //!   Every verdict and audit event says which kind it is.
 //! - Only holders on this node are convinced: the appraisal runs here. A verifier elsewhere must

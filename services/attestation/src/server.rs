@@ -457,8 +457,9 @@ impl attestation::Server for AttestationServer {
             });
         let (ek, ak) = asked.await.map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
-        reply.set_ek(&ek);
+        reply.set_ek(&ek.public);
         reply.set_ak(&ak);
+        reply.set_ek_certificate(ek.certificate.as_deref().unwrap_or_default());
         Ok(())
     }
 

@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use distos_abi::Fault;
-use distos_evidence::credential::{Credential, endorsement_template};
+use distos_evidence::credential::{Credential, EndorsementKey, Template};
+use distos_evidence::enrolment::{MAX_ENDORSEMENT_BYTES, certifies, stored};
 use distos_evidence::evidence::{
     ALG_ECDSA, ALG_NULL, ALG_SHA256, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template,
 };
@@ -23,6 +24,8 @@ use zeroize::Zeroizing;
 const MAX_RESPONSE_BYTES: usize = 4096;
 /// The longest command: none of ours is half as long. What is longer a software TPM would take for several.
 const MAX_COMMAND_BYTES: usize = 1024;
+/// What is read from an NV index at a time: every PC's TPM gives so many bytes.
+const NV_CHUNK_BYTES: usize = 512;
 /// A TPM that has not answered by then is taken for dead. Real ones take 0.6 s for a quote.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,9 +39,12 @@ const HEADER_BYTES: usize = 10;
 const CC_CREATE_PRIMARY: u32 = 0x0131;
 const CC_STARTUP: u32 = 0x0144;
 const CC_ACTIVATE_CREDENTIAL: u32 = 0x0147;
+const CC_NV_READ: u32 = 0x014e;
 const CC_POLICY_SECRET: u32 = 0x0151;
 const CC_QUOTE: u32 = 0x0158;
 const CC_FLUSH_CONTEXT: u32 = 0x0165;
+const CC_NV_READ_PUBLIC: u32 = 0x0169;
+const CC_POLICY_OR: u32 = 0x0171;
 const CC_START_AUTH_SESSION: u32 = 0x0176;
 const CC_PCR_READ: u32 = 0x017e;
 const CC_PCR_EXTEND: u32 = 0x0182;
@@ -84,6 +90,15 @@ impl From<TpmError> for Fault {
             _ => Fault::unavailable(RETRY_MS, why),
         }
     }
+}
+
+/// The key by which a TPM is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Endorsement {
+    /// `TPMT_PUBLIC`.
+    pub(crate) public: Vec<u8>,
+    /// Its certificate (DER), if its maker has left one in the TPM.
+    pub(crate) certificate: Option<Vec<u8>>,
 }
 
 /// What one attestation takes from the TPM. Nothing in it is believed before appraisal.
@@ -152,11 +167,66 @@ impl<T: Read + Write> Tpm<T> {
         Ok(Evidence { ak_public, quote, signature, pcrs: values, quote_micros })
     }
 
-    /// `TPMT_PUBLIC` of the endorsement key, the same at every boot.
-    pub(crate) fn endorsement(&mut self) -> Result<Vec<u8>, TpmError> {
-        let (handle, public) = self.create_primary(&endorsement_template())?;
+    /// The endorsement key, the same at every boot: the first that the TPM's maker has certified, else that of the first
+    /// template.
+    pub(crate) fn endorsement(&mut self) -> Result<Endorsement, TpmError> {
+        for template in Template::ALL {
+            let Some(bytes) = self.nv(template.certificate_index())? else { continue };
+            let Some(certificate) = stored(&bytes) else { continue };
+            let public = match self.endorsement_of(template) {
+                // Some make no key of some template, whatever lies in their places.
+                Err(TpmError::Refused { code, .. }) if !RC_PASSING.contains(&code) => continue,
+                public => public?,
+            };
+            let key = EndorsementKey::from_public(&public);
+            // Or it is one that was made from a template of the maker's own.
+            if key.is_ok_and(|key| certifies(&certificate, &key).is_ok()) {
+                let certificate = Some(certificate.der().to_vec());
+                return Ok(Endorsement { public, certificate });
+            }
+        }
+        let public = self.endorsement_of(Template::ALL[0])?;
+        Ok(Endorsement { public, certificate: None })
+    }
+
+    /// `TPMT_PUBLIC` of the endorsement key that follows from a template.
+    pub(crate) fn endorsement_of(&mut self, template: Template) -> Result<Vec<u8>, TpmError> {
+        let (handle, public) = self.create_primary(&template.public())?;
         self.flush(handle)?;
         Ok(public)
+    }
+
+    /// What lies at an NV index, up to what a certificate may have; `None` if there is nothing, or it may not be read
+    /// with the empty password of the index, as certificates may.
+    fn nv(&mut self, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
+        match self.nv_whole(index) {
+            Ok(bytes) => Ok(bytes),
+            Err(TpmError::Refused { code, .. }) if !RC_PASSING.contains(&code) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn nv_whole(&mut self, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
+        let parameters = Writer::default().u32(index);
+        let response = self.call(&Command::plain(CC_NV_READ_PUBLIC, parameters))?;
+        let size = parse_nv_size(&response, index)?;
+        if size > MAX_ENDORSEMENT_BYTES {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(size);
+        while bytes.len() < size {
+            let len = (size - bytes.len()).min(NV_CHUNK_BYTES);
+            let field = |number: usize| u16::try_from(number).map_err(|_| Broken("nvPublic"));
+            let parameters = Writer::default().u16(field(len)?).u16(field(bytes.len())?);
+            let command = Command::new(CC_NV_READ, &[index, index], &[Auth::Password], parameters);
+            let response = self.call(&command)?;
+            let part = parameters_of(&response, "data")?.sized("data")?.to_vec();
+            if part.len() != len {
+                return Err(Broken("data").into());
+            }
+            bytes.extend(part);
+        }
+        Ok(Some(bytes))
     }
 
     /// `TPMT_PUBLIC` of the attestation key, the same at every boot.
@@ -185,7 +255,7 @@ impl<T: Read + Write> Tpm<T> {
         ak: u32,
         credential: &Credential,
     ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
-        let (ek, _) = self.create_primary(&endorsement_template())?;
+        let (ek, _) = self.create_primary(&credential.template().public())?;
         let activated = self.activate_both(ak, ek, credential);
         let flushed = self.flush(ek);
         activated.and_then(|secret| flushed.map(|()| secret))
@@ -197,8 +267,9 @@ impl<T: Read + Write> Tpm<T> {
         ek: u32,
         credential: &Credential,
     ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
-        let session = self.start_policy()?;
-        let activated = self.policy_secret(session).and_then(|()| {
+        let template = credential.template();
+        let session = self.start_policy(template)?;
+        let activated = self.satisfy(session, template).and_then(|()| {
             let auths = [Auth::Password, Auth::Session(session)];
             let parameters = Writer::default().bytes(credential.blob()).bytes(credential.secret());
             let command = Command::new(CC_ACTIVATE_CREDENTIAL, &[ak, ek], &auths, parameters);
@@ -220,7 +291,7 @@ impl<T: Read + Write> Tpm<T> {
         Ok(Zeroizing::new(secret.try_into().map_err(|_| Broken("certInfo"))?))
     }
 
-    fn start_policy(&mut self) -> Result<u32, TpmError> {
+    fn start_policy(&mut self, template: Template) -> Result<u32, TpmError> {
         // What the TPM takes from it here is nothing: the session signs and encrypts nothing.
         let nonce = [0u8; 16];
         let parameters = Writer::default()
@@ -230,19 +301,27 @@ impl<T: Read + Write> Tpm<T> {
             .sized(&[])
             .u8(SESSION_POLICY)
             .u16(ALG_NULL)
-            .u16(ALG_SHA256);
+            .u16(template.hash_algorithm());
         let response = self.call(&Command::plain(CC_START_AUTH_SESSION, parameters))?;
         let session = Reader::new(&response).u32("sessionHandle")?;
         self.there.push(session);
         Ok(session)
     }
 
-    /// That whoever holds the session may use what the endorsement hierarchy's holder may, which has no password.
-    fn policy_secret(&mut self, session: u32) -> Result<(), TpmError> {
+    /// Has the session fulfil the policy of an endorsement key.
+    fn satisfy(&mut self, session: u32, template: Template) -> Result<(), TpmError> {
+        // That it may use what the endorsement hierarchy's holder may, which has no password.
         let parameters = Writer::default().sized(&[]).sized(&[]).sized(&[]).u32(0);
         let handles = [HIERARCHY_ENDORSEMENT, session];
-        let command = Command::new(CC_POLICY_SECRET, &handles, &[Auth::Password], parameters);
-        self.call(&command).map(drop)
+        self.call(&Command::new(CC_POLICY_SECRET, &handles, &[Auth::Password], parameters))?;
+        let branches = template.policy_branches();
+        if branches.is_empty() {
+            return Ok(());
+        }
+        let count = u32::try_from(branches.len()).map_err(|_| Broken("the policy's branches"))?;
+        let list = Writer::default().u32(session).u32(count);
+        let list = branches.iter().fold(list, |list, branch| list.sized(branch));
+        self.call(&Command::plain(CC_POLICY_OR, list)).map(drop)
     }
 
     /// Extends `digest` into `pcr` unless that has happened since the TPM's last reset. A register
@@ -480,6 +559,19 @@ impl Command {
             .bytes(&self.parameters)
             .done()
     }
+}
+
+/// How many bytes an NV index has, from the answer to `TPM2_NV_ReadPublic`.
+fn parse_nv_size(response: &[u8], index: u32) -> Result<usize, Broken> {
+    let mut r = Reader::new(Reader::new(response).sized("nvPublic")?);
+    if r.u32("nvIndex")? != index {
+        return Err(Broken("nvIndex"));
+    }
+    let (_name, _attributes) = (r.u16("nameAlg")?, r.u32("attributes")?);
+    r.sized("authPolicy")?;
+    let size = r.u16("dataSize")?;
+    r.end("nvPublic")?;
+    Ok(size.into())
 }
 
 /// `TPML_PCR_SELECTION` of one SHA-256 bank.

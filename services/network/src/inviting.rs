@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use distos_abi::{Fault, NodeId};
+use distos_evidence::credential::{EPHEMERAL_BYTES, is_name_long};
+use distos_evidence::enrolment::{Kind, MAX_PINNED, Makers};
 use distos_evidence::evidence::Pcrs;
 use distos_evidence::joining::{Admitted, Expected, MAX_REQUEST_BYTES, Randomness, Request, admit};
+use distos_evidence::pki::{Certificate, Crl, Refusal};
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::{network, register};
 use zeroize::Zeroizing;
@@ -68,7 +71,8 @@ impl Challenges {
 /// What an operator asks for who invites a node by its TPM.
 pub(crate) struct AskedAttested {
     pub(crate) request: Request,
-    ek: [u8; 34],
+    ek: Option<Vec<u8>>,
+    makers: Makers,
     references: Pcrs,
     pub(crate) address: SocketAddr,
     pub(crate) lifetime_s: u64,
@@ -84,8 +88,24 @@ impl AskedAttested {
             return Err(Fault::malformed("a request to join is not so long"));
         }
         let request = Request::parse(text.to_str().map_err(|e| fault_of(&e.into()))?)?;
-        let ek = params.get_ek().map_err(faulty)?.try_into();
-        let ek = ek.map_err(|_| Fault::malformed("a TPM's name has 34 bytes"))?;
+        let ek = match params.get_ek().map_err(faulty)? {
+            [] => None,
+            name if is_name_long(name.len()) => Some(name.to_vec()),
+            _ => return Err(Fault::malformed("a TPM's name has 34 or 50 bytes")),
+        };
+        let mut makers = Makers::default();
+        for (kind, list) in [
+            (Kind::Hardware, params.get_hardware_makers().map_err(faulty)?),
+            (Kind::Software, params.get_software_makers().map_err(faulty)?),
+        ] {
+            makers.pin(kind, each(list, "the makers' certificates", Certificate::from_der)?)?;
+        }
+        let has_others = makers.certificates(Kind::Hardware).next().is_some();
+        if has_others && makers.is_empty() {
+            return Err(Fault::malformed("the makers' certificates have no root among them"));
+        }
+        let lists = params.get_revoked().map_err(faulty)?;
+        makers.add_lists(each(lists, "the lists of revoked certificates", Crl::from_der)?)?;
         let address = params.get_address().map_err(faulty)?.to_str();
         let address = address.map_err(|e| fault_of(&e.into()))?.parse();
         let address =
@@ -101,8 +121,24 @@ impl AskedAttested {
             references.insert(one.get_pcr(), value);
         }
         let lifetime_s = u64::from(params.get_lifetime_s());
-        Ok(AskedAttested { request, ek, references, address, lifetime_s })
+        Ok(AskedAttested { request, ek, makers, references, address, lifetime_s })
     }
+}
+
+/// Reads each of a list that is no longer than what is pinned at most.
+fn each<T>(
+    list: capnp::data_list::Reader<'_>,
+    what: &str,
+    read: impl Fn(&[u8]) -> Result<T, Refusal>,
+) -> Result<Vec<T>, Fault> {
+    if list.len() as usize > MAX_PINNED {
+        return Err(Fault::malformed(format!("{what} are more than {MAX_PINNED}")));
+    }
+    let read = |one: capnp::Result<&[u8]>| {
+        read(one.map_err(|e| fault_of(&e))?)
+            .map_err(|why| Fault::malformed(format!("{what}: {why}")))
+    };
+    list.iter().map(read).collect()
 }
 
 pub(crate) fn write_registers(
@@ -118,7 +154,8 @@ pub(crate) fn write_registers(
 
 /// For one sealed invitation.
 pub(crate) fn randomness() -> Result<Randomness, Fault> {
-    let (mut ephemeral, mut secret) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
+    let mut ephemeral = Zeroizing::new([0; EPHEMERAL_BYTES]);
+    let mut secret = Zeroizing::new([0; 32]);
     getrandom::fill(&mut ephemeral[..]).map_err(Fault::internal)?;
     getrandom::fill(&mut secret[..]).map_err(Fault::internal)?;
     Randomness::new(ephemeral, secret)
@@ -138,8 +175,10 @@ impl NetworkService {
             inviter: self.vat.node(),
             node,
             nonce,
-            ek: asked.ek,
+            ek: asked.ek.clone(),
+            makers: asked.makers.clone(),
             references: asked.references.clone(),
+            at_s: self.now_s(),
         };
         let admitted = admit(&asked.request, &expected).inspect_err(|fault| {
             self.report(format!("node/{node} has not shown what was expected of it: {fault}"));

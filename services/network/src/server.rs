@@ -768,7 +768,11 @@ impl network::Server for NetworkServer {
         let admitted = service.admit(&asked).map_err(fail)?;
         let tpm = hex::encode(admitted.ek.name());
         // That it has that TPM shows once it comes.
-        let by = format!("for TPM {tpm} alone, with");
+        let shown = admitted.endorsement.as_ref().map(ToString::to_string).unwrap_or_default();
+        let by = match shown.as_str() {
+            "" => format!("for TPM {tpm} alone, with"),
+            shown => format!("for TPM {tpm} ({shown}) alone, with"),
+        };
         let chain = self.invited(node, admitted.key, asked.lifetime_s, &by)?;
         let invitation = Invitation {
             from: Peer::Node(service.vat.node()),
@@ -781,6 +785,7 @@ impl network::Server for NetworkServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_node(&node.0);
         reply.set_sealed(sealed);
+        reply.set_tpm(shown);
         write_registers(&admitted.pcrs, reply.init_registers(admitted.pcrs.len() as u32));
         Ok(())
     }

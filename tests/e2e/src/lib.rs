@@ -13,6 +13,7 @@ pub mod etcd;
 pub mod holder;
 pub mod images;
 pub mod steps;
+pub mod tpm_maker;
 pub mod watch;
 
 use std::collections::HashMap;

@@ -13,6 +13,7 @@ use distos_e2e::cluster::{
     counting, endless, is_counted, over, results_at, two, words,
 };
 use distos_e2e::images::{replaced, with_settings};
+use distos_e2e::tpm_maker::TpmMaker;
 use distos_e2e::watch::Watched;
 use distos_e2e::{COMMAND_TIMEOUT, Node, Output, eventually, is_root, repository, wordcount};
 use serde_json::Value;
@@ -223,6 +224,72 @@ fn a_node_joins_by_the_tpm_and_image_that_it_shows_and_its_invitation_opens_nowh
             && records.contains("has not shown what was expected"),
         "{records}"
     );
+}
+
+/// A1: whoever invites a thousand machines cannot be told of a thousand TPMs; and is not to trust the first that shows up.
+#[test]
+fn a_node_joins_by_the_certificate_of_its_tpms_maker_and_nobody_was_told_of_its_tpm() {
+    let (maker, stranger) = (TpmMaker::found(), TpmMaker::found());
+    let desk = Desk::set_up();
+    let software = |image: &str| image.replace("/dev/tpmrm0", "/dev/no-tpm");
+    let by_tpm = |image: &str| {
+        replaced(&software(image), "params = { svid_s", "params = { joining = \"tpm\", svid_s")
+    };
+    let (node, ports) = alone_with(3600, by_tpm);
+    let home = Member::of(&desk, node, LOOPBACK, ports);
+    let ((mut node, ports), (mut other, _)) =
+        (alone_with(3600, software), alone_with(3600, software));
+    for (node, maker) in [(&mut node, &maker), (&mut other, &stranger)] {
+        assert_eq!(node.json(&["attest", "identity"])["certificate"], "", "none by itself");
+        node.crash();
+        maker.supply(node);
+        node.reboot();
+    }
+    let number = node.json(&["network", "status"])["node"].as_str().unwrap().to_owned();
+    let (peer, at) = (format!("node/{number}"), home.address("network"));
+    let image = node.image().to_str().unwrap().to_owned();
+    let (challenge, request) = (desk.text("challenge.json"), desk.text("request.json"));
+    let invitation = desk.text("invitation.json");
+    home.node.ok(&["network", "challenge", &peer, "--out", &challenge]);
+    node.ok(&["network", "present", &challenge, "--out", &request]);
+    let invite = |expected: &[&str]| {
+        let invite = ["network", "invite", "--request", &request, "--image", &image];
+        home.node.cli(&[&invite[..], &["--at", &at, "--out", &invitation], expected].concat())
+    };
+    let refused = |output: Output, code: i32, why: &str| {
+        assert!(output.code == code && output.stderr.contains(why), "{}", output.stderr);
+    };
+    let folder = |maker: &TpmMaker| maker.roots().to_str().unwrap().to_owned();
+    let (ours, theirs) = (folder(&maker), folder(&stranger));
+    // Nobody has said whose TPMs are taken; or somebody else's are; or none, by a folder without a root.
+    refused(invite(&[]), MALFORMED, "--tpm-roots");
+    refused(invite(&["--software-tpm-roots", &theirs]), UNAUTHENTICATED, "certificate chain");
+    let empty = desk.text("no-roots");
+    fs::create_dir(&empty).unwrap();
+    refused(invite(&["--software-tpm-roots", &empty]), MALFORMED, "no root");
+    // Another TPM's certificate is none for this one's key.
+    let of_other = other.json(&["attest", "identity"])["certificate"].as_str().unwrap().to_owned();
+    let own = node.json(&["attest", "identity"])["certificate"].as_str().unwrap().to_owned();
+    assert!(!own.is_empty() && own != of_other);
+    let text = fs::read_to_string(&request).unwrap();
+    let changed = text.replacen(&own, &of_other, 1);
+    assert_ne!(text, changed);
+    fs::write(&request, changed).unwrap();
+    refused(invite(&["--software-tpm-roots", &theirs]), UNAUTHENTICATED, "another key");
+    fs::write(&request, text).unwrap();
+
+    let output = invite(&["--software-tpm-roots", &ours]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.text().contains("software TPM, manufacturer"), "{}", output.text());
+    let root = desk.text("root.pub");
+    other.refused(&["network", "accept", &invitation, "--root", &root], UNAUTHENTICATED);
+    node.ok(&["network", "accept", &invitation, "--root", &root]);
+    let joined = Member { number, node, host: LOOPBACK, ports };
+    eventually("every service has an SVID", VOUCHED, || {
+        SERVICES[1..].iter().all(|service| joined.until_s(service).is_some()).then_some(())
+    });
+    let records = home.node.ok(&["audit", "list"]).text();
+    assert!(records.contains("(software TPM, manufacturer"), "{records}");
 }
 
 /// Casts the vote of `voter` for `peer`, which is reached there; whether `voter` lets it in now.

@@ -3,8 +3,10 @@
 use clap::Subcommand;
 use distos_abi::{Fault, HolderKey};
 use distos_evidence::credential::EndorsementKey;
+use distos_evidence::enrolment::Origin;
 use distos_evidence::evidence::AttestationKey;
 use distos_evidence::joining::Challenge;
+use distos_evidence::pki::Certificate;
 use distos_schemas::attestation_capnp::{attestation, verdict};
 use serde_json::{Value, json};
 
@@ -28,7 +30,8 @@ pub enum AttestCommand {
 Example:
   distos attest identity
 The first name is that of the TPM's endorsement key, which stays the same for the life of the TPM. Take it to whoever
-invites on a way that nobody changes: a node is invited by it (`distos network invite --tpm`).")]
+invites on a way that nobody changes: a node is invited by it (`distos network invite --tpm`). If the TPM's maker has
+certified the key, the node can be invited by that instead (`--tpm-roots`), and nothing has to be told.")]
     Identity,
     /// Verify evidence from anywhere, without a node
     Verify(super::verify::VerifyArgs),
@@ -82,13 +85,27 @@ pub(super) async fn command(context: &Context, command: AttestCommand) -> Result
 async fn identity(holder: &Holder) -> Result<Report, Fault> {
     let client: attestation::Client = holder.root(ENTRY).await?;
     let answer = call(client.identity_request()).await?;
-    let (ek, ak) =
-        read(|| Ok((answer.get()?.get_ek()?.to_vec(), answer.get()?.get_ak()?.to_vec())))?;
+    let (ek, ak, certificate) = read(|| {
+        let answer = answer.get()?;
+        let certificate = answer.get_ek_certificate()?.to_vec();
+        Ok((answer.get_ek()?.to_vec(), answer.get_ak()?.to_vec(), certificate))
+    })?;
     let strange = |broken| Fault::internal(format!("the TPM's key is {broken}"));
     let ek = hex::encode(EndorsementKey::from_public(&ek).map_err(strange)?.name());
     let ak = hex::encode(AttestationKey::from_public(&ak).map_err(strange)?.name());
-    let text = format!("endorsement key {ek}\nattestation key {ak}");
-    Ok(Report { text, json: json!({ "endorsement_key": ek, "attestation_key": ak }) })
+    let says = match certificate.as_slice() {
+        [] => "none: its maker has left none in the TPM".to_owned(),
+        der => {
+            let origin = Certificate::from_der(der).and_then(|one| Origin::of(&one));
+            let origin = origin.map_err(|why| Fault::internal(format!("the TPM's: {why}")))?;
+            format!("{origin}; whoever invites verifies it")
+        }
+    };
+    let text = format!("endorsement key {ek}\nattestation key {ak}\ncertificate     {says}");
+    let json = json!({
+        "endorsement_key": ek, "attestation_key": ak, "certificate": hex::encode(certificate),
+    });
+    Ok(Report { text, json })
 }
 
 /// What this node's TPM says to whoever challenged it, as JSON.

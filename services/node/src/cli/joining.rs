@@ -1,15 +1,19 @@
 //! How a node comes into a cluster by invitation: `network challenge`, `present`, `invite` and `accept`.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use distos_abi::{Fault, HolderKey, NodeId};
+use distos_evidence::credential::{EndorsementKey, is_name_long};
+use distos_evidence::enrolment::{Kind, MAX_PINNED_BYTES, Makers};
 use distos_evidence::evidence::{PcrSet, extended_once};
 use distos_evidence::joining::{
     Challenge, IMAGE_PCR, MAX_REQUEST_BYTES, MAX_SEALED_BYTES, Request, Sealed,
 };
+use distos_evidence::pki::{Certificate, Crl};
 use distos_identity::{Bundle, Home, Identity, Invitation, MAX_INVITATION_BYTES, Peer, Usage};
 use distos_schemas::network_capnp::network;
 use serde_json::json;
@@ -30,11 +34,18 @@ pub struct InviteArgs {
     #[arg(value_name = "KEY", required_unless_present = "request", conflicts_with = "request")]
     key: Option<String>,
     /// What the node has presented (`distos network present`): it is invited by its TPM
-    #[arg(long, value_name = "FILE", requires = "tpm", requires = "image")]
+    #[arg(long, value_name = "FILE", requires = "image")]
     request: Option<PathBuf>,
     /// The name of its TPM's endorsement key, as `distos attest identity` shows it there
     #[arg(long, value_name = "NAME", requires = "request")]
     tpm: Option<String>,
+    /// Take any TPM whose certificate leads to a root in this folder, which holds the certificates of makers of hardware
+    /// TPMs, and lists of what they have revoked (PEM or DER). With --tpm, both must hold
+    #[arg(long, value_name = "DIR", requires = "request")]
+    tpm_roots: Option<PathBuf>,
+    /// The same for software TPMs, which show nothing of the machine that they run on
+    #[arg(long, value_name = "DIR", requires = "request")]
+    software_tpm_roots: Option<PathBuf>,
     /// The image that it is booted from: its file, or BLAKE3 of that
     #[arg(long, value_name = "IMAGE", requires = "request")]
     image: Option<String>,
@@ -196,14 +207,19 @@ async fn invite_attested(
     path: &Path,
     lifetime_s: u32,
 ) -> Result<Report, Fault> {
-    let (Some(tpm), Some(image)) = (&args.tpm, &args.image) else {
-        return Err(Fault::malformed("say which TPM and image are expected: --tpm and --image"));
+    let Some(image) = &args.image else {
+        return Err(Fault::malformed("say which image is expected: --image"));
     };
+    let makers = makers(args)?;
+    if args.tpm.is_none() && makers.is_empty() {
+        let why = "say which TPM is expected (--tpm), or whose (--tpm-roots, --software-tpm-roots)";
+        return Err(Fault::malformed(why));
+    }
     let text = files::read_text(path, MAX_REQUEST_BYTES as u64)?;
     let presented = Request::parse(&text).map_err(|fault| named(path, fault))?;
-    let mut ek = [0; 34];
-    hex::decode_to_slice(tpm, &mut ek)
-        .map_err(|_| Fault::malformed("a TPM's name is 68 hexadecimal digits"))?;
+    let ek = args.tpm.as_ref().map(hex::decode).transpose();
+    let ek = ek.ok().filter(|ek| ek.as_ref().is_none_or(|ek| is_name_long(ek.len())));
+    let ek = ek.ok_or_else(|| Fault::malformed("a TPM's name is 68 or 100 hexadecimal digits"))?;
     let mut references = BTreeMap::new();
     for (pcr, value) in &args.registers {
         if *pcr == IMAGE_PCR {
@@ -217,7 +233,13 @@ async fn invite_attested(
     let mut request = client.invite_attested_request();
     let mut asked = request.get();
     asked.set_request(&text);
-    asked.set_ek(&ek);
+    asked.set_ek(ek.as_deref().unwrap_or_default());
+    let of = |kind| makers.certificates(kind).map(Certificate::der).collect::<Vec<_>>();
+    let (hardware, software) = (of(Kind::Hardware), of(Kind::Software));
+    let revoked: Vec<&[u8]> = makers.lists().map(Crl::der).collect();
+    write_each(asked.reborrow().init_hardware_makers(hardware.len() as u32), &hardware);
+    write_each(asked.reborrow().init_software_makers(software.len() as u32), &software);
+    write_each(asked.reborrow().init_revoked(revoked.len() as u32), &revoked);
     asked.set_address(args.address.to_string());
     asked.set_lifetime_s(lifetime_s);
     let mut list = asked.init_references(references.len() as u32);
@@ -227,28 +249,65 @@ async fn invite_attested(
         one.set_value(value);
     }
     let answer = call(request).await?;
-    let (sealed, registers) = read(|| {
+    let (sealed, shown, registers) = read(|| {
         let answer = answer.get()?;
         let registers = answer.get_registers()?.iter();
         let registers =
             registers.map(|one| Ok((one.get_pcr().to_string(), hex::encode(one.get_value()?))));
         let registers = registers.collect::<capnp::Result<BTreeMap<_, _>>>()?;
-        Ok((answer.get_sealed()?.to_str()?.to_owned(), registers))
+        let shown = answer.get_tpm()?.to_str()?.to_owned();
+        Ok((answer.get_sealed()?.to_str()?.to_owned(), shown, registers))
     })?;
     files::write(&args.out, sealed.as_bytes(), files::PUBLIC)?;
     let (at, node) = (args.out.display().to_string(), Peer::Node(presented.node).to_string());
     let key = presented.key.to_string();
     let unnamed = registers.keys().filter(|pcr| !references.keys().any(|n| n.to_string() == **pcr));
     let unnamed: Vec<&str> = unnamed.map(String::as_str).collect();
+    // The service has admitted it, so it is one.
+    let tpm = EndorsementKey::from_public(&presented.ek)?.name();
+    let tpm = hex::encode(tpm);
     let mut text = format!(
         "{node} may come, with key {key}, if it has TPM {}…\n  {at}  take it there",
-        text::short(tpm)
+        text::short(&tpm)
     );
+    if !shown.is_empty() {
+        text += &format!("\ncertified: {shown}");
+    }
     if !unnamed.is_empty() {
         text += &format!("\nnot compared with anything: PCR {}", unnamed.join(", "));
     }
-    let json = json!({ "invited": node, "key": key, "file": at, "tpm": tpm, "pcrs": registers });
+    let json = json!({
+        "invited": node, "key": key, "file": at, "tpm": tpm, "certified": shown, "pcrs": registers,
+    });
     Ok(Report { text, json })
+}
+
+/// Whose TPMs are taken by their certificates.
+fn makers(args: &InviteArgs) -> Result<Makers, Fault> {
+    let mut makers = Makers::default();
+    for (kind, folder) in
+        [(Kind::Hardware, &args.tpm_roots), (Kind::Software, &args.software_tpm_roots)]
+    {
+        let Some(folder) = folder else { continue };
+        let entries = fs::read_dir(folder).map_err(|e| files::io_fault(folder, &e))?;
+        let mut roots = 0;
+        for entry in entries {
+            let path = entry.map_err(|e| files::io_fault(folder, &e))?.path();
+            let bytes = files::read_bytes(&path, MAX_PINNED_BYTES as u64)?;
+            roots += makers.add(kind, &bytes).map_err(|fault| named(&path, fault))?;
+        }
+        if roots == 0 {
+            let why = "no certificate in it names itself as its issuer: there is no root";
+            return Err(named(folder, Fault::malformed(why)));
+        }
+    }
+    Ok(makers)
+}
+
+fn write_each(mut list: capnp::data_list::Builder<'_>, all: &[&[u8]]) {
+    for (index, one) in (0..).zip(all) {
+        list.set(index, one);
+    }
 }
 
 /// BLAKE3 of an image: as such, or of the file that it is in.

@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use distos_abi::{Fault, HolderKey, NodeId};
-use distos_evidence::credential::EndorsementKey;
+use distos_evidence::credential::{EndorsementKey, Template};
+use distos_evidence::enrolment::{Makers, Origin, stored};
 use distos_evidence::evidence::{Attest, AttestationKey, PcrSet, Pcrs, Policy, appraise};
 use distos_evidence::joining::{Challenge, Expected, IMAGE_PCR, Request, Sealed, admit};
 use p256::ecdsa::signature::Signer;
@@ -111,7 +112,7 @@ const ONE: NodeId = NodeId([1; 32]);
 /// `TPMT_PUBLIC` of an endorsement key.
 fn endorsement() -> Vec<u8> {
     let point = signing_key().verifying_key().to_encoded_point(false);
-    let template = distos_evidence::credential::endorsement_template();
+    let template = Template::P256.public();
     let (x, y) = (point.x().unwrap(), point.y().unwrap());
     [&template[..template.len() - 68], &sized(x), &sized(y)].concat()
 }
@@ -124,6 +125,7 @@ fn request() -> Request {
         key: HolderKey([3; 32]),
         nonce: NONCE,
         ek: endorsement(),
+        certificate: Some(vec![0x30, 0]),
         ak: public(),
         signature: signature(&quote),
         quote,
@@ -150,6 +152,7 @@ pub(super) fn joining_seeds() -> Vec<(String, Vec<u8>)> {
 /// a quote that answers something else.
 pub(super) fn joining(bytes: &[u8]) {
     let _ = EndorsementKey::from_public(bytes).map(|key| key.name());
+    let _ = stored(bytes).map(|certificate| Origin::of(&certificate));
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(read) = Challenge::parse(text) {
         assert_eq!(Challenge::parse(&read.to_json().unwrap()), Ok(read));
@@ -162,7 +165,15 @@ pub(super) fn joining(bytes: &[u8]) {
         assert_eq!(Request::parse(&read.to_json().unwrap()).as_ref(), Ok(&read));
         let ek = EndorsementKey::from_public(&endorsement()).unwrap().name();
         let references = Pcrs::from([(IMAGE_PCR, [9; 32])]);
-        let expected = Expected { inviter: ONE, node: ONE, nonce: NONCE, ek, references };
+        let expected = Expected {
+            inviter: ONE,
+            node: ONE,
+            nonce: NONCE,
+            ek: Some(ek),
+            makers: Makers::default(),
+            references,
+            at_s: 1,
+        };
         assert!(admit(&read, &expected).is_err(), "its quote answers another challenge");
     }
 }
