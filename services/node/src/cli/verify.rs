@@ -326,13 +326,6 @@ impl Files {
     }
 }
 
-/// The values of the bank that says most.
-fn strongest(values: &[BankValues], usable: impl Fn(Bank) -> bool) -> Option<&BankValues> {
-    let banks = [Bank::Sha256, Bank::Sha384, Bank::Sha512, Bank::Sha1];
-    let mut usable = banks.into_iter().filter(|bank| usable(*bank));
-    usable.find_map(|bank| values.iter().find(|values| values.bank() == bank))
-}
-
 fn of_nvidia(
     desk: &mut Desk,
     mut files: Files,
