@@ -27,6 +27,7 @@ mod faults;
 mod framing;
 pub mod gift;
 mod lending;
+pub mod log;
 mod meters;
 mod obey;
 mod quiet;
