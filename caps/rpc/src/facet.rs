@@ -20,7 +20,7 @@ use crate::faults::{authority_of, fault_of, write_caveats};
 use crate::gift;
 use crate::lending::boot_ns;
 use crate::meters::Limits;
-use crate::vat::Vat;
+use crate::vat::{Vat, Whence};
 
 /// What a revocation did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +187,21 @@ impl Facet {
     /// The key that it was restored with; `None` if a vat of this node holds it.
     pub fn holder(&self) -> Option<HolderKey> {
         self.inner.holder
+    }
+
+    /// Where its calls come from.
+    pub fn whence(&self) -> Whence {
+        self.inner.vat.whence(self.inner.session)
+    }
+
+    /// The capability that lasts under which it is held: the chain's last link, if it was restored from one, and
+    /// otherwise itself. It is the same each time that the chain is restored.
+    pub fn lasting_cap(&self) -> CapId {
+        let above = self.inner.lineage.iter().rev().nth(1);
+        match (self.inner.origin, above) {
+            (Origin::Link(_), Some(link)) => link.cap,
+            _ => self.inner.cap,
+        }
     }
 
     /// Whether it was restored from a chain, and nothing was derived since: what is minted from it hangs from the chain's last
