@@ -25,6 +25,20 @@ enum SecretKind {
   ed25519 @1;  # Each reading makes a key pair: PKCS#8 (PEM).
   x509    @2;  # Each reading makes a key pair and a certificate for it, which ends with the lease: key, certificate and
                # the authority's certificate, PEM. The authority's key was made here and leaves never.
+  account @3;  # Each reading makes an account at something else, by `Accounts`, which is removed when the lease ends: its
+               # name, a line feed, its password, a line feed.
+}
+
+interface Accounts {
+  # What makes accounts somewhere, a database say. It is a reference that whoever puts a secret gives to the broker, and is
+  # all the authority that the broker has there. It is lost when the connection ends over which it was given, and when the
+  # broker does: until it is given again (`Secret.attach`) nobody can read the secret, and no account is removed.
+
+  create @0 (name :Text, password :Text) -> ();
+  # Makes an account. `name` is unlike any before. Whatever it fails with is told to the reader as "unavailable".
+
+  remove @1 (name :Text) -> ();
+  # Removes it, and ends what goes on by it. Succeeds if there is none. Is called again until it succeeds.
 }
 
 struct SecretInfo {
@@ -60,9 +74,10 @@ interface Secrets extends(Cap.Capability) {
   # cards).
 
   init @2 (threshold :UInt8, shares :UInt8, to :Recipient) -> (parcels :List(Data));
-  # Needs "admin". Once: makes the root key, splits it (Shamir, over GF(256)) and returns the shares, each in a parcel. They
-  # are kept nowhere: this answer is all there is. The broker is open afterwards. Fails: "exists";
-  # "malformed" (2 ≤ threshold ≤ shares ≤ 32, or both 1).
+  # Needs "admin". Makes the root key, splits it (Shamir, over GF(256)) and returns the shares, each in a parcel. They
+  # are kept nowhere: this answer is all there is, and whoever has lost it calls again. The broker is open afterwards.
+  # Fails: "exists" (a secret was put under the root key that there is); "malformed" (2 ≤ threshold ≤ shares ≤ 32, or
+  # both 1).
 
   unseal @3 (share :Data) -> (status :Status);
   # Needs "admin". A parcel with one share. With the last that it needs, the broker is open; if they do not make the root
@@ -72,9 +87,9 @@ interface Secrets extends(Cap.Capability) {
   seal @4 () -> ();
   # Needs "admin". Forgets the root key, and shares that were given.
 
-  put @5 (name :Text, kind :SecretKind, value :Data, attested :Bool, leaseMs :UInt64)
+  put @5 (name :Text, kind :SecretKind, value :Data, attested :Bool, leaseMs :UInt64, accounts :Accounts)
       -> (secret :Secret, chain :Data);
-  # Needs "create". `value` is a parcel, or empty unless `kind` is `fixed`. `leaseMs` is for how long a lease on it runs at
+  # Needs "create". `value` is a parcel, or empty unless `kind` is `fixed`; `accounts` is for `account` alone. `leaseMs` is for how long a lease on it runs at
   # most: 1 s to 30 days; 0: an hour. `chain` is the sturdy capability to it for the caller's key, as that to a region
   # is. Durable before it returns. Fails: "exists", "over-quota" (bytes; of the tenant's secrets together), "malformed" (name is
   # 1 to 64 of a-z A-Z 0-9 . _ - /; value is 1 byte to 64 KiB).
@@ -111,7 +126,7 @@ interface Secret extends(Cap.Capability) {
   rotate @3 (value :Data, overlapMs :UInt64) -> (version :UInt32);
   # Needs "write". A new version, which is the newest from when this returns; of `x509` a new authority. The version before
   # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`.
-  # Fails: "malformed" (`ed25519` has nothing to rotate), "unavailable" (too many versions overlap).
+  # Fails: "malformed" (`ed25519` and `account` have nothing to rotate), "unavailable" (too many versions overlap).
 
   endLeases @4 (capId :UInt64) -> (leases :UInt64);
   # Needs "drop". Ends all leases on this secret; or with `capId` those that were made by this capability or one restored
@@ -119,7 +134,11 @@ interface Secret extends(Cap.Capability) {
 
   drop @5 () -> ();
   # Needs "drop". Ends its leases and every capability to it, and destroys the key that its versions are encrypted under.
+  # Fails: "unavailable" (accounts are not removed yet: `endLeases`, and wait).
 
   info @6 () -> (info :SecretInfo);
   # Needs "read".
+
+  attach @7 (accounts :Accounts) -> ();
+  # Needs "write". For an `account`: where its accounts are made and removed from now on. Fails: "malformed" for others.
 }

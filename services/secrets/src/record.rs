@@ -28,10 +28,13 @@ pub enum SecretKind {
     Ed25519,
     /// A new key pair, and a certificate for it that ends with the lease.
     X509,
+    /// A new account at something else, which goes with the lease.
+    Account,
 }
 
 impl SecretKind {
-    const ALL: [SecretKind; 3] = [SecretKind::Fixed, SecretKind::Ed25519, SecretKind::X509];
+    const ALL: [SecretKind; 4] =
+        [SecretKind::Fixed, SecretKind::Ed25519, SecretKind::X509, SecretKind::Account];
 
     fn code(self) -> u8 {
         self as u8
@@ -138,6 +141,20 @@ pub enum Record {
     EndedCap(TenantId, CapId),
     /// All leases of holders on this node have.
     EndedNode(NodeId),
+    /// A lease on a secret of accounts has ended, and its account is still to be removed.
+    Owed {
+        /// The secret.
+        object: ObjectId,
+        /// The lease.
+        id: LeaseId,
+    },
+    /// The account of a lease that has ended is gone.
+    Settled {
+        /// The secret.
+        object: ObjectId,
+        /// The lease.
+        id: LeaseId,
+    },
 }
 
 impl Record {
@@ -212,6 +229,16 @@ impl Record {
                 out.push(11);
                 out.extend(node.0);
             }
+            Record::Owed { object, id } => {
+                out.push(12);
+                out.extend(object.0.to_le_bytes());
+                out.extend(id.0.to_le_bytes());
+            }
+            Record::Settled { object, id } => {
+                out.push(13);
+                out.extend(object.0.to_le_bytes());
+                out.extend(id.0.to_le_bytes());
+            }
         }
     }
 
@@ -254,6 +281,8 @@ impl Record {
             9 => Record::EndedSecret(ObjectId(from.u64()?)),
             10 => Record::EndedCap(TenantId(from.u32()?), CapId(from.u64()?)),
             11 => Record::EndedNode(NodeId(from.bytes()?)),
+            12 => Record::Owed { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
+            13 => Record::Settled { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
             _ => return None,
         })
     }
@@ -374,6 +403,8 @@ mod tests {
             Record::EndedSecret(ObjectId(2)),
             Record::EndedCap(TenantId(3), CapId(4)),
             Record::EndedNode(NodeId([6; 32])),
+            Record::Owed { object: ObjectId(2), id: LeaseId(1) },
+            Record::Settled { object: ObjectId(2), id: LeaseId(1) },
         ];
         for kind in SecretKind::ALL {
             for attested in [false, true] {
@@ -410,7 +441,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_and_have_one_encoding(
-            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..13,
+            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..15,
         ) {
             let bytes = [&[first][..], &bytes].concat();
             if let Some(records) = decode(&bytes) {

@@ -8,7 +8,7 @@
 //! ending a million leases is one addition, and [`State::sweep`] clears them away afterwards, a bounded number at a time.
 //! A lease takes 48 bytes in its map, number and all, besides what the map itself needs (about as much again).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use distos_abi::{CapId, Fault, HolderKey, Meter, NodeId, ObjectId, TenantId};
@@ -243,6 +243,8 @@ pub struct State {
     holders: Roll<Holder>,
     nodes: Roll<Option<NodeId>>,
     usage: BTreeMap<TenantId, Usage>,
+    /// Accounts of leases that have ended and were cleared away, which are still to be removed.
+    owed: BTreeSet<(ObjectId, LeaseId)>,
     next_object: u64,
     next_lease: u64,
     /// Where clearing goes on.
@@ -261,6 +263,7 @@ impl State {
             holders: Roll::default(),
             nodes: Roll::default(),
             usage: BTreeMap::new(),
+            owed: BTreeSet::new(),
             // The root object has number 0.
             next_object: 1,
             next_lease: 1,
@@ -271,6 +274,12 @@ impl State {
     /// What is known of the root key, if there is one.
     pub fn root(&self) -> Option<&RootFacts> {
         self.root.as_ref()
+    }
+
+    /// Whether something was ever encrypted under the root key. Until then there may be another: whoever has lost the
+    /// shares of one has lost nothing.
+    pub fn is_used(&self) -> bool {
+        self.next_object > 1
     }
 
     /// How many secrets there are, and how many leases were made and not cleared away.
@@ -356,6 +365,25 @@ impl State {
         })?;
         let owner = Owner { tenant: secret.facts.tenant, object };
         Ok(Reading { owner, facts: &secret.facts, version: found.number, sealed: &found.sealed })
+    }
+
+    /// Whether a secret may be dropped. [`Fault::Unavailable`] while accounts are there that nobody could remove then.
+    pub fn check_drop(&self, object: ObjectId) -> Result<(), Fault> {
+        let secret = self.secret(object)?;
+        let owed = self.owed_of(object).count() as u64;
+        if secret.facts.kind == SecretKind::Account && secret.leases + owed > 0 {
+            let why = format!(
+                "{} accounts are not removed yet: end this secret's leases, and wait",
+                secret.leases + owed
+            );
+            return Err(Fault::unavailable(CROWDED_RETRY_MS, why));
+        }
+        Ok(())
+    }
+
+    /// Leases on a secret whose accounts are to be removed, oldest first.
+    pub fn owed_of(&self, object: ObjectId) -> impl Iterator<Item = LeaseId> + '_ {
+        self.owed.range((object, LeaseId(0))..=(object, LeaseId(u64::MAX))).map(|(_, id)| *id)
     }
 
     /// A lease on a version, the newest for 0, for `ttl_ms` (0: as long as it may run), and in any case not after
@@ -482,8 +510,10 @@ impl State {
     /// this state's own decisions never fails; one from a disk may be about what is not there.
     pub fn apply(&mut self, record: Record) -> Result<u64, String> {
         match record {
-            Record::Root(facts) if self.root.is_none() => self.root = Some(facts),
-            Record::Root(_) => return Err("a second root key".into()),
+            Record::Root(facts) if !self.is_used() => self.root = Some(facts),
+            Record::Root(_) => {
+                return Err("another root key than that which secrets are under".into());
+            }
             Record::Counters { object, lease } => {
                 self.next_object = self.next_object.max(object);
                 self.next_lease = self.next_lease.max(lease);
@@ -505,6 +535,10 @@ impl State {
             }
             Record::EndedCap(tenant, cap) => return Ok(self.end_cap(tenant, cap)),
             Record::EndedNode(node) => return Ok(self.nodes.end(&Some(node))),
+            Record::Owed { object, id } => {
+                self.owed.insert((object, id));
+            }
+            Record::Settled { object, id } => self.settled(object, id),
         }
         Ok(0)
     }
@@ -584,6 +618,12 @@ impl State {
         Ok(())
     }
 
+    fn settled(&mut self, object: ObjectId, id: LeaseId) {
+        // After a restart it was not cleared away before.
+        self.clear(id);
+        self.owed.remove(&(object, id));
+    }
+
     fn end_cap(&mut self, tenant: TenantId, cap: CapId) -> u64 {
         let first = Holder { tenant, cap, key: HolderKey([0; 32]) };
         let last = Holder { tenant, cap, key: HolderKey([0xff; 32]) };
@@ -600,6 +640,9 @@ impl State {
         }
         if let Some(secret) = self.secrets.get_mut(&lease.object) {
             secret.leases -= 1;
+            if secret.facts.kind == SecretKind::Account {
+                self.owed.insert((lease.object, id));
+            }
         }
         self.holders.leave(lease.holder);
         self.nodes.leave(lease.node);
@@ -663,18 +706,23 @@ impl State {
                 .collect();
             std::iter::once(put).chain(versions)
         });
-        let leases = self.leases.iter().filter(move |(_, lease)| self.holds(lease, now_ms));
-        let leases = leases.map(|(id, lease)| {
-            Record::Leased(NewLease {
+        let owed = self.owed.iter().map(|(object, id)| Record::Owed { object: *object, id: *id });
+        let leases = self.leases.iter().filter_map(move |(id, lease)| {
+            if !self.holds(lease, now_ms) {
+                let secret = self.secrets.get(&lease.object);
+                let is_account = secret.is_some_and(|s| s.facts.kind == SecretKind::Account);
+                return is_account.then_some(Record::Owed { object: lease.object, id: *id });
+            }
+            Some(Record::Leased(NewLease {
                 id: *id,
                 object: lease.object,
                 version: lease.version,
                 holder: self.holders.of(lease.holder).key,
                 node: self.nodes.of(lease.node).key,
                 until_ms: lease.until_ms,
-            })
+            }))
         });
-        root.into_iter().chain([counters]).chain(secrets).chain(leases)
+        root.into_iter().chain([counters]).chain(secrets).chain(leases).chain(owed)
     }
 }
 

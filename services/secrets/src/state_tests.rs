@@ -242,13 +242,68 @@ fn a_lease_takes_as_little_memory_as_is_promised() {
 }
 
 #[test]
+fn no_account_is_forgotten_before_it_is_removed_whatever_ends_its_lease_and_whenever_the_broker_restarts()
+ {
+    let mut state = state();
+    let object = state.next_object();
+    let kind = SecretKind::Account;
+    let mut log = vec![
+        Record::Put { object, facts: Facts { kind, ..facts(RED, "db") } },
+        version(object, 1, 0),
+    ];
+    log.iter().cloned().for_each(|record| assert!(state.apply(record).is_ok()));
+    let mut apply = |state: &mut State, record: Record| {
+        log.push(record.clone());
+        state.apply(record).unwrap();
+    };
+    let ids: Vec<LeaseId> = (0..4)
+        .map(|_| {
+            let lease = state.lease(object, 0, (red(), Some(NODE)), (0, u64::MAX), NOW).unwrap();
+            apply(&mut state, Record::Leased(lease));
+            lease.id
+        })
+        .collect();
+    apply(&mut state, Record::Ended(ids[0]));
+    apply(&mut state, Record::EndedNode(NODE));
+    assert_eq!(state.check_drop(object).unwrap_err().code(), 17);
+    state.sweep(2, NOW);
+    apply(&mut state, Record::Settled { object, id: ids[0] });
+    let mut replayed = super::State::new(Limits::default());
+    log.into_iter().for_each(|record| assert!(replayed.apply(record).is_ok()));
+    let mut compacted = super::State::new(Limits::default());
+    state.snapshot(NOW).for_each(|record| assert!(compacted.apply(record).is_ok()));
+    for world in [&mut state, &mut replayed, &mut compacted] {
+        let _ = (world.sweep(10, NOW), world.sweep(10, NOW));
+        assert_eq!(world.owed_of(object).collect::<Vec<_>>(), ids[1..]);
+        assert!(world.check_drop(object).is_err());
+        for id in &ids[1..] {
+            world.apply(Record::Settled { object, id: *id }).unwrap();
+        }
+        assert_eq!(world.check_drop(object), Ok(()));
+    }
+}
+
+#[test]
+fn an_operator_whose_shares_were_lost_on_the_way_may_make_others_until_a_secret_is_put() {
+    let mut state = state();
+    let Record::Root(first) = life()[0].clone() else { unreachable!() };
+    let second = RootFacts { id: [2; 16], ..first.clone() };
+    state.apply(Record::Root(first.clone())).unwrap();
+    assert_eq!(state.apply(Record::Root(second.clone())), Ok(0));
+    assert_eq!(state.root(), Some(&second));
+    let object = put(&mut state, RED, "db");
+    state.apply(Record::Dropped(object)).unwrap();
+    assert!(state.is_used() && state.apply(Record::Root(first)).is_err());
+}
+
+#[test]
 fn a_log_that_makes_no_sense_is_told_and_changes_nothing_by_panicking() {
     let object = ObjectId(1);
     for (before, wrong) in [
         (0, version(object, 1, 0)),
         (0, Record::Dropped(object)),
         (0, Record::EndedSecret(object)),
-        (1, life()[0].clone()),
+        (2, life()[0].clone()),
         (2, life()[1].clone()),
         (3, version(object, 1, 0)),
         (4, life()[3].clone()),
