@@ -104,7 +104,7 @@ interface Secrets extends(Cap.Capability) {
   endNode @8 (node :Data) -> (leases :UInt64, micros :UInt64);
   # Needs "admin". Ends every lease, of all tenants, of holders on this node (32 bytes): one step and one durable
   # record, however many. `leases` counts them, with what had ended and was not yet cleared away. From when it returns
-  # none is renewed, and what is given out was asked for since.
+  # none is renewed, and nothing is given out under one; an answer that had been made may still be on its way.
 }
 
 interface Secret extends(Cap.Capability) {
@@ -114,7 +114,7 @@ interface Secret extends(Cap.Capability) {
       -> (parcel :Data, version :UInt32, lease :UInt64, untilMs :UInt64);
   # Needs "read". The newest version (0), or an older one while it can be read. The lease runs for `ttlMs` (0: as long as
   # it may) and is durable before this returns; its holder is the caller's key and capability. Fails: "not-found" (no such
-  # version), "stale-attestation", "unavailable" (the tenant has as many leases as it may).
+  # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may).
 
   renew @1 (lease :UInt64, ttlMs :UInt64) -> (untilMs :UInt64);
   # Needs "read". Of the caller's own lease. A lease on an older version runs no longer than that can be read. Fails:

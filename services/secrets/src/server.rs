@@ -561,8 +561,11 @@ impl Broker {
             SecretKind::Account => Some(self.account(object, lease.id).await?),
             SecretKind::Fixed | SecretKind::Ed25519 | SecretKind::X509 => None,
         };
-        // It may have been ended meanwhile, and then nothing leaves.
+        // It may have ended meanwhile, and then nothing leaves.
         let now_ms = self.vat.now_ms();
+        if now_ms >= lease.until_ms {
+            return Err(Fault::Expired { at_ms: lease.until_ms });
+        }
         let state = self.state.borrow();
         state.check_lease(object, lease.id, &who.0, now_ms)?;
         let reading = state.reading(object, lease.version, now_ms)?;
@@ -1007,6 +1010,8 @@ impl secret::Server for SecretServer {
         let this = self.clone();
         let get = async move { this.broker.get(&this.facet, to, version, ttl_ms).await };
         let (lease, parcel) = to_its_end(get).await?;
+        // Nothing is between this and the reply.
+        self.check_lease(lease.id).map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_parcel(&parcel);
         reply.set_version(lease.version);

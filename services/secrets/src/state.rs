@@ -548,9 +548,10 @@ impl State {
             return Err(format!("secret {object} is there twice"));
         }
         let name = (facts.tenant, facts.name.clone());
-        if self.names.insert(name, object).is_some() {
+        if self.names.contains_key(&name) {
             return Err(format!("two secrets have the name of {object}"));
         }
+        self.names.insert(name, object);
         self.usage.entry(facts.tenant).or_default().secrets += 1;
         self.next_object = self.next_object.max(object.0.saturating_add(1));
         self.secrets.insert(object, Secret { facts, versions: Vec::new(), epoch: 0, leases: 0 });

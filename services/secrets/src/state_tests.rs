@@ -470,4 +470,25 @@ proptest! {
             prop_assert!(world.next_lease > all.iter().map(|l| l.new.id.0).max().unwrap_or(0));
         }
     }
+
+    /// Whoever can write the log can have it say anything that is well formed.
+    #[test]
+    fn records_in_any_order_are_carried_out_or_refused_and_never_a_panic(
+        order in prop::collection::vec(0usize..20, 0..60),
+    ) {
+        let mut all = life();
+        let kind = SecretKind::Account;
+        all.push(Record::Put { object: ObjectId(3), facts: Facts { kind, ..facts(RED, "acc") } });
+        all.push(Record::Owed { object: ObjectId(3), id: LeaseId(4) });
+        all.push(Record::Settled { object: ObjectId(3), id: LeaseId(4) });
+        let mut state = state();
+        for at in order {
+            let _ = state.apply(all[at % all.len()].clone());
+            state.sweep(2, NOW + at as u64 * 10_000);
+        }
+        let mut again = super::State::new(Limits::default());
+        for record in state.snapshot(NOW) {
+            prop_assert!(again.apply(record).is_ok());
+        }
+    }
 }
