@@ -65,9 +65,12 @@ impl Recipient {
         let (public, private) = SUITE.generate_key_pair().map_err(Fault::internal)?;
         let key = RecipientKey::from_slice(&public.0)?;
         let secret = SecretPage::fill(|place| {
-            let bytes = private.secret_bytes().try_into().map_err(Fault::internal)?;
-            *place = bytes;
-            Ok::<(), Fault>(())
+            let bytes = private.secret_bytes();
+            if bytes.len() != place.len() {
+                return Err(Fault::internal("an X25519 key has one length"));
+            }
+            place.copy_from_slice(bytes);
+            Ok(())
         })?;
         Ok(Recipient { secret, key })
     }

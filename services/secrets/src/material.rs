@@ -88,7 +88,7 @@ fn private_key(secret: &HolderSecret) -> Zeroizing<String> {
     der[PKCS8_ED25519.len()..].copy_from_slice(secret.seed());
     // 48 bytes are one line.
     let mut line = Zeroizing::new([0; LINE]);
-    let written = BASE64.encode_slice(&*der, &mut *line);
+    let written = BASE64.encode_slice(der.as_slice(), &mut *line);
     debug_assert_eq!(written, Ok(LINE));
     let line = std::str::from_utf8(&*line).expect("Base64 is ASCII");
     let parts = ["-----BEGIN PRIVATE KEY-----\n", line, "\n-----END PRIVATE KEY-----\n"];

@@ -276,7 +276,7 @@ impl Broker {
         random(&mut *secret)?;
         let name = account_name(object, id);
         let mut password = Zeroizing::new([0; 64]);
-        hex::encode_to_slice(&*secret, &mut *password).map_err(Fault::internal)?;
+        hex::encode_to_slice(secret.as_slice(), &mut *password).map_err(Fault::internal)?;
         let made = async {
             let client = self.attached(object)?;
             let mut request = client.create_request();
@@ -347,13 +347,13 @@ impl Broker {
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         let purpose = self.purpose(keyed(facet)?, content);
         let own = self.own.borrow();
-        let opened = own.iter().rev().map(|own| own.recipient.open(&purpose, parcel));
+        let opened = own.iter().rev().find_map(|own| own.recipient.open(&purpose, parcel).ok());
         let none = || {
             Fault::Unauthenticated(
                 "a parcel is sealed to no key of the secret broker's: ask for its card".into(),
             )
         };
-        opened.fold(Err(none()), |found: Result<_, Fault>, next| found.or(next))
+        opened.ok_or_else(none)
     }
 
     /// The card of the key to which parcels are sealed, made anew when half of its time is over.
