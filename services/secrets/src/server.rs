@@ -31,7 +31,7 @@ use crate::shamir::{Scheme, Share};
 use crate::state::{
     LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
 };
-use crate::store::{Committer, Log, StoreError};
+use crate::store::{Committer, Log, StoreError, Written};
 
 /// What the maker of a secret may do with it.
 const MAKER: Rights = Rights::READ.join(Rights::WRITE).join(Rights::DROP);
@@ -90,6 +90,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         own: RefCell::default(),
         accounts: RefCell::default(),
         failing: RefCell::default(),
+        batch: Cell::new(0),
         compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
     });
     tokio::task::spawn_local(broker.clone().keep());
@@ -139,6 +140,8 @@ struct Broker {
     accounts: RefCell<BTreeMap<ObjectId, accounts::Client>>,
     /// Why what was done last is not on the disk.
     failing: RefCell<Option<StoreError>>,
+    /// The last batch of the log of which it is known how it ended.
+    batch: Cell<u64>,
     compact_at: Cell<u64>,
 }
 
@@ -188,11 +191,19 @@ impl Broker {
         Ok((result, ended))
     }
 
-    fn settle<E>(&self, answer: Result<Result<u64, StoreError>, E>) -> Result<u64, Fault> {
-        let gone = |_| StoreError::Broken("its thread is gone".into());
-        let written = answer.map_err(gone).and_then(|written| written);
-        *self.failing.borrow_mut() = written.as_ref().err().cloned();
-        written.map_err(Fault::from)
+    /// Notes how a request to the log ended; its length in bytes.
+    fn settle<E>(&self, answer: Result<Written, E>) -> Result<u64, Fault> {
+        let gone = |_| {
+            let result = Err(StoreError::Broken("its thread is gone".into()));
+            Written { batch: u64::MAX, result }
+        };
+        let Written { batch, result } = answer.unwrap_or_else(gone);
+        // Of an earlier batch somebody may hear later.
+        if batch >= self.batch.get() {
+            self.batch.set(batch);
+            *self.failing.borrow_mut() = result.as_ref().err().cloned();
+        }
+        result.map_err(Fault::from)
     }
 
     /// Clears away what has ended, tries again what could not be written, and rewrites the log, until the vat ends.
@@ -208,7 +219,7 @@ impl Broker {
                 tracing::warn!("what could not be recorded is recorded");
             }
             if bytes > self.compact_at.get() {
-                self.compact(now_ms).await;
+                self.compact(bytes, now_ms).await;
             }
         }
     }
@@ -221,9 +232,12 @@ impl Broker {
                 self.accounts.borrow().iter().map(|(o, c)| (*o, c.clone())).collect();
             let removals = attached.into_iter().map(|(object, client)| {
                 let broker = self.clone();
-                async move { broker.remove_some(object, &client).await }
+                async move {
+                    // What is left is tried again. What was noted is written all the same.
+                    let some = broker.remove_some(object, &client);
+                    let _ = tokio::time::timeout(ACCOUNT_WAIT, some).await;
+                }
             });
-            // One that is slow keeps nobody else's waiting beyond its own time.
             futures::future::join_all(removals).await;
         }
     }
@@ -233,19 +247,19 @@ impl Broker {
         for id in owed {
             let mut request = client.remove_request();
             request.get().set_name(account_name(object, id));
-            match tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await {
-                Ok(Ok(_)) => {
+            match request.send().promise.await {
+                Ok(_) => {
                     let settled = Record::Settled { object, id };
                     if self.note(settled).await.is_err() {
                         return;
                     }
                 }
-                Ok(Err(error)) if error.kind == capnp::ErrorKind::Disconnected => {
+                Err(error) if error.kind == capnp::ErrorKind::Disconnected => {
                     self.detach(object, client);
                     return;
                 }
                 // It is tried again.
-                Ok(Err(_)) | Err(_) => return,
+                Err(_) => return,
             }
         }
     }
@@ -305,13 +319,20 @@ impl Broker {
         self.settle(self.committer.append(payloads).await).map(drop)
     }
 
-    async fn compact(&self, now_ms: u64) {
+    /// Rewrites a log of so many bytes. If that fails the old one is there, with all that is in it.
+    async fn compact(&self, bytes: u64, now_ms: u64) {
         let Ok(id) = random_bytes() else { return };
         let snapshot = self.state.borrow().snapshot(now_ms).collect();
-        let answer = self.committer.compact(id, snapshot).await;
-        if let Ok(bytes) = self.settle(answer) {
-            self.compact_at.set(COMPACT_BYTES.max(2 * bytes));
-        }
+        let written = self.committer.compact(id, snapshot).await.map(|written| written.result);
+        let bytes = match written {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the log could not be rewritten");
+                bytes
+            }
+            Err(_) => return,
+        };
+        self.compact_at.set(COMPACT_BYTES.max(2 * bytes));
     }
 
     fn report(&self, tenant: TenantId, cap: CapId, detail: String) {

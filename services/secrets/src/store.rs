@@ -226,14 +226,23 @@ fn failed(dir: &Path, what: &str, error: &io::Error) -> StoreError {
     }
 }
 
-/// How a request ended: the length of the log in bytes, or why its records are not durable. They are still to be written.
-pub(crate) type Answer = oneshot::Receiver<Result<u64, StoreError>>;
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    /// Rises with every batch. A success settles every record of every batch up to its own.
+    pub(crate) batch: u64,
+    /// The length of the log in bytes, or why its records are not durable. They are still to be written.
+    pub(crate) result: Result<u64, StoreError>,
+}
+
+/// The answer to a request, when it comes.
+pub(crate) type Answer = oneshot::Receiver<Written>;
 
 struct Request {
     records: Payloads,
     /// If `records` replace the log: the id of the new one.
     compact: Option<[u8; 16]>,
-    reply: oneshot::Sender<Result<u64, StoreError>>,
+    reply: oneshot::Sender<Written>,
 }
 
 /// The sending end of the thread that writes.
@@ -268,8 +277,9 @@ impl Committer {
 }
 
 fn serve(log: &mut Log, queue: &Receiver<Request>) {
-    let mut held = None;
+    let (mut held, mut batch) = (None, 0);
     while let Some(first) = held.take().or_else(|| queue.recv().ok()) {
+        batch += 1;
         let (mut replies, mut records) = (vec![first.reply], first.records);
         let result = match first.compact {
             Some(id) => log.compact(id, records),
@@ -290,10 +300,10 @@ fn serve(log: &mut Log, queue: &Receiver<Request>) {
                 log.append(records)
             }
         };
-        let result = result.map(|()| log.bytes());
+        let written = Written { batch, result: result.map(|()| log.bytes()) };
         for reply in replies {
             // A caller that went away needs no answer.
-            let _ = reply.send(result.clone());
+            let _ = reply.send(written.clone());
         }
     }
 }
@@ -413,7 +423,7 @@ mod tests {
             .map(|record| committer.append([record.clone()].into_iter().collect()))
             .collect();
         for answer in answers {
-            assert!(answer.blocking_recv().unwrap().unwrap() > 0);
+            assert!(answer.blocking_recv().unwrap().result.unwrap() > 0);
         }
         let mut expected = State::new(Limits::default());
         records.into_iter().for_each(|record| assert!(expected.apply(record).is_ok()));
