@@ -123,7 +123,7 @@ fn red_gets_back_what_it_keeps_and_nobody_else_can_and_no_file_log_or_process_sh
     for share in &shares {
         let digits = share.strip_prefix("distos-share-").unwrap();
         let bytes = hex::decode(digits).unwrap();
-        needles.extend([bytes[19..51].to_vec(), digits[38..102].as_bytes().to_vec()]);
+        needles.extend([bytes[19..51].to_vec(), digits.as_bytes()[38..102].to_vec()]);
     }
     let mut found = Vec::new();
     let count = files_with(&node.directory(), &needles, &mut found);
