@@ -583,12 +583,9 @@ impl Broker {
             SecretKind::Fixed | SecretKind::Ed25519 | SecretKind::X509 => None,
         };
         // It may have ended meanwhile, and then nothing leaves.
+        self.check_new(&lease)?;
         let now_ms = self.vat.now_ms();
-        if now_ms >= lease.until_ms {
-            return Err(Fault::Expired { at_ms: lease.until_ms });
-        }
         let state = self.state.borrow();
-        state.check_lease(object, lease.id, &who.0, now_ms)?;
         let reading = state.reading(object, lease.version, now_ms)?;
         let value = self.opened(|barrier| {
             barrier.open(reading.owner, &reading.facts.key, reading.version, reading.sealed)
@@ -608,6 +605,15 @@ impl Broker {
         let detail = format!("'{name}' version {} read, lease {}", lease.version, lease.id.0);
         self.report(facet.tenant(), facet.cap_id(), detail);
         Ok((lease, parcel))
+    }
+
+    /// Whether a lease that was just made still holds. [`Fault::Expired`] if its time was that short.
+    fn check_new(&self, lease: &NewLease) -> Result<(), Fault> {
+        let now_ms = self.vat.now_ms();
+        if now_ms >= lease.until_ms {
+            return Err(Fault::Expired { at_ms: lease.until_ms });
+        }
+        self.state.borrow().check_lease(lease.object, lease.id, &lease.holder, now_ms)
     }
 
     /// Ends leases. They end first; if that cannot be recorded, nothing is given out until it is (L2).
@@ -1032,7 +1038,7 @@ impl secret::Server for SecretServer {
         let get = async move { this.broker.get(&this.facet, to, version, ttl_ms).await };
         let (lease, parcel) = to_its_end(get).await?;
         // Nothing is between this and the reply.
-        self.check_lease(lease.id).map_err(fail)?;
+        self.broker.check_new(&lease).map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_parcel(&parcel);
         reply.set_version(lease.version);

@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use distos_e2e::disk::Disk;
 use distos_e2e::holder::{Holder, in_this_process};
 use distos_e2e::images::with_tpm;
-use distos_e2e::{Node, Output, eventually, is_root, kill, signal};
+use distos_e2e::{Node, Output, eventually, is_root, kill, signal, single_image};
 use distos_schemas::secrets_capnp::{SecretKind, accounts, secrets};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -357,6 +358,35 @@ fn a_secret_that_needs_evidence_is_given_out_while_that_is_fresh_and_not_a_momen
     assert_eq!(refused.code, 14, "{}", refused.stderr);
     let lease = got["lease"].to_string();
     assert_ne!(renew(&node, &lease).code, 0);
+}
+
+#[test]
+fn while_the_end_of_a_lease_cannot_be_recorded_nothing_is_given_out_and_then_it_has_ended() {
+    let mut node = Node::new(&single_image());
+    let Some(disk) = Disk::mount(&node.directory()) else { return };
+    node.reboot();
+    ready(&node);
+    put_delegable(&node);
+    let (ended, kept) = (lease(&node), lease(&node));
+    assert_eq!(renew(&node, &kept).code, 0);
+    disk.fill();
+    // The last block of the log has some room.
+    let refused = (0..40).map(|_| get(&node, &["db", "--as", "red.cap"])).find(|o| o.code != 0);
+    let refused = refused.unwrap();
+    assert_eq!(refused.code, 17, "{}", refused.stderr);
+    assert!(refused.stderr.contains("the disk is full"), "{}", refused.stderr);
+    let release = ["secret", "release", "db", "--lease", &ended, "--as", "red.cap"];
+    node.refused(&release, 17);
+    assert_eq!(renew(&node, &kept).code, 17);
+    let told = node.json(&["secret", "status"])["failing"].as_str().unwrap().to_owned();
+    assert!(told.contains("the disk is full"), "{told}");
+    disk.free();
+    eventually("the broker's going on", LONG, || {
+        (get(&node, &["db", "--as", "red.cap"]).stdout == PASSWORD.as_bytes()).then_some(())
+    });
+    assert_eq!(renew(&node, &ended).code, 11, "it ended, though that could not be recorded then");
+    assert_eq!(renew(&node, &kept).code, 0);
+    node.down();
 }
 
 /// A database of red's, in memory: accounts by their names, with their passwords.
