@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "gpu",
         "node",
         "network",
+        "secrets",
     ] {
         let file = format!("{name}.capnp");
         println!("cargo:rerun-if-changed={file}");

@@ -20,5 +20,6 @@ generated!(
     audit_capnp,
     gpu_capnp,
     node_capnp,
-    network_capnp
+    network_capnp,
+    secrets_capnp
 );

@@ -20,7 +20,7 @@ use crate::faults::{authority_of, fault_of, write_caveats};
 use crate::gift;
 use crate::lending::boot_ns;
 use crate::meters::Limits;
-use crate::vat::Vat;
+use crate::vat::{Vat, Whence};
 
 /// What a revocation did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ struct Inner {
     tenant: TenantId,
     holder: Option<HolderKey>,
     lineage: Vec<Limits>,
+    /// The capability that lasts under which it is held.
+    lasting: CapId,
     origin: Origin,
     /// Whose edge it is, if it is one's root.
     edge: Option<String>,
@@ -91,6 +93,12 @@ impl Facet {
                 quota_tasks: a.get_quota_tasks(),
                 rate_per_s: a.get_rate_per_s(),
             });
+            let lineage: Vec<Limits> = lineage.collect();
+            let cap = CapId(grant.get_cap_id());
+            let lasting = match (origin, lineage.iter().rev().nth(1)) {
+                (Origin::Link(_), Some(link)) => link.cap,
+                _ => cap,
+            };
             Ok(Facet {
                 inner: Rc::new(Inner {
                     vat: vat.clone(),
@@ -100,13 +108,14 @@ impl Facet {
                         generation: Generation(slot.get_generation()),
                     },
                     ancestry: OnceCell::new(),
-                    cap: CapId(grant.get_cap_id()),
+                    cap,
                     kind: Kind(grant.get_kind()),
                     object: ObjectId(grant.get_object()),
                     authority: authority_of(grant.get_rights(), grant.get_caveats()?),
                     tenant: TenantId(grant.get_tenant()),
                     holder: HolderKey::try_from(grant.get_holder()?).ok(),
-                    lineage: lineage.collect(),
+                    lineage,
+                    lasting,
                     origin,
                     edge: None,
                 }),
@@ -143,6 +152,7 @@ impl Facet {
                     quota_tasks: u32::MAX,
                     rate_per_s: u32::MAX,
                 }],
+                lasting: cap,
                 origin: Origin::Lasting,
                 edge: Some(peer.to_owned()),
             }),
@@ -187,6 +197,17 @@ impl Facet {
     /// The key that it was restored with; `None` if a vat of this node holds it.
     pub fn holder(&self) -> Option<HolderKey> {
         self.inner.holder
+    }
+
+    /// Where its calls come from.
+    pub fn whence(&self) -> Whence {
+        self.inner.vat.whence(self.inner.session)
+    }
+
+    /// The capability that lasts under which it is held: the chain's last link, if this was restored from one or derived
+    /// from what was, and otherwise itself. It is the same each time that the chain is restored.
+    pub fn lasting_cap(&self) -> CapId {
+        self.inner.lasting
     }
 
     /// Whether it was restored from a chain, and nothing was derived since: what is minted from it hangs from the chain's last
@@ -466,7 +487,12 @@ impl Facet {
         grant: capnp::Result<kernel_capnp::grant::Reader<'_>>,
         origin: Origin,
     ) -> Result<Facet, Fault> {
-        Facet::new(&self.inner.vat, self.inner.session, grant.map_err(|e| fault_of(&e))?, origin)
+        let grant = grant.map_err(|e| fault_of(&e))?;
+        let mut facet = Facet::new(&self.inner.vat, self.inner.session, grant, origin)?;
+        if let (Origin::Session, Some(inner)) = (origin, Rc::get_mut(&mut facet.inner)) {
+            inner.lasting = self.inner.lasting;
+        }
+        Ok(facet)
     }
 }
 

@@ -27,6 +27,7 @@ mod faults;
 mod framing;
 pub mod gift;
 mod lending;
+pub mod log;
 mod meters;
 mod obey;
 mod quiet;
@@ -49,7 +50,7 @@ pub use obey::{Mandate, Obeyed};
 pub use reach::{Far, Open, Pages, Reach, Remote, Streamed};
 
 pub use seats::{Seat, Seats};
-pub use vat::{Service, Vat, run, serve};
+pub use vat::{Service, Vat, Whence, run, serve};
 
 #[doc(hidden)]
 pub mod private {

@@ -80,6 +80,25 @@ struct Caller {
     binding: Option<[u8; 32]>,
 }
 
+/// What is known of a connection's other end.
+struct Known {
+    /// The path of its SPIFFE id, if its handshake has shown one.
+    name: Option<String>,
+    /// Tells whether the holder is encrypted to this vat, behind whatever that is.
+    stranger: Rc<Stranger>,
+}
+
+/// Where the calls of a connection come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// This node: by its socket, or over an edge.
+    Here,
+    /// Whoever has shown an SVID, by the path of its SPIFFE id.
+    Shown(String),
+    /// Anywhere: the holder is encrypted to this vat, and who passes that on says nothing of it.
+    Anywhere,
+}
+
 /// A vat, for what must not keep it.
 pub(crate) struct WeakVat(Weak<Core>);
 
@@ -114,6 +133,8 @@ struct Core {
     /// The edges that others hold to this vat, by the number of their session: whose each is, and to
     /// what kind of object.
     served: RefCell<BTreeMap<u64, (String, Kind)>>,
+    /// Connections from holders, by the number of their session.
+    callers: RefCell<BTreeMap<u64, Known>>,
     events: mpsc::Sender<Event>,
     suppressed: Cell<u64>,
     releases: mpsc::UnboundedSender<SlotRef>,
@@ -309,6 +330,7 @@ impl Vat {
                 edges: RefCell::default(),
                 edges_changed: Notify::new(),
                 served: RefCell::default(),
+                callers: RefCell::default(),
                 events,
                 suppressed: Cell::new(0),
                 releases,
@@ -704,13 +726,15 @@ impl Vat {
         let door = Door {
             vat: self.clone(),
             session,
-            peer: from.name,
+            peer: from.name.clone(),
             end: End::Unknown,
             nonce: Cell::new(None),
             binding: from.binding,
             restores: restores.clone(),
             stranger: stranger.clone(),
         };
+        let known = Known { name: from.name, stranger: stranger.clone() };
+        self.core.callers.borrow_mut().insert(session.0, known);
         let start = move || async move { door.welcome(reader, writer).await };
         let arrived = Arrived::new(self.clone(), session, stranger.clone());
         let vat = self.clone();
@@ -726,6 +750,7 @@ impl Vat {
             }
             drop(place);
             stranger.gone.set(true);
+            vat.core.callers.borrow_mut().remove(&session.0);
             vat.core.lending.leave(session);
             // The kernel has heard of this session only if something was presented to it.
             if restores.get() > 0 {
@@ -735,6 +760,18 @@ impl Vat {
             vat.core.parted.set(vat.core.parted.get() + 1);
         });
         arrived
+    }
+
+    /// Where a session's calls come from. One that has ended says that it was anywhere.
+    pub(crate) fn whence(&self, session: SessionId) -> Whence {
+        let callers = self.core.callers.borrow();
+        match callers.get(&session.0) {
+            Some(known) if known.stranger.sealed.get() => Whence::Anywhere,
+            Some(Known { name: Some(name), .. }) => Whence::Shown(name.clone()),
+            Some(Known { name: None, .. }) => Whence::Here,
+            None if self.core.served.borrow().contains_key(&session.0) => Whence::Here,
+            None => Whence::Anywhere,
+        }
     }
 
     /// Nothing is served over its connection any more.

@@ -29,8 +29,12 @@ pub const NETWORK: Kind = Kind(11);
 pub const CREDENTIALS: Kind = Kind(12);
 /// The power to be one of a tenant's agents.
 pub const AGENTS: Kind = Kind(13);
+/// A tenant's place to keep secrets (root object of the secret broker).
+pub const SECRETS: Kind = Kind(14);
+/// One secret.
+pub const SECRET: Kind = Kind(15);
 
-const NAMES: [(Kind, &str); 13] = [
+const NAMES: [(Kind, &str); 15] = [
     (REGIONS, "regions"),
     (REGION, "region"),
     (QUEUE, "queue"),
@@ -44,6 +48,8 @@ const NAMES: [(Kind, &str); 13] = [
     (NETWORK, "network"),
     (CREDENTIALS, "credentials"),
     (AGENTS, "agents"),
+    (SECRETS, "secrets"),
+    (SECRET, "secret"),
 ];
 
 /// The kind's name in images, capability files and `describe`; `unknown` if it has none.

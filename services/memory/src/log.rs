@@ -1,29 +1,19 @@
 //! The index log: what its records say and how they stand in the file. Pure functions over bytes.
 //!
-//! The file is a header sector and then frames. A frame is what one `fdatasync` made durable:
-//! header, records, padding and a BLAKE3 hash, in whole sectors, chained to the frame before it.
-//! The next frame is written only after the sync, so at most the last frame can be torn, and a torn
-//! frame lacks whole sectors: it ends early, or a sector of it, none of which is ever all zeros when
-//! whole, is zeros. Such a frame was never acknowledged and is cut. Any other mismatch is damage to
-//! acknowledged data and is an error, never a guess.
+//! The file is one of [`distos_rpc::log`]; a frame's payload is records.
 
 use distos_abi::{CapId, ObjectId, TenantId};
+use distos_rpc::log::{Format, Reader, Unread};
 
 use crate::error::StoreError;
 use crate::sealed::PageHash;
 use crate::state::{Facts, MAX_NAME_BYTES};
 
+pub use distos_rpc::log::{MAX_PAYLOAD, SECTOR, Tail};
+
 /// The newest format that this program reads, and the one that it writes.
 pub const FORMAT: u32 = 1;
-/// What a disk writes whole or not at all, in bytes.
-pub const SECTOR: usize = 512;
-/// The most bytes of records in one frame.
-pub const MAX_PAYLOAD: usize = 1 << 20;
-
-const FILE_MAGIC: [u8; 16] = *b"distos mem index";
-const FRAME_MAGIC: [u8; 4] = *b"DMXF";
-const HEADER: usize = 56;
-const HASH: usize = 32;
+const LOG: Format = Format { file: *b"distos mem index", frame: *b"DMXF", version: FORMAT };
 
 /// A change of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,74 +99,42 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+fn record(from: &mut Reader<'_>) -> Option<Record> {
+    Some(match from.u8()? {
+        1 => Record::Counters { object: from.u64()?, version: from.u64()? },
+        2 => created(from)?,
+        3 => {
+            let object = ObjectId(from.u64()?);
+            let count = from.u16()?;
+            let pages = (0..count).map(|_| page(from)).collect::<Option<_>>()?;
+            Record::PagesWritten { object, pages }
+        }
+        4 => Record::RegionDropped { object: ObjectId(from.u64()?) },
+        _ => return None,
+    })
+}
 
-impl Reader<'_> {
-    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*head)
-    }
+fn created(from: &mut Reader<'_>) -> Option<Record> {
+    let object = ObjectId(from.u64()?);
+    let tenant = TenantId(from.u32()?);
+    let bytes = from.u64()?;
+    let durable = from.u8()? != 0;
+    let key_slot = Some(from.u32()?).filter(|slot| *slot != u32::MAX);
+    let len = usize::from(from.u8()?);
+    let name = from.text(len).filter(|_| len <= MAX_NAME_BYTES)?;
+    let count = from.u8()?;
+    let lineage = (0..count).map(|_| from.u64().map(CapId)).collect::<Option<_>>()?;
+    let facts = Facts { name, tenant, bytes, durable, lineage };
+    Some(Record::RegionCreated { object, facts, key_slot })
+}
 
-    fn u8(&mut self) -> Option<u8> {
-        self.bytes::<1>().map(|[b]| b)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.bytes().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.bytes().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.bytes().map(u64::from_le_bytes)
-    }
-
-    fn text(&mut self, len: usize) -> Option<String> {
-        let (head, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        String::from_utf8(head.to_vec()).ok()
-    }
-
-    fn record(&mut self) -> Option<Record> {
-        Some(match self.u8()? {
-            1 => Record::Counters { object: self.u64()?, version: self.u64()? },
-            2 => self.created()?,
-            3 => {
-                let object = ObjectId(self.u64()?);
-                let count = self.u16()?;
-                let pages = (0..count).map(|_| self.page()).collect::<Option<_>>()?;
-                Record::PagesWritten { object, pages }
-            }
-            4 => Record::RegionDropped { object: ObjectId(self.u64()?) },
-            _ => return None,
-        })
-    }
-
-    fn created(&mut self) -> Option<Record> {
-        let object = ObjectId(self.u64()?);
-        let tenant = TenantId(self.u32()?);
-        let bytes = self.u64()?;
-        let durable = self.u8()? != 0;
-        let key_slot = Some(self.u32()?).filter(|slot| *slot != u32::MAX);
-        let len = usize::from(self.u8()?);
-        let name = self.text(len).filter(|_| len <= MAX_NAME_BYTES)?;
-        let count = self.u8()?;
-        let lineage = (0..count).map(|_| self.u64().map(CapId)).collect::<Option<_>>()?;
-        let facts = Facts { name, tenant, bytes, durable, lineage };
-        Some(Record::RegionCreated { object, facts, key_slot })
-    }
-
-    fn page(&mut self) -> Option<PageRecord> {
-        Some(PageRecord {
-            page: self.u32()?,
-            slot: self.u32()?,
-            version: self.u64()?,
-            hash: self.bytes()?,
-        })
-    }
+fn page(from: &mut Reader<'_>) -> Option<PageRecord> {
+    Some(PageRecord {
+        page: from.u32()?,
+        slot: from.u32()?,
+        version: from.u64()?,
+        hash: from.bytes()?,
+    })
 }
 
 /// The records of a frame; `None` if they are not what this program writes.
@@ -184,61 +142,19 @@ fn decode(payload: &[u8]) -> Option<Vec<Record>> {
     let mut reader = Reader(payload);
     let mut records = Vec::new();
     while !reader.0.is_empty() {
-        records.push(reader.record()?);
+        records.push(record(&mut reader)?);
     }
     Some(records)
 }
 
-/// The end of a log: what the next frame continues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tail {
-    /// Where the next frame goes.
-    pub offset: u64,
-    /// Its number.
-    pub sequence: u64,
-    /// Hash of the frame before it.
-    pub chain: [u8; HASH],
-}
-
 /// A new log's header sector. `id` is random: frames of one log never continue another.
 pub fn file_header(id: [u8; 16]) -> (Vec<u8>, Tail) {
-    let mut sector = vec![0; SECTOR];
-    sector[..16].copy_from_slice(&FILE_MAGIC);
-    sector[16..20].copy_from_slice(&FORMAT.to_le_bytes());
-    sector[20..36].copy_from_slice(&id);
-    let chain = *blake3::hash(&sector[..SECTOR - HASH]).as_bytes();
-    sector[SECTOR - HASH..].copy_from_slice(&chain);
-    (sector, Tail { offset: SECTOR as u64, sequence: 0, chain })
-}
-
-fn frame_bytes(payload: usize) -> usize {
-    (HEADER + payload + HASH).next_multiple_of(SECTOR)
+    LOG.header(id)
 }
 
 /// A frame that continues `tail`, and the tail after it. At most [`MAX_PAYLOAD`] bytes.
 pub fn frame(tail: Tail, payload: &[u8]) -> (Vec<u8>, Tail) {
-    let mut bytes = Vec::with_capacity(frame_bytes(payload.len()));
-    bytes.extend(FRAME_MAGIC);
-    bytes.extend((payload.len() as u32).to_le_bytes());
-    bytes.extend(tail.sequence.to_le_bytes());
-    bytes.extend(tail.chain);
-    let check = blake3::hash(&bytes);
-    bytes.extend(&check.as_bytes()[..8]);
-    bytes.extend(payload);
-    bytes.resize(frame_bytes(payload.len()) - HASH, 0);
-    let chain = *blake3::hash(&bytes).as_bytes();
-    bytes.extend(chain);
-    let offset = tail.offset + bytes.len() as u64;
-    (bytes, Tail { offset, sequence: tail.sequence + 1, chain })
-}
-
-/// A frame header that is whole: payload length, sequence, chain.
-fn frame_header(sector: &[u8]) -> Option<(usize, u64, [u8; HASH])> {
-    let whole = sector[..4] == FRAME_MAGIC
-        && blake3::hash(&sector[..HEADER - 8]).as_bytes()[..8] == sector[HEADER - 8..HEADER];
-    let mut reader = Reader(&sector[4..HEADER]);
-    let header = (reader.u32()? as usize, reader.u64()?, reader.bytes()?);
-    (whole && header.0 <= MAX_PAYLOAD).then_some(header)
+    LOG.frame(tail, payload)
 }
 
 /// Reads bytes of a log at an offset; the range is within its length.
@@ -252,99 +168,26 @@ pub fn replay(
     read: ReadAt<'_>,
     each: &mut dyn FnMut(Record) -> Result<(), String>,
 ) -> Result<Tail, StoreError> {
-    let mut tail = open_header(dir, len, read)?;
-    while tail.offset < len {
-        let Some((payload, next)) = next_frame(len, read, tail)? else { break };
-        let damage = |why: String| damaged(tail.offset, &why);
-        for record in decode(&payload).ok_or_else(|| damage("unknown record".into()))? {
-            each(record).map_err(damage)?;
+    let mut frame = |payload: &[u8]| {
+        let records = decode(payload).ok_or_else(|| "unknown record".to_owned())?;
+        records.into_iter().try_for_each(&mut *each)
+    };
+    LOG.replay(len, read, &mut frame).map_err(|unread| match unread {
+        Unread::Read(error) => error,
+        Unread::Damaged { offset, why } => {
+            StoreError::Corrupt(format!("index.log is damaged at byte {offset}: {why}"))
         }
-        tail = next;
-    }
-    Ok(tail)
-}
-
-fn damaged(offset: u64, why: &str) -> StoreError {
-    StoreError::Corrupt(format!("index.log is damaged at byte {offset}: {why}"))
-}
-
-fn open_header(dir: &str, len: u64, read: ReadAt<'_>) -> Result<Tail, StoreError> {
-    if len < SECTOR as u64 {
-        return Err(damaged(0, "it ends within its header"));
-    }
-    let mut sector = vec![0; SECTOR];
-    read(0, &mut sector)?;
-    let mut reader = Reader(&sector[16..]);
-    let found = reader.u32().unwrap_or(0);
-    if sector[..16] != FILE_MAGIC {
-        return Err(damaged(0, "it does not begin like an index"));
-    }
-    if blake3::hash(&sector[..SECTOR - HASH]) != sector[SECTOR - HASH..] {
-        return Err(damaged(0, "its header is not what was written"));
-    }
-    if found > FORMAT {
-        return Err(StoreError::Newer { dir: dir.to_owned(), found, known: FORMAT });
-    }
-    let id = reader.bytes().unwrap_or_default();
-    Ok(file_header(id).1)
-}
-
-/// The frame at `tail`; `None` if it is torn.
-fn next_frame(
-    len: u64,
-    read: ReadAt<'_>,
-    tail: Tail,
-) -> Result<Option<(Vec<u8>, Tail)>, StoreError> {
-    let rest = len - tail.offset;
-    if rest < SECTOR as u64 {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; SECTOR];
-    read(tail.offset, &mut bytes)?;
-    if bytes.iter().all(|b| *b == 0) {
-        return torn(len, read, tail.offset + SECTOR as u64, tail.offset);
-    }
-    let (payload, sequence, chain) = frame_header(&bytes)
-        .ok_or_else(|| damaged(tail.offset, "a frame's header does not match its checksum"))?;
-    if (sequence, chain) != (tail.sequence, tail.chain) {
-        return Err(damaged(tail.offset, "a frame does not continue the one before it"));
-    }
-    let total = frame_bytes(payload);
-    if rest < total as u64 {
-        return Ok(None);
-    }
-    bytes.resize(total, 0);
-    read(tail.offset, &mut bytes)?;
-    let (body, hash) = bytes.split_at(total - HASH);
-    if blake3::hash(body) != *hash {
-        return if bytes.chunks(SECTOR).any(|sector| sector.iter().all(|b| *b == 0)) {
-            torn(len, read, tail.offset + total as u64, tail.offset)
-        } else {
-            Err(damaged(tail.offset, "a frame does not match its checksum"))
-        };
-    }
-    let chain = hash.try_into().expect("split at its length");
-    let next = Tail { offset: tail.offset + total as u64, sequence: sequence + 1, chain };
-    Ok(Some((bytes[HEADER..HEADER + payload].to_vec(), next)))
-}
-
-/// A frame that lacks sectors is torn if no frame follows it; otherwise it was durable once.
-fn torn<T>(len: u64, read: ReadAt<'_>, mut from: u64, at: u64) -> Result<Option<T>, StoreError> {
-    let mut sector = vec![0; SECTOR];
-    while from + SECTOR as u64 <= len {
-        read(from, &mut sector)?;
-        if frame_header(&sector).is_some() {
-            return Err(damaged(at, "a frame is missing, later ones are there"));
-        }
-        from += SECTOR as u64;
-    }
-    Ok(None)
+        Unread::Newer(found) => StoreError::Newer { dir: dir.to_owned(), found, known: FORMAT },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Of BLAKE3.
+    const HASH: usize = 32;
 
     fn records(n: u64) -> Vec<Record> {
         vec![

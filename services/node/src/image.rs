@@ -1239,7 +1239,10 @@ serves = ["regions"]
         };
         let plan = parse(text, Path::new("single.toml"), Path::new("/d"), &machine).unwrap();
         let names: Vec<&str> = plan.vats.iter().map(|v| v.name.as_str()).collect();
-        assert_eq!(names, ["memory", "attestation", "audit", "gpu", "node", "scheduler"]);
+        assert_eq!(
+            names,
+            ["memory", "attestation", "audit", "gpu", "secrets", "node", "scheduler"]
+        );
         let edges: Vec<String> = plan
             .edges
             .iter()
@@ -1249,6 +1252,7 @@ serves = ["regions"]
             edges,
             [
                 "scheduler attestation attestation read",
+                "secrets attestation attestation read",
                 "scheduler executor executor run",
                 "executor memory memory none",
             ]
@@ -1270,7 +1274,7 @@ serves = ["regions"]
         assert_eq!(plan.templates[0].profile, Profile::Jit);
         assert_eq!(plan.foreign[0].name, "swtpm");
         let operator: Vec<&str> = plan.operator.iter().map(|o| o.name.as_str()).collect();
-        assert_eq!(operator, ["regions", "queue", "attestation", "log", "gpus", "node"]);
+        assert_eq!(operator, ["regions", "queue", "attestation", "log", "gpus", "secrets", "node"]);
         assert!(plan.vats.iter().all(|v| v.listen));
     }
 }

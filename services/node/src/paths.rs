@@ -21,8 +21,17 @@ const NETWORK: &str = "network";
 /// Device nodes of TPMs.
 const TPM: &str = "/dev/tpm";
 /// The builtin programs that speak QUIC on it, and nothing else.
-const SPEAK_QUIC: [&str; 8] =
-    ["memory", "scheduler", "executor", "attestation", "audit", "gpu", "network", "node"];
+const SPEAK_QUIC: [&str; 9] = [
+    "memory",
+    "scheduler",
+    "executor",
+    "attestation",
+    "audit",
+    "gpu",
+    "network",
+    "secrets",
+    "node",
+];
 
 /// One path.
 #[derive(Clone, Debug, PartialEq, Eq)]

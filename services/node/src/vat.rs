@@ -12,8 +12,17 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 pub const COMMAND: &str = "vat";
 
 /// The programs that an image can name.
-pub const PROGRAMS: [&str; 8] =
-    ["memory", "scheduler", "executor", "attestation", "audit", "gpu", "network", "node"];
+pub const PROGRAMS: [&str; 9] = [
+    "memory",
+    "scheduler",
+    "executor",
+    "attestation",
+    "audit",
+    "gpu",
+    "network",
+    "secrets",
+    "node",
+];
 
 /// The setting of an image that says what its vat logs besides warnings and errors.
 pub const LOG: &str = "log";
@@ -66,6 +75,7 @@ pub fn run(boot: Boot) -> ExitCode {
         "audit" => distos_audit::run(boot),
         "gpu" => distos_gpu::run(boot),
         "network" => distos_network::run(boot),
+        "secrets" => distos_secrets::run(boot),
         "node" => crate::server::run(boot),
         other => {
             tracing::error!("there is no program '{other}'");

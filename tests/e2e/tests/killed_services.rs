@@ -71,12 +71,13 @@ fn is_as_it_was(node: &Node) {
 }
 
 /// A service, whose capability file has a capability to it, and under which name.
-const SERVICES: [(&str, &str, &str); 6] = [
+const SERVICES: [(&str, &str, &str); 7] = [
     ("memory", "red", "regions"),
     ("scheduler", "red", "queue"),
     ("attestation", "operator", "attestation"),
     ("audit", "operator", "log"),
     ("gpu", "operator", "gpus"),
+    ("secrets", "operator", "secrets"),
     ("node", "operator", "node"),
 ];
 

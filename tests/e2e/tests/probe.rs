@@ -12,8 +12,8 @@ use distos_e2e::{Node, eventually, is_root, repository, single_image};
 use serde_json::Value;
 
 const PROBE: &str = env!("CARGO_BIN_EXE_distos-probe");
-const SERVICES: [&str; 7] =
-    ["memory", "attestation", "scheduler", "audit", "gpu", "node", "executor"];
+const SERVICES: [&str; 8] =
+    ["memory", "attestation", "scheduler", "audit", "gpu", "secrets", "node", "executor"];
 /// What each vat's sandbox consists of.
 const PROTECTIONS: [&str; 9] = [
     "own uid",
@@ -90,7 +90,8 @@ fn a_service_that_was_taken_over_can_do_nothing_that_nobody_handed_it() {
     let mut probed: Vec<&str> = reports.iter().filter_map(|r| r["vat"].as_str()).collect();
     probed.sort_unstable();
     let operators = "executor/operator";
-    assert_eq!(probed, ["attestation", "audit", operators, "gpu", "memory", "node", "scheduler"]);
+    let all = ["attestation", "audit", operators, "gpu", "memory", "node", "scheduler", "secrets"];
+    assert_eq!(probed, all);
     for report in &reports {
         assert!(report["tried"].as_u64() >= Some(25), "{report}");
         let holes = holes(report);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use distos_e2e::Node;
 
-const SERVICES: [&str; 6] = ["memory", "scheduler", "attestation", "audit", "gpu", "node"];
+const SERVICES: [&str; 7] =
+    ["memory", "scheduler", "attestation", "audit", "gpu", "secrets", "node"];
 const SOON: Duration = Duration::from_secs(10);
 
 fn node() -> Node {

@@ -19,6 +19,7 @@ pub mod network;
 pub mod node;
 pub mod region;
 pub mod run;
+pub mod secret;
 mod share;
 mod socket;
 pub mod tenant;
@@ -136,6 +137,9 @@ enum Command {
     /// Evidence about this node
     #[command(subcommand)]
     Attest(attest::AttestCommand),
+    /// Keep secrets, and read them under leases
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// The node's GPUs
     #[command(subcommand)]
     Gpu(gpu::GpuCommand),
@@ -271,6 +275,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Job(command) => job::command(context, command).await,
         Command::Demo(args) => demo::command(context, args).await,
         Command::Region(command) => region::command(context, command).await,
+        Command::Secret(command) => secret::command(context, command).await,
         Command::Down(args) => interruptible(node::down(context, args)).await,
         Command::Drain => interruptible(node::drain(context)).await,
         Command::Status => interruptible(node::status(context)).await,
@@ -493,7 +498,7 @@ mod tests {
         let mut names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
         names.sort_unstable();
         let all = "attest audit cap cluster connect demo down drain gpu image job network peers region run \
-                   status tenant up workload";
+                   secret status tenant up workload";
         assert_eq!(names.join(" "), all);
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::holder::{Holder, call, named, random, read, read_secret};
 use super::network::agents_chain;
-use super::{Context, Report, files, node as node_commands, text, workload};
+use super::{Context, Report, files, node as node_commands, secret, text, workload};
 
 /// The operator's capability to the network service, which not every image has.
 const NETWORK: &str = "network";
@@ -80,6 +80,12 @@ fn tenant_rights() -> [(&'static str, Rights); 3] {
         ("queue", all(&[Rights::RUN, Rights::LIST, Rights::READ, Rights::CANCEL])),
         ("gpus", all(&[Rights::LIST, Rights::LEASE])),
     ]
+}
+
+/// What it gets on the secret broker, which not every image has.
+fn secrets_rights() -> Rights {
+    let rights = [Rights::CREATE, Rights::LIST, Rights::READ, Rights::WRITE, Rights::DROP];
+    rights.into_iter().fold(Rights::NONE, Rights::join)
 }
 
 pub(super) async fn command(context: &Context, command: TenantCommand) -> Result<Report, Fault> {
@@ -216,7 +222,8 @@ fn delegated(holder: &Holder, tenant: &HolderSecret, terms: Terms) -> Result<Cap
         ..terms.caveats()
     };
     let mut entries = Vec::new();
-    for (name, rights) in tenant_rights() {
+    let optional = holder.file.find(secret::ENTRY).map(|_| (secret::ENTRY, secrets_rights()));
+    for (name, rights) in tenant_rights().into_iter().chain(optional) {
         let root = holder.file.find(name).ok_or_else(|| {
             named(&holder.path, Fault::malformed(format!("it has no '{name}' to delegate")))
         })?;

@@ -11,6 +11,7 @@ mod lease;
 mod page;
 mod remote;
 mod revoke;
+mod secrets;
 mod task;
 
 use std::path::Path;
@@ -93,5 +94,10 @@ pub const ALL: &[Measurement] = &[
         name: "revoke",
         about: "revoking a capability with a million descendants, beside one with a single one",
         run: revoke::all,
+    },
+    Measurement {
+        name: "secrets",
+        about: "ending a node's million leases at the secret broker, beside one with a single one",
+        run: secrets::all,
     },
 ];

@@ -1,0 +1,1195 @@
+//! Secrets over RPC: what each capability allows, what is recorded before it takes effect, and what goes out sealed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::str::FromStr as _;
+use std::time::{Duration, Instant};
+
+use capnp::capability::FromClientHook;
+use capnp::private::capability::ClientHook;
+use distos_abi::{
+    Authority, ByteRange, CapId, Caveats, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId,
+};
+use distos_delivery::{Content, Purpose, Recipient, RecipientKey, request_message, seal};
+use distos_identity::Subject;
+use distos_noise::{CARD_BYTES, Card, StaticPublic};
+use distos_rpc::boot::Boot;
+use distos_rpc::{Facet, Faceted, Service, Vat, Whence, fail, fault_of, serve_capability};
+use distos_schemas::attestation_capnp::attestation;
+use distos_schemas::secrets_capnp::{self, accounts, recipient, secret, secret_info, secrets};
+use distos_types::kind::{SECRET, SECRETS};
+use distos_types::verify_signature;
+use futures::future::LocalBoxFuture;
+use zeroize::Zeroizing;
+
+use crate::barrier::{Barrier, Owner, SEALED_OVERHEAD};
+use crate::material;
+use crate::record::{Facts, Holder, LeaseId, NewLease, Payloads, Record, SecretKind};
+use crate::shamir::{Scheme, Share};
+use crate::state::{
+    LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
+};
+use crate::store::{Committer, Log, StoreError, Written};
+
+/// What the maker of a secret may do with it.
+const MAKER: Rights = Rights::READ.join(Rights::WRITE).join(Rights::DROP);
+const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
+const ATTESTATION_EDGE: &str = "attestation";
+/// How long the attestation service may take to say what it has decided: it has decided before.
+const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
+/// How often leases that have ended are cleared away, and what could not be written is tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// Leases that are looked at each time.
+const SWEEP: usize = 8192;
+/// And with every new lease, so that whoever makes many clears away as many.
+const SWEEP_BY_LEASE: usize = 16;
+/// A log that is longer than this, in bytes, is rewritten when it has doubled since.
+const COMPACT_BYTES: u64 = 32 << 20;
+/// How long what makes accounts may take.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
+/// Accounts of a secret that are removed in one go.
+const REMOVALS: usize = 64;
+/// How soon whoever comes while nothing can be recorded may ask again, in milliseconds.
+const FAILING_RETRY_MS: u64 = 2_000;
+
+/// Runs the secret broker; blocks for the whole life of the vat. Setting `leases` (default 65536): how many leases a
+/// tenant may have.
+pub fn run(boot: Boot) -> ExitCode {
+    distos_rpc::run(boot, start)
+}
+
+/// Opens the log and brings it and the kernel to agree on which secrets there are.
+///
+/// # Errors
+/// The image gives it no directory, or its log is damaged or made by a newer version.
+pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+    let dir = vat.data_dir().map(ToOwned::to_owned).ok_or_else(|| {
+        Fault::malformed("the image gives the secret broker no directory: data = true")
+    })?;
+    let mut limits = Limits::default();
+    if let Some(text) = vat.param("leases") {
+        limits.leases =
+            text.parse().map_err(|_| Fault::malformed(format!("leases: '{text}' is no number")))?;
+    }
+    let (id, now_ms) = (random_bytes()?, vat.now_ms());
+    let opened = tokio::task::spawn_blocking(move || Log::open(&dir, limits, id, now_ms));
+    let (state, log) = opened.await.map_err(Fault::internal)??;
+    let log_bytes = log.bytes();
+    let committer = Committer::start(log).map_err(Fault::internal)?;
+    reconcile(&vat, &state).await?;
+    distos_noise::seal(&vat);
+    tokio::task::spawn_local(distos_quic::attend(vat.clone()));
+    let broker = Rc::new(Broker {
+        vat,
+        state: RefCell::new(state),
+        committer,
+        barrier: RefCell::default(),
+        given: RefCell::default(),
+        own: RefCell::default(),
+        accounts: RefCell::default(),
+        failing: RefCell::default(),
+        batch: Cell::new(0),
+        compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
+    });
+    tokio::task::spawn_local(broker.clone().keep());
+    tokio::task::spawn_local(broker.clone().remove_accounts());
+    Ok(broker)
+}
+
+/// A capability without a secret is revoked. A secret without a capability is kept: what was acknowledged may only end by
+/// being dropped, and its tenant reaches it by name.
+async fn reconcile(vat: &Vat, state: &State) -> Result<(), Fault> {
+    for (kind, object, _) in vat.objects().await? {
+        if kind == SECRET && state.facts(object).is_err() {
+            vat.revoke_object(SECRET, object).await?;
+        }
+    }
+    Ok(())
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N], Fault> {
+    let mut bytes = [0; N];
+    random(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn random(bytes: &mut [u8]) -> Result<(), Fault> {
+    getrandom::fill(bytes).map_err(|e| Fault::internal(format!("no randomness: {e}")))
+}
+
+/// To whom parcels to the broker are sealed, and what its node says of that.
+struct Own {
+    recipient: Recipient,
+    card: [u8; CARD_BYTES],
+    renew_ms: u64,
+}
+
+struct Broker {
+    vat: Vat,
+    state: RefCell<State>,
+    committer: Committer,
+    /// There while the broker is open.
+    barrier: RefCell<Option<Barrier>>,
+    /// Shares of those that are needed.
+    given: RefCell<Vec<Share>>,
+    /// The newest, and the one before, to which somebody may still be sealing.
+    own: RefCell<Vec<Rc<Own>>>,
+    /// Where accounts are made, for the secrets of which somebody who is connected has said so.
+    accounts: RefCell<BTreeMap<ObjectId, accounts::Client>>,
+    /// Why what was done last is not on the disk.
+    failing: RefCell<Option<StoreError>>,
+    /// The last batch of the log of which it is known how it ended.
+    batch: Cell<u64>,
+    compact_at: Cell<u64>,
+}
+
+impl Broker {
+    fn usable(&self) -> Result<(), Fault> {
+        match &*self.failing.borrow() {
+            None => Ok(()),
+            Some(error) => Err(Fault::unavailable(
+                FAILING_RETRY_MS,
+                format!("nothing is given out while nothing can be recorded: {error}"),
+            )),
+        }
+    }
+
+    /// Uses the root key.
+    fn opened<T>(&self, with: impl FnOnce(&Barrier) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.usable()?;
+        match &*self.barrier.borrow() {
+            Some(barrier) => with(barrier),
+            None => Err(Fault::unavailable(
+                0,
+                "the secret broker is sealed: its operators open it (distos secret unseal)",
+            )),
+        }
+    }
+
+    /// Carries records out, under a guard of `facet`'s, and makes them durable. What comes before `act` has decided them.
+    /// They take effect at once, and count once this returns; on an error nothing is given out until they are durable.
+    async fn change<T>(
+        &self,
+        facet: &Facet,
+        need: Rights,
+        decide: impl FnOnce(&State) -> Result<(Vec<Record>, T), Fault>,
+    ) -> Result<(T, u64), Fault> {
+        let committed = facet.commit(need, NO_BYTES, || {
+            let mut state = self.state.borrow_mut();
+            let (records, result) = decide(&state)?;
+            let payloads: Payloads = records.iter().cloned().collect();
+            let mut ended = 0;
+            for record in records {
+                ended += state.apply(record).map_err(Fault::internal)?;
+            }
+            Ok::<_, Fault>((result, ended, self.committer.append(payloads)))
+        });
+        let (result, ended, answer) = committed??;
+        self.settle(answer.await)?;
+        Ok((result, ended))
+    }
+
+    /// Notes how a request to the log ended; its length in bytes.
+    fn settle<E>(&self, answer: Result<Written, E>) -> Result<u64, Fault> {
+        let gone = |_| {
+            let result = Err(StoreError::Broken("its thread is gone".into()));
+            Written { batch: u64::MAX, result }
+        };
+        let Written { batch, result } = answer.unwrap_or_else(gone);
+        // Of an earlier batch somebody may hear later.
+        if batch >= self.batch.get() {
+            self.batch.set(batch);
+            *self.failing.borrow_mut() = result.as_ref().err().cloned();
+        }
+        result.map_err(Fault::from)
+    }
+
+    /// Clears away what has ended, tries again what could not be written, and rewrites the log, until the vat ends.
+    async fn keep(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let now_ms = self.vat.now_ms();
+            self.state.borrow_mut().sweep(SWEEP, now_ms);
+            let was_failing = self.failing.borrow().is_some();
+            let answer = self.committer.append(Payloads::default()).await;
+            let Ok(bytes) = self.settle(answer) else { continue };
+            if was_failing {
+                tracing::warn!("what could not be recorded is recorded");
+            }
+            if bytes > self.compact_at.get() {
+                self.compact(bytes, now_ms).await;
+            }
+        }
+    }
+
+    /// Removes accounts whose leases have ended, until the vat ends.
+    async fn remove_accounts(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let attached: Vec<_> =
+                self.accounts.borrow().iter().map(|(o, c)| (*o, c.clone())).collect();
+            let removals = attached.into_iter().map(|(object, client)| {
+                let broker = self.clone();
+                async move {
+                    // What is left is tried again. What was noted is written all the same.
+                    let some = broker.remove_some(object, &client);
+                    let _ = tokio::time::timeout(ACCOUNT_WAIT, some).await;
+                }
+            });
+            futures::future::join_all(removals).await;
+        }
+    }
+
+    async fn remove_some(&self, object: ObjectId, client: &accounts::Client) {
+        let owed: Vec<LeaseId> = self.state.borrow().owed_of(object).take(REMOVALS).collect();
+        for id in owed {
+            let mut request = client.remove_request();
+            request.get().set_name(account_name(object, id));
+            match request.send().promise.await {
+                Ok(_) => {
+                    let settled = Record::Settled { object, id };
+                    if self.note(settled).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind == capnp::ErrorKind::Disconnected => {
+                    self.detach(object, client);
+                    return;
+                }
+                // It is tried again.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Forgets what is not connected any more, unless another has come meanwhile.
+    fn detach(&self, object: ObjectId, client: &accounts::Client) {
+        let mut all = self.accounts.borrow_mut();
+        let same =
+            |known: &accounts::Client| known.client.hook.get_ptr() == client.client.hook.get_ptr();
+        if all.get(&object).is_some_and(same) {
+            all.remove(&object);
+        }
+    }
+
+    fn attached(&self, object: ObjectId) -> Result<accounts::Client, Fault> {
+        self.accounts.borrow().get(&object).cloned().ok_or_else(|| {
+            Fault::unavailable(
+                1_000,
+                "what makes this secret's accounts is not connected: its owner attaches it",
+            )
+        })
+    }
+
+    /// A new account for a lease: its name and password, a line each. If that fails the lease ends, and the account is
+    /// removed if it was made all the same.
+    async fn account(&self, object: ObjectId, id: LeaseId) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let mut secret = Zeroizing::new([0; 32]);
+        random(&mut *secret)?;
+        let name = account_name(object, id);
+        let mut password = Zeroizing::new([0; 64]);
+        hex::encode_to_slice(secret.as_slice(), &mut *password).map_err(Fault::internal)?;
+        let made = async {
+            let client = self.attached(object)?;
+            let mut request = client.create_request();
+            let mut params = request.get();
+            params.set_name(&name);
+            params.set_password(std::str::from_utf8(&*password).map_err(Fault::internal)?);
+            let late = |_| Err(Fault::unavailable(1_000, "what makes accounts is silent"));
+            let answer = tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await;
+            answer.map(|done| done.map(drop).map_err(|e| no_account(&e))).unwrap_or_else(late)
+        };
+        if let Err(fault) = made.await {
+            self.note(Record::Ended(id)).await?;
+            return Err(fault);
+        }
+        let mut given = Zeroizing::new(Vec::with_capacity(name.len() + password.len() + 2));
+        for part in [name.as_bytes(), b"\n", &*password, b"\n"] {
+            given.extend_from_slice(part);
+        }
+        Ok(given)
+    }
+
+    /// Carries out, and makes durable, what nobody has asked for.
+    async fn note(&self, record: Record) -> Result<(), Fault> {
+        let payloads = [record.clone()].into_iter().collect();
+        self.state.borrow_mut().apply(record).map_err(Fault::internal)?;
+        self.settle(self.committer.append(payloads).await).map(drop)
+    }
+
+    /// Rewrites a log of so many bytes. If that fails the old one is there, with all that is in it.
+    async fn compact(&self, bytes: u64, now_ms: u64) {
+        let Ok(id) = random_bytes() else { return };
+        let snapshot = self.state.borrow().snapshot(now_ms).collect();
+        let written = self.committer.compact(id, snapshot).await.map(|written| written.result);
+        let bytes = match written {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the log could not be rewritten");
+                bytes
+            }
+            Err(_) => return,
+        };
+        self.compact_at.set(COMPACT_BYTES.max(2 * bytes));
+    }
+
+    fn report(&self, tenant: TenantId, cap: CapId, detail: String) {
+        self.vat.report("secret", tenant, cap, detail);
+    }
+
+    /// The key that a holder asks to be answered with, if the holder of `facet` has signed it.
+    fn recipient(
+        &self,
+        facet: &Facet,
+        to: recipient::Reader<'_>,
+    ) -> Result<(HolderKey, RecipientKey), Fault> {
+        let holder = keyed(facet)?;
+        let read = || -> capnp::Result<_> { Ok((to.get_key()?, to.get_signature()?)) };
+        let (key, signature) = read().map_err(|e| fault_of(&e))?;
+        let key = RecipientKey::from_slice(key)?;
+        let message = request_message(self.vat.node(), self.vat.name(), facet.object(), key);
+        verify_signature(holder, &message, signature)
+            .map_err(|fault| facet.refused(fault))
+            .map(|()| (holder, key))
+    }
+
+    fn purpose<'a>(&'a self, holder: HolderKey, content: Content<'a>) -> Purpose<'a> {
+        Purpose { node: self.vat.node(), vat: self.vat.name(), holder, content }
+    }
+
+    /// What is in a parcel from the holder of `facet`.
+    fn unwrap(
+        &self,
+        facet: &Facet,
+        content: Content<'_>,
+        parcel: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let purpose = self.purpose(keyed(facet)?, content);
+        let own = self.own.borrow();
+        let opened = own.iter().rev().find_map(|own| own.recipient.open(&purpose, parcel).ok());
+        let none = || {
+            Fault::Unauthenticated(
+                "a parcel is sealed to no key of the secret broker's: ask for its card".into(),
+            )
+        };
+        opened.ok_or_else(none)
+    }
+
+    /// The card of the key to which parcels are sealed, made anew when half of its time is over.
+    async fn card(&self) -> Result<[u8; CARD_BYTES], Fault> {
+        let now_ms = self.vat.now_ms();
+        let newest = self.own.borrow().last().cloned();
+        if let Some(own) = newest.filter(|own| now_ms < own.renew_ms) {
+            return Ok(own.card);
+        }
+        let recipient = Recipient::new()?;
+        let key = StaticPublic(recipient.key().0);
+        let certified = self.vat.certify(&key.0).await?;
+        let (until_ms, signature) = (certified.until_ms, certified.signature);
+        let card = Card { until_ms, key, signature }.encode();
+        let renew_ms = now_ms.saturating_add(until_ms.saturating_sub(now_ms) / 2);
+        let mut own = self.own.borrow_mut();
+        own.push(Rc::new(Own { recipient, card, renew_ms }));
+        let before = own.len().saturating_sub(2);
+        own.drain(..before);
+        Ok(card)
+    }
+
+    /// Until when this node's evidence is good, for a secret that is given out on evidence only.
+    async fn evidence(&self, facet: &Facet) -> Result<u64, Fault> {
+        if facet.whence() != Whence::Here {
+            return Err(Fault::StaleAttestation(
+                "this secret is given out only to holders on the broker's own node: of others it has no evidence".into(),
+            ));
+        }
+        let asked = async {
+            let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
+            let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            let read = || -> capnp::Result<_> {
+                let verdict = answer.get()?.get_verdict()?;
+                let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
+                Ok((verdict.get_good(), verdict.get_fresh_until_ms(), reason))
+            };
+            read().map_err(|e| fault_of(&e))
+        };
+        let stale = |why: String| Fault::StaleAttestation(format!("no good evidence: {why}"));
+        match tokio::time::timeout(EVIDENCE_WAIT, asked).await {
+            Ok(Ok((true, until_ms, _))) if until_ms > self.vat.now_ms() => Ok(until_ms),
+            Ok(Ok((true, ..))) => Err(stale("it is too old".into())),
+            Ok(Ok((false, _, reason))) => Err(stale(reason)),
+            Ok(Err(fault)) => Err(stale(fault.to_string())),
+            Err(_) => Err(stale("the attestation service is silent".into())),
+        }
+    }
+
+    /// Until when a lease may run at most, for what it is on.
+    async fn most_ms(&self, facet: &Facet) -> Result<u64, Fault> {
+        let attested = self.state.borrow().facts(facet.object())?.attested;
+        let expires_ms = facet.authority().caveats.expires_ms;
+        match attested {
+            true => Ok(self.evidence(facet).await?.min(expires_ms)),
+            false => Ok(expires_ms),
+        }
+    }
+
+    /// Who reads by `facet`, and on which node that is, as far as is known.
+    fn reader(&self, facet: &Facet) -> Result<(Holder, Option<NodeId>), Fault> {
+        let key = keyed(facet)?;
+        let node = match facet.whence() {
+            Whence::Here => Some(self.vat.node()),
+            Whence::Shown(path) => Subject::from_str(&path).ok().and_then(|s| s.node()),
+            Whence::Anywhere => None,
+        };
+        Ok((Holder { tenant: facet.tenant(), cap: facet.lasting_cap(), key }, node))
+    }
+
+    /// The first version of a new secret, or the next of one: what is to be encrypted.
+    fn value(
+        &self,
+        facet: &Facet,
+        (kind, name): (SecretKind, &str),
+        parcel: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        if kind != SecretKind::Fixed && !parcel.is_empty() {
+            return Err(Fault::malformed("only a fixed secret has a value that is put"));
+        }
+        match kind {
+            SecretKind::Fixed => {
+                let value = self.unwrap(facet, Content::Value { name }, parcel)?;
+                checked_value(&value)?;
+                Ok(value)
+            }
+            SecretKind::Ed25519 | SecretKind::Account => Ok(Zeroizing::default()),
+            SecretKind::X509 => material::authority(name, self.vat.now_ms(), &mut random),
+        }
+    }
+
+    /// Makes a secret: durable, then a capability to it.
+    async fn put(
+        &self,
+        facet: &Facet,
+        new: NewSecret,
+        value: &[u8],
+    ) -> Result<(Facet, Vec<u8>), Fault> {
+        let NewSecret { name, kind, attested, lease_ms, accounts } = new;
+        let ((object, name), _) = self
+            .change(facet, Rights::CREATE, |state| {
+                let (tenant, object) = (facet.tenant(), state.next_object());
+                let owner = Owner { tenant, object };
+                state.check_new(tenant, &name, (value.len() + SEALED_OVERHEAD) as u64)?;
+                let (key, sealed) = self.opened(|barrier| {
+                    let key = barrier.new_key(owner, &mut random)?;
+                    let sealed = barrier.seal(owner, &key, 1, value, &mut random)?;
+                    Ok((key, sealed))
+                })?;
+                let facts = Facts { name: name.clone(), tenant, kind, attested, lease_ms, key };
+                let (number, previous_until_ms, leased_until_ms) = (1, 0, 0);
+                let version =
+                    Record::Version { object, number, previous_until_ms, leased_until_ms, sealed };
+                Ok((vec![Record::Put { object, facts }, version], (object, name)))
+            })
+            .await?;
+        if let Some(accounts) = accounts {
+            self.accounts.borrow_mut().insert(object, accounts);
+        }
+        let made = self.hand_out(facet, object).await;
+        match &made {
+            Ok((minted, _)) => {
+                self.report(facet.tenant(), minted.cap_id(), format!("'{name}' put"));
+            }
+            Err(fault) => self.take_back(object, fault).await,
+        }
+        made
+    }
+
+    async fn hand_out(&self, facet: &Facet, object: ObjectId) -> Result<(Facet, Vec<u8>), Fault> {
+        let minted = facet.mint(SECRET, object, below(facet, MAKER)).await?;
+        let chain = minted.persist(minted.authority()).await?;
+        Ok((minted, chain))
+    }
+
+    /// Undoes a making that failed. Nobody was told of it.
+    async fn take_back(&self, object: ObjectId, why: &Fault) {
+        tracing::warn!(%object, %why, "a secret could not be made");
+        let ended = self.vat.revoke_object(SECRET, object).await;
+        // Not there any more only if it was dropped by name meanwhile.
+        let dropped = self.note(Record::Dropped(object)).await;
+        self.accounts.borrow_mut().remove(&object);
+        if let Err(fault) = ended.map(drop).and(dropped) {
+            tracing::warn!(%object, %fault, "it is left for the next start");
+        }
+    }
+
+    async fn rotate(&self, facet: &Facet, value: &[u8], overlap_ms: u64) -> Result<u32, Fault> {
+        let object = facet.object();
+        let now_ms = self.vat.now_ms();
+        let ((number, name), _) = self
+            .change(facet, Rights::WRITE, |state| {
+                let bytes = (value.len() + SEALED_OVERHEAD) as u64;
+                let number = state.check_version(object, bytes, now_ms)?;
+                let facts = state.facts(object)?;
+                let owner = Owner { tenant: facts.tenant, object };
+                let sealed = self.opened(|barrier| {
+                    barrier.seal(owner, &facts.key, number, value, &mut random)
+                })?;
+                let previous_until_ms = now_ms.saturating_add(overlap_ms);
+                let record = Record::Version {
+                    object,
+                    number,
+                    previous_until_ms,
+                    leased_until_ms: 0,
+                    sealed,
+                };
+                Ok((vec![record], (number, facts.name.clone())))
+            })
+            .await?;
+        self.state.borrow_mut().retire(object, now_ms);
+        self.report(
+            facet.tenant(),
+            facet.cap_id(),
+            format!("'{name}' rotated to version {number}"),
+        );
+        Ok(number)
+    }
+
+    /// Leases a version and gives it out: the lease is durable first.
+    async fn get(
+        &self,
+        facet: &Facet,
+        (holder, to): (HolderKey, RecipientKey),
+        version: u32,
+        ttl_ms: u64,
+    ) -> Result<(NewLease, Vec<u8>), Fault> {
+        let object = facet.object();
+        let most_ms = self.most_ms(facet).await?;
+        if self.state.borrow().facts(object)?.kind == SecretKind::Account {
+            self.attached(object)?;
+        }
+        let who = self.reader(facet)?;
+        let now_ms = self.vat.now_ms();
+        self.state.borrow_mut().sweep(SWEEP_BY_LEASE, now_ms);
+        let (lease, _) = self
+            .change(facet, Rights::READ, |state| {
+                self.opened(|_| Ok(()))?;
+                let lease = state.lease(object, version, who, (ttl_ms, most_ms), now_ms)?;
+                Ok((vec![Record::Leased(lease)], lease))
+            })
+            .await?;
+        let kind = self.state.borrow().facts(object)?.kind;
+        let account = match kind {
+            SecretKind::Account => Some(self.account(object, lease.id).await?),
+            SecretKind::Fixed | SecretKind::Ed25519 | SecretKind::X509 => None,
+        };
+        // It may have ended meanwhile, and then nothing leaves.
+        self.check_new(&lease)?;
+        let now_ms = self.vat.now_ms();
+        let state = self.state.borrow();
+        let reading = state.reading(object, lease.version, now_ms)?;
+        let value = self.opened(|barrier| {
+            barrier.open(reading.owner, &reading.facts.key, reading.version, reading.sealed)
+        })?;
+        let name = &reading.facts.name;
+        let given = match (reading.facts.kind, account) {
+            (_, Some(account)) => account,
+            (SecretKind::Fixed | SecretKind::Account, None) => value,
+            (SecretKind::Ed25519, None) => bytes_of(&material::key_pair(&mut random)?),
+            (SecretKind::X509, None) => {
+                let until_ms = lease.until_ms;
+                bytes_of(&material::credential(name, &value, now_ms, until_ms, &mut random)?)
+            }
+        };
+        let content = Content::Reading { name, version: lease.version, lease: lease.id.0 };
+        let parcel = seal(to, &self.purpose(holder, content), &given)?;
+        let detail = format!("'{name}' version {} read, lease {}", lease.version, lease.id.0);
+        self.report(facet.tenant(), facet.cap_id(), detail);
+        Ok((lease, parcel))
+    }
+
+    /// Whether a lease that was just made still holds. [`Fault::Expired`] if its time was that short.
+    fn check_new(&self, lease: &NewLease) -> Result<(), Fault> {
+        let now_ms = self.vat.now_ms();
+        if now_ms >= lease.until_ms {
+            return Err(Fault::Expired { at_ms: lease.until_ms });
+        }
+        self.state.borrow().check_lease(lease.object, lease.id, &lease.holder, now_ms)
+    }
+
+    /// Ends leases. They end first; if that cannot be recorded, nothing is given out until it is (L2).
+    async fn end(&self, facet: &Facet, need: Rights, record: Record) -> Result<u64, Fault> {
+        let ((), ended) = self.change(facet, need, |_| Ok((vec![record], ()))).await?;
+        Ok(ended)
+    }
+
+    async fn drop_secret(&self, facet: &Facet) -> Result<(), Fault> {
+        let object = facet.object();
+        let name = self.state.borrow().facts(object)?.name.clone();
+        let dropped = self.change(facet, Rights::DROP, |state| {
+            state.check_drop(object)?;
+            Ok((vec![Record::Dropped(object)], ()))
+        });
+        let ((), ended) = dropped.await?;
+        self.accounts.borrow_mut().remove(&object);
+        let detail = format!("'{name}' dropped, with {ended} leases");
+        self.report(facet.tenant(), facet.cap_id(), detail);
+        self.vat.revoke_object(SECRET, object).await.map(drop)
+    }
+
+    /// Takes a share; with the last that is needed, the broker is open.
+    fn give(&self, share: Share) -> Result<(), Fault> {
+        let state = self.state.borrow();
+        let facts = state.root().ok_or_else(|| {
+            Fault::not_found("there is no root key: make one first (distos secret init)")
+        })?;
+        if share.id != facts.id || share.threshold != facts.scheme.threshold() {
+            return Err(Fault::malformed("this share is of another broker's root key"));
+        }
+        let mut given = self.given.borrow_mut();
+        given.retain(|other| other.number != share.number);
+        given.push(share);
+        if given.len() < usize::from(facts.scheme.threshold()) {
+            return Ok(());
+        }
+        // Right or wrong, they are not needed any more.
+        let given = std::mem::take(&mut *given);
+        *self.barrier.borrow_mut() = Some(Barrier::of_shares(facts, &given)?);
+        Ok(())
+    }
+}
+
+/// What somebody wants to keep.
+struct NewSecret {
+    name: String,
+    kind: SecretKind,
+    attested: bool,
+    lease_ms: u64,
+    accounts: Option<accounts::Client>,
+}
+
+/// The account of a lease.
+fn account_name(object: ObjectId, id: LeaseId) -> String {
+    format!("distos-{}-{}", object.0, id.0)
+}
+
+/// What whoever makes accounts has failed with is its own affair, and may say too much.
+fn no_account(error: &capnp::Error) -> Fault {
+    tracing::warn!(%error, "an account could not be made");
+    Fault::unavailable(1_000, "the account could not be made: ask the secret's owner")
+}
+
+fn bytes_of(text: &Zeroizing<String>) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(text.as_bytes().to_vec())
+}
+
+/// The key of a facet's holder. A vat's edge has none, and nothing can be sealed to it.
+fn keyed(facet: &Facet) -> Result<HolderKey, Fault> {
+    facet.holder().ok_or_else(|| facet.refused(Fault::denied(Rights::READ)))
+}
+
+/// `rights` over a whole secret, for no longer than `facet` lasts.
+fn below(facet: &Facet, rights: Rights) -> Authority {
+    let Caveats { expires_ms, end_to_end, .. } = facet.authority().caveats;
+    Authority { rights, caveats: Caveats { expires_ms, end_to_end, ..Caveats::NONE } }
+}
+
+/// Runs a change to its end even if its caller goes away in between.
+async fn to_its_end<T: 'static>(
+    change: impl Future<Output = Result<T, Fault>> + 'static,
+) -> Result<T, capnp::Error> {
+    tokio::task::spawn_local(change)
+        .await
+        .map_err(Fault::internal)
+        .and_then(|done| done)
+        .map_err(fail)
+}
+
+fn name_of(text: capnp::Result<capnp::text::Reader<'_>>) -> Result<String, Fault> {
+    let text = text.map_err(|_| Fault::malformed("the name cannot be read"))?;
+    let text = text.to_str().map_err(|_| Fault::malformed("the name is not UTF-8"))?;
+    checked_name(text).map(str::to_owned)
+}
+
+impl Service for Broker {
+    fn open(self: Rc<Self>, facet: Facet) -> Result<Box<dyn ClientHook>, Fault> {
+        match (facet.kind(), facet.object()) {
+            (SECRETS, ObjectId::ROOT) => Ok(SecretsServer { broker: self, facet }.hook()),
+            (SECRET, object) => {
+                self.state.borrow().facts(object)?;
+                Ok(SecretServer { broker: self, facet }.hook())
+            }
+            _ => Err(Fault::not_found("the secret broker has no such object")),
+        }
+    }
+
+    /// What was acknowledged is durable already.
+    fn drain(self: Rc<Self>) -> LocalBoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A tenant's place to keep secrets.
+struct SecretsServer {
+    broker: Rc<Broker>,
+    facet: Facet,
+}
+
+impl SecretsServer {
+    fn hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<secrets::Client, _>(self).into_client_hook()
+    }
+
+    fn status(&self, mut to: secrets_capnp::status::Builder<'_>) {
+        let broker = &self.broker;
+        let state = broker.state.borrow();
+        if let Some(root) = state.root() {
+            to.set_initialised(true);
+            to.set_threshold(root.scheme.threshold());
+            to.set_shares(root.scheme.shares());
+        }
+        to.set_sealed(broker.barrier.borrow().is_none());
+        to.set_given(broker.given.borrow().len() as u8);
+        let (secrets, leases) = state.counts();
+        to.set_secrets(secrets as u64);
+        to.set_leases(leases as u64);
+        if let Some(error) = &*broker.failing.borrow() {
+            to.set_failing(error.to_string());
+        }
+    }
+}
+
+impl Faceted for SecretsServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        SecretsServer { broker: self.broker.clone(), facet }.hook()
+    }
+}
+
+serve_capability!(SecretsServer);
+
+impl secrets::Server for SecretsServer {
+    async fn status(
+        self: Rc<Self>,
+        _: secrets::StatusParams,
+        mut results: secrets::StatusResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
+        Ok(())
+    }
+
+    async fn card(
+        self: Rc<Self>,
+        _: secrets::CardParams,
+        mut results: secrets::CardResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::NONE).map_err(fail)?;
+        let card = self.broker.card().await.map_err(fail)?;
+        self.facet.reply(&mut results).set_card(&card);
+        Ok(())
+    }
+
+    async fn init(
+        self: Rc<Self>,
+        params: secrets::InitParams,
+        mut results: secrets::InitResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let (scheme, (holder, to)) = {
+            let params = params.get()?;
+            let scheme = Scheme::new(params.get_threshold(), params.get_shares()).map_err(fail)?;
+            (scheme, self.broker.recipient(&self.facet, params.get_to()?).map_err(fail)?)
+        };
+        let this = self.clone();
+        let parcels = to_its_end(async move {
+            let broker = &this.broker;
+            broker.usable()?;
+            let (barrier, facts, shares) = Barrier::new(scheme, &mut random)?;
+            let parcel = |share: &Share| {
+                let content = Content::NewShare { number: share.number };
+                seal(to, &broker.purpose(holder, content), &share.encode())
+            };
+            let parcels = shares.iter().map(parcel).collect::<Result<Vec<_>, Fault>>()?;
+            broker
+                .change(&this.facet, Rights::ADMIN, |state| match state.is_used() {
+                    false => Ok((vec![Record::Root(facts)], ())),
+                    true => Err(Fault::Exists("a root key that secrets are under".into())),
+                })
+                .await?;
+            broker.given.borrow_mut().clear();
+            *broker.barrier.borrow_mut() = Some(barrier);
+            let (of, made) = (scheme.threshold(), scheme.shares());
+            let detail = format!("root key made, any {of} of {made} shares open it");
+            broker.report(TenantId::OPERATOR, this.facet.cap_id(), detail);
+            Ok(parcels)
+        })
+        .await?;
+        let mut list = self.facet.reply(&mut results).init_parcels(parcels.len() as u32);
+        for (at, parcel) in parcels.iter().enumerate() {
+            list.set(at as u32, parcel);
+        }
+        Ok(())
+    }
+
+    async fn unseal(
+        self: Rc<Self>,
+        params: secrets::UnsealParams,
+        mut results: secrets::UnsealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let broker = &self.broker;
+        let plain = broker.unwrap(&self.facet, Content::Share, params.get()?.get_share()?);
+        let share = plain.and_then(|plain| Share::decode(&plain)).map_err(fail)?;
+        let number = share.number;
+        let given = self.facet.commit(Rights::ADMIN, NO_BYTES, || broker.give(share));
+        let given = given.and_then(|given| given);
+        let detail = match &given {
+            Ok(()) if broker.barrier.borrow().is_some() => format!("share {number} given: open"),
+            Ok(()) => format!("share {number} given"),
+            Err(fault) => format!("share {number} refused: {fault}"),
+        };
+        broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
+        given.map_err(fail)?;
+        SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
+        Ok(())
+    }
+
+    async fn seal(
+        self: Rc<Self>,
+        _: secrets::SealParams,
+        mut results: secrets::SealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let close = || {
+            *self.broker.barrier.borrow_mut() = None;
+            self.broker.given.borrow_mut().clear();
+        };
+        self.facet.commit(Rights::ADMIN, NO_BYTES, close).map_err(fail)?;
+        self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), "sealed".into());
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn put(
+        self: Rc<Self>,
+        params: secrets::PutParams,
+        mut results: secrets::PutResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CREATE).map_err(fail)?;
+        let broker = &self.broker;
+        broker.opened(|_| Ok(())).map_err(fail)?;
+        if broker.vat.draining() {
+            return Err(fail(Fault::unavailable(1_000, "this node is draining")));
+        }
+        keyed(&self.facet).map_err(fail)?;
+        let (new, value) = {
+            let params = params.get()?;
+            let name = name_of(params.get_name()).map_err(fail)?;
+            let kind = match params.get_kind()? {
+                secrets_capnp::SecretKind::Fixed => SecretKind::Fixed,
+                secrets_capnp::SecretKind::Ed25519 => SecretKind::Ed25519,
+                secrets_capnp::SecretKind::X509 => SecretKind::X509,
+                secrets_capnp::SecretKind::Account => SecretKind::Account,
+            };
+            if params.has_accounts() != (kind == SecretKind::Account) {
+                let what = "accounts are for secrets of this kind, and needed for them";
+                return Err(fail(Fault::malformed(what)));
+            }
+            let accounts = params.has_accounts().then(|| params.get_accounts()).transpose()?;
+            let lease_ms = checked_lease_ms(params.get_lease_ms()).map_err(fail)?;
+            let value = broker.value(&self.facet, (kind, &name), params.get_value()?);
+            let attested = params.get_attested();
+            (NewSecret { name, kind, attested, lease_ms, accounts }, value.map_err(fail)?)
+        };
+        let this = self.clone();
+        let put = async move { this.broker.put(&this.facet, new, &value).await };
+        let (minted, chain) = to_its_end(put).await?;
+        let mut reply = self.facet.reply(&mut results);
+        let server = SecretServer { broker: self.broker.clone(), facet: minted };
+        reply.set_secret(FromClientHook::new(server.hook()));
+        reply.set_chain(&chain);
+        Ok(())
+    }
+
+    async fn open(
+        self: Rc<Self>,
+        params: secrets::OpenParams,
+        mut results: secrets::OpenResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::LIST).map_err(fail)?;
+        let name = name_of(params.get()?.get_name()).map_err(fail)?;
+        let object = self.broker.state.borrow().by_name(self.facet.tenant(), &name);
+        let object = object.map_err(|fault| fail(self.facet.refused(fault)))?;
+        let rights = self.facet.authority().rights.meet(MAKER);
+        if rights == Rights::NONE {
+            return Err(fail(self.facet.refused(Fault::denied(Rights::READ))));
+        }
+        let facet = self.facet.reach(SECRET, object, below(&self.facet, rights)).await;
+        let facet = facet.map_err(fail)?;
+        let server = SecretServer { broker: self.broker.clone(), facet };
+        self.facet.reply(&mut results).set_secret(FromClientHook::new(server.hook()));
+        Ok(())
+    }
+
+    async fn list(
+        self: Rc<Self>,
+        _: secrets::ListParams,
+        mut results: secrets::ListResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::LIST).map_err(fail)?;
+        let now_ms = self.broker.vat.now_ms();
+        let found = self.broker.state.borrow().list(self.facet.tenant(), now_ms);
+        let mut list = self.facet.reply(&mut results).init_secrets(found.len() as u32);
+        for (at, summary) in found.iter().enumerate() {
+            describe(summary, list.reborrow().get(at as u32));
+        }
+        Ok(())
+    }
+
+    async fn end_node(
+        self: Rc<Self>,
+        params: secrets::EndNodeParams,
+        mut results: secrets::EndNodeResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let node = params.get()?.get_node()?;
+        let node = NodeId(node.try_into().map_err(|_| {
+            fail(Fault::malformed(format!("a node's id has 32 bytes, not {}", node.len())))
+        })?);
+        let (this, begun) = (self.clone(), Instant::now());
+        let end = async move {
+            this.broker.end(&this.facet, Rights::ADMIN, Record::EndedNode(node)).await
+        };
+        let ended = to_its_end(end).await?;
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let detail = format!("all {ended} leases on node {node} ended");
+        self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_leases(ended);
+        reply.set_micros(micros);
+        Ok(())
+    }
+}
+
+fn describe(summary: &Summary, mut info: secret_info::Builder<'_>) {
+    info.set_name(&summary.name);
+    info.set_kind(match summary.kind {
+        SecretKind::Fixed => secrets_capnp::SecretKind::Fixed,
+        SecretKind::Ed25519 => secrets_capnp::SecretKind::Ed25519,
+        SecretKind::X509 => secrets_capnp::SecretKind::X509,
+        SecretKind::Account => secrets_capnp::SecretKind::Account,
+    });
+    info.set_attested(summary.attested);
+    info.set_object(summary.object.0);
+    info.set_version(summary.version);
+    info.set_overlapping(summary.overlapping);
+    info.set_leases(summary.leases);
+    info.set_lease_ms(summary.lease_ms);
+}
+
+/// One secret.
+struct SecretServer {
+    broker: Rc<Broker>,
+    facet: Facet,
+}
+
+impl SecretServer {
+    fn hook(self) -> Box<dyn ClientHook> {
+        capnp_rpc::new_client::<secret::Client, _>(self).into_client_hook()
+    }
+
+    /// Whether a lease is the caller's own.
+    fn check_lease(&self, id: LeaseId) -> Result<Holder, Fault> {
+        let (holder, _) = self.broker.reader(&self.facet)?;
+        let now_ms = self.broker.vat.now_ms();
+        self.broker.state.borrow().check_lease(self.facet.object(), id, &holder, now_ms)?;
+        Ok(holder)
+    }
+}
+
+impl Faceted for SecretServer {
+    fn facet(&self) -> &Facet {
+        &self.facet
+    }
+
+    fn with_facet(&self, facet: Facet) -> Box<dyn ClientHook> {
+        SecretServer { broker: self.broker.clone(), facet }.hook()
+    }
+}
+
+serve_capability!(SecretServer);
+
+impl secret::Server for SecretServer {
+    async fn get(
+        self: Rc<Self>,
+        params: secret::GetParams,
+        mut results: secret::GetResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let (to, version, ttl_ms) = {
+            let params = params.get()?;
+            let to = self.broker.recipient(&self.facet, params.get_to()?).map_err(fail)?;
+            (to, params.get_version(), params.get_ttl_ms())
+        };
+        let this = self.clone();
+        let get = async move { this.broker.get(&this.facet, to, version, ttl_ms).await };
+        let (lease, parcel) = to_its_end(get).await?;
+        // Nothing is between this and the reply.
+        self.broker.check_new(&lease).map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_parcel(&parcel);
+        reply.set_version(lease.version);
+        reply.set_lease(lease.id.0);
+        reply.set_until_ms(lease.until_ms);
+        Ok(())
+    }
+
+    async fn renew(
+        self: Rc<Self>,
+        params: secret::RenewParams,
+        mut results: secret::RenewResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let (id, ttl_ms) = params.get().map(|p| (LeaseId(p.get_lease()), p.get_ttl_ms()))?;
+        let holder = self.check_lease(id).map_err(fail)?;
+        let this = self.clone();
+        let renew = async move {
+            let broker = &this.broker;
+            let most_ms = broker.most_ms(&this.facet).await?;
+            let (object, now_ms) = (this.facet.object(), broker.vat.now_ms());
+            let renewed = broker.change(&this.facet, Rights::READ, |state| {
+                broker.opened(|_| Ok(()))?;
+                let until_ms = state.renewal(object, id, &holder, (ttl_ms, most_ms), now_ms)?;
+                Ok((vec![Record::Renewed { id, until_ms }], until_ms))
+            });
+            let (until_ms, _) = renewed.await?;
+            // Ended meanwhile: then this must not say that it runs.
+            let now_ms = broker.vat.now_ms();
+            broker.state.borrow().check_lease(object, id, &holder, now_ms)?;
+            Ok(until_ms)
+        };
+        let until_ms = to_its_end(renew).await?;
+        self.facet.reply(&mut results).set_until_ms(until_ms);
+        Ok(())
+    }
+
+    async fn release(
+        self: Rc<Self>,
+        params: secret::ReleaseParams,
+        mut results: secret::ReleaseResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let id = LeaseId(params.get()?.get_lease());
+        self.check_lease(id).map_err(fail)?;
+        let this = self.clone();
+        let end =
+            async move { this.broker.end(&this.facet, Rights::READ, Record::Ended(id)).await };
+        to_its_end(end).await?;
+        let detail = format!("lease {} released", id.0);
+        self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn rotate(
+        self: Rc<Self>,
+        params: secret::RotateParams,
+        mut results: secret::RotateResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::WRITE).map_err(fail)?;
+        let broker = &self.broker;
+        broker.opened(|_| Ok(())).map_err(fail)?;
+        let params = params.get()?;
+        let overlap_ms = params.get_overlap_ms();
+        if overlap_ms > LONGEST_MS {
+            return Err(fail(Fault::malformed("versions overlap for 30 days at most")));
+        }
+        let facts = broker.state.borrow().facts(self.facet.object()).cloned().map_err(fail)?;
+        if [SecretKind::Ed25519, SecretKind::Account].contains(&facts.kind) {
+            return Err(fail(Fault::malformed("each reading makes its own: nothing is rotated")));
+        }
+        let kind = (facts.kind, facts.name.as_str());
+        let value = broker.value(&self.facet, kind, params.get_value()?).map_err(fail)?;
+        let this = self.clone();
+        let rotate = async move { this.broker.rotate(&this.facet, &value, overlap_ms).await };
+        let number = to_its_end(rotate).await?;
+        self.facet.reply(&mut results).set_version(number);
+        Ok(())
+    }
+
+    async fn end_leases(
+        self: Rc<Self>,
+        params: secret::EndLeasesParams,
+        mut results: secret::EndLeasesResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::DROP).map_err(fail)?;
+        let object = self.facet.object();
+        let name = self.broker.state.borrow().facts(object).map(|facts| facts.name.clone());
+        let name = name.map_err(fail)?;
+        let (record, which) = match params.get()?.get_cap_id() {
+            0 => (Record::EndedSecret(object), format!("on '{name}'")),
+            cap => {
+                let record = Record::EndedCap(self.facet.tenant(), CapId(cap));
+                (record, format!("by capability {cap}"))
+            }
+        };
+        let this = self.clone();
+        let end = async move { this.broker.end(&this.facet, Rights::DROP, record).await };
+        let ended = to_its_end(end).await?;
+        let detail = format!("all {ended} leases {which} ended");
+        self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
+        self.facet.reply(&mut results).set_leases(ended);
+        Ok(())
+    }
+
+    async fn drop(
+        self: Rc<Self>,
+        _: secret::DropParams,
+        _: secret::DropResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::DROP).map_err(fail)?;
+        let this = self.clone();
+        // The capability is dead after this, so the empty reply is not made in its name.
+        to_its_end(async move { this.broker.drop_secret(&this.facet).await }).await
+    }
+
+    async fn attach(
+        self: Rc<Self>,
+        params: secret::AttachParams,
+        mut results: secret::AttachResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::WRITE).map_err(fail)?;
+        let accounts = params.get()?.get_accounts()?;
+        let object = self.facet.object();
+        let attach = || {
+            let facts = self.broker.state.borrow().facts(object).cloned()?;
+            if facts.kind != SecretKind::Account {
+                return Err(Fault::malformed("this secret makes no accounts"));
+            }
+            self.broker.accounts.borrow_mut().insert(object, accounts);
+            Ok(facts.name)
+        };
+        let attached = self.facet.commit(Rights::WRITE, NO_BYTES, attach);
+        let name = attached.and_then(|attached| attached).map_err(fail)?;
+        let detail = format!("'{name}': where accounts are made was attached");
+        self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn info(
+        self: Rc<Self>,
+        _: secret::InfoParams,
+        mut results: secret::InfoResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let now_ms = self.broker.vat.now_ms();
+        let summary = self.broker.state.borrow().summary(self.facet.object(), now_ms);
+        let summary = summary.map_err(fail)?;
+        describe(&summary, self.facet.reply(&mut results).init_info());
+        Ok(())
+    }
+}
