@@ -102,9 +102,19 @@ interface Secrets extends(Cap.Capability) {
   # Needs "list". The caller's tenant's.
 
   endNode @8 (node :Data) -> (leases :UInt64, micros :UInt64);
-  # Needs "admin". Ends every lease, of all tenants, of holders on this node (32 bytes): one step and one durable
-  # record, however many. `leases` counts them, with what had ended and was not yet cleared away. From when it returns
-  # none is renewed, and nothing is given out under one; an answer that had been made may still be on its way.
+  # Needs "admin". Ends every lease, of all tenants, of holders on this node (32 bytes), and of holders of whom the broker
+  # knows no node, as they may be there: one step and one durable record, however many. `leases` counts them, with what
+  # had ended and was not yet cleared away. From when it returns none is renewed, and nothing is given out under one; an
+  # answer that had been made may still be on its way. Holders on that node get no leases from then on
+  # ("stale-attestation"), until `admitNode`. A holder of whom no node is known (an agent, or one whose calls are end to
+  # end) is not kept from reading again, wherever it is: for that its capability is revoked, or the secret is `attested`.
+
+  admitNode @9 (node :Data) -> ();
+  # Needs "admin". Takes back that holders on this node get nothing. What was ended stays so.
+
+  endCap @10 (capId :UInt64) -> (leases :UInt64);
+  # Needs "drop". Ends all leases that were made by this capability, or one restored from the same chain, on all secrets of
+  # the caller's tenant. One step and one record, as `endNode`.
 }
 
 interface Secret extends(Cap.Capability) {
@@ -114,7 +124,8 @@ interface Secret extends(Cap.Capability) {
       -> (parcel :Data, version :UInt32, lease :UInt64, untilMs :UInt64);
   # Needs "read". The newest version (0), or an older one while it can be read. The lease runs for `ttlMs` (0: as long as
   # it may) and is durable before this returns; its holder is the caller's key and capability. Fails: "not-found" (no such
-  # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may).
+  # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may, or
+  # the caller by this capability: an eighth of the tenant's).
 
   renew @1 (lease :UInt64, ttlMs :UInt64) -> (untilMs :UInt64);
   # Needs "read". Of the caller's own lease. A lease on an older version runs no longer than that can be read. Fails:
@@ -128,9 +139,9 @@ interface Secret extends(Cap.Capability) {
   # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`.
   # Fails: "malformed" (`ed25519` and `account` have nothing to rotate), "unavailable" (too many versions overlap).
 
-  endLeases @4 (capId :UInt64) -> (leases :UInt64);
-  # Needs "drop". Ends all leases on this secret; or with `capId` those that were made by this capability or one restored
-  # from the same chain, on all secrets of this tenant. One step and one record, as `Secrets.endNode`.
+  endLeases @4 () -> (leases :UInt64);
+  # Needs "drop". Ends all leases on this secret; its older versions cannot be read any more. One step and one record, as
+  # `Secrets.endNode`.
 
   drop @5 () -> ();
   # Needs "drop". Ends its leases and every capability to it, and destroys the key that its versions are encrypted under.

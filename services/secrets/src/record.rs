@@ -139,8 +139,13 @@ pub enum Record {
     EndedSecret(ObjectId),
     /// All leases have that a tenant's holders have by this capability.
     EndedCap(TenantId, CapId),
-    /// All leases of holders on this node have.
+    /// All leases of holders on this node have, and of holders of whom no node is known; from then on holders on it get
+    /// none.
     EndedNode(NodeId),
+    /// Holders on this node get leases again.
+    AdmittedNode(NodeId),
+    /// It was this late, in milliseconds since the Unix epoch: it is never earlier again.
+    Time(u64),
     /// A lease on a secret of accounts has ended, and its account is still to be removed.
     Owed {
         /// The secret.
@@ -239,6 +244,14 @@ impl Record {
                 out.extend(object.0.to_le_bytes());
                 out.extend(id.0.to_le_bytes());
             }
+            Record::AdmittedNode(node) => {
+                out.push(14);
+                out.extend(node.0);
+            }
+            Record::Time(now_ms) => {
+                out.push(15);
+                out.extend(now_ms.to_le_bytes());
+            }
         }
     }
 
@@ -283,6 +296,8 @@ impl Record {
             11 => Record::EndedNode(NodeId(from.bytes()?)),
             12 => Record::Owed { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
             13 => Record::Settled { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
+            14 => Record::AdmittedNode(NodeId(from.bytes()?)),
+            15 => Record::Time(from.u64()?),
             _ => return None,
         })
     }
@@ -403,6 +418,8 @@ mod tests {
             Record::EndedSecret(ObjectId(2)),
             Record::EndedCap(TenantId(3), CapId(4)),
             Record::EndedNode(NodeId([6; 32])),
+            Record::AdmittedNode(NodeId([6; 32])),
+            Record::Time(11),
             Record::Owed { object: ObjectId(2), id: LeaseId(1) },
             Record::Settled { object: ObjectId(2), id: LeaseId(1) },
         ];
@@ -441,7 +458,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_and_have_one_encoding(
-            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..15,
+            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..17,
         ) {
             let bytes = [&[first][..], &bytes].concat();
             if let Some(records) = decode(&bytes) {

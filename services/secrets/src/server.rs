@@ -29,7 +29,7 @@ use crate::material;
 use crate::record::{Facts, Holder, LeaseId, NewLease, Payloads, Record, SecretKind};
 use crate::shamir::{Scheme, Share};
 use crate::state::{
-    LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
+    Clock, LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
 };
 use crate::store::{Committer, Log, StoreError, Written};
 
@@ -47,6 +47,9 @@ const SWEEP: usize = 8192;
 const SWEEP_BY_LEASE: usize = 16;
 /// A log that is longer than this, in bytes, is rewritten when it has doubled since.
 const COMPACT_BYTES: u64 = 32 << 20;
+/// How far behind what was written of the time may be when something changes, and while leases only run, in milliseconds.
+const FLOOR_STEP_MS: u64 = 1_000;
+const FLOOR_IDLE_MS: u64 = 60_000;
 /// How long what makes accounts may take.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// Accounts of a secret that are removed in one go.
@@ -70,12 +73,14 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     })?;
     let mut limits = Limits::default();
     if let Some(text) = vat.param("leases") {
-        limits.leases =
+        let leases =
             text.parse().map_err(|_| Fault::malformed(format!("leases: '{text}' is no number")))?;
+        limits = limits.with_leases(leases);
     }
     let (id, now_ms) = (random_bytes()?, vat.now_ms());
     let opened = tokio::task::spawn_blocking(move || Log::open(&dir, limits, id, now_ms));
     let (state, log) = opened.await.map_err(Fault::internal)??;
+    let clock = Cell::new(Clock::new(state.floor_ms()));
     let log_bytes = log.bytes();
     let committer = Committer::start(log).map_err(Fault::internal)?;
     reconcile(&vat, &state).await?;
@@ -84,6 +89,8 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let broker = Rc::new(Broker {
         vat,
         state: RefCell::new(state),
+        clock,
+        begun: Instant::now(),
         committer,
         barrier: RefCell::default(),
         given: RefCell::default(),
@@ -129,6 +136,9 @@ struct Own {
 struct Broker {
     vat: Vat,
     state: RefCell<State>,
+    clock: Cell<Clock>,
+    /// Since when that runs.
+    begun: Instant,
     committer: Committer,
     /// There while the broker is open.
     barrier: RefCell<Option<Barrier>>,
@@ -146,6 +156,15 @@ struct Broker {
 }
 
 impl Broker {
+    /// The time by which leases end, in milliseconds since the Unix epoch. It never goes back.
+    fn now_ms(&self) -> u64 {
+        let run_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut clock = self.clock.get();
+        let now_ms = clock.now_ms(self.vat.now_ms(), run_ms);
+        self.clock.set(clock);
+        now_ms
+    }
+
     fn usable(&self) -> Result<(), Fault> {
         match &*self.failing.borrow() {
             None => Ok(()),
@@ -176,9 +195,14 @@ impl Broker {
         need: Rights,
         decide: impl FnOnce(&State) -> Result<(Vec<Record>, T), Fault>,
     ) -> Result<(T, u64), Fault> {
+        let now_ms = self.now_ms();
         let committed = facet.commit(need, NO_BYTES, || {
             let mut state = self.state.borrow_mut();
-            let (records, result) = decide(&state)?;
+            let (mut records, result) = decide(&state)?;
+            // So that no restart has it earlier than when this was decided.
+            if now_ms >= state.floor_ms().saturating_add(FLOOR_STEP_MS) {
+                records.insert(0, Record::Time(now_ms));
+            }
             let payloads: Payloads = records.iter().cloned().collect();
             let mut ended = 0;
             for record in records {
@@ -210,10 +234,21 @@ impl Broker {
     async fn keep(self: Rc<Self>) {
         loop {
             tokio::time::sleep(TICK).await;
-            let now_ms = self.vat.now_ms();
-            self.state.borrow_mut().sweep(SWEEP, now_ms);
+            let now_ms = self.now_ms();
             let was_failing = self.failing.borrow().is_some();
-            let answer = self.committer.append(Payloads::default()).await;
+            let time = {
+                let mut state = self.state.borrow_mut();
+                let idle = state.counts().1 == 0;
+                let cleared = state.sweep(SWEEP, now_ms) > 0;
+                let step_ms = if cleared { FLOOR_STEP_MS } else { FLOOR_IDLE_MS };
+                let due = now_ms >= state.floor_ms().saturating_add(step_ms);
+                let time = (due && !idle && !was_failing).then_some(Record::Time(now_ms));
+                if let Some(Record::Time(now_ms)) = time {
+                    state.reached(now_ms);
+                }
+                time
+            };
+            let answer = self.committer.append(time.into_iter().collect()).await;
             let Ok(bytes) = self.settle(answer) else { continue };
             if was_failing {
                 tracing::warn!("what could not be recorded is recorded");
@@ -416,7 +451,7 @@ impl Broker {
         };
         let stale = |why: String| Fault::StaleAttestation(format!("no good evidence: {why}"));
         match tokio::time::timeout(EVIDENCE_WAIT, asked).await {
-            Ok(Ok((true, until_ms, _))) if until_ms > self.vat.now_ms() => Ok(until_ms),
+            Ok(Ok((true, until_ms, _))) if until_ms > self.now_ms() => Ok(until_ms),
             Ok(Ok((true, ..))) => Err(stale("it is too old".into())),
             Ok(Ok((false, _, reason))) => Err(stale(reason)),
             Ok(Err(fault)) => Err(stale(fault.to_string())),
@@ -462,7 +497,7 @@ impl Broker {
                 Ok(value)
             }
             SecretKind::Ed25519 | SecretKind::Account => Ok(Zeroizing::default()),
-            SecretKind::X509 => material::authority(name, self.vat.now_ms(), &mut random),
+            SecretKind::X509 => material::authority(name, self.now_ms(), &mut random),
         }
     }
 
@@ -524,7 +559,7 @@ impl Broker {
 
     async fn rotate(&self, facet: &Facet, value: &[u8], overlap_ms: u64) -> Result<u32, Fault> {
         let object = facet.object();
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         let ((number, name), _) = self
             .change(facet, Rights::WRITE, |state| {
                 let bytes = (value.len() + SEALED_OVERHEAD) as u64;
@@ -568,7 +603,7 @@ impl Broker {
             self.attached(object)?;
         }
         let who = self.reader(facet)?;
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         self.state.borrow_mut().sweep(SWEEP_BY_LEASE, now_ms);
         let (lease, _) = self
             .change(facet, Rights::READ, |state| {
@@ -584,7 +619,7 @@ impl Broker {
         };
         // It may have ended meanwhile, and then nothing leaves.
         self.check_new(&lease)?;
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         let state = self.state.borrow();
         let reading = state.reading(object, lease.version, now_ms)?;
         let value = self.opened(|barrier| {
@@ -609,7 +644,7 @@ impl Broker {
 
     /// Whether a lease that was just made still holds. [`Fault::Expired`] if its time was that short.
     fn check_new(&self, lease: &NewLease) -> Result<(), Fault> {
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         if now_ms >= lease.until_ms {
             return Err(Fault::Expired { at_ms: lease.until_ms });
         }
@@ -646,6 +681,9 @@ impl Broker {
             return Err(Fault::malformed("this share is of another broker's root key"));
         }
         let mut given = self.given.borrow_mut();
+        if self.barrier.borrow().is_some() {
+            return Err(Fault::Exists("a root key: the broker is open, and takes no share".into()));
+        }
         given.retain(|other| other.number != share.number);
         given.push(share);
         if given.len() < usize::from(facts.scheme.threshold()) {
@@ -808,6 +846,7 @@ impl secrets::Server for SecretsServer {
             let broker = &this.broker;
             broker.usable()?;
             let (barrier, facts, shares) = Barrier::new(scheme, &mut random)?;
+            let id = facts.id;
             let parcel = |share: &Share| {
                 let content = Content::NewShare { number: share.number };
                 seal(to, &broker.purpose(holder, content), &share.encode())
@@ -815,11 +854,20 @@ impl secrets::Server for SecretsServer {
             let parcels = shares.iter().map(parcel).collect::<Result<Vec<_>, Fault>>()?;
             broker
                 .change(&this.facet, Rights::ADMIN, |state| match state.is_used() {
-                    false => Ok((vec![Record::Root(facts)], ())),
+                    false => {
+                        // The key that was is worth nothing from here on, however this ends: nothing is
+                        // encrypted under it any more.
+                        *broker.barrier.borrow_mut() = None;
+                        broker.given.borrow_mut().clear();
+                        Ok((vec![Record::Root(facts)], ()))
+                    }
                     true => Err(Fault::Exists("a root key that secrets are under".into())),
                 })
                 .await?;
-            broker.given.borrow_mut().clear();
+            if broker.state.borrow().root().is_none_or(|root| root.id != id) {
+                let why = "another root key was made meanwhile, and these shares are worth nothing";
+                return Err(Fault::unavailable(0, why));
+            }
             *broker.barrier.borrow_mut() = Some(barrier);
             let (of, made) = (scheme.threshold(), scheme.shares());
             let detail = format!("root key made, any {of} of {made} shares open it");
@@ -940,7 +988,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::ListResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         let found = self.broker.state.borrow().list(self.facet.tenant(), now_ms);
         let mut list = self.facet.reply(&mut results).init_secrets(found.len() as u32);
         for (at, summary) in found.iter().enumerate() {
@@ -955,10 +1003,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::EndNodeResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let node = params.get()?.get_node()?;
-        let node = NodeId(node.try_into().map_err(|_| {
-            fail(Fault::malformed(format!("a node's id has 32 bytes, not {}", node.len())))
-        })?);
+        let node = node_of(params.get()?.get_node()?).map_err(fail)?;
         let (this, begun) = (self.clone(), Instant::now());
         let end = async move {
             this.broker.end(&this.facet, Rights::ADMIN, Record::EndedNode(node)).await
@@ -972,6 +1017,46 @@ impl secrets::Server for SecretsServer {
         reply.set_micros(micros);
         Ok(())
     }
+
+    async fn admit_node(
+        self: Rc<Self>,
+        params: secrets::AdmitNodeParams,
+        mut results: secrets::AdmitNodeResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let node = node_of(params.get()?.get_node()?).map_err(fail)?;
+        let this = self.clone();
+        let admit = async move {
+            this.broker.end(&this.facet, Rights::ADMIN, Record::AdmittedNode(node)).await
+        };
+        to_its_end(admit).await?;
+        let detail = format!("holders on node {node} get leases again");
+        self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn end_cap(
+        self: Rc<Self>,
+        params: secrets::EndCapParams,
+        mut results: secrets::EndCapResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::DROP).map_err(fail)?;
+        let cap = CapId(params.get()?.get_cap_id());
+        let record = Record::EndedCap(self.facet.tenant(), cap);
+        let this = self.clone();
+        let end = async move { this.broker.end(&this.facet, Rights::DROP, record).await };
+        let ended = to_its_end(end).await?;
+        let detail = format!("all {ended} leases by capability {} ended", cap.0);
+        self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
+        self.facet.reply(&mut results).set_leases(ended);
+        Ok(())
+    }
+}
+
+fn node_of(bytes: &[u8]) -> Result<NodeId, Fault> {
+    let wrong = || Fault::malformed(format!("a node's id has 32 bytes, not {}", bytes.len()));
+    bytes.try_into().map(NodeId).map_err(|_| wrong())
 }
 
 fn describe(summary: &Summary, mut info: secret_info::Builder<'_>) {
@@ -1004,7 +1089,7 @@ impl SecretServer {
     /// Whether a lease is the caller's own.
     fn check_lease(&self, id: LeaseId) -> Result<Holder, Fault> {
         let (holder, _) = self.broker.reader(&self.facet)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         self.broker.state.borrow().check_lease(self.facet.object(), id, &holder, now_ms)?;
         Ok(holder)
     }
@@ -1059,15 +1144,17 @@ impl secret::Server for SecretServer {
         let renew = async move {
             let broker = &this.broker;
             let most_ms = broker.most_ms(&this.facet).await?;
-            let (object, now_ms) = (this.facet.object(), broker.vat.now_ms());
+            let (object, now_ms) = (this.facet.object(), broker.now_ms());
+            let (_, node) = broker.reader(&this.facet)?;
             let renewed = broker.change(&this.facet, Rights::READ, |state| {
                 broker.opened(|_| Ok(()))?;
+                state.check_node(node)?;
                 let until_ms = state.renewal(object, id, &holder, (ttl_ms, most_ms), now_ms)?;
                 Ok((vec![Record::Renewed { id, until_ms }], until_ms))
             });
             let (until_ms, _) = renewed.await?;
             // Ended meanwhile: then this must not say that it runs.
-            let now_ms = broker.vat.now_ms();
+            let now_ms = broker.now_ms();
             broker.state.borrow().check_lease(object, id, &holder, now_ms)?;
             Ok(until_ms)
         };
@@ -1122,24 +1209,18 @@ impl secret::Server for SecretServer {
 
     async fn end_leases(
         self: Rc<Self>,
-        params: secret::EndLeasesParams,
+        _: secret::EndLeasesParams,
         mut results: secret::EndLeasesResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::DROP).map_err(fail)?;
         let object = self.facet.object();
         let name = self.broker.state.borrow().facts(object).map(|facts| facts.name.clone());
         let name = name.map_err(fail)?;
-        let (record, which) = match params.get()?.get_cap_id() {
-            0 => (Record::EndedSecret(object), format!("on '{name}'")),
-            cap => {
-                let record = Record::EndedCap(self.facet.tenant(), CapId(cap));
-                (record, format!("by capability {cap}"))
-            }
-        };
+        let record = Record::EndedSecret(object);
         let this = self.clone();
         let end = async move { this.broker.end(&this.facet, Rights::DROP, record).await };
         let ended = to_its_end(end).await?;
-        let detail = format!("all {ended} leases {which} ended");
+        let detail = format!("all {ended} leases on '{name}' ended");
         self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
         self.facet.reply(&mut results).set_leases(ended);
         Ok(())
@@ -1186,7 +1267,7 @@ impl secret::Server for SecretServer {
         mut results: secret::InfoResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         let summary = self.broker.state.borrow().summary(self.facet.object(), now_ms);
         let summary = summary.map_err(fail)?;
         describe(&summary, self.facet.reply(&mut results).init_info());

@@ -254,6 +254,8 @@ fn leases_end_one_by_one_by_secret_and_by_node_and_a_dropped_secret_is_gone() {
     let id = node.json(&["status"])["node"].as_str().unwrap().to_owned();
     assert!(node.json(&["secret", "revoke", "--of-node", &id])["leases"].as_u64() >= Some(1));
     assert_eq!(renew(&node, &two).code, 11);
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 14, "it reads again");
+    node.ok(&["secret", "revoke", "--admit", &id]);
     let three = lease(&node);
     assert_eq!(renew(&node, &three).code, 0, "made since");
     node.ok(&["secret", "revoke", "db", "--leases", "--as", "red.cap"]);

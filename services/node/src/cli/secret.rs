@@ -199,7 +199,7 @@ pub struct RotateArgs {
 #[derive(Args)]
 pub struct RevokeArgs {
     /// The secret's name
-    #[arg(required_unless_present_any = ["cap", "node_id"], conflicts_with = "cap")]
+    #[arg(required_unless_present_any = ["cap", "node_id", "admit", "by"], conflicts_with = "cap")]
     name: Option<String>,
     /// Use the capability in this file instead of a name
     #[arg(long, value_name = "FILE")]
@@ -208,11 +208,14 @@ pub struct RevokeArgs {
     #[arg(long, conflicts_with = "node_id")]
     leases: bool,
     /// End only leases that were made by this capability, on all of the tenant's secrets
-    #[arg(long, requires = "leases", value_name = "N")]
+    #[arg(long, requires = "leases", conflicts_with_all = ["name", "cap"], value_name = "N")]
     by: Option<u64>,
-    /// End every lease of holders on this node (64 hexadecimal digits)
+    /// End every lease of holders on this node (64 hexadecimal digits), and give them none until --admit
     #[arg(long = "of-node", conflicts_with_all = ["name", "cap"], value_name = "NODE")]
     node_id: Option<String>,
+    /// Give holders on this node leases again
+    #[arg(long, conflicts_with_all = ["name", "cap", "leases", "node_id"], value_name = "NODE")]
+    admit: Option<String>,
 }
 
 pub(super) async fn command(context: &Context, command: SecretCommand) -> Result<Report, Stop> {
@@ -641,11 +644,29 @@ async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, 
     Ok(Report { json: json!({ "released": lease }), text })
 }
 
+fn leases_ended(leases: u64) -> Result<Report, Fault> {
+    let text = format!("{leases} leases ended");
+    Ok(Report { json: json!({ "leases": leases }), text })
+}
+
+fn node_of(digits: &str) -> Result<[u8; 32], Fault> {
+    let mut id = [0; 32];
+    hex::decode_to_slice(digits, &mut id)
+        .map_err(|_| Fault::malformed("a node's id is 64 hexadecimal digits"))?;
+    Ok(id)
+}
+
 async fn revoke(context: &Context, args: RevokeArgs) -> Result<Report, Fault> {
+    if let Some(node) = &args.admit {
+        let (_broker, client) = Broker::own(context).await?;
+        let mut request = client.admit_node_request();
+        request.get().set_node(&node_of(node)?);
+        call(request).await?;
+        let text = format!("holders on node {node} get leases again");
+        return Ok(Report { json: json!({ "admitted": node }), text });
+    }
     if let Some(node) = &args.node_id {
-        let mut id = [0; 32];
-        hex::decode_to_slice(node, &mut id)
-            .map_err(|_| Fault::malformed("a node's id is 64 hexadecimal digits"))?;
+        let id = node_of(node)?;
         let (_broker, client) = Broker::own(context).await?;
         let mut request = client.end_node_request();
         request.get().set_node(&id);
@@ -655,15 +676,18 @@ async fn revoke(context: &Context, args: RevokeArgs) -> Result<Report, Fault> {
         let text = format!("{leases} leases ended in {}", text::micros(micros));
         return Ok(Report { json: json!({ "leases": leases, "micros": micros }), text });
     }
+    if let Some(cap) = args.by {
+        let (_broker, client) = Broker::own(context).await?;
+        let mut request = client.end_cap_request();
+        request.get().set_cap_id(cap);
+        let answer = call(request).await?;
+        return leases_ended(read(|| Ok(answer.get()?.get_leases()))?);
+    }
     let which = Which { name: args.name, cap: args.cap, entry: None };
     let (_broker, one) = Broker::one(context, &which).await?;
     if args.leases {
-        let mut request = one.client.end_leases_request();
-        request.get().set_cap_id(args.by.unwrap_or(0));
-        let answer = call(request).await?;
-        let leases = read(|| Ok(answer.get()?.get_leases()))?;
-        let text = format!("{leases} leases ended");
-        return Ok(Report { json: json!({ "leases": leases }), text });
+        let answer = call(one.client.end_leases_request()).await?;
+        return leases_ended(read(|| Ok(answer.get()?.get_leases()))?);
     }
     call(one.client.drop_request()).await?;
     let name = which.name.unwrap_or_default();
