@@ -136,7 +136,8 @@ interface Secret extends(Cap.Capability) {
 
   rotate @3 (value :Data, overlapMs :UInt64) -> (version :UInt32);
   # Needs "write". A new version, which is the newest from when this returns; of `x509` a new authority. The version before
-  # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`.
+  # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`;
+  # its parcel says which version it becomes, which is one more than the newest (`info`).
   # Fails: "malformed" (`ed25519` and `account` have nothing to rotate), "unavailable" (too many versions overlap).
 
   endLeases @4 () -> (leases :UInt64);

@@ -1,7 +1,7 @@
 //! Secrets over RPC: what each capability allows, what is recorded before it takes effect, and what goes out sealed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::str::FromStr as _;
@@ -54,6 +54,8 @@ const FLOOR_IDLE_MS: u64 = 60_000;
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// Accounts of a secret that are removed in one go.
 const REMOVALS: usize = 64;
+/// The longest wait before an account that could not be removed is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How soon whoever comes while nothing can be recorded may ask again, in milliseconds.
 const FAILING_RETRY_MS: u64 = 2_000;
 
@@ -96,12 +98,14 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         given: RefCell::default(),
         own: RefCell::default(),
         accounts: RefCell::default(),
+        later: RefCell::default(),
         failing: RefCell::default(),
         batch: Cell::new(0),
         compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
     });
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
+    tokio::task::spawn_local(broker.clone().watch_evidence());
     Ok(broker)
 }
 
@@ -148,6 +152,8 @@ struct Broker {
     own: RefCell<Vec<Rc<Own>>>,
     /// Where accounts are made, for the secrets of which somebody who is connected has said so.
     accounts: RefCell<BTreeMap<ObjectId, accounts::Client>>,
+    /// Accounts that could not be removed, and when that is tried again. None but of those that are still to be.
+    later: RefCell<BTreeMap<(ObjectId, LeaseId), Later>>,
     /// Why what was done last is not on the disk.
     failing: RefCell<Option<StoreError>>,
     /// The last batch of the log of which it is known how it ended.
@@ -260,30 +266,42 @@ impl Broker {
     }
 
     /// Removes accounts whose leases have ended, until the vat ends.
+    ///
+    /// Each secret's in a task of its own, so that none waits for what makes another's.
     async fn remove_accounts(self: Rc<Self>) {
+        let removing = Rc::new(RefCell::new(BTreeSet::new()));
         loop {
             tokio::time::sleep(TICK).await;
-            let attached: Vec<_> =
-                self.accounts.borrow().iter().map(|(o, c)| (*o, c.clone())).collect();
-            let removals = attached.into_iter().map(|(object, client)| {
-                let broker = self.clone();
-                async move {
-                    // What is left is tried again. What was noted is written all the same.
-                    let some = broker.remove_some(object, &client);
-                    let _ = tokio::time::timeout(ACCOUNT_WAIT, some).await;
+            for (object, client) in &*self.accounts.borrow() {
+                if !removing.borrow_mut().insert(*object) {
+                    continue;
                 }
-            });
-            futures::future::join_all(removals).await;
+                let (broker, removing) = (self.clone(), removing.clone());
+                let (object, client) = (*object, client.clone());
+                tokio::task::spawn_local(async move {
+                    broker.remove_some(object, &client).await;
+                    removing.borrow_mut().remove(&object);
+                });
+            }
         }
     }
 
     async fn remove_some(&self, object: ObjectId, client: &accounts::Client) {
-        let owed: Vec<LeaseId> = self.state.borrow().owed_of(object).take(REMOVALS).collect();
-        for id in owed {
+        let due: Vec<LeaseId> = {
+            let (state, later, now) = (self.state.borrow(), self.later.borrow(), Instant::now());
+            let is_due = |id: &LeaseId| later.get(&(object, *id)).is_none_or(|l| l.at <= now);
+            state.owed_of(object).filter(is_due).take(REMOVALS).collect()
+        };
+        for id in due {
+            if !self.is_attached(object, client) {
+                return;
+            }
             let mut request = client.remove_request();
             request.get().set_name(account_name(object, id));
-            match request.send().promise.await {
+            let answer = tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await;
+            match answer.unwrap_or_else(|_| Err(capnp::Error::overloaded("it is silent".into()))) {
                 Ok(_) => {
+                    self.later.borrow_mut().remove(&(object, id));
                     let settled = Record::Settled { object, id };
                     if self.note(settled).await.is_err() {
                         return;
@@ -293,19 +311,27 @@ impl Broker {
                     self.detach(object, client);
                     return;
                 }
-                // It is tried again.
-                Err(_) => return,
+                // It is tried again, and does not keep the others waiting.
+                Err(_) => {
+                    let mut later = self.later.borrow_mut();
+                    let failed = later.get(&(object, id)).map_or(0, |later| later.failed);
+                    let at = Instant::now() + removal_pause(failed);
+                    later.insert((object, id), Later { failed: failed.saturating_add(1), at });
+                }
             }
         }
     }
 
-    /// Forgets what is not connected any more, unless another has come meanwhile.
-    fn detach(&self, object: ObjectId, client: &accounts::Client) {
-        let mut all = self.accounts.borrow_mut();
+    fn is_attached(&self, object: ObjectId, client: &accounts::Client) -> bool {
         let same =
             |known: &accounts::Client| known.client.hook.get_ptr() == client.client.hook.get_ptr();
-        if all.get(&object).is_some_and(same) {
-            all.remove(&object);
+        self.accounts.borrow().get(&object).is_some_and(same)
+    }
+
+    /// Forgets what is not connected any more, unless another has come meanwhile.
+    fn detach(&self, object: ObjectId, client: &accounts::Client) {
+        if self.is_attached(object, client) {
+            self.accounts.borrow_mut().remove(&object);
         }
     }
 
@@ -318,27 +344,38 @@ impl Broker {
         })
     }
 
-    /// A new account for a lease: its name and password, a line each. If that fails the lease ends, and the account is
-    /// removed if it was made all the same.
-    async fn account(&self, object: ObjectId, id: LeaseId) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    /// A new account for a lease: its name and password, a line each. If what makes it answers too late, the account is
+    /// removed then; it may have been removed before it was made.
+    async fn account(
+        self: &Rc<Self>,
+        object: ObjectId,
+        id: LeaseId,
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         let mut secret = Zeroizing::new([0; 32]);
         random(&mut *secret)?;
         let name = account_name(object, id);
         let mut password = Zeroizing::new([0; 64]);
         hex::encode_to_slice(secret.as_slice(), &mut *password).map_err(Fault::internal)?;
-        let made = async {
-            let client = self.attached(object)?;
-            let mut request = client.create_request();
-            let mut params = request.get();
-            params.set_name(&name);
-            params.set_password(std::str::from_utf8(&*password).map_err(Fault::internal)?);
-            let late = |_| Err(Fault::unavailable(1_000, "what makes accounts is silent"));
-            let answer = tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await;
-            answer.map(|done| done.map(drop).map_err(|e| no_account(&e))).unwrap_or_else(late)
-        };
-        if let Err(fault) = made.await {
-            self.note(Record::Ended(id)).await?;
-            return Err(fault);
+        let client = self.attached(object)?;
+        let mut request = client.create_request();
+        let mut params = request.get();
+        params.set_name(&name);
+        params.set_password(std::str::from_utf8(&*password).map_err(Fault::internal)?);
+        let mut answer = request.send().promise;
+        match tokio::time::timeout(ACCOUNT_WAIT, &mut answer).await {
+            Ok(made) => made.map(drop).map_err(|e| no_account(&e))?,
+            Err(_) => {
+                let broker = self.clone();
+                tokio::task::spawn_local(async move {
+                    // However that ends, it makes nothing any more.
+                    let _ = answer.await;
+                    if broker.state.borrow().facts(object).is_ok() {
+                        // What cannot be recorded is kept and written later.
+                        let _ = broker.note(Record::Owed { object, id }).await;
+                    }
+                });
+                return Err(Fault::unavailable(1_000, "what makes accounts is silent"));
+            }
         }
         let mut given = Zeroizing::new(Vec::with_capacity(name.len() + password.len() + 2));
         for part in [name.as_bytes(), b"\n", &*password, b"\n"] {
@@ -406,7 +443,8 @@ impl Broker {
         let opened = own.iter().rev().find_map(|own| own.recipient.open(&purpose, parcel).ok());
         let none = || {
             Fault::Unauthenticated(
-                "a parcel is sealed to no key of the secret broker's: ask for its card".into(),
+                "a parcel is sealed to no key of the secret broker's, or for something else: ask for its card"
+                    .into(),
             )
         };
         opened.ok_or_else(none)
@@ -432,6 +470,49 @@ impl Broker {
         Ok(card)
     }
 
+    /// What the attestation service says of this node: whether its evidence is good, until when, and why.
+    async fn verdict(&self) -> Result<(bool, u64, String), Fault> {
+        let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
+        let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let read = || -> capnp::Result<_> {
+            let verdict = answer.get()?.get_verdict()?;
+            let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
+            Ok((verdict.get_good(), verdict.get_fresh_until_ms(), reason))
+        };
+        read().map_err(|e| fault_of(&e))
+    }
+
+    /// Ends leases on secrets that are given out on evidence only when that turns bad, until the vat ends. While nothing
+    /// is said of it, they end with what was said last.
+    async fn watch_evidence(self: Rc<Self>) {
+        let mut was_bad = false;
+        loop {
+            tokio::time::sleep(TICK).await;
+            let leased = self.state.borrow().attested_leased();
+            if leased.is_empty() {
+                was_bad = false;
+                continue;
+            }
+            let Ok(Ok((good, _, reason))) =
+                tokio::time::timeout(EVIDENCE_WAIT, self.verdict()).await
+            else {
+                continue;
+            };
+            // Once: while it is bad, what is leased has ended and is not cleared away.
+            if !good && !was_bad {
+                for (object, tenant) in leased {
+                    // It may have been dropped meanwhile. What cannot be recorded is kept and written later.
+                    if self.state.borrow().facts(object).is_ok() {
+                        let _ = self.note(Record::EndedSecret(object)).await;
+                        let detail = format!("all leases on secret {object} ended: {reason}");
+                        self.report(tenant, CapId(0), detail);
+                    }
+                }
+            }
+            was_bad = !good;
+        }
+    }
+
     /// Until when this node's evidence is good, for a secret that is given out on evidence only.
     async fn evidence(&self, facet: &Facet) -> Result<u64, Fault> {
         if facet.whence() != Whence::Here {
@@ -439,18 +520,8 @@ impl Broker {
                 "this secret is given out only to holders on the broker's own node: of others it has no evidence".into(),
             ));
         }
-        let asked = async {
-            let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
-            let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
-            let read = || -> capnp::Result<_> {
-                let verdict = answer.get()?.get_verdict()?;
-                let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
-                Ok((verdict.get_good(), verdict.get_fresh_until_ms(), reason))
-            };
-            read().map_err(|e| fault_of(&e))
-        };
         let stale = |why: String| Fault::StaleAttestation(format!("no good evidence: {why}"));
-        match tokio::time::timeout(EVIDENCE_WAIT, asked).await {
+        match tokio::time::timeout(EVIDENCE_WAIT, self.verdict()).await {
             Ok(Ok((true, until_ms, _))) if until_ms > self.now_ms() => Ok(until_ms),
             Ok(Ok((true, ..))) => Err(stale("it is too old".into())),
             Ok(Ok((false, _, reason))) => Err(stale(reason)),
@@ -485,6 +556,7 @@ impl Broker {
         &self,
         facet: &Facet,
         (kind, name): (SecretKind, &str),
+        content: Content<'_>,
         parcel: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         if kind != SecretKind::Fixed && !parcel.is_empty() {
@@ -492,7 +564,7 @@ impl Broker {
         }
         match kind {
             SecretKind::Fixed => {
-                let value = self.unwrap(facet, Content::Value { name }, parcel)?;
+                let value = self.unwrap(facet, content, parcel)?;
                 checked_value(&value)?;
                 Ok(value)
             }
@@ -557,13 +629,23 @@ impl Broker {
         }
     }
 
-    async fn rotate(&self, facet: &Facet, value: &[u8], overlap_ms: u64) -> Result<u32, Fault> {
+    /// Makes version `next`.
+    async fn rotate(
+        &self,
+        facet: &Facet,
+        next: u32,
+        value: &[u8],
+        overlap_ms: u64,
+    ) -> Result<u32, Fault> {
         let object = facet.object();
         let now_ms = self.now_ms();
         let ((number, name), _) = self
             .change(facet, Rights::WRITE, |state| {
                 let bytes = (value.len() + SEALED_OVERHEAD) as u64;
                 let number = state.check_version(object, bytes, now_ms)?;
+                if number != next {
+                    return Err(Fault::unavailable(0, "this secret was rotated meanwhile"));
+                }
                 let facts = state.facts(object)?;
                 let owner = Owner { tenant: facts.tenant, object };
                 let sealed = self.opened(|barrier| {
@@ -591,7 +673,7 @@ impl Broker {
 
     /// Leases a version and gives it out: the lease is durable first.
     async fn get(
-        &self,
+        self: &Rc<Self>,
         facet: &Facet,
         (holder, to): (HolderKey, RecipientKey),
         version: u32,
@@ -612,13 +694,36 @@ impl Broker {
                 Ok((vec![Record::Leased(lease)], lease))
             })
             .await?;
-        let kind = self.state.borrow().facts(object)?.kind;
+        let given = self.give_out(facet, (holder, to), &lease).await;
+        if given.is_err() {
+            // Nobody has heard of it, and what it was made for is to go.
+            self.note(Record::Ended(lease.id)).await?;
+        }
+        Ok((lease, given?))
+    }
+
+    /// What is read under a lease that is durable.
+    async fn give_out(
+        self: &Rc<Self>,
+        facet: &Facet,
+        (holder, to): (HolderKey, RecipientKey),
+        lease: &NewLease,
+    ) -> Result<Vec<u8>, Fault> {
+        let object = lease.object;
+        let (kind, attested) = {
+            let state = self.state.borrow();
+            let facts = state.facts(object)?;
+            (facts.kind, facts.attested)
+        };
         let account = match kind {
             SecretKind::Account => Some(self.account(object, lease.id).await?),
             SecretKind::Fixed | SecretKind::Ed25519 | SecretKind::X509 => None,
         };
-        // It may have ended meanwhile, and then nothing leaves.
-        self.check_new(&lease)?;
+        // All of this may have ended meanwhile, and then nothing leaves.
+        if attested {
+            self.evidence(facet).await?;
+        }
+        self.check_new(lease)?;
         let now_ms = self.now_ms();
         let state = self.state.borrow();
         let reading = state.reading(object, lease.version, now_ms)?;
@@ -639,7 +744,7 @@ impl Broker {
         let parcel = seal(to, &self.purpose(holder, content), &given)?;
         let detail = format!("'{name}' version {} read, lease {}", lease.version, lease.id.0);
         self.report(facet.tenant(), facet.cap_id(), detail);
-        Ok((lease, parcel))
+        Ok(parcel)
     }
 
     /// Whether a lease that was just made still holds. [`Fault::Expired`] if its time was that short.
@@ -694,6 +799,18 @@ impl Broker {
         *self.barrier.borrow_mut() = Some(Barrier::of_shares(facts, &given)?);
         Ok(())
     }
+}
+
+/// An account that could not be removed.
+struct Later {
+    /// How often.
+    failed: u32,
+    at: Instant,
+}
+
+/// How long to wait before an account is to be removed that could not be so often before.
+fn removal_pause(failed: u32) -> Duration {
+    TICK.saturating_mul(2_u32.saturating_pow(failed)).min(LONGEST_PAUSE)
 }
 
 /// What somebody wants to keep.
@@ -948,8 +1065,10 @@ impl secrets::Server for SecretsServer {
             }
             let accounts = params.has_accounts().then(|| params.get_accounts()).transpose()?;
             let lease_ms = checked_lease_ms(params.get_lease_ms()).map_err(fail)?;
-            let value = broker.value(&self.facet, (kind, &name), params.get_value()?);
             let attested = params.get_attested();
+            let content =
+                Content::NewValue { name: &name, attested, lease_ms: params.get_lease_ms() };
+            let value = broker.value(&self.facet, (kind, &name), content, params.get_value()?);
             (NewSecret { name, kind, attested, lease_ms, accounts }, value.map_err(fail)?)
         };
         let this = self.clone();
@@ -1123,7 +1242,11 @@ impl secret::Server for SecretServer {
         let get = async move { this.broker.get(&this.facet, to, version, ttl_ms).await };
         let (lease, parcel) = to_its_end(get).await?;
         // Nothing is between this and the reply.
-        self.broker.check_new(&lease).map_err(fail)?;
+        if let Err(fault) = self.broker.check_new(&lease) {
+            // Nobody hears of it. What cannot be recorded is kept and written later.
+            let _ = self.broker.note(Record::Ended(lease.id)).await;
+            return Err(fail(fault));
+        }
         let mut reply = self.facet.reply(&mut results);
         reply.set_parcel(&parcel);
         reply.set_version(lease.version);
@@ -1199,9 +1322,12 @@ impl secret::Server for SecretServer {
             return Err(fail(Fault::malformed("each reading makes its own: nothing is rotated")));
         }
         let kind = (facts.kind, facts.name.as_str());
-        let value = broker.value(&self.facet, kind, params.get_value()?).map_err(fail)?;
+        let (object, now_ms) = (self.facet.object(), broker.now_ms());
+        let next = broker.state.borrow().check_version(object, 0, now_ms).map_err(fail)?;
+        let content = Content::NextValue { object, version: next, overlap_ms };
+        let value = broker.value(&self.facet, kind, content, params.get_value()?).map_err(fail)?;
         let this = self.clone();
-        let rotate = async move { this.broker.rotate(&this.facet, &value, overlap_ms).await };
+        let rotate = async move { this.broker.rotate(&this.facet, next, &value, overlap_ms).await };
         let number = to_its_end(rotate).await?;
         self.facet.reply(&mut results).set_version(number);
         Ok(())

@@ -342,6 +342,12 @@ impl State {
         self.floor_ms = self.floor_ms.max(now_ms);
     }
 
+    /// Secrets that are given out on evidence only and that have leases, and their tenants.
+    pub fn attested_leased(&self) -> Vec<(ObjectId, TenantId)> {
+        let leased = self.secrets.iter().filter(|(_, s)| s.facts.attested && s.leases > 0);
+        leased.map(|(object, secret)| (*object, secret.facts.tenant)).collect()
+    }
+
     /// Every secret and its tenant.
     pub fn objects(&self) -> Vec<(ObjectId, TenantId)> {
         self.secrets.iter().map(|(object, secret)| (*object, secret.facts.tenant)).collect()

@@ -335,8 +335,16 @@ impl One {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
+        Ok(self.newest().await?.0)
+    }
+
+    /// What it is called, and its newest version.
+    async fn newest(&self) -> Result<(String, u32), Fault> {
         let answer = call(self.client.info_request()).await?;
-        read(|| Ok(answer.get()?.get_info()?.get_name()?.to_string()?))
+        read(|| {
+            let info = answer.get()?.get_info()?;
+            Ok((info.get_name()?.to_string()?, info.get_version()))
+        })
     }
 }
 
@@ -480,7 +488,8 @@ async fn put(
             return Err(Fault::malformed("name the file with the value, or '-'"));
         }
         (Kind::Fixed, Some(value)) => {
-            let content = Content::Value { name: &args.name };
+            let (attested, lease_ms) = (args.attested, args.lease);
+            let content = Content::NewValue { name: &args.name, attested, lease_ms };
             broker.parcel(&card(&client).await?, content, value)?
         }
         (_, None) => Vec::new(),
@@ -605,11 +614,12 @@ async fn rotate(
     value: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<Report, Fault> {
     let (broker, one) = Broker::one(context, &args.which).await?;
-    let name = one.name().await?;
+    let (name, newest) = one.newest().await?;
     let mut request = one.client.rotate_request();
     if let Some(value) = &value {
         let client: secrets::Client = broker.holder.root(ENTRY).await?;
-        let content = Content::Value { name: &name };
+        let version = newest.saturating_add(1);
+        let content = Content::NextValue { object: one.object, version, overlap_ms: args.overlap };
         request.get().set_value(&broker.parcel(&card(&client).await?, content, value)?);
     }
     request.get().set_overlap_ms(args.overlap);
