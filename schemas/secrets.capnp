@@ -7,8 +7,10 @@
 # none, and every call that takes or gives one fails with "denied" there.
 #
 # The broker starts sealed, without the root key that everything it keeps is encrypted under. Until enough shares of
-# that are given (`Secrets.unseal`), every call but `status`, `card`, `init` and `unseal`, and the ending of leases, fails
-# with "unavailable". So does every call while what was revoked could not be recorded (L2).
+# that are given (`Secrets.unseal`), `put`, `get`, `renew` and `rotate` fail with "unavailable"; so they do while what was
+# ended could not be recorded (L2). What uses no key works while it is sealed: names and numbers of leases are told
+# (`open`, `list`, `info`), and leases and secrets can be ended (`release`, `endLeases`, `endCap`, `endNode`, `drop`). While
+# nothing can be recorded these take effect, and fail with "unavailable" all the same; after 4096 of them they take none.
 
 using Cap = import "capability.capnp";
 
@@ -123,13 +125,15 @@ interface Secret extends(Cap.Capability) {
   get @0 (to :Recipient, version :UInt32, ttlMs :UInt64)
       -> (parcel :Data, version :UInt32, lease :UInt64, untilMs :UInt64);
   # Needs "read". The newest version (0), or an older one while it can be read. The lease runs for `ttlMs` (0: as long as
-  # it may) and is durable before this returns; its holder is the caller's key and capability. Fails: "not-found" (no such
+  # it may) and is durable before this returns; its holder is the caller's key and capability. Revoking that capability
+  # keeps its holder from reading and renewing, and lets its leases, and their accounts, run out: `Secrets.endCap` ends
+  # them. Fails: "not-found" (no such
   # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may, or
   # the caller by this capability: an eighth of the tenant's).
 
   renew @1 (lease :UInt64, ttlMs :UInt64) -> (untilMs :UInt64);
   # Needs "read". Of the caller's own lease. A lease on an older version runs no longer than that can be read. Fails:
-  # "revoked" (it has ended, or is not the caller's).
+  # "revoked" (it has ended, or is not the caller's), "malformed" (a certificate is not made longer: read again).
 
   release @2 (lease :UInt64) -> ();
   # Needs "read". Ends the caller's own lease.
@@ -145,7 +149,9 @@ interface Secret extends(Cap.Capability) {
   # `Secrets.endNode`.
 
   drop @5 () -> ();
-  # Needs "drop". Ends its leases and every capability to it, and destroys the key that its versions are encrypted under.
+  # Needs "drop". Ends its leases and every capability to it. The key that its versions are encrypted under, itself
+  # encrypted, stands in the log until that is rewritten: within two minutes or so, but only once it has grown if the
+  # broker ends before. What the file system keeps of the old file is not erased.
   # Fails: "unavailable" (accounts are not removed yet: `endLeases`, and wait).
 
   info @6 () -> (info :SecretInfo);

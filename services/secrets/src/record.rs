@@ -4,7 +4,7 @@
 use distos_abi::{CapId, HolderKey, NodeId, ObjectId, TenantId};
 use distos_rpc::log::{Format, MAX_PAYLOAD, Reader};
 
-use crate::barrier::{RootFacts, SEALED_OVERHEAD, WrappedKey};
+use crate::barrier::{Owner, RootFacts, SEALED_OVERHEAD, WrappedKey};
 use crate::shamir::Scheme;
 
 /// The longest name, in bytes.
@@ -62,6 +62,17 @@ pub struct Facts {
     pub key: WrappedKey,
 }
 
+impl Facts {
+    /// What is encrypted of the secret `object` goes by all of these.
+    pub fn owner(&self, object: ObjectId) -> Owner {
+        let mut terms = blake3::Hasher::new();
+        terms.update(&[self.kind.code(), self.attested.into()]);
+        terms.update(&self.lease_ms.to_le_bytes());
+        terms.update(self.name.as_bytes());
+        Owner { tenant: self.tenant, object, terms: *terms.finalize().as_bytes() }
+    }
+}
+
 /// Who holds leases. The same whenever its capability is restored again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
@@ -102,7 +113,7 @@ pub enum Record {
         /// The next lease's.
         lease: u64,
     },
-    /// A secret was made. It counts only if the kernel knows a capability to it.
+    /// A secret was made.
     Put {
         /// Its number.
         object: ObjectId,
@@ -122,7 +133,7 @@ pub enum Record {
         /// The value, encrypted under the secret's key.
         sealed: Vec<u8>,
     },
-    /// A secret is gone, and its key with it.
+    /// A secret is gone. Its key stands in the log until that is rewritten.
     Dropped(ObjectId),
     /// A lease was made.
     Leased(NewLease),
@@ -437,6 +448,29 @@ mod tests {
         let frames = payloads.into_frames();
         assert_eq!(frames.len(), 1);
         assert_eq!(decode(&frames[0]), Some(all()));
+    }
+
+    #[test]
+    fn what_is_encrypted_opens_under_no_other_terms_than_those_that_it_was_put_with() {
+        let facts = Facts {
+            name: "db".into(),
+            tenant: TenantId(3),
+            kind: SecretKind::Fixed,
+            attested: true,
+            lease_ms: 60_000,
+            key: [8; WRAPPED_KEY_BYTES],
+        };
+        let owner = facts.owner(ObjectId(1));
+        for other in [
+            Facts { name: "dc".into(), ..facts.clone() },
+            Facts { tenant: TenantId(4), ..facts.clone() },
+            Facts { kind: SecretKind::X509, ..facts.clone() },
+            Facts { attested: false, ..facts.clone() },
+            Facts { lease_ms: 60_001, ..facts.clone() },
+        ] {
+            assert_ne!(other.owner(ObjectId(1)), owner, "{other:?}");
+        }
+        assert_ne!(facts.owner(ObjectId(2)), owner);
     }
 
     #[test]

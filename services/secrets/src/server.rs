@@ -24,7 +24,7 @@ use distos_types::verify_signature;
 use futures::future::LocalBoxFuture;
 use zeroize::Zeroizing;
 
-use crate::barrier::{Barrier, Owner, SEALED_OVERHEAD};
+use crate::barrier::{Barrier, SEALED_OVERHEAD, WRAPPED_KEY_BYTES};
 use crate::material;
 use crate::record::{Facts, Holder, LeaseId, NewLease, Payloads, Record, SecretKind};
 use crate::shamir::{Scheme, Share};
@@ -50,12 +50,17 @@ const COMPACT_BYTES: u64 = 32 << 20;
 /// How far behind what was written of the time may be when something changes, and while leases only run, in milliseconds.
 const FLOOR_STEP_MS: u64 = 1_000;
 const FLOOR_IDLE_MS: u64 = 60_000;
+/// How often the log is rewritten at most because a secret was dropped.
+const SHRED_PAUSE: Duration = Duration::from_secs(60);
 /// How long what makes accounts may take.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// Accounts of a secret that are removed in one go.
 const REMOVALS: usize = 64;
 /// The longest wait before an account that could not be removed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Changes that are carried out while none can be recorded. They wait in memory, and what comes after them is refused:
+/// nothing is given out meanwhile anyway.
+const MOST_UNWRITTEN: u64 = 4096;
 /// How soon whoever comes while nothing can be recorded may ask again, in milliseconds.
 const FAILING_RETRY_MS: u64 = 2_000;
 
@@ -100,8 +105,10 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         accounts: RefCell::default(),
         later: RefCell::default(),
         failing: RefCell::default(),
+        unwritten: Cell::new(0),
         batch: Cell::new(0),
         compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
+        shred: Cell::new(false),
     });
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
@@ -156,9 +163,13 @@ struct Broker {
     later: RefCell<BTreeMap<(ObjectId, LeaseId), Later>>,
     /// Why what was done last is not on the disk.
     failing: RefCell<Option<StoreError>>,
+    /// Changes since then.
+    unwritten: Cell<u64>,
     /// The last batch of the log of which it is known how it ended.
     batch: Cell<u64>,
     compact_at: Cell<u64>,
+    /// Whether keys of secrets that were dropped since stand in the log.
+    shred: Cell<bool>,
 }
 
 impl Broker {
@@ -201,6 +212,12 @@ impl Broker {
         need: Rights,
         decide: impl FnOnce(&State) -> Result<(Vec<Record>, T), Fault>,
     ) -> Result<(T, u64), Fault> {
+        if let Err(failing) = self.usable() {
+            if self.unwritten.get() >= MOST_UNWRITTEN {
+                return Err(failing);
+            }
+            self.unwritten.set(self.unwritten.get() + 1);
+        }
         let now_ms = self.now_ms();
         let committed = facet.commit(need, NO_BYTES, || {
             let mut state = self.state.borrow_mut();
@@ -232,12 +249,16 @@ impl Broker {
         if batch >= self.batch.get() {
             self.batch.set(batch);
             *self.failing.borrow_mut() = result.as_ref().err().cloned();
+            if result.is_ok() {
+                self.unwritten.set(0);
+            }
         }
         result.map_err(Fault::from)
     }
 
     /// Clears away what has ended, tries again what could not be written, and rewrites the log, until the vat ends.
     async fn keep(self: Rc<Self>) {
+        let mut rewritten = self.begun;
         loop {
             tokio::time::sleep(TICK).await;
             let now_ms = self.now_ms();
@@ -259,7 +280,9 @@ impl Broker {
             if was_failing {
                 tracing::warn!("what could not be recorded is recorded");
             }
-            if bytes > self.compact_at.get() {
+            let shred = self.shred.get() && rewritten.elapsed() >= SHRED_PAUSE;
+            if shred || bytes > self.compact_at.get() {
+                rewritten = Instant::now();
                 self.compact(bytes, now_ms).await;
             }
         }
@@ -394,12 +417,14 @@ impl Broker {
     /// Rewrites a log of so many bytes. If that fails the old one is there, with all that is in it.
     async fn compact(&self, bytes: u64, now_ms: u64) {
         let Ok(id) = random_bytes() else { return };
+        self.shred.set(false);
         let snapshot = self.state.borrow().snapshot(now_ms).collect();
         let written = self.committer.compact(id, snapshot).await.map(|written| written.result);
         let bytes = match written {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the log could not be rewritten");
+                self.shred.set(true);
                 bytes
             }
             Err(_) => return,
@@ -460,6 +485,11 @@ impl Broker {
         let recipient = Recipient::new()?;
         let key = StaticPublic(recipient.key().0);
         let certified = self.vat.certify(&key.0).await?;
+        // Somebody else may have made another meanwhile: only two are kept, and this one nobody knows.
+        let newest = self.own.borrow().last().cloned();
+        if let Some(own) = newest.filter(|own| now_ms < own.renew_ms) {
+            return Ok(own.card);
+        }
         let (until_ms, signature) = (certified.until_ms, certified.signature);
         let card = Card { until_ms, key, signature }.encode();
         let renew_ms = now_ms.saturating_add(until_ms.saturating_sub(now_ms) / 2);
@@ -584,14 +614,16 @@ impl Broker {
         let ((object, name), _) = self
             .change(facet, Rights::CREATE, |state| {
                 let (tenant, object) = (facet.tenant(), state.next_object());
-                let owner = Owner { tenant, object };
+                let (own_name, key) = (name.clone(), [0; WRAPPED_KEY_BYTES]);
+                let mut facts = Facts { name: own_name, tenant, kind, attested, lease_ms, key };
+                let owner = facts.owner(object);
                 state.check_new(tenant, &name, (value.len() + SEALED_OVERHEAD) as u64)?;
                 let (key, sealed) = self.opened(|barrier| {
                     let key = barrier.new_key(owner, &mut random)?;
                     let sealed = barrier.seal(owner, &key, 1, value, &mut random)?;
                     Ok((key, sealed))
                 })?;
-                let facts = Facts { name: name.clone(), tenant, kind, attested, lease_ms, key };
+                facts.key = key;
                 let (number, previous_until_ms, leased_until_ms) = (1, 0, 0);
                 let version =
                     Record::Version { object, number, previous_until_ms, leased_until_ms, sealed };
@@ -623,9 +655,10 @@ impl Broker {
         let ended = self.vat.revoke_object(SECRET, object).await;
         // Not there any more only if it was dropped by name meanwhile.
         let dropped = self.note(Record::Dropped(object)).await;
+        self.shred.set(true);
         self.accounts.borrow_mut().remove(&object);
         if let Err(fault) = ended.map(drop).and(dropped) {
-            tracing::warn!(%object, %fault, "it is left for the next start");
+            tracing::warn!(%object, %fault, "a capability to it may be left until the next start");
         }
     }
 
@@ -647,7 +680,7 @@ impl Broker {
                     return Err(Fault::unavailable(0, "this secret was rotated meanwhile"));
                 }
                 let facts = state.facts(object)?;
-                let owner = Owner { tenant: facts.tenant, object };
+                let owner = facts.owner(object);
                 let sealed = self.opened(|barrier| {
                     barrier.seal(owner, &facts.key, number, value, &mut random)
                 })?;
@@ -770,6 +803,7 @@ impl Broker {
             Ok((vec![Record::Dropped(object)], ()))
         });
         let ((), ended) = dropped.await?;
+        self.shred.set(true);
         self.accounts.borrow_mut().remove(&object);
         let detail = format!("'{name}' dropped, with {ended} leases");
         self.report(facet.tenant(), facet.cap_id(), detail);
@@ -1272,6 +1306,11 @@ impl secret::Server for SecretServer {
             let renewed = broker.change(&this.facet, Rights::READ, |state| {
                 broker.opened(|_| Ok(()))?;
                 state.check_node(node)?;
+                if state.facts(object)?.kind == SecretKind::X509 {
+                    let why =
+                        "a certificate ends with its lease, and is not made longer: read again";
+                    return Err(Fault::malformed(why));
+                }
                 let until_ms = state.renewal(object, id, &holder, (ttl_ms, most_ms), now_ms)?;
                 Ok((vec![Record::Renewed { id, until_ms }], until_ms))
             });

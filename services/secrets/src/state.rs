@@ -424,7 +424,7 @@ impl State {
         let found = found.ok_or_else(|| {
             Fault::not_found(format!("no version {version} of this secret can be read"))
         })?;
-        let owner = Owner { tenant: secret.facts.tenant, object };
+        let owner = secret.facts.owner(object);
         Ok(Reading { owner, facts: &secret.facts, version: found.number, sealed: &found.sealed })
     }
 

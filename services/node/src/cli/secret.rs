@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::holder::{Holder, call, now_ms, pick, read, read_cap_file};
 use super::text::{self, row};
-use super::{Context, Report, Stop, emit, files, interruptible, settled};
+use super::{Context, Report, Stop, complain, emit, files, interruptible, settled};
 
 /// The operator's and tenants' entry for the secret broker, which not every image has.
 pub const ENTRY: &str = "secrets";
@@ -110,7 +110,7 @@ Example:
     /// End a secret with all that was leased of it; or leases only
     #[command(after_help = "\
 Examples:
-  distos secret revoke db/password --as red.cap             the secret is gone, and its key
+  distos secret revoke db/password --as red.cap             the secret is gone
   distos secret revoke db/password --leases --as red.cap    only who has read it has to read it again
   distos secret revoke --of-node 1f95…                       every lease of holders on that node (operators)")]
     Revoke(RevokeArgs),
@@ -519,12 +519,13 @@ async fn put(
     Ok(Report { json, text })
 }
 
-/// Others could put another file, or a link, in its place.
+/// Others could put another file, or a link, in its place: whoever may write to the directory, or owns it.
 fn check_private(out: &Path) -> Result<(), Fault> {
     let directory = out.parent().filter(|parent| *parent != Path::new(""));
     let directory = directory.unwrap_or(Path::new("."));
-    let mode = std::fs::metadata(directory).map_err(|e| files::io_fault(directory, &e))?.mode();
-    if mode & 0o022 != 0 {
+    let found = std::fs::metadata(directory).map_err(|e| files::io_fault(directory, &e))?;
+    let own = [rustix::process::geteuid().as_raw(), 0].contains(&found.uid());
+    if found.mode() & 0o022 != 0 || !own {
         return Err(Fault::malformed(format!(
             "{}: others may write to this directory: write a secret to one that is yours alone",
             directory.display()
@@ -556,10 +557,15 @@ async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
         let parcel = answer.get_parcel()?.to_vec();
         Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
     })?;
+    if args.version != 0 && version != args.version {
+        let why = format!("version {version} came in place of {}: ask again", args.version);
+        return Err(Fault::Unauthenticated(why));
+    }
     let content = Content::Reading { name: &name, version, lease };
     let value = recipient.open(&broker.purpose(content), &parcel)?;
     if to_stdout {
         emit(&value).await?;
+        complain(&format!("lease {lease}, {}", text::expiry(until_ms, now_ms())));
         return Ok(Report::nothing());
     }
     files::write(&args.out, &value, files::SECRET)?;
@@ -701,7 +707,7 @@ async fn revoke(context: &Context, args: RevokeArgs) -> Result<Report, Fault> {
     }
     call(one.client.drop_request()).await?;
     let name = which.name.unwrap_or_default();
-    Ok(Report { text: "the secret is gone, and its key".into(), json: json!({ "dropped": name }) })
+    Ok(Report { text: "the secret is gone".into(), json: json!({ "dropped": name }) })
 }
 
 #[cfg(test)]
@@ -719,6 +725,11 @@ mod tests {
         for (mode, fits) in [(0o700, true), (0o755, true), (0o770, false), (0o777, false)] {
             set(mode);
             assert_eq!(check_private(&out).is_ok(), fits, "{mode:o}");
+        }
+        set(0o700);
+        match std::os::unix::fs::chown(dir.path(), Some(12_345), None) {
+            Ok(()) => assert!(check_private(&out).is_err(), "another's directory"),
+            Err(_) => println!("NOT TESTED: only root gives a directory to somebody else"),
         }
     }
 
