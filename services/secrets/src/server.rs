@@ -1439,3 +1439,15 @@ impl secret::Server for SecretServer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_that_cannot_be_removed_is_tried_ever_less_often_and_never_given_up() {
+        let pauses: Vec<Duration> = (0..40).map(removal_pause).collect();
+        assert!(pauses.is_sorted() && pauses[0] == TICK && pauses[3] > pauses[2]);
+        assert_eq!((pauses[39], removal_pause(u32::MAX)), (LONGEST_PAUSE, LONGEST_PAUSE));
+    }
+}
