@@ -7,8 +7,10 @@
 # none, and every call that takes or gives one fails with "denied" there.
 #
 # The broker starts sealed, without the root key that everything it keeps is encrypted under. Until enough shares of
-# that are given (`Secrets.unseal`), every call but `status`, `card`, `init` and `unseal`, and the ending of leases, fails
-# with "unavailable". So does every call while what was revoked could not be recorded (L2).
+# that are given (`Secrets.unseal`), `put`, `get`, `renew` and `rotate` fail with "unavailable"; so they do while what was
+# ended could not be recorded (L2). What uses no key works while it is sealed: names and numbers of leases are told
+# (`open`, `list`, `info`), and leases and secrets can be ended (`release`, `endLeases`, `endCap`, `endNode`, `drop`). While
+# nothing can be recorded these take effect, and fail with "unavailable" all the same; after 4096 of them they take none.
 
 using Cap = import "capability.capnp";
 
@@ -102,9 +104,19 @@ interface Secrets extends(Cap.Capability) {
   # Needs "list". The caller's tenant's.
 
   endNode @8 (node :Data) -> (leases :UInt64, micros :UInt64);
-  # Needs "admin". Ends every lease, of all tenants, of holders on this node (32 bytes): one step and one durable
-  # record, however many. `leases` counts them, with what had ended and was not yet cleared away. From when it returns
-  # none is renewed, and nothing is given out under one; an answer that had been made may still be on its way.
+  # Needs "admin". Ends every lease, of all tenants, of holders on this node (32 bytes), and of holders of whom the broker
+  # knows no node, as they may be there: one step and one durable record, however many. `leases` counts them, with what
+  # had ended and was not yet cleared away. From when it returns none is renewed, and nothing is given out under one; an
+  # answer that had been made may still be on its way. Holders on that node get no leases from then on
+  # ("stale-attestation"), until `admitNode`. A holder of whom no node is known (an agent, or one whose calls are end to
+  # end) is not kept from reading again, wherever it is: for that its capability is revoked, or the secret is `attested`.
+
+  admitNode @9 (node :Data) -> ();
+  # Needs "admin". Takes back that holders on this node get nothing. What was ended stays so.
+
+  endCap @10 (capId :UInt64) -> (leases :UInt64);
+  # Needs "drop". Ends all leases that were made by this capability, or one restored from the same chain, on all secrets of
+  # the caller's tenant. One step and one record, as `endNode`.
 }
 
 interface Secret extends(Cap.Capability) {
@@ -113,27 +125,33 @@ interface Secret extends(Cap.Capability) {
   get @0 (to :Recipient, version :UInt32, ttlMs :UInt64)
       -> (parcel :Data, version :UInt32, lease :UInt64, untilMs :UInt64);
   # Needs "read". The newest version (0), or an older one while it can be read. The lease runs for `ttlMs` (0: as long as
-  # it may) and is durable before this returns; its holder is the caller's key and capability. Fails: "not-found" (no such
-  # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may).
+  # it may) and is durable before this returns; its holder is the caller's key and capability. Revoking that capability
+  # keeps its holder from reading and renewing, and lets its leases, and their accounts, run out: `Secrets.endCap` ends
+  # them. Fails: "not-found" (no such
+  # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may, or
+  # the caller by this capability: an eighth of the tenant's).
 
   renew @1 (lease :UInt64, ttlMs :UInt64) -> (untilMs :UInt64);
   # Needs "read". Of the caller's own lease. A lease on an older version runs no longer than that can be read. Fails:
-  # "revoked" (it has ended, or is not the caller's).
+  # "revoked" (it has ended, or is not the caller's), "malformed" (a certificate is not made longer: read again).
 
   release @2 (lease :UInt64) -> ();
   # Needs "read". Ends the caller's own lease.
 
   rotate @3 (value :Data, overlapMs :UInt64) -> (version :UInt32);
   # Needs "write". A new version, which is the newest from when this returns; of `x509` a new authority. The version before
-  # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`.
+  # can be read until its last lease has ended, and at most for `overlapMs` (at most 30 days). `value` as in `put`;
+  # its parcel says which version it becomes, which is one more than the newest (`info`).
   # Fails: "malformed" (`ed25519` and `account` have nothing to rotate), "unavailable" (too many versions overlap).
 
-  endLeases @4 (capId :UInt64) -> (leases :UInt64);
-  # Needs "drop". Ends all leases on this secret; or with `capId` those that were made by this capability or one restored
-  # from the same chain, on all secrets of this tenant. One step and one record, as `Secrets.endNode`.
+  endLeases @4 () -> (leases :UInt64);
+  # Needs "drop". Ends all leases on this secret; its older versions cannot be read any more. One step and one record, as
+  # `Secrets.endNode`.
 
   drop @5 () -> ();
-  # Needs "drop". Ends its leases and every capability to it, and destroys the key that its versions are encrypted under.
+  # Needs "drop". Ends its leases and every capability to it. The key that its versions are encrypted under, itself
+  # encrypted, stands in the log until that is rewritten: within two minutes or so, but only once it has grown if the
+  # broker ends before. What the file system keeps of the old file is not erased.
   # Fails: "unavailable" (accounts are not removed yet: `endLeases`, and wait).
 
   info @6 () -> (info :SecretInfo);

@@ -14,6 +14,8 @@
 //!   ([`request_message`]); a vat's node signs the vat's (a card of `distos_noise`).
 //! - It is not post-quantum: whoever records a parcel may open it with a quantum computer, unless the connection below
 //!   agreed on its keys with ML-KEM.
+//! - The library works on copies of what is sealed and opened, in buffers that it frees without erasing them. Until the
+//!   allocator uses these again, a plain text stands in the memory of whoever sealed or opened it.
 //! - The same parcel opens twice. What must happen once is its user's to see to.
 //!
 //! Randomness is the library's own (aws-lc), everything else is a function of its arguments.
@@ -149,10 +151,23 @@ pub enum Content<'a> {
         /// The lease under which it is given out.
         lease: u64,
     },
-    /// A secret's new value, from whoever puts it.
-    Value {
+    /// A new secret's value, from whoever puts it.
+    NewValue {
         /// The secret.
         name: &'a str,
+        /// Whether it is to be given out on evidence only.
+        attested: bool,
+        /// For how long leases on it run at most, in milliseconds, as it is asked for.
+        lease_ms: u64,
+    },
+    /// A secret's next value, from whoever rotates it.
+    NextValue {
+        /// The secret.
+        object: ObjectId,
+        /// Which version that becomes.
+        version: u32,
+        /// For how long the version before can be read at most, in milliseconds.
+        overlap_ms: u64,
     },
     /// A share of a root key, to the operator that makes them.
     NewShare {
@@ -175,9 +190,17 @@ impl Purpose<'_> {
                 out.extend(version.to_le_bytes());
                 out.extend(lease.to_le_bytes());
             }
-            Content::Value { name } => {
+            Content::NewValue { name, attested, lease_ms } => {
                 out.push(2);
                 push_text(&mut out, name);
+                out.push(attested.into());
+                out.extend(lease_ms.to_le_bytes());
+            }
+            Content::NextValue { object, version, overlap_ms } => {
+                out.push(5);
+                out.extend(object.0.to_le_bytes());
+                out.extend(version.to_le_bytes());
+                out.extend(overlap_ms.to_le_bytes());
             }
             Content::NewShare { number } => out.extend([3, number]),
             Content::Share => out.push(4),
@@ -220,7 +243,7 @@ mod tests {
             Content::Reading { name: "dc", version: 3, lease: 7 },
             Content::Reading { name: "db", version: 4, lease: 7 },
             Content::Reading { name: "db", version: 3, lease: 8 },
-            Content::Value { name: "db" },
+            Content::NewValue { name: "db", attested: true, lease_ms: 9 },
             Content::NewShare { number: 1 },
             Content::Share,
         ] {
@@ -229,6 +252,32 @@ mod tests {
         for other in wrong {
             let fault = receiver.open(&other, &parcel).unwrap_err();
             assert!(matches!(fault, Fault::Unauthenticated(_)), "{other:?}: {fault}");
+        }
+    }
+
+    #[test]
+    fn whoever_passes_a_value_on_cannot_have_it_kept_otherwise_or_again_as_a_later_version() {
+        let vat = VatName::new("secrets").unwrap();
+        let receiver = Recipient::new().unwrap();
+        let put = Content::NewValue { name: "db", attested: true, lease_ms: 9 };
+        let (object, version, overlap_ms) = (ObjectId(1), 2, 3);
+        let rotation = Content::NextValue { object, version, overlap_ms };
+        let others = [
+            put,
+            Content::NewValue { name: "db", attested: false, lease_ms: 9 },
+            Content::NewValue { name: "db", attested: true, lease_ms: 10 },
+            Content::NewValue { name: "dc", attested: true, lease_ms: 9 },
+            rotation,
+            Content::NextValue { object: ObjectId(2), version, overlap_ms },
+            Content::NextValue { object, version: 3, overlap_ms },
+            Content::NextValue { object, version, overlap_ms: 4 },
+        ];
+        for right in [put, rotation] {
+            let parcel = seal(receiver.key(), &purpose(&vat, right), b"hunter2").unwrap();
+            for other in others {
+                let opened = receiver.open(&purpose(&vat, other), &parcel);
+                assert_eq!(opened.is_ok(), other == right, "{right:?} as {other:?}");
+            }
         }
     }
 

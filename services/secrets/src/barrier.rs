@@ -1,6 +1,7 @@
 //! What stands between the disk and the secrets: a root key, under which each secret's own key is encrypted, under
 //! which each of its versions is. All of it XChaCha20-Poly1305 with random nonces of 24 bytes, so that no counter has to
-//! survive a crash; what a cipher text is of is authenticated with it, so that none can stand in another's place.
+//! survive a crash; what a cipher text is of is authenticated with it, so that none can stand in another's place, and under
+//! another name or other terms none opens.
 //!
 //! Of all these keys only the root key stands in memory, in a page of its own, while the broker is open. A secret's key is
 //! on the stack while it is used.
@@ -52,13 +53,16 @@ pub struct Owner {
     pub tenant: TenantId,
     /// The secret.
     pub object: ObjectId,
+    /// BLAKE3 of what is fixed about the secret.
+    pub terms: [u8; 32],
 }
 
 impl Owner {
-    fn bytes(self) -> [u8; 12] {
-        let mut out = [0; 12];
+    fn bytes(self) -> [u8; 44] {
+        let mut out = [0; 44];
         out[..4].copy_from_slice(&self.tenant.0.to_le_bytes());
-        out[4..].copy_from_slice(&self.object.0.to_le_bytes());
+        out[4..12].copy_from_slice(&self.object.0.to_le_bytes());
+        out[12..].copy_from_slice(&self.terms);
         out
     }
 }
@@ -186,7 +190,7 @@ mod tests {
     }
 
     fn owner(tenant: u32, object: u64) -> Owner {
-        Owner { tenant: TenantId(tenant), object: ObjectId(object) }
+        Owner { tenant: TenantId(tenant), object: ObjectId(object), terms: [4; 32] }
     }
 
     fn scheme() -> Scheme {
@@ -208,6 +212,7 @@ mod tests {
             (owner(1, 8), &other, 3),
             (owner(1, 7), &other, 3),
             (owner(1, 7), &key, 2),
+            (Owner { terms: [5; 32], ..owner(1, 7) }, &key, 3),
         ] {
             let fault = barrier.open(owner, key, version, &sealed).unwrap_err();
             assert!(matches!(fault, Fault::Corrupt(_)), "{fault}");

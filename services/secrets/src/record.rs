@@ -4,7 +4,7 @@
 use distos_abi::{CapId, HolderKey, NodeId, ObjectId, TenantId};
 use distos_rpc::log::{Format, MAX_PAYLOAD, Reader};
 
-use crate::barrier::{RootFacts, SEALED_OVERHEAD, WrappedKey};
+use crate::barrier::{Owner, RootFacts, SEALED_OVERHEAD, WrappedKey};
 use crate::shamir::Scheme;
 
 /// The longest name, in bytes.
@@ -62,6 +62,17 @@ pub struct Facts {
     pub key: WrappedKey,
 }
 
+impl Facts {
+    /// What is encrypted of the secret `object` goes by all of these.
+    pub fn owner(&self, object: ObjectId) -> Owner {
+        let mut terms = blake3::Hasher::new();
+        terms.update(&[self.kind.code(), self.attested.into()]);
+        terms.update(&self.lease_ms.to_le_bytes());
+        terms.update(self.name.as_bytes());
+        Owner { tenant: self.tenant, object, terms: *terms.finalize().as_bytes() }
+    }
+}
+
 /// Who holds leases. The same whenever its capability is restored again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
@@ -102,7 +113,7 @@ pub enum Record {
         /// The next lease's.
         lease: u64,
     },
-    /// A secret was made. It counts only if the kernel knows a capability to it.
+    /// A secret was made.
     Put {
         /// Its number.
         object: ObjectId,
@@ -122,7 +133,7 @@ pub enum Record {
         /// The value, encrypted under the secret's key.
         sealed: Vec<u8>,
     },
-    /// A secret is gone, and its key with it.
+    /// A secret is gone. Its key stands in the log until that is rewritten.
     Dropped(ObjectId),
     /// A lease was made.
     Leased(NewLease),
@@ -139,8 +150,13 @@ pub enum Record {
     EndedSecret(ObjectId),
     /// All leases have that a tenant's holders have by this capability.
     EndedCap(TenantId, CapId),
-    /// All leases of holders on this node have.
+    /// All leases of holders on this node have, and of holders of whom no node is known; from then on holders on it get
+    /// none.
     EndedNode(NodeId),
+    /// Holders on this node get leases again.
+    AdmittedNode(NodeId),
+    /// It was this late, in milliseconds since the Unix epoch: it is never earlier again.
+    Time(u64),
     /// A lease on a secret of accounts has ended, and its account is still to be removed.
     Owed {
         /// The secret.
@@ -239,6 +255,14 @@ impl Record {
                 out.extend(object.0.to_le_bytes());
                 out.extend(id.0.to_le_bytes());
             }
+            Record::AdmittedNode(node) => {
+                out.push(14);
+                out.extend(node.0);
+            }
+            Record::Time(now_ms) => {
+                out.push(15);
+                out.extend(now_ms.to_le_bytes());
+            }
         }
     }
 
@@ -283,6 +307,8 @@ impl Record {
             11 => Record::EndedNode(NodeId(from.bytes()?)),
             12 => Record::Owed { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
             13 => Record::Settled { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
+            14 => Record::AdmittedNode(NodeId(from.bytes()?)),
+            15 => Record::Time(from.u64()?),
             _ => return None,
         })
     }
@@ -403,6 +429,8 @@ mod tests {
             Record::EndedSecret(ObjectId(2)),
             Record::EndedCap(TenantId(3), CapId(4)),
             Record::EndedNode(NodeId([6; 32])),
+            Record::AdmittedNode(NodeId([6; 32])),
+            Record::Time(11),
             Record::Owed { object: ObjectId(2), id: LeaseId(1) },
             Record::Settled { object: ObjectId(2), id: LeaseId(1) },
         ];
@@ -420,6 +448,29 @@ mod tests {
         let frames = payloads.into_frames();
         assert_eq!(frames.len(), 1);
         assert_eq!(decode(&frames[0]), Some(all()));
+    }
+
+    #[test]
+    fn what_is_encrypted_opens_under_no_other_terms_than_those_that_it_was_put_with() {
+        let facts = Facts {
+            name: "db".into(),
+            tenant: TenantId(3),
+            kind: SecretKind::Fixed,
+            attested: true,
+            lease_ms: 60_000,
+            key: [8; WRAPPED_KEY_BYTES],
+        };
+        let owner = facts.owner(ObjectId(1));
+        for other in [
+            Facts { name: "dc".into(), ..facts.clone() },
+            Facts { tenant: TenantId(4), ..facts.clone() },
+            Facts { kind: SecretKind::X509, ..facts.clone() },
+            Facts { attested: false, ..facts.clone() },
+            Facts { lease_ms: 60_001, ..facts.clone() },
+        ] {
+            assert_ne!(other.owner(ObjectId(1)), owner, "{other:?}");
+        }
+        assert_ne!(facts.owner(ObjectId(2)), owner);
     }
 
     #[test]
@@ -441,7 +492,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_and_have_one_encoding(
-            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..15,
+            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..17,
         ) {
             let bytes = [&[first][..], &bytes].concat();
             if let Some(records) = decode(&bytes) {

@@ -1,7 +1,7 @@
 //! Secrets over RPC: what each capability allows, what is recorded before it takes effect, and what goes out sealed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::str::FromStr as _;
@@ -24,12 +24,12 @@ use distos_types::verify_signature;
 use futures::future::LocalBoxFuture;
 use zeroize::Zeroizing;
 
-use crate::barrier::{Barrier, Owner, SEALED_OVERHEAD};
+use crate::barrier::{Barrier, SEALED_OVERHEAD, WRAPPED_KEY_BYTES};
 use crate::material;
 use crate::record::{Facts, Holder, LeaseId, NewLease, Payloads, Record, SecretKind};
 use crate::shamir::{Scheme, Share};
 use crate::state::{
-    LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
+    Clock, LONGEST_MS, Limits, State, Summary, checked_lease_ms, checked_name, checked_value,
 };
 use crate::store::{Committer, Log, StoreError, Written};
 
@@ -47,10 +47,20 @@ const SWEEP: usize = 8192;
 const SWEEP_BY_LEASE: usize = 16;
 /// A log that is longer than this, in bytes, is rewritten when it has doubled since.
 const COMPACT_BYTES: u64 = 32 << 20;
+/// How far behind what was written of the time may be when something changes, and while leases only run, in milliseconds.
+const FLOOR_STEP_MS: u64 = 1_000;
+const FLOOR_IDLE_MS: u64 = 60_000;
+/// How often the log is rewritten at most because a secret was dropped.
+const SHRED_PAUSE: Duration = Duration::from_secs(60);
 /// How long what makes accounts may take.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// Accounts of a secret that are removed in one go.
 const REMOVALS: usize = 64;
+/// The longest wait before an account that could not be removed is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Changes that are carried out while none can be recorded. They wait in memory, and what comes after them is refused:
+/// nothing is given out meanwhile anyway.
+const MOST_UNWRITTEN: u64 = 4096;
 /// How soon whoever comes while nothing can be recorded may ask again, in milliseconds.
 const FAILING_RETRY_MS: u64 = 2_000;
 
@@ -70,12 +80,14 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     })?;
     let mut limits = Limits::default();
     if let Some(text) = vat.param("leases") {
-        limits.leases =
+        let leases =
             text.parse().map_err(|_| Fault::malformed(format!("leases: '{text}' is no number")))?;
+        limits = limits.with_leases(leases);
     }
     let (id, now_ms) = (random_bytes()?, vat.now_ms());
     let opened = tokio::task::spawn_blocking(move || Log::open(&dir, limits, id, now_ms));
     let (state, log) = opened.await.map_err(Fault::internal)??;
+    let clock = Cell::new(Clock::new(state.floor_ms()));
     let log_bytes = log.bytes();
     let committer = Committer::start(log).map_err(Fault::internal)?;
     reconcile(&vat, &state).await?;
@@ -84,17 +96,23 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let broker = Rc::new(Broker {
         vat,
         state: RefCell::new(state),
+        clock,
+        begun: Instant::now(),
         committer,
         barrier: RefCell::default(),
         given: RefCell::default(),
         own: RefCell::default(),
         accounts: RefCell::default(),
+        later: RefCell::default(),
         failing: RefCell::default(),
+        unwritten: Cell::new(0),
         batch: Cell::new(0),
         compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
+        shred: Cell::new(false),
     });
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
+    tokio::task::spawn_local(broker.clone().watch_evidence());
     Ok(broker)
 }
 
@@ -129,6 +147,9 @@ struct Own {
 struct Broker {
     vat: Vat,
     state: RefCell<State>,
+    clock: Cell<Clock>,
+    /// Since when that runs.
+    begun: Instant,
     committer: Committer,
     /// There while the broker is open.
     barrier: RefCell<Option<Barrier>>,
@@ -138,14 +159,29 @@ struct Broker {
     own: RefCell<Vec<Rc<Own>>>,
     /// Where accounts are made, for the secrets of which somebody who is connected has said so.
     accounts: RefCell<BTreeMap<ObjectId, accounts::Client>>,
+    /// Accounts that could not be removed, and when that is tried again. None but of those that are still to be.
+    later: RefCell<BTreeMap<(ObjectId, LeaseId), Later>>,
     /// Why what was done last is not on the disk.
     failing: RefCell<Option<StoreError>>,
+    /// Changes since then.
+    unwritten: Cell<u64>,
     /// The last batch of the log of which it is known how it ended.
     batch: Cell<u64>,
     compact_at: Cell<u64>,
+    /// Whether keys of secrets that were dropped since stand in the log.
+    shred: Cell<bool>,
 }
 
 impl Broker {
+    /// The time by which leases end, in milliseconds since the Unix epoch. It never goes back.
+    fn now_ms(&self) -> u64 {
+        let run_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut clock = self.clock.get();
+        let now_ms = clock.now_ms(self.vat.now_ms(), run_ms);
+        self.clock.set(clock);
+        now_ms
+    }
+
     fn usable(&self) -> Result<(), Fault> {
         match &*self.failing.borrow() {
             None => Ok(()),
@@ -176,9 +212,20 @@ impl Broker {
         need: Rights,
         decide: impl FnOnce(&State) -> Result<(Vec<Record>, T), Fault>,
     ) -> Result<(T, u64), Fault> {
+        if let Err(failing) = self.usable() {
+            if self.unwritten.get() >= MOST_UNWRITTEN {
+                return Err(failing);
+            }
+            self.unwritten.set(self.unwritten.get() + 1);
+        }
+        let now_ms = self.now_ms();
         let committed = facet.commit(need, NO_BYTES, || {
             let mut state = self.state.borrow_mut();
-            let (records, result) = decide(&state)?;
+            let (mut records, result) = decide(&state)?;
+            // So that no restart has it earlier than when this was decided.
+            if now_ms >= state.floor_ms().saturating_add(FLOOR_STEP_MS) {
+                records.insert(0, Record::Time(now_ms));
+            }
             let payloads: Payloads = records.iter().cloned().collect();
             let mut ended = 0;
             for record in records {
@@ -202,53 +249,82 @@ impl Broker {
         if batch >= self.batch.get() {
             self.batch.set(batch);
             *self.failing.borrow_mut() = result.as_ref().err().cloned();
+            if result.is_ok() {
+                self.unwritten.set(0);
+            }
         }
         result.map_err(Fault::from)
     }
 
     /// Clears away what has ended, tries again what could not be written, and rewrites the log, until the vat ends.
     async fn keep(self: Rc<Self>) {
+        let mut rewritten = self.begun;
         loop {
             tokio::time::sleep(TICK).await;
-            let now_ms = self.vat.now_ms();
-            self.state.borrow_mut().sweep(SWEEP, now_ms);
+            let now_ms = self.now_ms();
             let was_failing = self.failing.borrow().is_some();
-            let answer = self.committer.append(Payloads::default()).await;
+            let time = {
+                let mut state = self.state.borrow_mut();
+                let idle = state.counts().1 == 0;
+                let cleared = state.sweep(SWEEP, now_ms) > 0;
+                let step_ms = if cleared { FLOOR_STEP_MS } else { FLOOR_IDLE_MS };
+                let due = now_ms >= state.floor_ms().saturating_add(step_ms);
+                let time = (due && !idle && !was_failing).then_some(Record::Time(now_ms));
+                if let Some(Record::Time(now_ms)) = time {
+                    state.reached(now_ms);
+                }
+                time
+            };
+            let answer = self.committer.append(time.into_iter().collect()).await;
             let Ok(bytes) = self.settle(answer) else { continue };
             if was_failing {
                 tracing::warn!("what could not be recorded is recorded");
             }
-            if bytes > self.compact_at.get() {
+            let shred = self.shred.get() && rewritten.elapsed() >= SHRED_PAUSE;
+            if shred || bytes > self.compact_at.get() {
+                rewritten = Instant::now();
                 self.compact(bytes, now_ms).await;
             }
         }
     }
 
     /// Removes accounts whose leases have ended, until the vat ends.
+    ///
+    /// Each secret's in a task of its own, so that none waits for what makes another's.
     async fn remove_accounts(self: Rc<Self>) {
+        let removing = Rc::new(RefCell::new(BTreeSet::new()));
         loop {
             tokio::time::sleep(TICK).await;
-            let attached: Vec<_> =
-                self.accounts.borrow().iter().map(|(o, c)| (*o, c.clone())).collect();
-            let removals = attached.into_iter().map(|(object, client)| {
-                let broker = self.clone();
-                async move {
-                    // What is left is tried again. What was noted is written all the same.
-                    let some = broker.remove_some(object, &client);
-                    let _ = tokio::time::timeout(ACCOUNT_WAIT, some).await;
+            for (object, client) in &*self.accounts.borrow() {
+                if !removing.borrow_mut().insert(*object) {
+                    continue;
                 }
-            });
-            futures::future::join_all(removals).await;
+                let (broker, removing) = (self.clone(), removing.clone());
+                let (object, client) = (*object, client.clone());
+                tokio::task::spawn_local(async move {
+                    broker.remove_some(object, &client).await;
+                    removing.borrow_mut().remove(&object);
+                });
+            }
         }
     }
 
     async fn remove_some(&self, object: ObjectId, client: &accounts::Client) {
-        let owed: Vec<LeaseId> = self.state.borrow().owed_of(object).take(REMOVALS).collect();
-        for id in owed {
+        let due: Vec<LeaseId> = {
+            let (state, later, now) = (self.state.borrow(), self.later.borrow(), Instant::now());
+            let is_due = |id: &LeaseId| later.get(&(object, *id)).is_none_or(|l| l.at <= now);
+            state.owed_of(object).filter(is_due).take(REMOVALS).collect()
+        };
+        for id in due {
+            if !self.is_attached(object, client) {
+                return;
+            }
             let mut request = client.remove_request();
             request.get().set_name(account_name(object, id));
-            match request.send().promise.await {
+            let answer = tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await;
+            match answer.unwrap_or_else(|_| Err(capnp::Error::overloaded("it is silent".into()))) {
                 Ok(_) => {
+                    self.later.borrow_mut().remove(&(object, id));
                     let settled = Record::Settled { object, id };
                     if self.note(settled).await.is_err() {
                         return;
@@ -258,19 +334,27 @@ impl Broker {
                     self.detach(object, client);
                     return;
                 }
-                // It is tried again.
-                Err(_) => return,
+                // It is tried again, and does not keep the others waiting.
+                Err(_) => {
+                    let mut later = self.later.borrow_mut();
+                    let failed = later.get(&(object, id)).map_or(0, |later| later.failed);
+                    let at = Instant::now() + removal_pause(failed);
+                    later.insert((object, id), Later { failed: failed.saturating_add(1), at });
+                }
             }
         }
     }
 
-    /// Forgets what is not connected any more, unless another has come meanwhile.
-    fn detach(&self, object: ObjectId, client: &accounts::Client) {
-        let mut all = self.accounts.borrow_mut();
+    fn is_attached(&self, object: ObjectId, client: &accounts::Client) -> bool {
         let same =
             |known: &accounts::Client| known.client.hook.get_ptr() == client.client.hook.get_ptr();
-        if all.get(&object).is_some_and(same) {
-            all.remove(&object);
+        self.accounts.borrow().get(&object).is_some_and(same)
+    }
+
+    /// Forgets what is not connected any more, unless another has come meanwhile.
+    fn detach(&self, object: ObjectId, client: &accounts::Client) {
+        if self.is_attached(object, client) {
+            self.accounts.borrow_mut().remove(&object);
         }
     }
 
@@ -283,27 +367,38 @@ impl Broker {
         })
     }
 
-    /// A new account for a lease: its name and password, a line each. If that fails the lease ends, and the account is
-    /// removed if it was made all the same.
-    async fn account(&self, object: ObjectId, id: LeaseId) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    /// A new account for a lease: its name and password, a line each. If what makes it answers too late, the account is
+    /// removed then; it may have been removed before it was made.
+    async fn account(
+        self: &Rc<Self>,
+        object: ObjectId,
+        id: LeaseId,
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         let mut secret = Zeroizing::new([0; 32]);
         random(&mut *secret)?;
         let name = account_name(object, id);
         let mut password = Zeroizing::new([0; 64]);
         hex::encode_to_slice(secret.as_slice(), &mut *password).map_err(Fault::internal)?;
-        let made = async {
-            let client = self.attached(object)?;
-            let mut request = client.create_request();
-            let mut params = request.get();
-            params.set_name(&name);
-            params.set_password(std::str::from_utf8(&*password).map_err(Fault::internal)?);
-            let late = |_| Err(Fault::unavailable(1_000, "what makes accounts is silent"));
-            let answer = tokio::time::timeout(ACCOUNT_WAIT, request.send().promise).await;
-            answer.map(|done| done.map(drop).map_err(|e| no_account(&e))).unwrap_or_else(late)
-        };
-        if let Err(fault) = made.await {
-            self.note(Record::Ended(id)).await?;
-            return Err(fault);
+        let client = self.attached(object)?;
+        let mut request = client.create_request();
+        let mut params = request.get();
+        params.set_name(&name);
+        params.set_password(std::str::from_utf8(&*password).map_err(Fault::internal)?);
+        let mut answer = request.send().promise;
+        match tokio::time::timeout(ACCOUNT_WAIT, &mut answer).await {
+            Ok(made) => made.map(drop).map_err(|e| no_account(&e))?,
+            Err(_) => {
+                let broker = self.clone();
+                tokio::task::spawn_local(async move {
+                    // However that ends, it makes nothing any more.
+                    let _ = answer.await;
+                    if broker.state.borrow().facts(object).is_ok() {
+                        // What cannot be recorded is kept and written later.
+                        let _ = broker.note(Record::Owed { object, id }).await;
+                    }
+                });
+                return Err(Fault::unavailable(1_000, "what makes accounts is silent"));
+            }
         }
         let mut given = Zeroizing::new(Vec::with_capacity(name.len() + password.len() + 2));
         for part in [name.as_bytes(), b"\n", &*password, b"\n"] {
@@ -322,12 +417,14 @@ impl Broker {
     /// Rewrites a log of so many bytes. If that fails the old one is there, with all that is in it.
     async fn compact(&self, bytes: u64, now_ms: u64) {
         let Ok(id) = random_bytes() else { return };
+        self.shred.set(false);
         let snapshot = self.state.borrow().snapshot(now_ms).collect();
         let written = self.committer.compact(id, snapshot).await.map(|written| written.result);
         let bytes = match written {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the log could not be rewritten");
+                self.shred.set(true);
                 bytes
             }
             Err(_) => return,
@@ -371,7 +468,8 @@ impl Broker {
         let opened = own.iter().rev().find_map(|own| own.recipient.open(&purpose, parcel).ok());
         let none = || {
             Fault::Unauthenticated(
-                "a parcel is sealed to no key of the secret broker's: ask for its card".into(),
+                "a parcel is sealed to no key of the secret broker's, or for something else: ask for its card"
+                    .into(),
             )
         };
         opened.ok_or_else(none)
@@ -387,6 +485,11 @@ impl Broker {
         let recipient = Recipient::new()?;
         let key = StaticPublic(recipient.key().0);
         let certified = self.vat.certify(&key.0).await?;
+        // Somebody else may have made another meanwhile: only two are kept, and this one nobody knows.
+        let newest = self.own.borrow().last().cloned();
+        if let Some(own) = newest.filter(|own| now_ms < own.renew_ms) {
+            return Ok(own.card);
+        }
         let (until_ms, signature) = (certified.until_ms, certified.signature);
         let card = Card { until_ms, key, signature }.encode();
         let renew_ms = now_ms.saturating_add(until_ms.saturating_sub(now_ms) / 2);
@@ -397,6 +500,49 @@ impl Broker {
         Ok(card)
     }
 
+    /// What the attestation service says of this node: whether its evidence is good, until when, and why.
+    async fn verdict(&self) -> Result<(bool, u64, String), Fault> {
+        let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
+        let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
+        let read = || -> capnp::Result<_> {
+            let verdict = answer.get()?.get_verdict()?;
+            let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
+            Ok((verdict.get_good(), verdict.get_fresh_until_ms(), reason))
+        };
+        read().map_err(|e| fault_of(&e))
+    }
+
+    /// Ends leases on secrets that are given out on evidence only when that turns bad, until the vat ends. While nothing
+    /// is said of it, they end with what was said last.
+    async fn watch_evidence(self: Rc<Self>) {
+        let mut was_bad = false;
+        loop {
+            tokio::time::sleep(TICK).await;
+            let leased = self.state.borrow().attested_leased();
+            if leased.is_empty() {
+                was_bad = false;
+                continue;
+            }
+            let Ok(Ok((good, _, reason))) =
+                tokio::time::timeout(EVIDENCE_WAIT, self.verdict()).await
+            else {
+                continue;
+            };
+            // Once: while it is bad, what is leased has ended and is not cleared away.
+            if !good && !was_bad {
+                for (object, tenant) in leased {
+                    // It may have been dropped meanwhile. What cannot be recorded is kept and written later.
+                    if self.state.borrow().facts(object).is_ok() {
+                        let _ = self.note(Record::EndedSecret(object)).await;
+                        let detail = format!("all leases on secret {object} ended: {reason}");
+                        self.report(tenant, CapId(0), detail);
+                    }
+                }
+            }
+            was_bad = !good;
+        }
+    }
+
     /// Until when this node's evidence is good, for a secret that is given out on evidence only.
     async fn evidence(&self, facet: &Facet) -> Result<u64, Fault> {
         if facet.whence() != Whence::Here {
@@ -404,19 +550,9 @@ impl Broker {
                 "this secret is given out only to holders on the broker's own node: of others it has no evidence".into(),
             ));
         }
-        let asked = async {
-            let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
-            let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
-            let read = || -> capnp::Result<_> {
-                let verdict = answer.get()?.get_verdict()?;
-                let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
-                Ok((verdict.get_good(), verdict.get_fresh_until_ms(), reason))
-            };
-            read().map_err(|e| fault_of(&e))
-        };
         let stale = |why: String| Fault::StaleAttestation(format!("no good evidence: {why}"));
-        match tokio::time::timeout(EVIDENCE_WAIT, asked).await {
-            Ok(Ok((true, until_ms, _))) if until_ms > self.vat.now_ms() => Ok(until_ms),
+        match tokio::time::timeout(EVIDENCE_WAIT, self.verdict()).await {
+            Ok(Ok((true, until_ms, _))) if until_ms > self.now_ms() => Ok(until_ms),
             Ok(Ok((true, ..))) => Err(stale("it is too old".into())),
             Ok(Ok((false, _, reason))) => Err(stale(reason)),
             Ok(Err(fault)) => Err(stale(fault.to_string())),
@@ -450,6 +586,7 @@ impl Broker {
         &self,
         facet: &Facet,
         (kind, name): (SecretKind, &str),
+        content: Content<'_>,
         parcel: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         if kind != SecretKind::Fixed && !parcel.is_empty() {
@@ -457,12 +594,12 @@ impl Broker {
         }
         match kind {
             SecretKind::Fixed => {
-                let value = self.unwrap(facet, Content::Value { name }, parcel)?;
+                let value = self.unwrap(facet, content, parcel)?;
                 checked_value(&value)?;
                 Ok(value)
             }
             SecretKind::Ed25519 | SecretKind::Account => Ok(Zeroizing::default()),
-            SecretKind::X509 => material::authority(name, self.vat.now_ms(), &mut random),
+            SecretKind::X509 => material::authority(name, self.now_ms(), &mut random),
         }
     }
 
@@ -477,14 +614,16 @@ impl Broker {
         let ((object, name), _) = self
             .change(facet, Rights::CREATE, |state| {
                 let (tenant, object) = (facet.tenant(), state.next_object());
-                let owner = Owner { tenant, object };
+                let (own_name, key) = (name.clone(), [0; WRAPPED_KEY_BYTES]);
+                let mut facts = Facts { name: own_name, tenant, kind, attested, lease_ms, key };
+                let owner = facts.owner(object);
                 state.check_new(tenant, &name, (value.len() + SEALED_OVERHEAD) as u64)?;
                 let (key, sealed) = self.opened(|barrier| {
                     let key = barrier.new_key(owner, &mut random)?;
                     let sealed = barrier.seal(owner, &key, 1, value, &mut random)?;
                     Ok((key, sealed))
                 })?;
-                let facts = Facts { name: name.clone(), tenant, kind, attested, lease_ms, key };
+                facts.key = key;
                 let (number, previous_until_ms, leased_until_ms) = (1, 0, 0);
                 let version =
                     Record::Version { object, number, previous_until_ms, leased_until_ms, sealed };
@@ -516,21 +655,32 @@ impl Broker {
         let ended = self.vat.revoke_object(SECRET, object).await;
         // Not there any more only if it was dropped by name meanwhile.
         let dropped = self.note(Record::Dropped(object)).await;
+        self.shred.set(true);
         self.accounts.borrow_mut().remove(&object);
         if let Err(fault) = ended.map(drop).and(dropped) {
-            tracing::warn!(%object, %fault, "it is left for the next start");
+            tracing::warn!(%object, %fault, "a capability to it may be left until the next start");
         }
     }
 
-    async fn rotate(&self, facet: &Facet, value: &[u8], overlap_ms: u64) -> Result<u32, Fault> {
+    /// Makes version `next`.
+    async fn rotate(
+        &self,
+        facet: &Facet,
+        next: u32,
+        value: &[u8],
+        overlap_ms: u64,
+    ) -> Result<u32, Fault> {
         let object = facet.object();
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         let ((number, name), _) = self
             .change(facet, Rights::WRITE, |state| {
                 let bytes = (value.len() + SEALED_OVERHEAD) as u64;
                 let number = state.check_version(object, bytes, now_ms)?;
+                if number != next {
+                    return Err(Fault::unavailable(0, "this secret was rotated meanwhile"));
+                }
                 let facts = state.facts(object)?;
-                let owner = Owner { tenant: facts.tenant, object };
+                let owner = facts.owner(object);
                 let sealed = self.opened(|barrier| {
                     barrier.seal(owner, &facts.key, number, value, &mut random)
                 })?;
@@ -556,7 +706,7 @@ impl Broker {
 
     /// Leases a version and gives it out: the lease is durable first.
     async fn get(
-        &self,
+        self: &Rc<Self>,
         facet: &Facet,
         (holder, to): (HolderKey, RecipientKey),
         version: u32,
@@ -568,7 +718,7 @@ impl Broker {
             self.attached(object)?;
         }
         let who = self.reader(facet)?;
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         self.state.borrow_mut().sweep(SWEEP_BY_LEASE, now_ms);
         let (lease, _) = self
             .change(facet, Rights::READ, |state| {
@@ -577,14 +727,37 @@ impl Broker {
                 Ok((vec![Record::Leased(lease)], lease))
             })
             .await?;
-        let kind = self.state.borrow().facts(object)?.kind;
+        let given = self.give_out(facet, (holder, to), &lease).await;
+        if given.is_err() {
+            // Nobody has heard of it, and what it was made for is to go.
+            self.note(Record::Ended(lease.id)).await?;
+        }
+        Ok((lease, given?))
+    }
+
+    /// What is read under a lease that is durable.
+    async fn give_out(
+        self: &Rc<Self>,
+        facet: &Facet,
+        (holder, to): (HolderKey, RecipientKey),
+        lease: &NewLease,
+    ) -> Result<Vec<u8>, Fault> {
+        let object = lease.object;
+        let (kind, attested) = {
+            let state = self.state.borrow();
+            let facts = state.facts(object)?;
+            (facts.kind, facts.attested)
+        };
         let account = match kind {
             SecretKind::Account => Some(self.account(object, lease.id).await?),
             SecretKind::Fixed | SecretKind::Ed25519 | SecretKind::X509 => None,
         };
-        // It may have ended meanwhile, and then nothing leaves.
-        self.check_new(&lease)?;
-        let now_ms = self.vat.now_ms();
+        // All of this may have ended meanwhile, and then nothing leaves.
+        if attested {
+            self.evidence(facet).await?;
+        }
+        self.check_new(lease)?;
+        let now_ms = self.now_ms();
         let state = self.state.borrow();
         let reading = state.reading(object, lease.version, now_ms)?;
         let value = self.opened(|barrier| {
@@ -604,12 +777,12 @@ impl Broker {
         let parcel = seal(to, &self.purpose(holder, content), &given)?;
         let detail = format!("'{name}' version {} read, lease {}", lease.version, lease.id.0);
         self.report(facet.tenant(), facet.cap_id(), detail);
-        Ok((lease, parcel))
+        Ok(parcel)
     }
 
     /// Whether a lease that was just made still holds. [`Fault::Expired`] if its time was that short.
     fn check_new(&self, lease: &NewLease) -> Result<(), Fault> {
-        let now_ms = self.vat.now_ms();
+        let now_ms = self.now_ms();
         if now_ms >= lease.until_ms {
             return Err(Fault::Expired { at_ms: lease.until_ms });
         }
@@ -630,6 +803,7 @@ impl Broker {
             Ok((vec![Record::Dropped(object)], ()))
         });
         let ((), ended) = dropped.await?;
+        self.shred.set(true);
         self.accounts.borrow_mut().remove(&object);
         let detail = format!("'{name}' dropped, with {ended} leases");
         self.report(facet.tenant(), facet.cap_id(), detail);
@@ -646,6 +820,9 @@ impl Broker {
             return Err(Fault::malformed("this share is of another broker's root key"));
         }
         let mut given = self.given.borrow_mut();
+        if self.barrier.borrow().is_some() {
+            return Err(Fault::Exists("a root key: the broker is open, and takes no share".into()));
+        }
         given.retain(|other| other.number != share.number);
         given.push(share);
         if given.len() < usize::from(facts.scheme.threshold()) {
@@ -656,6 +833,18 @@ impl Broker {
         *self.barrier.borrow_mut() = Some(Barrier::of_shares(facts, &given)?);
         Ok(())
     }
+}
+
+/// An account that could not be removed.
+struct Later {
+    /// How often.
+    failed: u32,
+    at: Instant,
+}
+
+/// How long to wait before an account is to be removed that could not be so often before.
+fn removal_pause(failed: u32) -> Duration {
+    TICK.saturating_mul(2_u32.saturating_pow(failed)).min(LONGEST_PAUSE)
 }
 
 /// What somebody wants to keep.
@@ -808,6 +997,7 @@ impl secrets::Server for SecretsServer {
             let broker = &this.broker;
             broker.usable()?;
             let (barrier, facts, shares) = Barrier::new(scheme, &mut random)?;
+            let id = facts.id;
             let parcel = |share: &Share| {
                 let content = Content::NewShare { number: share.number };
                 seal(to, &broker.purpose(holder, content), &share.encode())
@@ -815,11 +1005,20 @@ impl secrets::Server for SecretsServer {
             let parcels = shares.iter().map(parcel).collect::<Result<Vec<_>, Fault>>()?;
             broker
                 .change(&this.facet, Rights::ADMIN, |state| match state.is_used() {
-                    false => Ok((vec![Record::Root(facts)], ())),
+                    false => {
+                        // The key that was is worth nothing from here on, however this ends: nothing is
+                        // encrypted under it any more.
+                        *broker.barrier.borrow_mut() = None;
+                        broker.given.borrow_mut().clear();
+                        Ok((vec![Record::Root(facts)], ()))
+                    }
                     true => Err(Fault::Exists("a root key that secrets are under".into())),
                 })
                 .await?;
-            broker.given.borrow_mut().clear();
+            if broker.state.borrow().root().is_none_or(|root| root.id != id) {
+                let why = "another root key was made meanwhile, and these shares are worth nothing";
+                return Err(Fault::unavailable(0, why));
+            }
             *broker.barrier.borrow_mut() = Some(barrier);
             let (of, made) = (scheme.threshold(), scheme.shares());
             let detail = format!("root key made, any {of} of {made} shares open it");
@@ -900,8 +1099,10 @@ impl secrets::Server for SecretsServer {
             }
             let accounts = params.has_accounts().then(|| params.get_accounts()).transpose()?;
             let lease_ms = checked_lease_ms(params.get_lease_ms()).map_err(fail)?;
-            let value = broker.value(&self.facet, (kind, &name), params.get_value()?);
             let attested = params.get_attested();
+            let content =
+                Content::NewValue { name: &name, attested, lease_ms: params.get_lease_ms() };
+            let value = broker.value(&self.facet, (kind, &name), content, params.get_value()?);
             (NewSecret { name, kind, attested, lease_ms, accounts }, value.map_err(fail)?)
         };
         let this = self.clone();
@@ -940,7 +1141,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::ListResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         let found = self.broker.state.borrow().list(self.facet.tenant(), now_ms);
         let mut list = self.facet.reply(&mut results).init_secrets(found.len() as u32);
         for (at, summary) in found.iter().enumerate() {
@@ -955,10 +1156,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::EndNodeResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let node = params.get()?.get_node()?;
-        let node = NodeId(node.try_into().map_err(|_| {
-            fail(Fault::malformed(format!("a node's id has 32 bytes, not {}", node.len())))
-        })?);
+        let node = node_of(params.get()?.get_node()?).map_err(fail)?;
         let (this, begun) = (self.clone(), Instant::now());
         let end = async move {
             this.broker.end(&this.facet, Rights::ADMIN, Record::EndedNode(node)).await
@@ -972,6 +1170,46 @@ impl secrets::Server for SecretsServer {
         reply.set_micros(micros);
         Ok(())
     }
+
+    async fn admit_node(
+        self: Rc<Self>,
+        params: secrets::AdmitNodeParams,
+        mut results: secrets::AdmitNodeResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let node = node_of(params.get()?.get_node()?).map_err(fail)?;
+        let this = self.clone();
+        let admit = async move {
+            this.broker.end(&this.facet, Rights::ADMIN, Record::AdmittedNode(node)).await
+        };
+        to_its_end(admit).await?;
+        let detail = format!("holders on node {node} get leases again");
+        self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn end_cap(
+        self: Rc<Self>,
+        params: secrets::EndCapParams,
+        mut results: secrets::EndCapResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::DROP).map_err(fail)?;
+        let cap = CapId(params.get()?.get_cap_id());
+        let record = Record::EndedCap(self.facet.tenant(), cap);
+        let this = self.clone();
+        let end = async move { this.broker.end(&this.facet, Rights::DROP, record).await };
+        let ended = to_its_end(end).await?;
+        let detail = format!("all {ended} leases by capability {} ended", cap.0);
+        self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
+        self.facet.reply(&mut results).set_leases(ended);
+        Ok(())
+    }
+}
+
+fn node_of(bytes: &[u8]) -> Result<NodeId, Fault> {
+    let wrong = || Fault::malformed(format!("a node's id has 32 bytes, not {}", bytes.len()));
+    bytes.try_into().map(NodeId).map_err(|_| wrong())
 }
 
 fn describe(summary: &Summary, mut info: secret_info::Builder<'_>) {
@@ -1004,7 +1242,7 @@ impl SecretServer {
     /// Whether a lease is the caller's own.
     fn check_lease(&self, id: LeaseId) -> Result<Holder, Fault> {
         let (holder, _) = self.broker.reader(&self.facet)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         self.broker.state.borrow().check_lease(self.facet.object(), id, &holder, now_ms)?;
         Ok(holder)
     }
@@ -1038,7 +1276,11 @@ impl secret::Server for SecretServer {
         let get = async move { this.broker.get(&this.facet, to, version, ttl_ms).await };
         let (lease, parcel) = to_its_end(get).await?;
         // Nothing is between this and the reply.
-        self.broker.check_new(&lease).map_err(fail)?;
+        if let Err(fault) = self.broker.check_new(&lease) {
+            // Nobody hears of it. What cannot be recorded is kept and written later.
+            let _ = self.broker.note(Record::Ended(lease.id)).await;
+            return Err(fail(fault));
+        }
         let mut reply = self.facet.reply(&mut results);
         reply.set_parcel(&parcel);
         reply.set_version(lease.version);
@@ -1059,15 +1301,22 @@ impl secret::Server for SecretServer {
         let renew = async move {
             let broker = &this.broker;
             let most_ms = broker.most_ms(&this.facet).await?;
-            let (object, now_ms) = (this.facet.object(), broker.vat.now_ms());
+            let (object, now_ms) = (this.facet.object(), broker.now_ms());
+            let (_, node) = broker.reader(&this.facet)?;
             let renewed = broker.change(&this.facet, Rights::READ, |state| {
                 broker.opened(|_| Ok(()))?;
+                state.check_node(node)?;
+                if state.facts(object)?.kind == SecretKind::X509 {
+                    let why =
+                        "a certificate ends with its lease, and is not made longer: read again";
+                    return Err(Fault::malformed(why));
+                }
                 let until_ms = state.renewal(object, id, &holder, (ttl_ms, most_ms), now_ms)?;
                 Ok((vec![Record::Renewed { id, until_ms }], until_ms))
             });
             let (until_ms, _) = renewed.await?;
             // Ended meanwhile: then this must not say that it runs.
-            let now_ms = broker.vat.now_ms();
+            let now_ms = broker.now_ms();
             broker.state.borrow().check_lease(object, id, &holder, now_ms)?;
             Ok(until_ms)
         };
@@ -1112,9 +1361,12 @@ impl secret::Server for SecretServer {
             return Err(fail(Fault::malformed("each reading makes its own: nothing is rotated")));
         }
         let kind = (facts.kind, facts.name.as_str());
-        let value = broker.value(&self.facet, kind, params.get_value()?).map_err(fail)?;
+        let (object, now_ms) = (self.facet.object(), broker.now_ms());
+        let next = broker.state.borrow().check_version(object, 0, now_ms).map_err(fail)?;
+        let content = Content::NextValue { object, version: next, overlap_ms };
+        let value = broker.value(&self.facet, kind, content, params.get_value()?).map_err(fail)?;
         let this = self.clone();
-        let rotate = async move { this.broker.rotate(&this.facet, &value, overlap_ms).await };
+        let rotate = async move { this.broker.rotate(&this.facet, next, &value, overlap_ms).await };
         let number = to_its_end(rotate).await?;
         self.facet.reply(&mut results).set_version(number);
         Ok(())
@@ -1122,24 +1374,18 @@ impl secret::Server for SecretServer {
 
     async fn end_leases(
         self: Rc<Self>,
-        params: secret::EndLeasesParams,
+        _: secret::EndLeasesParams,
         mut results: secret::EndLeasesResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::DROP).map_err(fail)?;
         let object = self.facet.object();
         let name = self.broker.state.borrow().facts(object).map(|facts| facts.name.clone());
         let name = name.map_err(fail)?;
-        let (record, which) = match params.get()?.get_cap_id() {
-            0 => (Record::EndedSecret(object), format!("on '{name}'")),
-            cap => {
-                let record = Record::EndedCap(self.facet.tenant(), CapId(cap));
-                (record, format!("by capability {cap}"))
-            }
-        };
+        let record = Record::EndedSecret(object);
         let this = self.clone();
         let end = async move { this.broker.end(&this.facet, Rights::DROP, record).await };
         let ended = to_its_end(end).await?;
-        let detail = format!("all {ended} leases {which} ended");
+        let detail = format!("all {ended} leases on '{name}' ended");
         self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
         self.facet.reply(&mut results).set_leases(ended);
         Ok(())
@@ -1186,10 +1432,22 @@ impl secret::Server for SecretServer {
         mut results: secret::InfoResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
-        let now_ms = self.broker.vat.now_ms();
+        let now_ms = self.broker.now_ms();
         let summary = self.broker.state.borrow().summary(self.facet.object(), now_ms);
         let summary = summary.map_err(fail)?;
         describe(&summary, self.facet.reply(&mut results).init_info());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_that_cannot_be_removed_is_tried_ever_less_often_and_never_given_up() {
+        let pauses: Vec<Duration> = (0..40).map(removal_pause).collect();
+        assert!(pauses.is_sorted() && pauses[0] == TICK && pauses[3] > pauses[2]);
+        assert_eq!((pauses[39], removal_pause(u32::MAX)), (LONGEST_PAUSE, LONGEST_PAUSE));
     }
 }

@@ -60,7 +60,8 @@ pub struct Share {
     pub threshold: u8,
     /// Which one, from 1.
     pub number: u8,
-    bytes: [u8; SECRET_BYTES],
+    /// In one place, however often the share moves: what moves leaves its old bytes behind.
+    bytes: Box<[u8; SECRET_BYTES]>,
 }
 
 impl Share {
@@ -71,7 +72,7 @@ impl Share {
         out.push(VERSION);
         out.extend(self.id);
         out.extend([self.threshold, self.number]);
-        out.extend(self.bytes);
+        out.extend(&self.bytes[..]);
         let check = blake3::hash(&out);
         out.extend(&check.as_bytes()[..CHECK_BYTES]);
         out
@@ -97,7 +98,7 @@ impl Share {
         if !(1..=MAX_SHARES).contains(&number) {
             return Err(Fault::malformed("a share has a number that none has"));
         }
-        let mut share = Share { id: [0; ID_BYTES], threshold, number, bytes: [0; SECRET_BYTES] };
+        let mut share = Share { id: [0; ID_BYTES], threshold, number, bytes: Box::default() };
         share.id.copy_from_slice(id);
         share.bytes.copy_from_slice(&rest[2..]);
         Ok(share)
@@ -129,7 +130,7 @@ pub fn split<E>(
     let mut coefficients = Zeroizing::new(vec![0u8; degree * SECRET_BYTES]);
     random(&mut coefficients)?;
     let shares = (1..=scheme.shares).map(|number| {
-        let mut bytes = [0; SECRET_BYTES];
+        let mut bytes = Box::new([0; SECRET_BYTES]);
         for (at, byte) in bytes.iter_mut().enumerate() {
             // Horner's rule, from the highest degree down.
             let above = (0..degree).rev().map(|d| coefficients[d * SECRET_BYTES + at]);
@@ -154,7 +155,7 @@ pub fn combine(shares: &[Share]) -> Result<SecretPage, Fault> {
         key.fill(0);
         for share in shares {
             let weight = weight(share.number, &numbers);
-            key.iter_mut().zip(&share.bytes).for_each(|(key, byte)| *key ^= mul(*byte, weight));
+            key.iter_mut().zip(&*share.bytes).for_each(|(key, byte)| *key ^= mul(*byte, weight));
         }
         Ok(())
     })
@@ -259,7 +260,7 @@ mod tests {
         let mut fits = std::collections::BTreeSet::new();
         for byte in 0..=255u8 {
             // The share that would make the key with `byte` in front, if the thief found it.
-            let other = |y: u8| Share { id: ID, threshold: 2, number: 2, bytes: [y; 32] };
+            let other = |y: u8| Share { id: ID, threshold: 2, number: 2, bytes: Box::new([y; 32]) };
             let mine = Share::decode(&thief.encode()).unwrap();
             fits.insert(combine(&[mine, other(byte)]).unwrap().expose()[0]);
         }

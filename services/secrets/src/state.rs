@@ -38,13 +38,47 @@ pub struct Limits {
     pub bytes: u64,
     /// Leases of a tenant, with those that have ended and are not cleared away.
     pub leases: u64,
+    /// Of these, leases that one holder may have by one capability, so that whoever was lent a secret leaves some to its
+    /// owner.
+    pub leases_of_holder: u64,
     /// Versions of a secret that can be read.
     pub versions: usize,
 }
 
+impl Limits {
+    /// So many leases of a tenant, an eighth of them a holder's at most.
+    pub fn with_leases(self, leases: u64) -> Limits {
+        Limits { leases, leases_of_holder: (leases / 8).max(1), ..self }
+    }
+}
+
+/// A clock that never goes back and never stands still, whatever the one that it follows does: leases that have ended
+/// by their time stay so when somebody sets that one back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// What it was at least when `run_ms` was 0.
+    base_ms: u64,
+}
+
+impl Clock {
+    /// One that is never before `floor_ms`.
+    pub fn new(floor_ms: u64) -> Clock {
+        Clock { base_ms: floor_ms }
+    }
+
+    /// The time, in milliseconds since the Unix epoch as far as `wall_ms` can be believed. `run_ms` is for how long this
+    /// clock has run.
+    pub fn now_ms(&mut self, wall_ms: u64, run_ms: u64) -> u64 {
+        self.base_ms = self.base_ms.max(wall_ms.saturating_sub(run_ms));
+        self.base_ms.saturating_add(run_ms)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { secrets: 1024, bytes: 16 << 20, leases: 65_536, versions: 8 }
+        let (leases, leases_of_holder) = (0, 0);
+        Limits { secrets: 1024, bytes: 16 << 20, leases, leases_of_holder, versions: 8 }
+            .with_leases(65_536)
     }
 }
 
@@ -186,6 +220,11 @@ impl<K: Ord + Copy> Roll<K> {
         entry.leases
     }
 
+    /// How many this one has that were not cleared away.
+    fn leases(&self, key: &K) -> u64 {
+        self.numbers.get(key).map_or(0, |number| self.of(*number).leases)
+    }
+
     fn of(&self, number: u32) -> &Entry<K> {
         &self.entries[number as usize]
     }
@@ -242,11 +281,15 @@ pub struct State {
     leases: BTreeMap<LeaseId, Lease>,
     holders: Roll<Holder>,
     nodes: Roll<Option<NodeId>>,
+    /// Holders on these get no leases.
+    refused: BTreeSet<NodeId>,
     usage: BTreeMap<TenantId, Usage>,
     /// Accounts of leases that have ended and were cleared away, which are still to be removed.
     owed: BTreeSet<(ObjectId, LeaseId)>,
     next_object: u64,
     next_lease: u64,
+    /// How late it was at least.
+    floor_ms: u64,
     /// Where clearing goes on.
     cursor: LeaseId,
 }
@@ -262,11 +305,13 @@ impl State {
             leases: BTreeMap::new(),
             holders: Roll::default(),
             nodes: Roll::default(),
+            refused: BTreeSet::new(),
             usage: BTreeMap::new(),
             owed: BTreeSet::new(),
             // The root object has number 0.
             next_object: 1,
             next_lease: 1,
+            floor_ms: 0,
             cursor: LeaseId(0),
         }
     }
@@ -285,6 +330,22 @@ impl State {
     /// How many secrets there are, and how many leases were made and not cleared away.
     pub fn counts(&self) -> (usize, usize) {
         (self.secrets.len(), self.leases.len())
+    }
+
+    /// How late it was at least when this was written, in milliseconds since the Unix epoch.
+    pub fn floor_ms(&self) -> u64 {
+        self.floor_ms
+    }
+
+    /// Notes that it is so late.
+    pub fn reached(&mut self, now_ms: u64) {
+        self.floor_ms = self.floor_ms.max(now_ms);
+    }
+
+    /// Secrets that are given out on evidence only and that have leases, and their tenants.
+    pub fn attested_leased(&self) -> Vec<(ObjectId, TenantId)> {
+        let leased = self.secrets.iter().filter(|(_, s)| s.facts.attested && s.leases > 0);
+        leased.map(|(object, secret)| (*object, secret.facts.tenant)).collect()
     }
 
     /// Every secret and its tenant.
@@ -363,7 +424,7 @@ impl State {
         let found = found.ok_or_else(|| {
             Fault::not_found(format!("no version {version} of this secret can be read"))
         })?;
-        let owner = Owner { tenant: secret.facts.tenant, object };
+        let owner = secret.facts.owner(object);
         Ok(Reading { owner, facts: &secret.facts, version: found.number, sealed: &found.sealed })
     }
 
@@ -387,7 +448,8 @@ impl State {
     }
 
     /// A lease on a version, the newest for 0, for `ttl_ms` (0: as long as it may run), and in any case not after
-    /// `most_ms`. [`Fault::NotFound`] as [`State::reading`]; [`Fault::Unavailable`] if the tenant has as many as it may.
+    /// `most_ms`. [`Fault::NotFound`] as [`State::reading`]; [`Fault::Unavailable`] if the tenant, or the holder, has as
+    /// many as it may; [`Fault::StaleAttestation`] as [`State::check_node`].
     pub fn lease(
         &self,
         object: ObjectId,
@@ -396,6 +458,7 @@ impl State {
         (ttl_ms, most_ms): (u64, u64),
         now_ms: u64,
     ) -> Result<NewLease, Fault> {
+        self.check_node(node)?;
         let version = self.reading(object, version, now_ms)?.version;
         let until_ms = self.until(object, version, ttl_ms, now_ms)?.min(most_ms);
         let most = self.limits.leases;
@@ -403,8 +466,24 @@ impl State {
             let why = format!("this tenant has {most} leases, the most that it may: release some");
             return Err(Fault::unavailable(CROWDED_RETRY_MS, why));
         }
+        let most = self.limits.leases_of_holder;
+        if self.holders.leases(&holder) >= most {
+            let why = format!("this holder has {most} leases, the most that it may: release some");
+            return Err(Fault::unavailable(CROWDED_RETRY_MS, why));
+        }
         let id = LeaseId(self.next_lease);
         Ok(NewLease { id, object, version, holder, node, until_ms })
+    }
+
+    /// Whether holders on this node get leases. [`Fault::StaleAttestation`] while an operator has it refused.
+    pub fn check_node(&self, node: Option<NodeId>) -> Result<(), Fault> {
+        if node.is_some_and(|node| self.refused.contains(&node)) {
+            return Err(Fault::StaleAttestation(
+                "nothing is given out to holders on this node: an operator has ended its leases"
+                    .into(),
+            ));
+        }
+        Ok(())
     }
 
     /// Until when a lease of `holder`'s runs if it is renewed. [`Fault::Revoked`] if it has ended, or is another's.
@@ -531,10 +610,21 @@ impl State {
             Record::EndedSecret(object) => {
                 let secret = self.secrets.get_mut(&object).ok_or("leases on no secret")?;
                 secret.epoch = secret.epoch.wrapping_add(1);
+                // Nobody has a lease on an older version, and nobody gets one.
+                let newest = secret.versions.len().saturating_sub(1);
+                let older = secret.versions.drain(..newest).map(|v| v.sealed.len() as u64);
+                self.usage.entry(secret.facts.tenant).or_default().bytes -= older.sum::<u64>();
                 return Ok(secret.leases);
             }
             Record::EndedCap(tenant, cap) => return Ok(self.end_cap(tenant, cap)),
-            Record::EndedNode(node) => return Ok(self.nodes.end(&Some(node))),
+            Record::EndedNode(node) => {
+                self.refused.insert(node);
+                return Ok(self.nodes.end(&Some(node)) + self.nodes.end(&None));
+            }
+            Record::AdmittedNode(node) => {
+                self.refused.remove(&node);
+            }
+            Record::Time(now_ms) => self.reached(now_ms),
             Record::Owed { object, id } => {
                 self.owed.insert((object, id));
             }
@@ -689,6 +779,9 @@ impl State {
     pub fn snapshot(&self, now_ms: u64) -> impl Iterator<Item = Record> + '_ {
         let counters = Record::Counters { object: self.next_object, lease: self.next_lease };
         let root = self.root.clone().map(Record::Root);
+        let time = Record::Time(self.floor_ms.max(now_ms));
+        // Before the leases, of which these end none.
+        let refused = self.refused.iter().map(|node| Record::EndedNode(*node));
         let secrets = self.secrets.iter().flat_map(move |(object, secret)| {
             let put = Record::Put { object: *object, facts: secret.facts.clone() };
             let kept: Vec<&Version> =
@@ -723,7 +816,12 @@ impl State {
                 until_ms: lease.until_ms,
             }))
         });
-        root.into_iter().chain([counters]).chain(secrets).chain(leases).chain(owed)
+        root.into_iter()
+            .chain([counters, time])
+            .chain(refused)
+            .chain(secrets)
+            .chain(leases)
+            .chain(owed)
     }
 }
 

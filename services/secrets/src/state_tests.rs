@@ -78,6 +78,9 @@ pub(crate) fn life() -> Vec<Record> {
         Record::Ended(LeaseId(2)),
         Record::EndedCap(RED, CapId(7)),
         Record::EndedNode(OTHER_NODE),
+        Record::AdmittedNode(OTHER_NODE),
+        Record::EndedNode(NodeId([7; 32])),
+        Record::Time(NOW),
         Record::Put { object: ObjectId(2), facts: facts(BLUE, "db") },
         version(ObjectId(2), 1, 0),
         Record::EndedSecret(ObjectId(2)),
@@ -128,9 +131,18 @@ fn ending_a_nodes_leases_ends_them_and_no_others_and_later_ones_hold() {
         (0..1000).map(|_| lease(&mut state, object, red(), Some(NODE))).collect();
     let there = lease(&mut state, object, red(), Some(OTHER_NODE));
     let nowhere = lease(&mut state, object, red(), None);
-    assert_eq!(state.apply(Record::EndedNode(NODE)), Ok(1000));
+    assert_eq!(state.apply(Record::EndedNode(NODE)), Ok(1001));
     assert!(here.iter().all(|id| !holds(&state, object, *id, red())));
-    assert!(holds(&state, object, there, red()) && holds(&state, object, nowhere, red()));
+    assert!(holds(&state, object, there, red()));
+    assert!(!holds(&state, object, nowhere, red()), "it may be on that node");
+    let ask = |state: &State, node| state.lease(object, 0, (red(), node), (0, u64::MAX), NOW);
+    assert_eq!(ask(&state, Some(NODE)).unwrap_err().code(), 14, "it comes back and reads again");
+    let mut restarted = super::State::new(Limits::default());
+    state.snapshot(NOW).for_each(|record| assert!(restarted.apply(record).is_ok()));
+    assert_eq!(ask(&restarted, Some(NODE)).unwrap_err().code(), 14, "after a restart");
+    assert!(ask(&state, Some(OTHER_NODE)).is_ok() && ask(&state, None).is_ok());
+    state.apply(Record::AdmittedNode(NODE)).unwrap();
+    let nowhere = lease(&mut state, object, red(), None);
     let after = lease(&mut state, object, red(), Some(NODE));
     assert!(holds(&state, object, after, red()), "it was admitted again");
     // Cleared away a few at a time, whatever is asked in between.
@@ -201,7 +213,7 @@ fn after_a_rotation_the_old_version_is_read_until_its_last_lease_ends_and_no_lon
 
 #[test]
 fn a_tenant_is_kept_to_its_limits_and_gets_back_what_it_gives_up() {
-    let limits = Limits { secrets: 2, bytes: 300, leases: 3, versions: 2 };
+    let limits = Limits { secrets: 2, bytes: 300, leases: 3, leases_of_holder: 3, versions: 2 };
     let mut state = State::new(limits);
     let object = put(&mut state, RED, "db");
     let fault = state.check_new(RED, "big", 201).unwrap_err();
@@ -219,6 +231,47 @@ fn a_tenant_is_kept_to_its_limits_and_gets_back_what_it_gives_up() {
     assert_eq!(state.check_version(object, 0, NOW).unwrap_err().code(), 17);
     state.apply(Record::Dropped(second)).unwrap();
     assert_eq!(state.check_new(RED, "third", 100), Ok(()));
+}
+
+#[test]
+fn whoever_was_lent_a_secret_cannot_use_up_its_owners_leases() {
+    let mut state = State::new(Limits::default().with_leases(16));
+    let (object, borrower) = (put(&mut state, RED, "db"), holder(RED, 6, 6));
+    let ask = |state: &State, who| state.lease(object, 0, (who, None), (0, u64::MAX), NOW);
+    let ids = [(); 2].map(|()| lease(&mut state, object, borrower, None));
+    assert_eq!(ask(&state, borrower).unwrap_err().code(), 17);
+    assert!(ask(&state, red()).is_ok());
+    state.apply(Record::Ended(ids[0])).unwrap();
+    assert!(ask(&state, borrower).is_ok());
+}
+
+#[test]
+fn once_all_leases_on_a_secret_are_ended_its_older_versions_are_read_no_more() {
+    let mut state = state();
+    let object = put(&mut state, RED, "db");
+    lease(&mut state, object, red(), None);
+    state.apply(version(object, 2, NOW + MINUTE)).unwrap();
+    assert!(state.reading(object, 1, NOW).is_ok());
+    state.apply(Record::EndedSecret(object)).unwrap();
+    assert!(state.reading(object, 1, NOW).is_err());
+    assert_eq!(state.reading(object, 0, NOW).unwrap().version, 2);
+    assert_eq!(state.used(RED).bytes, 100);
+}
+
+#[test]
+fn a_clock_that_is_set_back_also_over_a_restart_revives_nothing() {
+    let mut state = state();
+    let mut clock = Clock::new(0);
+    let object = put(&mut state, RED, "db");
+    let id = lease(&mut state, object, red(), None);
+    let now_ms = clock.now_ms(NOW + MINUTE, 5_000);
+    assert!(state.check_lease(object, id, &red(), now_ms).is_err());
+    assert!(state.check_lease(object, id, &red(), clock.now_ms(NOW, 5_001)).is_err());
+    state.apply(Record::Time(now_ms)).unwrap();
+    let mut restarted = super::State::new(Limits::default());
+    state.snapshot(0).for_each(|record| assert!(restarted.apply(record).is_ok()));
+    let now_ms = Clock::new(restarted.floor_ms()).now_ms(NOW, 0);
+    assert!(restarted.check_lease(object, id, &red(), now_ms).is_err());
 }
 
 #[test]
@@ -325,9 +378,11 @@ enum Step {
     EndSecret(u8),
     EndCap(u64),
     EndNode(u8),
+    AdmitNode(u8),
     Drop(u8),
     Sweep(usize),
     Wait(u64),
+    SetBack(u64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -340,9 +395,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0u8..6).prop_map(Step::EndSecret),
         1 => (0u64..3).prop_map(Step::EndCap),
         1 => (0u8..3).prop_map(Step::EndNode),
+        1 => (0u8..3).prop_map(Step::AdmitNode),
         1 => (0u8..6).prop_map(Step::Drop),
         2 => (1usize..20).prop_map(Step::Sweep),
         2 => (0u64..60_000).prop_map(Step::Wait),
+        1 => (0u64..200_000).prop_map(Step::SetBack),
     ];
     prop::collection::vec(step, 0..80)
 }
@@ -365,6 +422,7 @@ proptest! {
     #[test]
     fn no_sequence_of_steps_revives_a_lease_or_ends_one_that_nobody_ended(steps in steps()) {
         let mut state = state();
+        let (mut clock, mut wall, mut run) = (Clock::new(NOW), NOW, 0);
         let (mut now, mut log, mut all) = (NOW, Vec::new(), Vec::<Remembered>::new());
         for step in steps {
             let mut apply = |state: &mut State, record: Record| {
@@ -428,7 +486,7 @@ proptest! {
                 Step::EndNode(n) => {
                     let Some(node) = node(n) else { continue };
                     apply(&mut state, Record::EndedNode(node));
-                    let of = |l: &&mut Remembered| l.new.node == Some(node);
+                    let of = |l: &&mut Remembered| [Some(node), None].contains(&l.new.node);
                     all.iter_mut().filter(of).for_each(|l| l.ended = true);
                 }
                 Step::Drop(object) => {
@@ -442,7 +500,23 @@ proptest! {
                 Step::Sweep(batch) => {
                     state.sweep(batch, now);
                 }
-                Step::Wait(ms) => now += ms,
+                Step::AdmitNode(n) => {
+                    let Some(node) = node(n) else { continue };
+                    apply(&mut state, Record::AdmittedNode(node));
+                }
+                Step::Wait(ms) => {
+                    wall += ms;
+                    run += ms;
+                    let before = now;
+                    now = clock.now_ms(wall, run);
+                    prop_assert!(now >= before + ms);
+                }
+                Step::SetBack(ms) => {
+                    wall = wall.saturating_sub(ms);
+                    let before = now;
+                    now = clock.now_ms(wall, run);
+                    prop_assert_eq!(now, before);
+                }
             }
         }
         let mut replayed = super::State::new(Limits::default());

@@ -22,6 +22,8 @@ use serde_json::Value;
 const LONG: Duration = Duration::from_secs(30);
 /// What nobody but its reader may see. Nothing else on a machine has these bytes.
 const PASSWORD: &str = "Qz7-correct-horse-battery-staple-4mWx";
+/// A name, which the broker may well have in memory: whoever looks there and does not find it has not looked.
+const CANARY: &str = "a-name-that-stands-in-memory-Zt81";
 const SECOND: &str = "Vk2-entirely-another-password-9pLr";
 
 /// A node with an open broker and the tenants red, blue and green, and the shares that open it.
@@ -95,6 +97,13 @@ fn traces(secret: &str) -> [Vec<u8>; 2] {
     [secret.as_bytes().to_vec(), hex::encode(secret).into_bytes()]
 }
 
+/// The 32 bytes of a share, without what names the key.
+fn traces_of_share(share: &str) -> [Vec<u8>; 2] {
+    let digits = share.strip_prefix("distos-share-").unwrap();
+    let bytes = hex::decode(digits).unwrap();
+    [bytes[19..51].to_vec(), digits.as_bytes()[38..102].to_vec()]
+}
+
 #[test]
 fn red_gets_back_what_it_keeps_and_nobody_else_can_and_no_file_log_or_process_shows_it() {
     let (node, shares) = open();
@@ -120,11 +129,9 @@ fn red_gets_back_what_it_keeps_and_nobody_else_can_and_no_file_log_or_process_sh
     );
 
     let mut needles: Vec<Vec<u8>> = traces(PASSWORD).into();
-    // Shares neither: 32 bytes of each, without what names the key.
+    // Shares neither.
     for share in &shares {
-        let digits = share.strip_prefix("distos-share-").unwrap();
-        let bytes = hex::decode(digits).unwrap();
-        needles.extend([bytes[19..51].to_vec(), digits.as_bytes()[38..102].to_vec()]);
+        needles.extend(traces_of_share(share));
     }
     let mut found = Vec::new();
     let count = files_with(&node.directory(), &needles, &mut found);
@@ -163,16 +170,24 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
         println!("NOT TESTED: only root reads another process's memory");
         return;
     }
-    let (node, _) = open();
-    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let (node, shares) = open();
+    assert_eq!(put(&node, CANARY, PASSWORD).code, 0);
+    // Shares come in as well as go out.
+    node.ok(&["secret", "seal"]);
+    shares[..2].iter().for_each(|share| assert_eq!(unseal(&node, share).code, 0));
     for _ in 0..3 {
-        assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+        assert_eq!(get(&node, &[CANARY, "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
     }
     let pid = node.pid_of("secrets");
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
-    let needles: Vec<Vec<u8>> = traces(PASSWORD).into();
-    let (mut seen, mut name_seen) = (0, false);
+    let mut needles: Vec<Vec<u8>> = traces(PASSWORD).into();
+    for share in &shares {
+        needles.extend(traces_of_share(share));
+    }
+    // Generated keys are not looked for: what the library for HPKE frees of them is not erased, and stands there for a
+    // while (see `distos_delivery`). Of what is short the allocator soon writes over it.
+    let (mut seen, mut canary_seen) = (0, false);
     for line in maps.lines() {
         let mut words = line.split_whitespace();
         let (range, rights) = (words.next().unwrap(), words.next().unwrap());
@@ -188,10 +203,13 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
             continue;
         }
         seen += bytes.len();
-        name_seen |= contains(&bytes, &[b"'db' version 1 read".to_vec(), b"db".to_vec()]);
-        assert!(!contains(&bytes, &needles), "{line}");
+        canary_seen |= contains(&bytes, &[CANARY.as_bytes().to_vec()]);
+        // Which one, and no more of it: this is printed.
+        let found =
+            needles.iter().position(|needle| contains(&bytes, std::slice::from_ref(needle)));
+        assert_eq!(found, None, "{line}");
     }
-    assert!(seen > 1 << 20 && name_seen, "the memory was not seen: {seen} bytes");
+    assert!(seen > 1 << 20 && canary_seen, "the memory was not seen: {seen} bytes");
 }
 
 #[test]
@@ -254,6 +272,8 @@ fn leases_end_one_by_one_by_secret_and_by_node_and_a_dropped_secret_is_gone() {
     let id = node.json(&["status"])["node"].as_str().unwrap().to_owned();
     assert!(node.json(&["secret", "revoke", "--of-node", &id])["leases"].as_u64() >= Some(1));
     assert_eq!(renew(&node, &two).code, 11);
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 14, "it reads again");
+    node.ok(&["secret", "revoke", "--admit", &id]);
     let three = lease(&node);
     assert_eq!(renew(&node, &three).code, 0, "made since");
     node.ok(&["secret", "revoke", "db", "--leases", "--as", "red.cap"]);
@@ -389,9 +409,42 @@ fn while_the_end_of_a_lease_cannot_be_recorded_nothing_is_given_out_and_then_it_
     node.down();
 }
 
-/// A database of red's, in memory: accounts by their names, with their passwords.
+#[test]
+fn after_a_root_key_that_could_not_be_recorded_nothing_is_put_under_another_and_a_new_one_can_be_made()
+ {
+    let mut node = Node::new(&single_image());
+    let Some(disk) = Disk::mount(&node.directory()) else { return };
+    node.reboot();
+    ready(&node);
+    disk.fill();
+    let init = ["secret", "init", "--threshold", "2", "--shares", "3", "--json"];
+    // The last block of the log has some room.
+    let refused = (0..60).map(|_| node.cli(&init)).find(|o| o.code != 0).unwrap();
+    assert_eq!(refused.code, 17, "{}", refused.stderr);
+    disk.free();
+    let status = eventually("the broker's going on", LONG, || {
+        let status = node.json(&["secret", "status"]);
+        (status["failing"] == "").then_some(status)
+    });
+    assert_eq!((&status["initialised"], &status["sealed"]), (&true.into(), &true.into()));
+    assert_eq!(put(&node, "db", PASSWORD).code, 17, "under a key that is named nowhere");
+    let made = node.json(&["secret", "init", "--threshold", "2", "--shares", "3"]);
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    kill(node.pid_of("secrets"));
+    eventually("the broker's return", LONG, || {
+        (node.cli(&["secret", "status"]).code == 0).then_some(())
+    });
+    for share in &made["shares"].as_array().unwrap()[1..] {
+        assert_eq!(unseal(&node, share.as_str().unwrap()).code, 0);
+    }
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    assert_eq!(unseal(&node, made["shares"][0].as_str().unwrap()).code, 19, "it is open");
+    node.down();
+}
+
+/// A database of red's, in memory: accounts by their names, with their passwords; and the account that it will not remove.
 #[derive(Clone, Default)]
-struct Database(Rc<RefCell<BTreeMap<String, String>>>);
+struct Database(Rc<RefCell<BTreeMap<String, String>>>, Rc<RefCell<Option<String>>>);
 
 impl accounts::Server for Database {
     async fn create(
@@ -415,6 +468,9 @@ impl accounts::Server for Database {
         _: accounts::RemoveResults,
     ) -> Result<(), capnp::Error> {
         let name = params.get()?.get_name()?.to_string()?;
+        if self.1.borrow().as_ref() == Some(&name) {
+            return Err(capnp::Error::failed("somebody is still logged in".into()));
+        }
         self.0.borrow_mut().remove(&name);
         Ok(())
     }
@@ -450,14 +506,19 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
             let two = meanwhile(&node, &get).await.text();
             assert_ne!(one, two);
             assert_eq!(database.0.borrow().len(), 2);
+            // The oldest cannot be removed for a while, and keeps the other waiting no longer.
+            *database.1.borrow_mut() = Some(name.to_owned());
             let end = ["secret", "revoke", "login", "--leases", "--as", "red.cap"];
             assert_eq!(meanwhile(&node, &end).await.code, 0);
-            let removed = async {
-                while !database.0.borrow().is_empty() {
+            let down_to = async |left| {
+                while database.0.borrow().len() > left {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
-            tokio::time::timeout(LONG, removed).await.unwrap();
+            tokio::time::timeout(LONG, down_to(1)).await.unwrap();
+            assert!(database.0.borrow().contains_key(name));
+            *database.1.borrow_mut() = None;
+            tokio::time::timeout(LONG, down_to(0)).await.unwrap();
             assert_eq!(meanwhile(&node, &get).await.code, 0);
         }
         // Red's program is gone, and with it what makes accounts; then the broker is killed.

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::holder::{Holder, call, now_ms, pick, read, read_cap_file};
 use super::text::{self, row};
-use super::{Context, Report, Stop, emit, files, interruptible, settled};
+use super::{Context, Report, Stop, complain, emit, files, interruptible, settled};
 
 /// The operator's and tenants' entry for the secret broker, which not every image has.
 pub const ENTRY: &str = "secrets";
@@ -110,7 +110,7 @@ Example:
     /// End a secret with all that was leased of it; or leases only
     #[command(after_help = "\
 Examples:
-  distos secret revoke db/password --as red.cap             the secret is gone, and its key
+  distos secret revoke db/password --as red.cap             the secret is gone
   distos secret revoke db/password --leases --as red.cap    only who has read it has to read it again
   distos secret revoke --of-node 1f95…                       every lease of holders on that node (operators)")]
     Revoke(RevokeArgs),
@@ -199,7 +199,7 @@ pub struct RotateArgs {
 #[derive(Args)]
 pub struct RevokeArgs {
     /// The secret's name
-    #[arg(required_unless_present_any = ["cap", "node_id"], conflicts_with = "cap")]
+    #[arg(required_unless_present_any = ["cap", "node_id", "admit", "by"], conflicts_with = "cap")]
     name: Option<String>,
     /// Use the capability in this file instead of a name
     #[arg(long, value_name = "FILE")]
@@ -208,11 +208,14 @@ pub struct RevokeArgs {
     #[arg(long, conflicts_with = "node_id")]
     leases: bool,
     /// End only leases that were made by this capability, on all of the tenant's secrets
-    #[arg(long, requires = "leases", value_name = "N")]
+    #[arg(long, requires = "leases", conflicts_with_all = ["name", "cap"], value_name = "N")]
     by: Option<u64>,
-    /// End every lease of holders on this node (64 hexadecimal digits)
+    /// End every lease of holders on this node (64 hexadecimal digits), and give them none until --admit
     #[arg(long = "of-node", conflicts_with_all = ["name", "cap"], value_name = "NODE")]
     node_id: Option<String>,
+    /// Give holders on this node leases again
+    #[arg(long, conflicts_with_all = ["name", "cap", "leases", "node_id"], value_name = "NODE")]
+    admit: Option<String>,
 }
 
 pub(super) async fn command(context: &Context, command: SecretCommand) -> Result<Report, Stop> {
@@ -332,8 +335,16 @@ impl One {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
+        Ok(self.newest().await?.0)
+    }
+
+    /// What it is called, and its newest version.
+    async fn newest(&self) -> Result<(String, u32), Fault> {
         let answer = call(self.client.info_request()).await?;
-        read(|| Ok(answer.get()?.get_info()?.get_name()?.to_string()?))
+        read(|| {
+            let info = answer.get()?.get_info()?;
+            Ok((info.get_name()?.to_string()?, info.get_version()))
+        })
     }
 }
 
@@ -477,7 +488,8 @@ async fn put(
             return Err(Fault::malformed("name the file with the value, or '-'"));
         }
         (Kind::Fixed, Some(value)) => {
-            let content = Content::Value { name: &args.name };
+            let (attested, lease_ms) = (args.attested, args.lease);
+            let content = Content::NewValue { name: &args.name, attested, lease_ms };
             broker.parcel(&card(&client).await?, content, value)?
         }
         (_, None) => Vec::new(),
@@ -507,12 +519,13 @@ async fn put(
     Ok(Report { json, text })
 }
 
-/// Others could put another file, or a link, in its place.
+/// Others could put another file, or a link, in its place: whoever may write to the directory, or owns it.
 fn check_private(out: &Path) -> Result<(), Fault> {
     let directory = out.parent().filter(|parent| *parent != Path::new(""));
     let directory = directory.unwrap_or(Path::new("."));
-    let mode = std::fs::metadata(directory).map_err(|e| files::io_fault(directory, &e))?.mode();
-    if mode & 0o022 != 0 {
+    let found = std::fs::metadata(directory).map_err(|e| files::io_fault(directory, &e))?;
+    let own = [rustix::process::geteuid().as_raw(), 0].contains(&found.uid());
+    if found.mode() & 0o022 != 0 || !own {
         return Err(Fault::malformed(format!(
             "{}: others may write to this directory: write a secret to one that is yours alone",
             directory.display()
@@ -544,10 +557,15 @@ async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
         let parcel = answer.get_parcel()?.to_vec();
         Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
     })?;
+    if args.version != 0 && version != args.version {
+        let why = format!("version {version} came in place of {}: ask again", args.version);
+        return Err(Fault::Unauthenticated(why));
+    }
     let content = Content::Reading { name: &name, version, lease };
     let value = recipient.open(&broker.purpose(content), &parcel)?;
     if to_stdout {
         emit(&value).await?;
+        complain(&format!("lease {lease}, {}", text::expiry(until_ms, now_ms())));
         return Ok(Report::nothing());
     }
     files::write(&args.out, &value, files::SECRET)?;
@@ -602,11 +620,12 @@ async fn rotate(
     value: Option<Zeroizing<Vec<u8>>>,
 ) -> Result<Report, Fault> {
     let (broker, one) = Broker::one(context, &args.which).await?;
-    let name = one.name().await?;
+    let (name, newest) = one.newest().await?;
     let mut request = one.client.rotate_request();
     if let Some(value) = &value {
         let client: secrets::Client = broker.holder.root(ENTRY).await?;
-        let content = Content::Value { name: &name };
+        let version = newest.saturating_add(1);
+        let content = Content::NextValue { object: one.object, version, overlap_ms: args.overlap };
         request.get().set_value(&broker.parcel(&card(&client).await?, content, value)?);
     }
     request.get().set_overlap_ms(args.overlap);
@@ -641,11 +660,29 @@ async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, 
     Ok(Report { json: json!({ "released": lease }), text })
 }
 
+fn leases_ended(leases: u64) -> Result<Report, Fault> {
+    let text = format!("{leases} leases ended");
+    Ok(Report { json: json!({ "leases": leases }), text })
+}
+
+fn node_of(digits: &str) -> Result<[u8; 32], Fault> {
+    let mut id = [0; 32];
+    hex::decode_to_slice(digits, &mut id)
+        .map_err(|_| Fault::malformed("a node's id is 64 hexadecimal digits"))?;
+    Ok(id)
+}
+
 async fn revoke(context: &Context, args: RevokeArgs) -> Result<Report, Fault> {
+    if let Some(node) = &args.admit {
+        let (_broker, client) = Broker::own(context).await?;
+        let mut request = client.admit_node_request();
+        request.get().set_node(&node_of(node)?);
+        call(request).await?;
+        let text = format!("holders on node {node} get leases again");
+        return Ok(Report { json: json!({ "admitted": node }), text });
+    }
     if let Some(node) = &args.node_id {
-        let mut id = [0; 32];
-        hex::decode_to_slice(node, &mut id)
-            .map_err(|_| Fault::malformed("a node's id is 64 hexadecimal digits"))?;
+        let id = node_of(node)?;
         let (_broker, client) = Broker::own(context).await?;
         let mut request = client.end_node_request();
         request.get().set_node(&id);
@@ -655,19 +692,22 @@ async fn revoke(context: &Context, args: RevokeArgs) -> Result<Report, Fault> {
         let text = format!("{leases} leases ended in {}", text::micros(micros));
         return Ok(Report { json: json!({ "leases": leases, "micros": micros }), text });
     }
+    if let Some(cap) = args.by {
+        let (_broker, client) = Broker::own(context).await?;
+        let mut request = client.end_cap_request();
+        request.get().set_cap_id(cap);
+        let answer = call(request).await?;
+        return leases_ended(read(|| Ok(answer.get()?.get_leases()))?);
+    }
     let which = Which { name: args.name, cap: args.cap, entry: None };
     let (_broker, one) = Broker::one(context, &which).await?;
     if args.leases {
-        let mut request = one.client.end_leases_request();
-        request.get().set_cap_id(args.by.unwrap_or(0));
-        let answer = call(request).await?;
-        let leases = read(|| Ok(answer.get()?.get_leases()))?;
-        let text = format!("{leases} leases ended");
-        return Ok(Report { json: json!({ "leases": leases }), text });
+        let answer = call(one.client.end_leases_request()).await?;
+        return leases_ended(read(|| Ok(answer.get()?.get_leases()))?);
     }
     call(one.client.drop_request()).await?;
     let name = which.name.unwrap_or_default();
-    Ok(Report { text: "the secret is gone, and its key".into(), json: json!({ "dropped": name }) })
+    Ok(Report { text: "the secret is gone".into(), json: json!({ "dropped": name }) })
 }
 
 #[cfg(test)]
@@ -685,6 +725,11 @@ mod tests {
         for (mode, fits) in [(0o700, true), (0o755, true), (0o770, false), (0o777, false)] {
             set(mode);
             assert_eq!(check_private(&out).is_ok(), fits, "{mode:o}");
+        }
+        set(0o700);
+        match std::os::unix::fs::chown(dir.path(), Some(12_345), None) {
+            Ok(()) => assert!(check_private(&out).is_err(), "another's directory"),
+            Err(_) => println!("NOT TESTED: only root gives a directory to somebody else"),
         }
     }
 

@@ -32,7 +32,8 @@ struct Broker {
 
 impl Broker {
     fn open(dir: &Path) -> Result<Broker, Failure> {
-        let limits = Limits { leases: u64::MAX, ..Limits::default() };
+        let most = u64::MAX;
+        let limits = Limits { leases: most, leases_of_holder: most, ..Limits::default() };
         let (state, log) = Log::open(dir, limits, [1; 16], NOW_MS)?;
         let mut broker = Broker { state, log };
         let facts = Facts {
@@ -87,6 +88,8 @@ impl Broker {
         if !refused {
             return Err("a lease goes on after it was ended".into());
         }
+        // For the next ones there.
+        self.record([Record::AdmittedNode(NODE)])?;
         Ok(u64::try_from(took.as_nanos())?)
     }
 
