@@ -54,7 +54,7 @@ struct SecretInfo {
   leaseMs    @7 :UInt64;   # For how long a lease runs at most.
 }
 
-struct Status {
+struct BrokerStatus {
   initialised @0 :Bool;
   sealed      @1 :Bool;
   threshold   @2 :UInt8;    # How many shares open it.
@@ -68,7 +68,7 @@ struct Status {
 interface Secrets extends(Cap.Capability) {
   # A tenant's place to keep secrets. What is made here ends when it is revoked.
 
-  status @0 () -> (status :Status);
+  status @0 () -> (status :BrokerStatus);
   # Needs "admin".
 
   card @1 () -> (card :Data);
@@ -81,7 +81,7 @@ interface Secrets extends(Cap.Capability) {
   # Fails: "exists" (a secret was put under the root key that there is); "malformed" (2 ≤ threshold ≤ shares ≤ 32, or
   # both 1).
 
-  unseal @3 (share :Data) -> (status :Status);
+  unseal @3 (share :Data) -> (status :BrokerStatus);
   # Needs "admin". A parcel with one share. With the last that it needs, the broker is open; if they do not make the root
   # key, all are forgotten. Fails: "malformed" (a share of another broker, or mistyped), "unauthenticated" (together they
   # are not the root key).

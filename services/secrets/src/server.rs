@@ -928,7 +928,7 @@ impl SecretsServer {
         capnp_rpc::new_client::<secrets::Client, _>(self).into_client_hook()
     }
 
-    fn status(&self, mut to: secrets_capnp::status::Builder<'_>) {
+    fn status(&self, mut to: secrets_capnp::broker_status::Builder<'_>) {
         let broker = &self.broker;
         let state = broker.state.borrow();
         if let Some(root) = state.root() {

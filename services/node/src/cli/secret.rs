@@ -10,7 +10,9 @@ use distos_abi::{Fault, NodeId, ObjectId, VatName};
 use distos_delivery::{Content, Purpose, Recipient, RecipientKey, request_message, seal};
 use distos_noise::{Card, Place};
 use distos_schemas::capability_capnp::capability;
-use distos_schemas::secrets_capnp::{SecretKind, recipient, secret, secret_info, secrets, status};
+use distos_schemas::secrets_capnp::{
+    SecretKind, broker_status, recipient, secret, secret_info, secrets,
+};
 use distos_secrets::record::MAX_VALUE_BYTES;
 use distos_secrets::shamir::{SHARE_BYTES, Share};
 use distos_types::{Chain, kind};
@@ -389,7 +391,7 @@ async fn show(context: &Context) -> Result<Report, Fault> {
     Ok(Report { text: status_text(&json), json })
 }
 
-fn status_json(status: status::Reader<'_>) -> capnp::Result<Value> {
+fn status_json(status: broker_status::Reader<'_>) -> capnp::Result<Value> {
     Ok(json!({
         "initialised": status.get_initialised(), "sealed": status.get_sealed(),
         "threshold": status.get_threshold(), "shares": status.get_shares(), "given": status.get_given(),
