@@ -162,6 +162,9 @@ pub struct Evidence {
     pub driver: Option<DriverWord>,
 }
 
+/// Evidence, and the nonce that whoever wrote it down says that it asked with.
+pub type Written = (Evidence, Option<[u8; 32]>);
+
 /// As tools write it: a list of these, in JSON.
 #[derive(Deserialize)]
 struct Text {
@@ -180,7 +183,7 @@ impl Evidence {
     ///
     /// # Errors
     /// What is wrong, and with which device.
-    pub fn from_json(text: &[u8]) -> Result<Vec<(Evidence, Option<[u8; 32]>)>, String> {
+    pub fn from_json(text: &[u8]) -> Result<Vec<Written>, String> {
         if text.len() > MAX_JSON_BYTES {
             return Err(format!("it has more than {MAX_JSON_BYTES} bytes"));
         }
@@ -196,7 +199,7 @@ impl Evidence {
             .collect()
     }
 
-    fn of(text: Text) -> Result<(Evidence, Option<[u8; 32]>), String> {
+    fn of(text: Text) -> Result<Written, String> {
         let bytes = |what: &str, text: &str| {
             STANDARD.decode(text).map_err(|e| format!("{what} is not base64: {e}"))
         };

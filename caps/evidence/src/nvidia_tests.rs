@@ -15,7 +15,7 @@ fn anchors(roots: &[Certificate]) -> Anchors<'_> {
     Anchors { roots, others: &[], crls: &[], at_s: AT_S }
 }
 
-fn real(name: &str) -> Option<(Vec<(Evidence, Option<[u8; 32]>)>, Vec<Certificate>)> {
+fn real(name: &str) -> Option<(Vec<Written>, Vec<Certificate>)> {
     let text = testdata::read(&format!("nvidia/{name}"))?;
     let root = testdata::read("nvidia/device-root.pem")?;
     Some((Evidence::from_json(&text).unwrap(), Certificate::several(&root).unwrap()))
