@@ -184,6 +184,11 @@ fn whoever_gives_the_wrong_files_is_told_which() {
         assert_eq!(output.code, MALFORMED, "{kind}");
         assert!(output.stderr.contains(says), "{kind}: {}", output.stderr);
     }
+    // A nonce that cannot be what was asked with is none that may be passed over.
+    fs::write(&path, [0; 1184]).unwrap();
+    let output = verify("snp", &[&path], &["--nonce", "0011"]);
+    assert_eq!(output.code, MALFORMED, "{}", output.text());
+    fs::write(&path, "nothing").unwrap();
     let empty = TempDir::new().unwrap();
     let trust = ["--trust", empty.path().to_str().unwrap()];
     let output = verify("nvidia", &[&path], &trust);

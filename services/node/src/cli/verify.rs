@@ -522,36 +522,43 @@ fn measured(desk: &Desk, list: &[u8], values: &[BankValues]) -> Device {
 }
 
 fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
-    let asked: Option<[u8; 64]> = match desk.nonce.as_deref() {
-        None => None,
-        // As guests fill the field that a digest of SHA-256 does not.
-        Some(short) if short.len() == 32 => {
-            let mut asked = [0; 64];
-            asked[..32].copy_from_slice(short);
-            Some(asked)
-        }
-        Some(nonce) => nonce.try_into().ok(),
-    };
     let report = files.one("a report of 1184 bytes", |bytes| {
         let bytes = unhexed(bytes);
-        (bytes.len() == snp::REPORT_BYTES && Certificate::from_der(&bytes).is_err())
-            .then_some(bytes)
+        let is_report = bytes.len() == snp::REPORT_BYTES && Certificate::from_der(&bytes).is_err();
+        is_report.then_some(bytes)
     })?;
     let mut chain: Vec<Certificate> =
         files.take(|bytes| Certificate::several(bytes).ok()).into_iter().flatten().collect();
     let virtual_tpm = files.take(|bytes| QuoteKey::public(bytes).map(<[u8]>::to_vec));
     files.none_left()?;
+    if virtual_tpm.len() > 1 {
+        return Err(Fault::malformed("more than one file is the key of a virtual TPM"));
+    }
     // The key's own certificate is the one that a chip or a cloud is named in.
     chain.sort_by_key(|one| !snp::is_of_signing_key(one));
     // With a virtual TPM the report was asked with the hash of its endorsement key and the nonce.
-    let asked = asked.filter(|_| virtual_tpm.is_empty());
+    let asked = if virtual_tpm.is_empty() { asked_of_snp(desk)? } else { None };
     let anchors = desk.trust.anchors(desk.at_s);
     let (mut findings, verified) = snp::verify(&report, &chain, anchors, asked.as_ref());
-    if let ([key, ..], Some(verified)) = (virtual_tpm.as_slice(), verified) {
-        let nonce = desk.nonce.as_deref().unwrap_or_default();
-        snp::check_vtpm(&verified, nonce, key, &mut findings);
+    if let ([key], Some(verified)) = (virtual_tpm.as_slice(), verified) {
+        match desk.nonce.as_deref() {
+            Some(nonce) => snp::check_vtpm(&verified, nonce, key, &mut findings),
+            None => findings.not_checked(snp::VTPM, "no nonce was given"),
+        }
     }
     Ok(BTreeMap::from([("snp".to_owned(), Device { kind: Kind::Snp, findings })]))
+}
+
+/// What a report is asked with has 64 bytes; a digest of SHA-256 stands there with zeros behind it, as guests fill the field.
+fn asked_of_snp(desk: &Desk) -> Result<Option<[u8; 64]>, Fault> {
+    let Some(nonce) = desk.nonce.as_deref() else { return Ok(None) };
+    if ![32, 64].contains(&nonce.len()) {
+        let why = format!("a report is asked with 64 bytes, or 32, not {}", nonce.len());
+        return Err(Fault::malformed(why));
+    }
+    let mut asked = [0; 64];
+    asked[..nonce.len()].copy_from_slice(nonce);
+    Ok(Some(asked))
 }
 
 fn event_log(bytes: &[u8]) -> Option<Vec<u8>> {
