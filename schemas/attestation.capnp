@@ -3,6 +3,29 @@
 
 using Cap = import "capability.capnp";
 
+enum Standing {
+  # How far a node's evidence reaches, from best to worst.
+  fresh   @0;   # Good and young enough: it gets work.
+  stale   @1;   # Good, but too old: no new placements.
+  expired @2;   # For so long that nothing of it is left: what runs is ended. Also where there never was any evidence.
+  failed  @3;   # The last evidence contradicts what is demanded: all that it holds ends at once.
+}
+
+struct Checked {
+  name    @0 :Text;
+  outcome @1 :Text;   # "passed", "not checked" or "FAILED".
+  why     @2 :Text;   # Why not passed, or empty.
+}
+
+struct Submod {
+  # What was found of one device of a node, or of one log.
+  name   @0 :Text;
+  kind   @1 :Text;             # "tpm", "eventlog", "ima", "nvidia-gpu", ...
+  tier   @2 :Text;             # "affirming", "warning", "contraindicated", "none".
+  reason @3 :Text;
+  checks @4 :List(Checked);
+}
+
 struct Verdict {
   freshUntilMs @0 :UInt64;   # Unix milliseconds; 0 if there is no good evidence.
   good         @1 :Bool;     # Integrity: the last evidence matched. Told apart from freshness (A2).
@@ -16,6 +39,18 @@ struct Verdict {
   restartCount @9 :UInt32;
   quoteMicros  @10 :UInt64;  # How long the TPM took.
   akName       @11 :Data;    # The enrolled attestation key's TPM name.
+  node         @12 :Data;    # Of which node.
+  standing     @13 :Standing;
+  epoch        @14 :UInt64;  # How often its evidence has turned bad. Never goes back.
+  expiresMs    @15 :UInt64;  # When it is expired unless there is newer evidence; Unix milliseconds.
+  policy       @16 :Text;    # The policy by which it was appraised, NAME@VERSION; empty without one.
+  tier         @17 :Text;    # What that says of the whole.
+  submods      @18 :List(Submod);
+}
+
+struct File {
+  name  @0 :Text;
+  bytes @1 :Data;
 }
 
 interface Attestation extends(Cap.Capability) {
@@ -34,4 +69,22 @@ interface Attestation extends(Cap.Capability) {
   open @4 (sealed :Text) -> (plain :Text);
   # Needs "admin". Opens an invitation that was sealed to this node's TPM. Fails: "unauthenticated" (it is for
   # another TPM, or was changed), "malformed", and as `present`.
+  watch @5 (seen :UInt64) -> (revision :UInt64, verdict :Verdict);
+  # Needs "read". As `status`, once standing or epoch differ from what they were at revision `seen` (0 is none), and after
+  # ten seconds in any case: whoever acts on a node's standing hears of it at once.
+  verdicts @6 () -> (verdicts :List(Verdict));
+  # Needs "list". What this node's verifier says of the nodes that it verifies, and of this one.
+  result @7 (node :Data) -> (result :Text);
+  # Needs "read". A signed attestation result (EAR, a JWT) for a node; empty is this one. Fails: "stale-attestation" (its
+  # evidence is not fresh), "unavailable" (the policy by which it was appraised is signed by nobody), "not-found".
+  govern @8 (policy :Data, signature :Text) -> ();
+  # Needs "admin". Durable. Goes by this policy from now on, in the place of the image's. Fails: "unauthenticated" (none of
+  # the image's `policy_signers` signed it, or its version goes back), "malformed" (what is wrong with it).
+  anchor @9 (files :List(File)) -> ();
+  # Needs "admin". Durable. Holds evidence against these roots, lists of revoked certificates and reference values from
+  # now on, in the place of those before: at most 512, of 8 MiB, named as in a folder of trust ("tpm/root.pem").
+  # Fails: "malformed" (which one, and why).
+  enrol @10 (node :Data, ek :Data) -> ();
+  # Needs "admin". Durable. Of this node the TPM with this endorsement key (its name, 34 bytes) is taken, whatever was taken before; with an
+  # empty name, any TPM that the policy puts up with, once.
 }

@@ -15,12 +15,25 @@ struct Gpu {
   untilMs     @6 :UInt64;
 }
 
+struct GpuEvidence {
+  index   @0 :UInt32;
+  uuid    @1 :Text;
+  arch    @2 :Text;          # "HOPPER", "BLACKWELL", as the evidence of NVIDIA's tools names it.
+  chain   @3 :Data;          # The device's certificates (PEM), its own first.
+  report  @4 :Data;          # The SPDM request and the measurements that answer it.
+  fault   @5 :Text;          # Why there is none, or empty.
+  mode    @6 :Text;          # What the driver says of confidential computing: "on", "off", "devtools"; empty if nothing.
+}
+
 interface Gpus extends(Cap.Capability) {
   list @0 () -> (driver :Text, gpus :List(Gpu));
   # Needs "list". `driver` is "no GPU: …" on a machine without one.
   acquire @1 (index :UInt32, ttlMs :UInt32) -> (lease :Lease, device :Gpu);
   # Needs "lease". Holds one GPU for at most a minute at a time; only a clean one is handed out (G1).
   # Fails: "not-found" (no such GPU), "unavailable" (leased or being cleaned).
+  evidence @2 (nonces :List(Data)) -> (driver :Text, gpus :List(GpuEvidence));
+  # Needs "attest". Has each GPU sign what it measured, with a nonce of its own: as many as there are GPUs, each 32 bytes, all
+  # different. Nothing of it is verified here. Fails: "malformed" (another number of nonces, or one twice).
 }
 
 interface Lease extends(Cap.Capability) {

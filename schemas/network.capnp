@@ -2,6 +2,7 @@
 # Who is who on the network, and whom this node lets in, served by the network service.
 
 using Cap = import "capability.capnp";
+using Attestation = import "attestation.capnp";
 
 struct Peer {
   name     @0 :Text;  # "node/N" or "tenant/T".
@@ -165,6 +166,29 @@ interface Agents extends(Cap.Capability) {
   # Needs "read". As `Network.carry`: what a tenant ends whose home it does not reach.
 }
 
+struct Question {
+  # What another node's verifier asks of this one's machine.
+  id       @0 :UInt64;
+  verifier @1 :Data;     # The node that asks, which the connection has authenticated.
+  key      @2 :Data;     # The key of this node's SVID on that connection: what the evidence is to be bound to.
+  question @3 :Data;     # As `caps/evidence` has it; at most 16 KiB.
+}
+
+struct Answered {
+  id     @0 :UInt64;
+  answer @1 :Data;       # At most 1 MiB.
+  fault  @2 :Text;       # A fault line in the place of an answer; empty if there is one.
+}
+
+struct Judgement {
+  # What this node's verifier says of a node, until it says something else.
+  node     @0 :Data;
+  standing @1 :Attestation.Standing;
+  untilS   @2 :UInt64;   # Nothing that is signed for it holds longer; seconds since the Unix epoch.
+  epoch    @3 :UInt64;   # How often its evidence has turned bad.
+  reason   @4 :Text;     # Why it is not fresh, or empty.
+}
+
 struct Since {
   # A node that was invited.
   node @0 :Data;
@@ -196,6 +220,19 @@ interface Credentials extends(Cap.Capability) {
   # Needs "read". What others have signed that ends something at the vat that asks: all that is kept of it, at most 256.
   # Resolves once its digest (as in `Known`) differs from `seen`; empty is none. `ended` are the hashes (BLAKE3 in its
   # key derivation mode, docs/foreign.md) of those of which nothing has an effect any more.
+  questions @5 (answered :List(Answered)) -> (questions :List(Question));
+  # Needs "attest". What verifiers of other nodes ask: resolves once there is something, and after five seconds in any case. One
+  # question is given out once; whoever took it answers with the next call, within 30 seconds.
+  ask @6 (node :Data, question :Data) -> (answer :Data, key :Data);
+  # Needs "attest". Asks another node's machine, by way of both network services. `key` is that of the node's SVID on the
+  # connection over which the answer came. Fails: "not-found" (no such peer), "unavailable" (it is not reached, or does
+  # not answer in time), and as the other side says.
+  judge @7 (judgements :List(Judgement)) -> ();
+  # Needs "attest". What follows from it this node does at once, where the image demands evidence: it signs for no node that is not
+  # fresh, and nothing that holds longer than `untilS`; one that has failed is put out.
+  attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data));
+  # Needs "attest". The nodes that this one is to verify: its peers, if it signs for others. Resolves once that differs from
+  # what was current at revision `seen`; 0 is none.
 }
 
 interface Member extends(Heard) {
@@ -217,4 +254,7 @@ interface Member extends(Heard) {
   # what it says of others nothing is believed; whoever hears that one is gone looks for itself. At most 4096 bytes.
   carry @4 (revocation :Data) -> (ended :Bool);
   # A revocation of something whose home this node is. As `Network.carry`.
+  evidence @5 (question :Data) -> (answer :Data);
+  # Asks this node's machine, in the name of the node at the other end. Fails: "unavailable" (nobody here answers, or not
+  # in time; four questions of that node wait), "malformed".
 }
