@@ -74,8 +74,9 @@ interface Attestation extends(Cap.Capability) {
   # ten seconds in any case: whoever acts on a node's standing hears of it at once.
   verdicts @6 () -> (verdicts :List(Verdict));
   # Needs "list". What this node's verifier says of the nodes that it verifies, and of this one.
-  result @7 (node :Data) -> (result :Text);
-  # Needs "read". A signed attestation result (EAR, a JWT) for a node; empty is this one. Fails: "stale-attestation" (its
+  result @7 (node :Data) -> (result :Text, key :Data);
+  # Needs "read". A signed attestation result (EAR, a JWT) for a node; empty is this one. `key` is what signed it (P-256,
+  # compressed), which is made anew whenever this service starts: whoever relies on results asks for it here. Fails: "stale-attestation" (its
   # evidence is not fresh), "unavailable" (the policy by which it was appraised is signed by nobody), "not-found".
   govern @8 (policy :Data, signature :Text) -> ();
   # Needs "admin". Durable. Goes by this policy from now on, in the place of the image's. Fails: "unauthenticated" (none of

@@ -455,4 +455,4 @@ where
 
 #[cfg(test)]
 #[path = "credential_tests.rs"]
-mod tests;
+pub(crate) mod tests;

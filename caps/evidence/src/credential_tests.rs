@@ -33,6 +33,11 @@ fn ek(public: &[u8]) -> EndorsementKey {
     EndorsementKey::from_public(public).unwrap()
 }
 
+/// An endorsement key, whoever has it.
+pub(crate) fn p256_key() -> EndorsementKey {
+    ek(&public(Template::P256, 3))
+}
+
 fn made(ek: &EndorsementKey) -> Credential {
     make_credential(ek, &[1; 34], &[1; 32], &Zeroizing::new(EPHEMERAL)).unwrap()
 }

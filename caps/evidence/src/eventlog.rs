@@ -65,6 +65,10 @@ pub const DATA: &str = "event data";
 /// Of the check that nothing is stated twice that can be so only once.
 pub const FACTS: &str = "facts";
 
+/// The registers that nobody extends whom the log does not tell of: not the kernel's list, nor what services of a running
+/// system measure.
+pub const OF_BOOT: [u8; 13] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14];
+
 /// Replays a log to the given registers, and says what they prove of the boot. Registers of the SHA-256 bank that a quote
 /// has proven are made into values by `BankValues::from`.
 pub fn verify(log: &[u8], values: Option<&BankValues>) -> Findings {

@@ -5,14 +5,14 @@ use proptest::prelude::*;
 use super::*;
 
 const NONCE: [u8; 32] = [0x5a; 32];
-const CLOCK: ClockInfo =
+pub(crate) const CLOCK: ClockInfo =
     ClockInfo { clock_ms: 5_000, reset_count: 7, restart_count: 1, safe: true };
 
-fn signer() -> SigningKey {
+pub(crate) fn signer() -> SigningKey {
     SigningKey::from_slice(&[3; 32]).unwrap()
 }
 
-fn enrolled() -> AttestationKey {
+pub(crate) fn enrolled() -> AttestationKey {
     AttestationKey::from_public(&public_of(&signer())).unwrap()
 }
 
@@ -25,23 +25,23 @@ fn public_of(key: &SigningKey) -> Vec<u8> {
         .done()
 }
 
-fn registers() -> Pcrs {
+pub(crate) fn registers() -> Pcrs {
     [(0, [1; 32]), (7, [2; 32]), (11, [3; 32])].into()
 }
 
 /// A quote whose every field can be spoiled.
 #[derive(Clone)]
-struct Made {
+pub(crate) struct Made {
     magic: u32,
     kind: u16,
     signer: Vec<u8>,
-    extra: Vec<u8>,
-    clock: ClockInfo,
-    banks: Vec<(u16, Vec<u8>)>,
-    digest: Vec<u8>,
+    pub(crate) extra: Vec<u8>,
+    pub(crate) clock: ClockInfo,
+    pub(crate) banks: Vec<(u16, Vec<u8>)>,
+    pub(crate) digest: Vec<u8>,
 }
 
-fn made() -> Made {
+pub(crate) fn made() -> Made {
     let pcrs: PcrSet = registers().keys().copied().collect();
     Made {
         magic: GENERATED,
@@ -55,7 +55,7 @@ fn made() -> Made {
 }
 
 impl Made {
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let head = Writer::default()
             .u32(self.magic)
             .u16(self.kind)
@@ -88,7 +88,7 @@ impl Made {
     }
 }
 
-fn sign(key: &SigningKey, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn sign(key: &SigningKey, bytes: &[u8]) -> Vec<u8> {
     let signature: Signature = key.sign(bytes);
     let (r, s) = signature.split_bytes();
     Writer::default().u16(ALG_ECDSA).u16(ALG_SHA256).sized(&r).sized(&s).done()

@@ -28,7 +28,7 @@ use entry::Entry;
 pub use entry::Form;
 
 use crate::bank::{Bank, Digest};
-use crate::findings::{Claim, Findings};
+use crate::findings::{Claim, Findings, Outcome};
 
 /// Bytes of a part, at most.
 pub const MAX_PART_BYTES: usize = 32 << 20;
@@ -417,6 +417,28 @@ pub fn verify<'a>(
         findings.claim("ima-unknown-files", unknown.named);
     }
     (findings, Some(advance))
+}
+
+/// The same, of a list from its beginning, with the value of the SHA-256 bank: kernels extend that in one of two ways.
+pub fn verify_first<'a>(
+    list: &'a [u8],
+    pcr10: Option<&[u8]>,
+    allow: Option<&BTreeSet<String>>,
+) -> (Findings, Option<Advance<'a>>) {
+    let of = |extension| {
+        verify(&Progress::new(Form::of(list), extension), list, pcr10, allow)
+    };
+    let modern = of(Extension::Sha256);
+    match modern.0.outcome(REPLAY) {
+        Outcome::Failed => of(Extension::Sha256Padded),
+        _ => modern,
+    }
+}
+
+/// The digests, such as `sha256:2c26…`, in a text that has one a line; lines that are empty or begin with `#` count for nothing.
+pub fn known_files(text: &str) -> BTreeSet<String> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
 }
 
 fn number(count: u64) -> Claim {

@@ -12,6 +12,7 @@
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
 //! - [`enrolment`]: whether a TPM's maker has certified an endorsement key.
+//! - [`live`]: what verifiers ask a running machine, and what its collector answers.
 //! - [`findings`]: what verifying evidence of any kind gives: checks by name, and claims.
 //! - [`joining`]: what a node presents that wants to be invited into a cluster by the TPM that it has, what the one who
 //!   invites demands of it, and the invitation, sealed to that TPM (A1).
@@ -30,6 +31,7 @@ pub mod evidence;
 pub mod findings;
 pub mod ima;
 pub mod joining;
+pub mod live;
 pub mod nvidia;
 pub mod pki;
 pub mod quote;

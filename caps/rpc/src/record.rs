@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 const VERSION: &str = "1";
-/// Far more than any of these files needs.
+/// Far more than most of these files need.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 /// Where one is.
@@ -24,13 +24,20 @@ pub struct Record {
     format: &'static str,
     /// What to do if it is damaged.
     remedy: &'static str,
+    max_bytes: u64,
 }
 
 impl Record {
     /// The record at `path`. `format` is the first word in it; `remedy` says, after a colon, what an
     /// operator should do if it is damaged.
     pub fn new(path: PathBuf, format: &'static str, remedy: &'static str) -> Record {
-        Record { path, format, remedy }
+        Record { path, format, remedy, max_bytes: MAX_BYTES }
+    }
+
+    /// One that may have so many bytes, and not a MiB.
+    #[must_use]
+    pub fn of_at_most(self, max_bytes: u64) -> Record {
+        Record { max_bytes, ..self }
     }
 
     /// Its file.
@@ -47,7 +54,7 @@ impl Record {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", path, &error)),
             Ok(file) => file
-                .take(MAX_BYTES)
+                .take(self.max_bytes)
                 .read_to_string(&mut text)
                 .map_err(|error| failed("read", path, &error))?,
         };

@@ -8,29 +8,35 @@
 //!
 //! # What it does
 //!
-//! At start it extends the image's hash into PCR 11, once per reset of the TPM. Then, at half the
-//! freshness bound and whenever a holder of `attest` asks, it has the TPM sign the registers
-//! together with a challenge that is used once, and appraises the answer ([`distos_evidence`]). Holders of
-//! `read` learn the verdict: whether the last evidence matched (integrity), and until when it counts
-//! (freshness). The two are told apart (A2). Evidence that is missing, old, not answered in time or not
-//! understood gives no freshness, so that the node gets no work (A1, S1). Each appraisal is an
-//! audit event.
+//! It is two things, apart from one another. The **collector** (`collector`) has the TPM sign registers together with a challenge, reads
+//! the logs that the image gives it, and judges nothing. The **verifier** ([`verifier`], [`state`]) challenges, examines what comes back
+//! ([`distos_evidence`]), and has policies say what that is worth ([`distos_appraisal`]): of this node, and in a
+//! cluster of each peer for which this node signs SVIDs. Between nodes both meet by way of the network services, which know
+//! who is at the other end (`peers`).
+//!
+//! At start it extends the image's hash into PCR 11, once per reset of the TPM. Evidence is taken before half of the freshness bound
+//! is over, each node at moments of its own, and whenever a holder of `attest` asks. What a node's evidence reaches is its standing: fresh, stale,
+//! expired, or failed, and each time that evidence turns bad an epoch begins (A2, A3). Evidence that is missing, old, not answered in time, not
+//! understood or not provided for in any policy gives no freshness, so that the node gets no work (A1, S1). Each
+//! appraisal of this node, and each change of a standing, is an audit event.
 //!
 //! # What it refuses, and what it does not show
 //!
-//! - It trusts the TPM that it sees first, and the register values it sees then (`enrolment` in its
-//!   directory); from then on it refuses every other. It does not check the TPM maker's certificate, which it
-//!   passes on to whoever invites the node: it shows that this node is what it was, not that the TPM is a real one.
-//! - A software TPM proves the protocol, not the machine: who controls the machine controls it.
-//!   Every verdict and audit event says which kind it is.
-//! - Only holders on this node are convinced: the appraisal runs here. A verifier elsewhere must
-//!   make its own challenge.
+//! - No TPM is taken because it comes first: it is known by its endorsement key, whose certificate leads to a root that an
+//!   operator gave (`anchor`) or whose name one has told (`enrol`). Where a policy puts up with "certificate chain" not being checked, as
+//!   that of the images that come with DistOS does, whichever comes first is taken, and no other after it.
+//! - A software TPM proves the protocol, not the machine: who controls the machine controls it. Only a policy that says so by name
+//!   takes one.
+//! - Nothing is made up where there is no policy: then there is no freshness.
 //! - It replaces no damaged file of its own: that is a fault that names the file.
+//! - Results (EAR) are signed by a key that ends with the service. They are made only by policies that somebody has signed.
 //!
 //! # Settings
 //!
 //! `image_hash` (64 hexadecimal digits, required with a TPM), `tpm` (`hardware` or `software`), `freshness_ms`
-//! (default 300000), `pcrs` (default `0-7`; the image's register is always added).
+//! (default 300000), `grace_ms` (how long evidence counts as stale after that; default: as long as fresh), `pcrs` (default `0-7`; the image's register is
+//! always added, and the kernel's if there is its list), `policy` (its text), `policy_signature`, and `policy_signers` (keys whose policies are
+//! taken, apart by spaces). Devices beside the TPM: `boot-log` and `measured-files`.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -38,10 +44,14 @@ use std::process::ExitCode;
 
 use distos_rpc::boot::Boot;
 
-mod attester;
+mod collector;
+mod governing;
+mod peers;
 mod server;
-mod state;
+pub mod state;
 mod tpm;
+pub mod verifier;
+mod watched;
 
 /// Whoever switches this target on sees each step of the verifier, one event a line:
 /// `specs/attestation` says what they mean and checks them.

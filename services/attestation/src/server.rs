@@ -1,6 +1,7 @@
-//! The attestation interface over RPC, and the task that renews evidence.
+//! The attestation interface over RPC, and the tasks that have evidence renewed.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -10,35 +11,58 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId};
-use distos_evidence::evidence::{Appraised, Continuity, PcrSet};
-use distos_evidence::joining::{MAX_SEALED_BYTES, Sealed};
+use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId};
+use distos_appraisal::{Bound, Ear, MAX_EAR_LIFETIME_S, VerifierId};
+use distos_evidence::credential::{EPHEMERAL_BYTES, is_name_long};
+use distos_evidence::evidence::{Attest, Continuity, PcrSet};
+use distos_evidence::ima::{IMA_PCR, MAX_PART_BYTES};
+use distos_evidence::joining::{IMAGE_PCR, MAX_SEALED_BYTES, Sealed};
+use distos_evidence::live::{Bundle, Identity, Question, Session, Wanted};
+use distos_identity::{TokenSecret, Validity};
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
-use distos_schemas::attestation_capnp::{attestation, verdict};
+use distos_schemas::attestation_capnp::{Standing as StandingWord, attestation, verdict};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::TRACE;
-use crate::attester::{Attester, Outcome};
-use crate::state::{Now, State, Unasked, Verdict};
+use crate::collector::{Collector, Log, Logs};
+use crate::governing::{Archive, Given, Governing};
+use crate::peers::Peers;
+use crate::state::{Bounds, Judged, Now, Standing, Unasked};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
+use crate::verifier::{Answer, Evidence, Examined, LIMITS};
+use crate::watched::{Found, Watched};
 
 const DEFAULT_FRESHNESS_MS: u64 = 300_000;
-/// The firmware's registers on a PC, and by [`crate::attester`] the image's.
+/// The firmware's registers on a PC; the image's is always added, and the kernel's if its list is there.
 const DEFAULT_PCRS: &str = "0-7";
 const AUDIT_KIND: &str = "attestation";
 /// How many may wait for the TPM for something else than evidence.
 const MAX_ASIDE: usize = 2;
+/// Verdicts in one answer.
+const MAX_LISTED: usize = 2048;
+/// The object has no bytes.
+const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
+/// How often it is looked whether evidence has aged.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long whoever waits for a change waits at most.
+const WATCH: Duration = Duration::from_secs(10);
+/// How many parts of the kernel's list are asked for at most before it is verified.
+const MAX_PARTS: usize = 256;
 
 /// What the image sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     hardware: bool,
-    freshness_ms: u64,
+    pub(crate) bounds: Bounds,
     /// The node image's, to be measured; there is none without a TPM.
     image_hash: Option<[u8; 32]>,
     pcrs: PcrSet,
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
+    given: Given,
 }
 
 impl Settings {
@@ -61,12 +85,12 @@ impl Settings {
             Some("software") | None => false,
             Some(_) => return Err(wrong("tpm", "is neither 'hardware' nor 'software'")),
         };
-        let freshness_ms = match param("freshness_ms") {
-            None => DEFAULT_FRESHNESS_MS,
-            Some(text) => {
-                text.parse().map_err(|_| wrong("freshness_ms", "is no number of milliseconds"))?
-            }
+        let ms = |key: &str, default: u64| match param(key) {
+            None => Ok(default),
+            Some(text) => text.parse().map_err(|_| wrong(key, "is no number of milliseconds")),
         };
+        let fresh_ms = ms("freshness_ms", DEFAULT_FRESHNESS_MS)?;
+        let bounds = Bounds { fresh_ms, grace_ms: ms("grace_ms", fresh_ms)? };
         let image_hash = match param("image_hash") {
             None => None,
             Some(text) => {
@@ -76,10 +100,21 @@ impl Settings {
                 Some(hash)
             }
         };
-        let pcrs = PcrSet::parse(param("pcrs").unwrap_or(DEFAULT_PCRS))?;
+        let pcrs = PcrSet::parse(param("pcrs").unwrap_or(DEFAULT_PCRS))?.with(IMAGE_PCR);
+        // Its value is what the kernel's list is held against.
+        let pcrs = if param(FILES).is_some() { pcrs.with(IMA_PCR) } else { pcrs };
         let data_dir =
             data_dir.ok_or_else(|| Fault::malformed("attestation: its vat needs 'data = true'"))?;
-        Ok(Settings { hardware, freshness_ms, image_hash, pcrs, data_dir })
+        let text = |key: &str| param(key).unwrap_or_default().to_owned();
+        let signers = text("policy_signers");
+        let signers = signers.split_whitespace().map(|key| {
+            let key = hex::decode(key).ok().and_then(|key| HolderKey::try_from(&key[..]).ok());
+            key.ok_or_else(|| wrong("policy_signers", "has a word that is no key: 64 hexadecimal digits"))
+        });
+        let signers = signers.collect::<Result<_, _>>()?;
+        let given =
+            Given { policy: text("policy"), signature: text("policy_signature"), signers };
+        Ok(Settings { hardware, bounds, image_hash, pcrs, data_dir, given })
     }
 
     fn label(&self, present: bool) -> &'static str {
@@ -91,6 +126,10 @@ impl Settings {
     }
 }
 
+/// The devices by which the image gives the service the logs of the boot and of the kernel's measured files.
+const BOOT: &str = "boot-log";
+const FILES: &str = "measured-files";
+
 /// Who asked for an attestation, for the audit log.
 #[derive(Clone, Copy)]
 struct Asker {
@@ -101,23 +140,26 @@ struct Asker {
 /// The renewing task acts for the node itself, under no capability.
 const NOBODY: Asker = Asker { tenant: TenantId::OPERATOR, cap: CapId(0) };
 
-type SharedAttester = Arc<Mutex<Attester<TimedFd>>>;
+type SharedCollector = Arc<Mutex<Collector<TimedFd>>>;
 
 /// The service.
 pub(crate) struct Attestation {
-    vat: Vat,
-    settings: Settings,
-    attester: Option<SharedAttester>,
-    state: RefCell<State>,
-    ak_name: Cell<Option<[u8; 34]>>,
-    /// Held during an attestation: the TPM does one thing at a time.
+    pub(crate) vat: Vat,
+    pub(crate) settings: Settings,
+    collector: Option<SharedCollector>,
+    archive: Archive,
+    governing: RefCell<Arc<Governing>>,
+    own: Rc<Watched>,
+    /// The peers that this node verifies.
+    pub(crate) peers: Peers,
+    /// Held while the TPM is used: it does one thing at a time.
     turn: tokio::sync::Mutex<()>,
     /// Who waits for the TPM for something else, or has it.
     aside: Cell<usize>,
-    /// How many attestations have begun.
-    begun: Cell<u64>,
-    /// What the last one came to.
-    last: RefCell<Result<(), Fault>>,
+    /// Changes whenever this node's standing or epoch does.
+    changed: watch::Sender<u64>,
+    /// Signs results. It is in memory alone: what it signs is over within minutes.
+    result_secret: TokenSecret,
     zero: Instant,
 }
 
@@ -126,99 +168,335 @@ impl Attestation {
     /// does not answer, the service serves and says so: the node gets no work (A1).
     pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         let settings = Settings::of(&vat)?;
-        let state = State::new(vat.node(), settings.freshness_ms).ok_or_else(|| {
-            Fault::malformed("attestation: setting 'freshness_ms' is not from 1000 to 86400000")
-        })?;
-        let bound = settings.freshness_ms;
+        let own = Watched::open(vat.node(), settings.bounds, &settings.data_dir)?;
+        let bound = settings.bounds.fresh_ms;
         tracing::debug!(target: TRACE, at = vat.now_ms(), bound, "start");
-        let attester = vat.take_device("tpm").map(|fd| attester(fd, &settings)).transpose()?;
+        let logs = Logs {
+            boot: vat.take_device(BOOT).map(Log::from),
+            files: vat.take_device(FILES).map(Log::from),
+        };
+        let collector =
+            vat.take_device("tpm").map(|fd| collector(fd, &settings, logs)).transpose()?;
+        let archive = Archive::new(&settings.data_dir, settings.given.clone());
+        let governing = archive.read()?;
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *seed).map_err(Fault::internal)?;
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         let service = Rc::new(Attestation {
+            peers: Peers::new(&vat),
             vat,
             settings,
-            attester,
-            state: RefCell::new(state),
-            ak_name: Cell::new(None),
+            collector,
+            archive,
+            governing: RefCell::new(Arc::new(governing)),
+            own: Rc::new(own),
             turn: tokio::sync::Mutex::new(()),
             aside: Cell::new(0),
-            begun: Cell::new(0),
-            last: RefCell::new(Ok(())),
+            changed: watch::Sender::new(1),
+            result_secret: TokenSecret::from_seed(&seed)?,
             zero: Instant::now(),
         });
-        if let Err(fault) = service.clone().attest(NOBODY).await {
+        if let Err(fault) = service.clone().attest(service.own.clone(), NOBODY).await {
             tracing::warn!(%fault, "no evidence at start");
         }
-        tokio::task::spawn_local(service.clone().renew());
+        tokio::task::spawn_local(service.clone().renew(service.own.clone()));
+        tokio::task::spawn_local(service.clone().age());
+        service.peers.attend(&service);
         Ok(service)
     }
 
-    fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         let mono_ms = u64::try_from(self.zero.elapsed().as_millis()).unwrap_or(u64::MAX);
         Now { unix_ms: self.vat.now_ms(), mono_ms }
     }
 
-    /// Takes new evidence at half the freshness bound, for as long as the service lives.
-    async fn renew(self: Rc<Self>) {
-        while !self.vat.draining() {
-            let wait_ms = self.state.borrow().next_in_ms(self.now());
+    fn is_own(&self, watched: &Watched) -> bool {
+        watched.node == self.vat.node()
+    }
+
+    /// Takes new evidence of a node before half the freshness bound is over, for as long as it is watched.
+    pub(crate) async fn renew(self: Rc<Self>, watched: Rc<Watched>) {
+        while !self.vat.draining() && !watched.ended.get() {
+            let wait_ms = watched.state.borrow().next_in_ms(self.now());
             if wait_ms == 0 {
                 // What failed is in the state and the audit log, and is tried again.
-                let _ = self.clone().attest(NOBODY).await;
+                let _ = self.clone().attest(watched.clone(), NOBODY).await;
             }
             // In short steps: a wall clock that is put back makes evidence due at once.
-            let wait_ms = self.state.borrow().next_in_ms(self.now()).clamp(200, 1_000);
+            let wait_ms = watched.state.borrow().next_in_ms(self.now()).clamp(200, 1_000);
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         }
     }
 
-    /// One attestation, in a task of its own: a caller that goes away must not hide its result.
-    async fn attest(self: Rc<Self>, asker: Asker) -> Result<(), Fault> {
-        if self.vat.draining() {
-            return Err(Fault::unavailable(1_000, "the attestation service is draining"));
-        }
-        let arrived = self.begun.get();
-        tokio::task::spawn_local(self.in_turn(arrived, asker))
-            .await
-            .map_err(|_| Fault::internal("an attestation was cut short"))?
-    }
-
-    /// Waits for the TPM. An attestation that began after the caller came serves it as well, so
-    /// that many callers cost one quote.
-    async fn in_turn(self: Rc<Self>, arrived: u64, asker: Asker) -> Result<(), Fault> {
-        let _turn = self.turn.lock().await;
-        if self.begun.get() > arrived {
-            return self.last.borrow().clone();
-        }
-        self.begun.set(arrived + 1);
-        let result = self.take_evidence(asker).await;
-        *self.last.borrow_mut() = result.clone();
-        result
-    }
-
-    async fn take_evidence(&self, asker: Asker) -> Result<(), Fault> {
-        let mut random = [0u8; 32];
-        getrandom::fill(&mut random).map_err(Fault::internal)?;
-        let opened = self.now();
-        let challenge = self.state.borrow_mut().challenge(random, opened);
-        let nonce = Nonce(&challenge);
-        tracing::debug!(target: TRACE, at = opened.unix_ms, %nonce, "challenge");
-        match self.ask_tpm(challenge, opened.unix_ms).await {
-            Ok(outcome) => self.take_outcome(&challenge, outcome, asker),
-            Err(fault) => {
-                // The renewing task tries every few seconds: one event for one cause.
-                let is_new = self.state.borrow_mut().no_answer(fault.to_string());
-                tracing::debug!(target: TRACE, at = self.now().unix_ms, "no_answer");
-                if is_new || asker.cap != NOBODY.cap {
-                    self.report(asker, format!("no evidence: {fault}"));
-                }
-                Err(fault)
+    /// Looks whether evidence has aged, and tells whoever acts on it.
+    async fn age(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.show(&self.own);
+            for watched in self.peers.all() {
+                self.show(&watched);
             }
         }
     }
 
-    async fn ask_tpm(&self, challenge: [u8; 32], now_ms: u64) -> Result<Outcome, Fault> {
-        self.with_tpm(move |attester| attester.attest(&challenge, now_ms)).await
+    /// Tells of a change of a node's standing, or of its epoch.
+    fn show(&self, watched: &Watched) {
+        let now = self.now();
+        let (verdict, epoch) = {
+            let state = watched.state.borrow();
+            (state.verdict(now), state.epoch())
+        };
+        let shown = (verdict.standing, epoch);
+        let was = watched.shown.replace(shown);
+        if was == shown {
+            return;
+        }
+        let (from, to) = (was.0.name(), verdict.standing.name());
+        let reason = if verdict.reason.is_empty() { "good" } else { &verdict.reason };
+        let whom = if self.is_own(watched) {
+            String::new()
+        } else {
+            format!("node/{}: ", watched.node)
+        };
+        let detail = format!("{whom}{from} -> {to}, epoch {epoch}: {reason}");
+        self.report(NOBODY, detail);
+        if self.is_own(watched) {
+            self.changed.send_modify(|revision| *revision += 1);
+        }
+        self.peers.tell(watched.node);
+    }
+
+    /// One attestation, in a task of its own: a caller that goes away must not hide its result.
+    async fn attest(self: Rc<Self>, watched: Rc<Watched>, asker: Asker) -> Result<(), Fault> {
+        if self.vat.draining() {
+            return Err(Fault::unavailable(1_000, "the attestation service is draining"));
+        }
+        let arrived = watched.begun.get();
+        tokio::task::spawn_local(self.in_turn(watched, arrived, asker))
+            .await
+            .map_err(|_| Fault::internal("an attestation was cut short"))?
+    }
+
+    /// Waits for one that is under way. An attestation that began after the caller came serves it as well, so
+    /// that many callers cost one quote.
+    async fn in_turn(
+        self: Rc<Self>,
+        watched: Rc<Watched>,
+        arrived: u64,
+        asker: Asker,
+    ) -> Result<(), Fault> {
+        let _turn = watched.turn.lock().await;
+        if watched.begun.get() > arrived {
+            return watched.last.borrow().clone();
+        }
+        watched.begun.set(arrived + 1);
+        let result = self.take_evidence(&watched, asker).await;
+        *watched.last.borrow_mut() = result.clone();
+        self.show(&watched);
+        self.peers.tell(watched.node);
+        result
+    }
+
+    async fn take_evidence(&self, watched: &Watched, asker: Asker) -> Result<(), Fault> {
+        let mut random = [0u8; 32];
+        getrandom::fill(&mut random).map_err(Fault::internal)?;
+        let opened = self.now();
+        let challenge = watched.state.borrow_mut().challenge(random, opened);
+        let nonce = Nonce(&challenge);
+        let is_own = self.is_own(watched);
+        let node = watched.node;
+        tracing::debug!(target: TRACE, at = opened.unix_ms, %node, %nonce, "challenge");
+        let answered = match self.evidence_of(watched, &challenge).await {
+            Ok(answered) => answered,
+            Err(fault) => {
+                // It is tried every few seconds: one event for one cause.
+                let is_new = watched.state.borrow_mut().no_answer(fault.to_string());
+                tracing::debug!(target: TRACE, at = self.now().unix_ms, %node, "no_answer");
+                if is_own && (is_new || asker.cap != NOBODY.cap) {
+                    self.report(asker, format!("no evidence: {fault}"));
+                }
+                return Err(fault);
+            }
+        };
+        self.take_answer(watched, &challenge, answered, asker)
+    }
+
+    fn take_answer(
+        &self,
+        watched: &Watched,
+        challenge: &[u8; 32],
+        answered: Answered,
+        asker: Asker,
+    ) -> Result<(), Fault> {
+        let now = self.now();
+        let (judged, kept, found) = match answered {
+            Answered::Refused(judged) => (judged, None, None),
+            Answered::Examined(examined) => {
+                let Examined { judged, devices, opinion, kept } = *examined;
+                (judged, Some(kept), Some(Found { devices, opinion }))
+            }
+        };
+        let detail = describe(&judged, self.settings.label(true));
+        let resets = match &judged {
+            Judged::Good(evidence) => Some(evidence.appraised.clock.reset_count),
+            _ => None,
+        };
+        let (at, nonce, good) = (now.unix_ms, Nonce(challenge), resets.is_some());
+        let (node, is_absent) = (watched.node, matches!(judged, Judged::Absent(_)));
+        let is_own = self.is_own(watched);
+        let taken = watched.state.borrow_mut().answer(challenge, judged, now);
+        // What is remembered is what the state knows, also of an epoch that began: the file follows it.
+        if taken.is_ok() {
+            *watched.found.borrow_mut() = found;
+            let kept = kept.unwrap_or_else(|| watched.kept.borrow().clone());
+            if let Err(fault) = watched.keep(kept) {
+                // What ends acts first; that it does not survive a restart is for the operator to know.
+                tracing::error!(%fault, %node, "what is known of a node could not be kept");
+            }
+        }
+        match taken {
+            Ok(()) if is_absent => {
+                tracing::debug!(target: TRACE, at, %node, "no_answer");
+                if is_own {
+                    self.report(asker, detail);
+                }
+                Ok(())
+            }
+            Ok(()) => {
+                tracing::debug!(target: TRACE, at, %node, %nonce, good, resets, "verdict");
+                if is_own {
+                    self.report(asker, detail);
+                }
+                Ok(())
+            }
+            Err(unasked) => {
+                // What answers no open challenge changes nothing.
+                if unasked == Unasked::TooOld {
+                    tracing::debug!(target: TRACE, at, %node, %nonce, "too_old");
+                }
+                self.report(asker, format!("refused: {unasked}"));
+                Err(Fault::unavailable(1_000, unasked.to_string()))
+            }
+        }
+    }
+
+    /// Asks a node, over whatever is between: the answer, and the session that it is bound to.
+    async fn ask(&self, node: NodeId, question: Question) -> Result<(Vec<u8>, Session), Fault> {
+        if node == self.vat.node() {
+            let session = Session::own(node);
+            let answer = self.answer(question, session).await?;
+            return Ok((answer, session));
+        }
+        let (answer, key) = self.peers.ask(&self.vat, node, &question.to_bytes()).await?;
+        Ok((answer, Session { verifier: self.vat.node(), node, key }))
+    }
+
+    /// Has this node's machine answer, in turn.
+    pub(crate) async fn answer(
+        &self,
+        question: Question,
+        session: Session,
+    ) -> Result<Vec<u8>, Fault> {
+        let now_ms = self.vat.now_ms();
+        let _turn = self.turn.lock().await;
+        self.with_tpm(move |collector| collector.answer(&question, session, now_ms)).await
+    }
+
+    /// Has a node enrolled if it is not, and its evidence examined.
+    async fn evidence_of(&self, watched: &Watched, nonce: &[u8; 32]) -> Result<Answered, Fault> {
+        if !watched.kept.borrow().is_enrolled()
+            && let Err(judged) = self.enrol(watched).await?
+        {
+            return Ok(Answered::Refused(judged));
+        }
+        let mut listed = watched.kept.borrow().listed();
+        let mut list: Option<Vec<u8>> = None;
+        for _ in 0..MAX_PARTS {
+            let have = list.as_ref().map_or(0, Vec::len);
+            let wanted = Wanted {
+                nonce: *nonce,
+                pcrs: self.settings.pcrs,
+                listed: listed.saturating_add(have as u64),
+            };
+            let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
+            let bundle = Bundle::parse(&answer)?;
+            if listed > 0 && !self.is_boot_of(watched, &bundle) {
+                // The kernel's list begins anew with each boot.
+                (listed, list) = (0, None);
+                continue;
+            }
+            if let Some(part) = &bundle.list {
+                let list = list.get_or_insert_default();
+                if list.len() + part.len() > MAX_PART_BYTES {
+                    let why = format!("the list of measured files has more than {MAX_PART_BYTES} bytes at once");
+                    return Err(Fault::unavailable(60_000, why));
+                }
+                list.extend(part);
+            }
+            if !bundle.more {
+                return self.examine(watched, session, nonce, bundle, list).await;
+            }
+        }
+        Err(Fault::unavailable(60_000, "the list of measured files does not end"))
+    }
+
+    /// Whether a quote, which nobody has verified yet, is of the boot of which the list is known.
+    fn is_boot_of(&self, watched: &Watched, bundle: &Bundle) -> bool {
+        let resets = Attest::parse(&bundle.quote).ok().map(|attest| attest.clock.reset_count);
+        watched.kept.borrow().listed_in() == resets
+    }
+
+    async fn examine(
+        &self,
+        watched: &Watched,
+        session: Session,
+        nonce: &[u8; 32],
+        bundle: Bundle,
+        list: Option<Vec<u8>>,
+    ) -> Result<Answered, Fault> {
+        let own = self.is_own(watched).then_some(self.settings.hardware);
+        let (kept, governing) =
+            (watched.kept.borrow().clone(), self.governing.borrow().clone());
+        let (nonce, pcrs, at_s) = (*nonce, self.settings.pcrs, self.vat.now_ms() / 1000);
+        // A long list takes longer than this thread may be held up.
+        let examined = tokio::task::spawn_blocking(move || {
+            let law = governing.law(at_s);
+            let list = list.as_deref();
+            kept.examine(Answer { session, nonce, pcrs, bundle: &bundle, list }, own, law)
+        });
+        let examined = examined.await.map_err(|_| Fault::internal("an examination ended early"))?;
+        Ok(Answered::Examined(Box::new(examined?)))
+    }
+
+    /// Has a node show that its keys are in one TPM, and knows it by these from then on.
+    async fn enrol(&self, watched: &Watched) -> Result<Result<(), Judged<Evidence>>, Fault> {
+        let (answer, _) = self.ask(watched.node, Question::Identity).await?;
+        let identity = Identity::parse(&answer)?;
+        let mut secret = Zeroizing::new([0; 32]);
+        let mut ephemeral = Zeroizing::new([0; EPHEMERAL_BYTES]);
+        getrandom::fill(&mut *secret).map_err(Fault::internal)?;
+        getrandom::fill(&mut *ephemeral).map_err(Fault::internal)?;
+        let begun = watched.kept.borrow().begin(identity, secret, &ephemeral);
+        let (enrolling, credential) = match begun {
+            Ok(begun) => begun,
+            Err(judged) => return Ok(Err(judged)),
+        };
+        let asked = self.ask(watched.node, Question::Activate(credential)).await;
+        let (answer, session) = match asked {
+            Ok(answered) => answered,
+            // The TPM says itself that it has not both keys.
+            Err(Fault::Unauthenticated(why)) => return Ok(Err(Judged::Bad(why))),
+            Err(fault) => return Err(fault),
+        };
+        let mut kept = watched.kept.borrow().clone();
+        if let Err(judged) = kept.enrol(&enrolling, session, &answer) {
+            return Ok(Err(judged));
+        }
+        watched.keep(kept)?;
+        let whom = if self.is_own(watched) { "this node".to_owned() } else { format!("node/{}", watched.node) };
+        self.report(NOBODY, format!("enrolled {whom}: {}", watched.kept.borrow().named()));
+        Ok(Ok(()))
     }
 
     /// Asks the TPM for something else than a verdict, in turn. What is shown of its registers answers whoever asked,
@@ -228,7 +506,7 @@ impl Attestation {
         self: &Rc<Self>,
         asker: Asker,
         what: String,
-        ask: impl FnOnce(&mut Attester<TimedFd>) -> Result<T, Fault> + Send + 'static,
+        ask: impl FnOnce(&mut Collector<TimedFd>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         if self.vat.draining() {
             return Err(Fault::unavailable(1_000, "the attestation service is draining"));
@@ -255,63 +533,184 @@ impl Attestation {
 
     async fn with_tpm<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&mut Attester<TimedFd>) -> Result<T, Fault> + Send + 'static,
+        ask: impl FnOnce(&mut Collector<TimedFd>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
-        let attester = self.attester.clone().ok_or_else(|| {
+        let collector = self.collector.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "the image gives the attestation service no TPM")
         })?;
         tokio::task::spawn_blocking(move || {
-            // A panic half way leaves at most a lost TPM, which the attester notices.
-            ask(&mut attester.lock().unwrap_or_else(PoisonError::into_inner))
+            // A panic half way leaves at most a lost TPM, which the collector notices.
+            ask(&mut collector.lock().unwrap_or_else(PoisonError::into_inner))
         })
         .await
         .map_err(|_| Fault::internal("the thread that speaks to the TPM ended"))?
     }
 
-    fn take_outcome(
-        &self,
-        challenge: &[u8; 32],
-        outcome: Outcome,
-        asker: Asker,
-    ) -> Result<(), Fault> {
+    /// What is known of a node that this one verifies.
+    fn watched(&self, node: NodeId) -> Result<Rc<Watched>, Fault> {
+        if node == self.vat.node() {
+            return Ok(self.own.clone());
+        }
+        self.peers.get(node).ok_or_else(|| {
+            Fault::not_found("this node verifies no such node: it is no peer, or this one signs for nobody")
+        })
+    }
+
+    fn asked_node(&self, bytes: &[u8]) -> Result<Rc<Watched>, Fault> {
+        if bytes.is_empty() {
+            return Ok(self.own.clone());
+        }
+        self.watched(NodeId::try_from(bytes)?)
+    }
+
+    /// A signed result of the last evidence, while it is fresh.
+    fn result(&self, watched: &Watched) -> Result<String, Fault> {
         let now = self.now();
-        let detail = describe(&outcome, self.settings.label(true));
-        let result = outcome.result.map_err(|refusal| refusal.to_string());
-        if result.is_ok() {
-            self.ak_name.set(Some(outcome.ak_name));
+        let (verdict, epoch) = {
+            let state = watched.state.borrow();
+            (state.verdict(now), state.epoch())
+        };
+        let (Standing::Fresh, Some(evidence)) = (verdict.standing, verdict.evidence) else {
+            let standing = verdict.standing.name();
+            return Err(Fault::StaleAttestation(format!("{standing}: {}", verdict.reason)));
+        };
+        let found = watched.found.borrow();
+        let found = found.as_ref().ok_or_else(|| Fault::internal("fresh, and nothing was found"))?;
+        if !found.opinion.is_by_signed_policy() {
+            let why = "the policy by which it was appraised is signed by nobody: sign one, and give it with `distos attest policy`";
+            return Err(Fault::unavailable(60_000, why));
         }
-        let resets = result.as_ref().ok().map(|(appraised, _)| appraised.clock.reset_count);
-        let (at, nonce, good) = (now.unix_ms, Nonce(challenge), resets.is_some());
-        match self.state.borrow_mut().answer(challenge, result, now) {
-            Ok(()) => {
-                tracing::debug!(target: TRACE, at, %nonce, good, resets, "verdict");
-                self.report(asker, detail);
-                Ok(())
-            }
-            Err(unasked) => {
-                // What answers no open challenge changes nothing.
-                if unasked == Unasked::TooOld {
-                    tracing::debug!(target: TRACE, at, %nonce, "too_old");
-                }
-                self.report(asker, format!("refused: {unasked}"));
-                Err(Fault::unavailable(1_000, unasked.to_string()))
-            }
+        let from_s = now.unix_ms / 1000;
+        let until_s = (verdict.fresh_until_ms / 1000).min(from_s + MAX_EAR_LIFETIME_S);
+        let verifier =
+            VerifierId { developer: "DistOS".into(), build: env!("CARGO_PKG_VERSION").into() };
+        let bound = Bound {
+            boot: u64::from(evidence.appraised.clock.reset_count),
+            epoch,
+            nonce_hash: Sha256::digest(evidence.nonce).into(),
+            svid_key_hash: Sha256::digest(evidence.session.key.0).into(),
+        };
+        let limits = LIMITS.map(str::to_owned).to_vec();
+        let collateral = self.governing.borrow().digests();
+        let validity = Validity { from_s, until_s };
+        Ear::of(&found.opinion, verifier, bound, collateral, limits, validity)?
+            .sign(&self.result_secret)
+    }
+
+    /// Goes by another policy, or trusts others, from now on; evidence is taken anew by it.
+    fn take_effect(self: &Rc<Self>) -> Result<(), Fault> {
+        let governing = self.archive.read()?;
+        *self.governing.borrow_mut() = Arc::new(governing);
+        for watched in self.peers.all().into_iter().chain([self.own.clone()]) {
+            let service = self.clone();
+            tokio::task::spawn_local(async move { drop(service.attest(watched, NOBODY).await) });
         }
+        Ok(())
+    }
+
+    pub(crate) fn judgement(&self, node: NodeId) -> Option<Judgement> {
+        let watched = self.watched(node).ok()?;
+        let state = watched.state.borrow();
+        let verdict = state.verdict(self.now());
+        Some(Judgement {
+            node,
+            standing: verdict.standing,
+            until_s: verdict.fresh_until_ms / 1000,
+            epoch: state.epoch(),
+            reason: verdict.reason,
+        })
     }
 
     fn report(&self, asker: Asker, detail: String) {
         self.vat.report(AUDIT_KIND, asker.tenant, asker.cap, detail);
     }
 
-    fn write_verdict(&self, mut builder: verdict::Builder<'_>) {
+    fn write_verdict(&self, watched: &Watched, mut builder: verdict::Builder<'_>) {
         let now = self.now();
-        let verdict = self.state.borrow().verdict(now);
-        let present = self.attester.is_some();
-        fill(builder.reborrow(), &verdict);
-        builder.set_tpm(self.settings.label(present));
-        builder.set_hardware(present && self.settings.hardware);
-        if let Some(name) = self.ak_name.get() {
-            builder.set_ak_name(&name);
+        let state = watched.state.borrow();
+        let verdict = state.verdict(now);
+        builder.set_node(&watched.node.0);
+        builder.set_standing(word_of(verdict.standing));
+        builder.set_epoch(state.epoch());
+        builder.set_fresh_until_ms(verdict.fresh_until_ms);
+        builder.set_expires_ms(verdict.expires_ms);
+        builder.set_good(verdict.taken_ms != 0);
+        builder.set_reason(verdict.reason.as_str());
+        builder.set_taken_ms(verdict.taken_ms);
+        if let Some(edition) = self.governing.borrow().edition() {
+            builder.set_policy(edition.as_str());
+        }
+        if self.is_own(watched) {
+            let present = self.collector.is_some();
+            builder.set_tpm(self.settings.label(present));
+            builder.set_hardware(present && self.settings.hardware);
+        }
+        if let Some(evidence) = &verdict.evidence {
+            let appraised = &evidence.appraised;
+            builder.set_pcr_digest(&appraised.pcr_digest);
+            builder.set_reset_count(appraised.clock.reset_count);
+            builder.set_restart_count(appraised.clock.restart_count);
+            builder.set_quote_micros(evidence.quote_micros);
+            builder.set_ak_name(&evidence.ak_name);
+            let numbers: Vec<u8> = appraised.pcrs.iter().collect();
+            // At most 24 registers.
+            let len = u32::try_from(numbers.len()).unwrap_or_default();
+            let mut pcrs = builder.reborrow().init_pcrs(len);
+            for (index, pcr) in (0..len).zip(numbers) {
+                pcrs.set(index, pcr);
+            }
+        }
+        if let Some(found) = &*watched.found.borrow() {
+            write_found(found, builder);
+        }
+    }
+}
+
+/// What this node says of another, for the network service.
+pub(crate) struct Judgement {
+    pub(crate) node: NodeId,
+    pub(crate) standing: Standing,
+    pub(crate) until_s: u64,
+    pub(crate) epoch: u64,
+    pub(crate) reason: String,
+}
+
+/// What came of asking a node.
+enum Answered {
+    /// It is not known by its keys, and why not.
+    Refused(Judged<Evidence>),
+    Examined(Box<Examined>),
+}
+
+/// A standing, as the schema has it.
+pub(crate) fn word_of(standing: Standing) -> StandingWord {
+    match standing {
+        Standing::Fresh => StandingWord::Fresh,
+        Standing::Stale => StandingWord::Stale,
+        Standing::Expired => StandingWord::Expired,
+        Standing::Failed => StandingWord::Failed,
+    }
+}
+
+fn write_found(found: &Found, mut builder: verdict::Builder<'_>) {
+    builder.set_tier(found.opinion.tier().name());
+    // At most 64, and as many checks of each.
+    let mut submods = builder.init_submods(found.devices.len() as u32);
+    for (index, (name, device)) in (0..).zip(&found.devices) {
+        let mut to = submods.reborrow().get(index);
+        to.set_name(name.as_str());
+        to.set_kind(device.kind.name());
+        if let Some((_, opinion)) = found.opinion.submods().get(name) {
+            to.set_tier(opinion.tier().name());
+            to.set_reason(opinion.reason());
+        }
+        let checks = &device.findings.checks;
+        let mut list = to.init_checks(checks.len() as u32);
+        for (index, check) in (0..).zip(checks) {
+            let mut to = list.reborrow().get(index);
+            to.set_name(check.name);
+            to.set_outcome(check.outcome.to_string().as_str());
+            to.set_why(check.detail.as_str());
         }
     }
 }
@@ -325,7 +724,7 @@ impl fmt::Display for Nonce<'_> {
     }
 }
 
-fn attester(fd: OwnedFd, settings: &Settings) -> Result<SharedAttester, Fault> {
+fn collector(fd: OwnedFd, settings: &Settings, logs: Logs) -> Result<SharedCollector, Fault> {
     let image_hash = settings.image_hash.ok_or_else(|| {
         Fault::malformed(
             "attestation: setting 'image_hash' is missing: there is nothing to measure",
@@ -333,49 +732,30 @@ fn attester(fd: OwnedFd, settings: &Settings) -> Result<SharedAttester, Fault> {
     })?;
     let fd = TimedFd::new(fd, TIMEOUT)
         .map_err(|error| Fault::internal(format!("the TPM's descriptor: {error}")))?;
-    let attester = Attester::new(Tpm::new(fd), &settings.data_dir, image_hash, settings.pcrs);
-    Ok(Arc::new(Mutex::new(attester)))
+    let collector = Collector::new(Tpm::new(fd), image_hash, settings.pcrs, logs);
+    Ok(Arc::new(Mutex::new(collector)))
 }
 
 /// One line for the audit log.
-fn describe(outcome: &Outcome, label: &str) -> String {
-    let ak = hex::encode(outcome.ak_name);
-    let enrolled = if outcome.enrolled_now { "; enrolled on first use" } else { "" };
-    match &outcome.result {
-        Ok((Appraised { clock, pcr_digest, continuity, .. }, micros)) => {
-            let boot = match continuity {
+fn describe(judged: &Judged<Evidence>, label: &str) -> String {
+    match judged {
+        Judged::Good(Evidence { appraised, quote_micros, ak_name, .. }) => {
+            let boot = match appraised.continuity {
                 Continuity::First => "first evidence",
                 Continuity::SameBoot => "same boot",
                 Continuity::NewBoot => "new boot, appraised in full",
             };
+            let clock = appraised.clock;
             format!(
-                "good: PCR digest {}; {boot}; resets {}; restarts {}; quote took {micros} us; key {ak}{enrolled}; {label}",
-                hex::encode(pcr_digest),
+                "good: PCR digest {}; {boot}; resets {}; restarts {}; quote took {quote_micros} us; key {}; {label}",
+                hex::encode(appraised.pcr_digest),
                 clock.reset_count,
                 clock.restart_count,
+                hex::encode(ak_name),
             )
         }
-        Err(refusal) => format!("refused: {refusal}; key {ak}; {label}"),
-    }
-}
-
-fn fill(mut builder: verdict::Builder<'_>, verdict: &Verdict) {
-    builder.set_fresh_until_ms(verdict.fresh_until_ms);
-    builder.set_good(verdict.good);
-    builder.set_reason(verdict.reason.as_str());
-    builder.set_taken_ms(verdict.taken_ms);
-    if let Some((appraised, quote_micros)) = &verdict.evidence {
-        builder.set_pcr_digest(&appraised.pcr_digest);
-        builder.set_reset_count(appraised.clock.reset_count);
-        builder.set_restart_count(appraised.clock.restart_count);
-        builder.set_quote_micros(*quote_micros);
-        let numbers: Vec<u8> = appraised.pcrs.iter().collect();
-        // At most 24 registers.
-        let len = u32::try_from(numbers.len()).unwrap_or_default();
-        let mut pcrs = builder.reborrow().init_pcrs(len);
-        for (index, pcr) in (0..len).zip(numbers) {
-            pcrs.set(index, pcr);
-        }
+        Judged::Absent(why) => format!("not shown: {why}; {label}"),
+        Judged::Bad(why) => format!("refused: {why}; {label}"),
     }
 }
 
@@ -429,7 +809,7 @@ impl attestation::Server for AttestationServer {
         mut results: attestation::StatusResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
-        self.service.write_verdict(self.facet.reply(&mut results).init_verdict());
+        self.service.write_verdict(&self.service.own, self.facet.reply(&mut results).init_verdict());
         Ok(())
     }
 
@@ -439,8 +819,9 @@ impl attestation::Server for AttestationServer {
         mut results: attestation::AttestResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ATTEST).map_err(fail)?;
-        self.service.clone().attest(self.asker()).await.map_err(fail)?;
-        self.service.write_verdict(self.facet.reply(&mut results).init_verdict());
+        let own = self.service.own.clone();
+        self.service.clone().attest(own.clone(), self.asker()).await.map_err(fail)?;
+        self.service.write_verdict(&own, self.facet.reply(&mut results).init_verdict());
         Ok(())
     }
 
@@ -452,14 +833,14 @@ impl attestation::Server for AttestationServer {
         self.facet.check(Rights::ATTEST).map_err(fail)?;
         let now_ms = self.service.vat.now_ms();
         let asked =
-            self.service.aside(self.asker(), "told who the TPM is".into(), move |attester| {
-                attester.identity(now_ms)
+            self.service.aside(self.asker(), "told who the TPM is".into(), move |collector| {
+                collector.identity(now_ms)
             });
-        let (ek, ak) = asked.await.map_err(fail)?;
+        let Identity { ek, certificate, ak } = asked.await.map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
-        reply.set_ek(&ek.public);
+        reply.set_ek(&ek);
         reply.set_ak(&ak);
-        reply.set_ek_certificate(ek.certificate.as_deref().unwrap_or_default());
+        reply.set_ek_certificate(certificate.as_deref().unwrap_or_default());
         Ok(())
     }
 
@@ -481,8 +862,8 @@ impl attestation::Server for AttestationServer {
         };
         let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
         let what = format!("presented key {key} to node/{inviter}");
-        let asked = self.service.aside(self.asker(), what, move |attester| {
-            attester.present(node, key, inviter, nonce, now_ms)?.to_json()
+        let asked = self.service.aside(self.asker(), what, move |collector| {
+            collector.present(node, key, inviter, nonce, now_ms)?.to_json()
         });
         let request = asked.await.map_err(fail)?;
         self.facet.reply(&mut results).set_request(request);
@@ -501,11 +882,133 @@ impl attestation::Server for AttestationServer {
         }
         let sealed = Sealed::parse(text.to_str()?).map_err(fail)?;
         let asked =
-            self.service.aside(self.asker(), "opened an invitation".into(), move |attester| {
-                attester.open(&sealed)
+            self.service.aside(self.asker(), "opened an invitation".into(), move |collector| {
+                collector.open(&sealed)
             });
         let plain = asked.await.map_err(fail)?;
         self.facet.reply(&mut results).set_plain(plain);
+        Ok(())
+    }
+
+    async fn watch(
+        self: Rc<Self>,
+        params: attestation::WatchParams,
+        mut results: attestation::WatchResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let seen = params.get()?.get_seen();
+        let mut changed = self.service.changed.subscribe();
+        // The sender lives as long as this service.
+        let _ = tokio::time::timeout(WATCH, changed.wait_for(|revision| *revision != seen)).await;
+        let revision = *changed.borrow();
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_revision(revision);
+        self.service.write_verdict(&self.service.own, reply.init_verdict());
+        Ok(())
+    }
+
+    async fn verdicts(
+        self: Rc<Self>,
+        _: attestation::VerdictsParams,
+        mut results: attestation::VerdictsResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::LIST).map_err(fail)?;
+        let mut all = vec![self.service.own.clone()];
+        all.extend(self.service.peers.all());
+        all.truncate(MAX_LISTED);
+        let mut list = self.facet.reply(&mut results).init_verdicts(all.len() as u32);
+        for (index, watched) in (0..).zip(&all) {
+            self.service.write_verdict(watched, list.reborrow().get(index));
+        }
+        Ok(())
+    }
+
+    async fn result(
+        self: Rc<Self>,
+        params: attestation::ResultParams,
+        mut results: attestation::ResultResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let watched = self.service.asked_node(params.get()?.get_node()?).map_err(fail)?;
+        let result = self.service.result(&watched).map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_result(result.as_str());
+        reply.set_key(&self.service.result_secret.key().as_ref());
+        Ok(())
+    }
+
+    async fn govern(
+        self: Rc<Self>,
+        params: attestation::GovernParams,
+        mut results: attestation::GovernResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let params = params.get()?;
+        let (policy, signature) = (params.get_policy()?, params.get_signature()?.to_str()?);
+        let done = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
+            self.service.archive.govern(policy, signature)
+        });
+        done.and_then(|done| done).map_err(fail)?;
+        self.service.take_effect().map_err(fail)?;
+        let edition = self.service.governing.borrow().edition().unwrap_or_default();
+        self.service.report(self.asker(), format!("goes by the policy {edition}"));
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn anchor(
+        self: Rc<Self>,
+        params: attestation::AnchorParams,
+        mut results: attestation::AnchorResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let mut files = BTreeMap::new();
+        for file in params.get()?.get_files()? {
+            let name = file.get_name()?.to_str()?.to_owned();
+            if files.insert(name, file.get_bytes()?.to_vec()).is_some() {
+                return Err(fail(Fault::malformed("two files of one name")));
+            }
+        }
+        let done = self
+            .facet
+            .commit(Rights::ADMIN, NO_BYTES, || self.service.archive.anchor(&files));
+        done.and_then(|done| done).map_err(fail)?;
+        self.service.take_effect().map_err(fail)?;
+        self.service.report(self.asker(), format!("trusts {} files", files.len()));
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn enrol(
+        self: Rc<Self>,
+        params: attestation::EnrolParams,
+        mut results: attestation::EnrolResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let params = params.get()?;
+        let watched = self.service.asked_node(params.get_node()?).map_err(fail)?;
+        let ek = params.get_ek()?;
+        if !ek.is_empty() && !is_name_long(ek.len()) {
+            return Err(fail(Fault::malformed("the name of an endorsement key has 34 bytes, or 50")));
+        }
+        let ek = (!ek.is_empty()).then(|| ek.to_vec());
+        // Not while it is asked: an answer of the TPM before would count as one of this.
+        let turn = watched.turn.lock().await;
+        let done = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
+            let mut kept = watched.kept.borrow().clone();
+            kept.expect(ek.as_deref());
+            watched.state.borrow_mut().forget();
+            *watched.found.borrow_mut() = None;
+            watched.keep(kept)
+        });
+        drop(turn);
+        done.and_then(|done| done).map_err(fail)?;
+        let which = ek.map_or("whichever comes next".to_owned(), hex::encode);
+        let node = watched.node;
+        self.service.report(self.asker(), format!("node/{node}: takes the TPM {which}"));
+        self.service.show(&watched);
+        self.service.clone().attest(watched, self.asker()).await.map_err(fail)?;
+        self.facet.reply(&mut results);
         Ok(())
     }
 }
@@ -540,7 +1043,7 @@ mod tests {
     fn a_tpm_without_an_image_to_measure_is_not_used() {
         let settings = parse(&[]).unwrap();
         let (fd, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let fault = attester(fd.into(), &settings).unwrap_err();
+        let fault = collector(fd.into(), &settings, Logs::default()).unwrap_err();
         assert!(matches!(&fault, Fault::Malformed(why) if why.contains("image_hash")), "{fault}");
     }
 

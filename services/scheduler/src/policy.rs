@@ -149,12 +149,19 @@ pub struct Evidence {
     pub fresh_until_ms: u64,
     /// Why it is not good, or not fresh.
     pub reason: String,
+    /// Whether it contradicts what is demanded, and not only is missing or old.
+    pub failed: bool,
 }
 
 impl Evidence {
     /// No evidence at all, and why.
     pub fn none(reason: impl Into<String>) -> Evidence {
-        Evidence { good: false, fresh_until_ms: 0, reason: reason.into() }
+        Evidence { good: false, fresh_until_ms: 0, reason: reason.into(), failed: false }
+    }
+
+    /// Whether asking for newer evidence may help: it is missing or old, and nothing contradicts it.
+    pub fn is_stale(&self, now_ms: u64) -> bool {
+        !self.failed && self.check(now_ms).is_err()
     }
 
     /// Good and fresh (A1, A2); integrity and freshness are told apart in the fault.
@@ -223,14 +230,23 @@ mod tests {
 
     #[test]
     fn evidence_counts_only_while_good_and_fresh() {
-        let good = Evidence { good: true, fresh_until_ms: 100, reason: String::new() };
+        let good = Evidence { good: true, fresh_until_ms: 100, reason: String::new(), failed: false };
         assert_eq!(good.check(99), Ok(()));
         let late = good.check(100).unwrap_err();
         assert!(matches!(&late, Fault::StaleAttestation(t) if t.contains("ran out")), "{late}");
         let bad = Evidence { good: false, reason: "PCR 7 differs".into(), ..good };
         assert_eq!(bad.check(0), Err(Fault::StaleAttestation("PCR 7 differs".into())));
         assert!(Evidence::none("").check(0).is_err());
-        let old = Evidence { good: true, fresh_until_ms: 0, reason: "9 ms old".into() };
+        let old = Evidence { good: true, fresh_until_ms: 0, reason: "9 ms old".into(), failed: false };
         assert_eq!(old.check(9), Err(Fault::StaleAttestation("9 ms old".into())));
+    }
+
+    /// Asking a machine that was tampered with for more of its evidence would only cost its TPM's time.
+    #[test]
+    fn new_evidence_is_asked_for_where_there_is_none_and_not_where_it_is_bad() {
+        assert!(Evidence::none("no evidence yet").is_stale(0));
+        let fresh = Evidence { good: true, fresh_until_ms: 100, ..Evidence::default() };
+        assert!(!fresh.is_stale(99) && fresh.is_stale(100));
+        assert!(!Evidence { failed: true, ..Evidence::none("PCR 4") }.is_stale(0));
     }
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{ByteRange, Fault, Meter, ObjectId, Rights, TenantId};
+use distos_abi::{ByteRange, CapId, Fault, Meter, ObjectId, Rights, TenantId};
 use distos_rpc::{Facet, Faceted, Mandate, Service, Vat, fail, fault_of, serve_capability};
-use distos_schemas::attestation_capnp::attestation;
+use distos_schemas::attestation_capnp::{Standing, attestation, verdict};
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::network_capnp::credentials;
 use distos_schemas::scheduler_capnp::{job, queue};
@@ -34,6 +34,12 @@ const ATTESTATION_EDGE: &str = "attestation";
 const CONTACT: &str = "contact";
 /// How long the attestation service may take to say what it has decided: it has decided before.
 const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
+/// How long it may take to have the TPM sign anew: a real one takes most of a second.
+const ATTEST_WAIT: Duration = Duration::from_secs(5);
+/// Not sooner again is it asked to.
+const ATTEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long after a failure it is asked again what has become of this node.
+const STANDING_AGAIN: Duration = Duration::from_secs(1);
 /// How long it may take to say so.
 const CONTACT_WAIT: Duration = Duration::from_secs(2);
 /// Workers of an executor, unless the image's `workers` says otherwise.
@@ -63,6 +69,8 @@ pub(crate) struct Scheduler {
     started: Instant,
     pub(crate) setbacks: RefCell<Setbacks>,
     pub(crate) deployments: Deployments,
+    /// When new evidence was asked for last, because there was none that is fresh.
+    attested: Cell<Option<Instant>>,
     /// What was said last about this node's contact to its cluster.
     contact: Cell<Option<Contact>>,
     /// What jobs that have not ended hold.
@@ -115,6 +123,7 @@ impl Scheduler {
             started: Instant::now(),
             setbacks: RefCell::default(),
             deployments,
+            attested: Cell::new(None),
             contact: Cell::new(None),
             live: RefCell::default(),
             executors: RefCell::default(),
@@ -123,6 +132,7 @@ impl Scheduler {
         });
         tokio::task::spawn_local(Rc::clone(&scheduler).dispatch());
         tokio::task::spawn_local(Rc::clone(&scheduler).end_idle_executors());
+        tokio::task::spawn_local(Rc::clone(&scheduler).follow_standing());
         Ok(scheduler)
     }
 
@@ -160,27 +170,123 @@ impl Scheduler {
         contact
     }
 
-    /// The evidence as it is now. A service that does not answer is no evidence.
+    /// The evidence as it is now, taken anew if it is old (A2). A service that does not answer is no evidence.
     async fn evidence(&self) -> Evidence {
-        let asked = async {
-            let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
-            let response =
+        let known = self.verdict(EVIDENCE_WAIT, async |service| {
+            let answer =
                 service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
-            let read = || -> capnp::Result<Evidence> {
-                let verdict = response.get()?.get_verdict()?;
-                Ok(Evidence {
-                    good: verdict.get_good(),
-                    fresh_until_ms: verdict.get_fresh_until_ms(),
-                    reason: String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned(),
-                })
-            };
-            read().map_err(|e| fault_of(&e))
-        };
+            answer.get().and_then(|one| evidence_of(one.get_verdict()?)).map_err(|e| fault_of(&e))
+        });
+        let known = known.await;
+        let is_recent = self.attested.get().is_some_and(|at| at.elapsed() < ATTEST_PAUSE);
+        if is_recent || !known.is_stale(self.vat.now_ms()) {
+            return known;
+        }
+        self.attested.set(Some(Instant::now()));
+        let new = self.verdict(ATTEST_WAIT, async |service| {
+            let answer =
+                service.attest_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            answer.get().and_then(|one| evidence_of(one.get_verdict()?)).map_err(|e| fault_of(&e))
+        });
+        let new = new.await;
+        // Why there was none before says more than that none came now.
+        if new.is_stale(self.vat.now_ms()) && !known.reason.is_empty() { known } else { new }
+    }
+
+    /// Asks the attestation service, and waits for so long.
+    async fn verdict(
+        &self,
+        wait: Duration,
+        ask: impl AsyncFnOnce(attestation::Client) -> Result<Evidence, Fault>,
+    ) -> Evidence {
+        let asked = async { ask(self.vat.root(ATTESTATION_EDGE).await?).await };
         let silent = |_| Err(Fault::unavailable(1000, "it is silent"));
-        let answer = tokio::time::timeout(EVIDENCE_WAIT, asked).await.unwrap_or_else(silent);
+        let answer = tokio::time::timeout(wait, asked).await.unwrap_or_else(silent);
         answer.unwrap_or_else(|fault: Fault| {
             Evidence::none(format!("the attestation service does not answer: {fault}"))
         })
+    }
+
+    /// Ends at once what runs here when this node's evidence turns bad (A3), and what waits when it is too old for anything.
+    async fn follow_standing(self: Rc<Self>) {
+        let mut seen = 0;
+        loop {
+            match self.standing(seen).await {
+                Ok((revision, standing, had, reason)) => {
+                    seen = revision;
+                    match standing {
+                        Standing::Failed => self.fence(&reason).await,
+                        // Where there never was any evidence, nothing was placed by any.
+                        Standing::Expired if had => self.end_waiting(&reason),
+                        Standing::Expired | Standing::Stale => {}
+                        Standing::Fresh => self.work.notify_one(),
+                    }
+                }
+                Err(fault) => {
+                    tracing::debug!(%fault, "this node's standing is asked for again");
+                    seen = 0;
+                    tokio::time::sleep(STANDING_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// How far this node's evidence reaches, once that differs from what it was at `seen`; whether there ever was any, and
+    /// why it does not reach further.
+    async fn standing(&self, seen: u64) -> Result<(u64, Standing, bool, String), Fault> {
+        let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
+        let mut request = service.watch_request();
+        request.get().set_seen(seen);
+        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let read = || -> capnp::Result<_> {
+            let answer = answer.get()?;
+            let verdict = answer.get_verdict()?;
+            let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
+            let standing = verdict.get_standing()?;
+            Ok((answer.get_revision(), standing, verdict.get_taken_ms() != 0, reason))
+        };
+        read().map_err(|e| fault_of(&e))
+    }
+
+    /// This node is not what it should be: every job ends, and with every executor all that it was given.
+    async fn fence(&self, reason: &str) {
+        let live: Vec<JobId> = self.live.borrow().keys().copied().collect();
+        for id in &live {
+            self.fail(*id, Fault::StaleAttestation(reason.to_owned()));
+        }
+        let executors: Vec<(TenantId, (String, u64))> = self.executors.borrow_mut().drain().collect();
+        if live.is_empty() && executors.is_empty() {
+            return;
+        }
+        let detail = format!(
+            "this node failed its attestation: {} jobs and {} executors ended: {reason}",
+            live.len(),
+            executors.len()
+        );
+        for (tenant, (name, used_ms)) in executors {
+            if let Err(fault) = self.stop_executor(&name).await {
+                tracing::error!(%fault, name, "an executor could not be stopped");
+                // It is tried again with those that are idle.
+                self.executors.borrow_mut().insert(tenant, (name, used_ms));
+            }
+        }
+        self.vat.report("fence", TenantId::OPERATOR, CapId(0), detail);
+    }
+
+    /// Jobs of which nothing runs end; what runs may end by itself.
+    fn end_waiting(&self, reason: &str) {
+        let waiting: Vec<JobId> = {
+            let state = self.state.borrow();
+            state.active().filter(|id| state.job(*id).is_some_and(Job::is_waiting)).collect()
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        let detail = format!("this node's evidence ran out: {} jobs ended: {reason}", waiting.len());
+        self.vat.report("fence", TenantId::OPERATOR, CapId(0), detail);
+        for id in waiting {
+            self.fail(id, Fault::StaleAttestation(reason.to_owned()));
+        }
     }
 
     /// The name of a tenant's executor, which is started if need be.
@@ -461,6 +567,16 @@ impl Scheduler {
             _ => setbacks.failed(tenant, self.uptime_ms(), job.fault()),
         }
     }
+}
+
+/// What a verdict says to whoever places work.
+fn evidence_of(verdict: verdict::Reader<'_>) -> capnp::Result<Evidence> {
+    Ok(Evidence {
+        good: verdict.get_good(),
+        fresh_until_ms: verdict.get_fresh_until_ms(),
+        reason: String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned(),
+        failed: verdict.get_standing()? == Standing::Failed,
+    })
 }
 
 /// A setting of the image: a number from 1 to 1,024.

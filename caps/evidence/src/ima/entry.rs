@@ -32,6 +32,13 @@ pub enum Form {
     Binary,
 }
 
+impl Form {
+    /// How a list is written that begins so.
+    pub fn of(list: &[u8]) -> Form {
+        if list.starts_with(b"10 ") { Form::Text } else { Form::Binary }
+    }
+}
+
 /// What fields a template has, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Template {

@@ -289,6 +289,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
         Command::Workload(command) => interruptible(workload::command(context, command)).await,
         Command::Audit(command) => interruptible(audit::command(context, command)).await,
         Command::Attest(attest::AttestCommand::Verify(args)) => verify::command(&args),
+        Command::Attest(attest::AttestCommand::Sign { policy, key }) => {
+            Ok(attest::sign(&policy, &key)?)
+        }
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
         Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
     }

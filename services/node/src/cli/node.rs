@@ -171,6 +171,12 @@ fn screen(status: &Value, now_ms: u64) -> String {
 pub(super) fn evidence_line(verdict: &Value, now_ms: u64) -> String {
     let until = verdict["fresh_until_ms"].as_u64().unwrap_or(0);
     let tpm = verdict["tpm"].as_str().unwrap_or_default();
+    if verdict["standing"] == "failed" {
+        return format!("FAILED: {}  {tpm}", verdict["reason"].as_str().unwrap_or_default());
+    }
+    if verdict["standing"] == "expired" && verdict["good"] == true {
+        return format!("EXPIRED: {}  {tpm}", verdict["reason"].as_str().unwrap_or_default());
+    }
     if verdict["good"] != true {
         return format!("NOT GOOD: {}  {tpm}", verdict["reason"].as_str().unwrap_or("no evidence"));
     }

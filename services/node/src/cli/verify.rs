@@ -236,6 +236,18 @@ fn pin(folder: &Path, maker: Maker, trust: &mut Collateral) -> Result<Vec<String
     Ok(notes)
 }
 
+/// Every file in a folder of trust and in its folders, by its name from there.
+pub(super) fn files_of(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>, Fault> {
+    let mut found = Vec::new();
+    listed(folder, MAX_FOLDERS, &mut found)?;
+    let mut files = BTreeMap::new();
+    for path in found {
+        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        files.insert(name, read_bytes(&path, MAX_FILE_BYTES as u64)?);
+    }
+    Ok(files)
+}
+
 fn listed(folder: &Path, deep: usize, found: &mut Vec<PathBuf>) -> Result<(), Fault> {
     let read = fs::read_dir(folder).map_err(|e| io_fault(folder, &e))?;
     for entry in read {
@@ -259,9 +271,7 @@ fn listed(folder: &Path, deep: usize, found: &mut Vec<PathBuf>) -> Result<(), Fa
 }
 
 fn allowed(path: &Path) -> Result<BTreeSet<String>, Fault> {
-    let text = read_text(path, MAX_EVIDENCE_BYTES)?;
-    let lines = text.lines().map(str::trim);
-    Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
+    Ok(ima::known_files(&read_text(path, MAX_EVIDENCE_BYTES)?))
 }
 
 fn policies(path: &Path) -> Result<Policies, Fault> {
@@ -452,10 +462,6 @@ fn of_tpm(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Subm
     Ok(submods)
 }
 
-/// The registers that nobody extends whom the log does not tell of: not the kernel's list, nor what services of a running
-/// system measure.
-const OF_BOOT: [u8; 13] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14];
-
 /// The values that a log is to be replayed to: of the bank that says most, of those that the log has digests for.
 fn strongest(values: &[BankValues], log: &[u8]) -> Option<BankValues> {
     let parsed = EventLog::parse(log);
@@ -464,7 +470,7 @@ fn strongest(values: &[BankValues], log: &[u8]) -> Option<BankValues> {
     let mut usable = banks.into_iter().filter(|bank| usable.contains(bank));
     let values = usable.find_map(|bank| values.iter().find(|values| values.bank() == bank))?;
     let mut booted = BankValues::new(values.bank());
-    for (pcr, value) in values.iter().filter(|(pcr, _)| OF_BOOT.contains(pcr)) {
+    for (pcr, value) in values.iter().filter(|(pcr, _)| eventlog::OF_BOOT.contains(pcr)) {
         booted.insert(pcr, value.as_bytes()).expect("it was a register of the same bank");
     }
     Some(booted)
@@ -498,25 +504,17 @@ fn of_ima(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Subm
 
 /// Replays a list to the value of register 10, in the way in which the kernel that wrote it extends.
 fn measured(desk: &Desk, list: &[u8], values: &[BankValues]) -> Device {
-    let form = if list.starts_with(b"10 ") { Form::Text } else { Form::Binary };
-    let verify = |extension: Extension, value: Option<&[u8]>| {
-        ima::verify(&Progress::new(form, extension), list, value, desk.allow.as_ref()).0
-    };
+    let allow = desk.allow.as_ref();
     let given = |bank: Bank| {
         let of_bank = values.iter().find(|values| values.bank() == bank)?;
         of_bank.value(IMA_PCR).map(Digest::as_bytes)
     };
     let findings = match (given(Bank::Sha256), given(Bank::Sha1)) {
-        (Some(value), _) => {
-            let modern = verify(Extension::Sha256, Some(value));
-            if modern.outcome(ima::REPLAY) == Outcome::Failed {
-                verify(Extension::Sha256Padded, Some(value))
-            } else {
-                modern
-            }
+        (None, Some(value)) => {
+            let progress = Progress::new(Form::of(list), Extension::Sha1);
+            ima::verify(&progress, list, Some(value), allow).0
         }
-        (None, Some(value)) => verify(Extension::Sha1, Some(value)),
-        (None, None) => verify(Extension::Sha256, None),
+        (value, _) => ima::verify_first(list, value, allow).0,
     };
     Device { kind: Kind::Ima, findings }
 }

@@ -10,7 +10,7 @@ const SLOTS: Slots = Slots { tenant: 2, node: 3 };
 const POLICY: Policy = Policy { draining: false, contact: Contact::Alone, caps: Limits::CAPS };
 
 fn fresh(until_ms: u64) -> Evidence {
-    Evidence { good: true, fresh_until_ms: until_ms, reason: String::new() }
+    Evidence { good: true, fresh_until_ms: until_ms, reason: String::new(), failed: false }
 }
 
 fn job(tenant: u32, maps: u64, reduce: bool) -> NewJob {

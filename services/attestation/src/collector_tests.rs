@@ -6,8 +6,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::*;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::state::Judged;
 use crate::tpm::{TIMEOUT, TimedFd, TpmError};
-use distos_evidence::evidence::Continuity;
+use crate::verifier::{Answer, Evidence as Good, Kept, Law};
+use distos_appraisal::Policies;
+use distos_evidence::credential::EPHEMERAL_BYTES;
+use distos_evidence::enrolment::Makers;
+use distos_evidence::evidence::{Appraised, Continuity, Pcrs, extended_once};
+use zeroize::Zeroizing;
 
 const IMAGE: [u8; 32] = [0x11; 32];
 
@@ -39,7 +48,112 @@ fn swtpm(state: &Path) -> (Swtpm, Tpm<TimedFd>) {
 
 struct Node {
     state: tempfile::TempDir,
-    data: tempfile::TempDir,
+}
+
+/// A policy that takes a software TPM of whichever maker, and files only if they are known.
+const POLICY: &str = r#"// distos-policy: test
+// version: 1
+
+@id("any-tpm")
+@accepts("software-tpm")
+@unchecked("certificate chain")
+permit (principal, action == Action::"affirm", resource is Tpm)
+when { resource.passed.containsAll(["enrolled keys", "signature", "nonce", "image", "same boot"]) };
+
+@id("log")
+permit (principal, action == Action::"affirm", resource is EventLog)
+when { resource.passed.contains("replay") };
+
+@id("files")
+permit (principal, action == Action::"affirm", resource is Ima)
+when {
+    resource.passed.contains("ima replay") &&
+    resource has ima_unknown_count && resource.ima_unknown_count == 0
+};
+
+@id("tpm")
+permit (principal, action == Action::"admit", resource is Node)
+when { resource.tpm == 1 };
+"#;
+
+const NODE: NodeId = NodeId([2; 32]);
+const VERIFIER: NodeId = NodeId([1; 32]);
+const AT_S: u64 = 1_800_000_000;
+
+/// A verifier, and what it keeps of one node.
+struct Verifier {
+    kept: Kept,
+    policies: Policies,
+    makers: Makers,
+    known: Option<BTreeSet<String>>,
+    pcrs: PcrSet,
+    session: Session,
+}
+
+impl Verifier {
+    fn new() -> Verifier {
+        Verifier {
+            kept: Kept::default(),
+            policies: Policies::unsigned(POLICY.as_bytes()).unwrap(),
+            makers: Makers::default(),
+            known: None,
+            pcrs: PcrSet::parse("0-7,11").unwrap(),
+            session: Session { verifier: VERIFIER, node: NODE, key: HolderKey([3; 32]) },
+        }
+    }
+
+    /// Asks over this verifier's session.
+    fn ask(&self, of: &mut Collector<TimedFd>, question: Question) -> Result<Vec<u8>, Fault> {
+        // As it arrives.
+        let question = Question::parse(&question.to_bytes()).unwrap();
+        of.answer(&question, self.session, 5)
+    }
+
+    fn enrol(&mut self, of: &mut Collector<TimedFd>) -> Result<(), Judged<Good>> {
+        let identity = Identity::parse(&self.ask(of, Question::Identity).unwrap()).unwrap();
+        let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
+        let begun = self.kept.begin(identity, Zeroizing::new([7; 32]), &ephemeral);
+        let (enrolling, credential) = begun?;
+        let answer = self.ask(of, Question::Activate(credential)).unwrap();
+        self.kept.enrol(&enrolling, self.session, &answer)
+    }
+
+    fn bundle(&self, of: &mut Collector<TimedFd>, nonce: u8) -> Result<Bundle, Fault> {
+        let listed = self.kept.listed();
+        let wanted = Wanted { nonce: [nonce; 32], pcrs: self.pcrs, listed };
+        Bundle::parse(&self.ask(of, Question::Evidence(wanted))?)
+    }
+
+    fn judge(&mut self, bundle: &Bundle, nonce: u8) -> Judged<Good> {
+        let Verifier { policies, makers, known, session, pcrs, .. } = &*self;
+        let law = Law {
+            policies: Some(policies),
+            makers,
+            known: known.as_ref(),
+            at_s: AT_S,
+        };
+        let answer = Answer {
+            session: *session,
+            nonce: [nonce; 32],
+            pcrs: *pcrs,
+            bundle,
+            list: bundle.list.as_deref(),
+        };
+        let examined = self.kept.examine(answer, None, law).unwrap();
+        self.kept = examined.kept;
+        examined.judged
+    }
+
+    /// Enrols a node that is not, and judges its evidence.
+    fn attest(&mut self, of: &mut Collector<TimedFd>, nonce: u8) -> Judged<Good> {
+        if !self.kept.is_enrolled()
+            && let Err(judged) = self.enrol(of)
+        {
+            return judged;
+        }
+        let bundle = self.bundle(of, nonce).unwrap();
+        self.judge(&bundle, nonce)
+    }
 }
 
 impl Node {
@@ -49,154 +163,321 @@ impl Node {
             found.is_ok_and(|output| output.status.success()),
             "swtpm is not installed: run .ci/setup (Debian: apt-get install swtpm)"
         );
-        Node { state: tempfile::tempdir().unwrap(), data: tempfile::tempdir().unwrap() }
+        Node { state: tempfile::tempdir().unwrap() }
     }
 
-    fn boot(&self, image: [u8; 32], pcrs: &str) -> (Swtpm, Attester<TimedFd>) {
+    fn boot(&self, image: [u8; 32]) -> (Swtpm, Collector<TimedFd>) {
+        self.boot_with(image, Logs::default())
+    }
+
+    fn boot_with(&self, image: [u8; 32], logs: Logs) -> (Swtpm, Collector<TimedFd>) {
         let (process, tpm) = swtpm(self.state.path());
-        (process, Attester::new(tpm, self.data.path(), image, PcrSet::parse(pcrs).unwrap()))
+        let pcrs = PcrSet::parse("0-7").unwrap();
+        (process, Collector::new(tpm, image, pcrs, logs))
     }
 }
 
-fn good(outcome: Outcome) -> Appraised {
-    outcome.result.unwrap().0
+fn good(judged: Judged<Good>) -> Appraised {
+    match judged {
+        Judged::Good(evidence) => evidence.appraised,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bad(judged: Judged<Good>, why: &str) {
+    assert!(matches!(&judged, Judged::Bad(told) if told.contains(why)), "{judged:?}");
 }
 
 #[test]
 fn a_node_is_enrolled_once_and_good_ever_after() {
     let node = Node::new();
-    let (first, boots) = {
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let outcome = attester.attest(&[1; 32], 5).unwrap();
-        assert!(outcome.enrolled_now);
-        let (name, first) = (outcome.ak_name, good(outcome));
+    let mut verifier = Verifier::new();
+    let boots = {
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let first = good(verifier.attest(&mut collector, 1));
         assert_eq!(first.continuity, Continuity::First);
         let image = PcrSet::default().with(IMAGE_PCR);
-        let found = attester.tpm.pcr_read(image).unwrap();
+        let found = collector.tpm.pcr_read(image).unwrap();
         assert_eq!(found[&IMAGE_PCR], extended_once(&IMAGE));
         // More quotes than the TPM has room for objects: each must flush its own.
         for n in 2..8 {
-            let outcome = attester.attest(&[n; 32], 5).unwrap();
-            assert!(!outcome.enrolled_now);
-            assert_eq!(good(outcome).continuity, Continuity::SameBoot);
+            let next = good(verifier.attest(&mut collector, n));
+            assert_eq!(next.continuity, Continuity::SameBoot);
         }
-        (name, first.clock.reset_count)
+        first.clock.reset_count
     };
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    let outcome = attester.attest(&[9; 32], 5).unwrap();
-    assert_eq!(outcome.ak_name, first, "the same seed gives the same key");
-    let appraised = good(outcome);
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    // Also for a verifier that was restarted.
+    let kept = serde_json::to_string(&verifier.kept).unwrap();
+    verifier.kept = serde_json::from_str(&kept).unwrap();
+    let appraised = good(verifier.attest(&mut collector, 9));
     assert_eq!(appraised.continuity, Continuity::NewBoot);
     assert!(appraised.clock.reset_count > boots);
 }
 
 #[test]
-fn a_register_extended_behind_the_services_back_is_refused() {
+fn a_register_extended_behind_the_services_back_is_refused_until_the_next_boot() {
     let node = Node::new();
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    good(attester.attest(&[1; 32], 5).unwrap());
-    attester.tpm.pcr_extend(4, &[0xee; 32]).unwrap();
-    let refusal = attester.attest(&[2; 32], 5).unwrap().result.unwrap_err();
-    assert!(matches!(refusal, Refusal::Reference { pcr: 4, .. }), "{refusal}");
+    let mut verifier = Verifier::new();
+    {
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        good(verifier.attest(&mut collector, 1));
+        collector.tpm.pcr_extend(4, &[0xee; 32]).unwrap();
+        for nonce in 2..4 {
+            bad(verifier.attest(&mut collector, nonce), "PCR 4");
+        }
+    }
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    good(verifier.attest(&mut collector, 5));
 }
 
 #[test]
 fn an_image_measured_over_another_is_refused() {
     let node = Node::new();
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    attester.tpm.startup().unwrap();
-    attester.tpm.pcr_extend(IMAGE_PCR, &[0x66; 32]).unwrap();
-    let outcome = attester.attest(&[1; 32], 5).unwrap();
-    let refusal = outcome.result.unwrap_err();
-    assert!(matches!(refusal, Refusal::Reference { pcr: IMAGE_PCR, .. }), "{refusal}");
-    assert!(!node.data.path().join("enrolment").exists(), "and is not enrolled");
-}
-
-#[test]
-fn a_new_image_is_good_after_a_boot_that_measured_it() {
-    let node = Node::new();
-    {
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        good(attester.attest(&[1; 32], 5).unwrap());
-    }
-    let (_swtpm, mut attester) = node.boot([0x22; 32], "0-7");
-    good(attester.attest(&[2; 32], 5).unwrap());
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    collector.tpm.startup().unwrap();
+    collector.tpm.pcr_extend(IMAGE_PCR, &[0x66; 32]).unwrap();
+    bad(Verifier::new().attest(&mut collector, 1), "PCR 11");
 }
 
 #[test]
 fn a_restarted_service_measures_no_second_time() {
     let node = Node::new();
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    good(attester.attest(&[1; 32], 5).unwrap());
-    let Attester { tpm, .. } = attester;
+    let mut verifier = Verifier::new();
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    good(verifier.attest(&mut collector, 1));
+    let Collector { tpm, .. } = collector;
     let pcrs = PcrSet::parse("0-7").unwrap();
-    let mut again = Attester::new(tpm, node.data.path(), IMAGE, pcrs);
-    good(again.attest(&[2; 32], 5).unwrap());
+    let mut again = Collector::new(tpm, IMAGE, pcrs, Logs::default());
+    good(verifier.attest(&mut again, 2));
 }
 
 #[test]
-fn another_tpm_is_refused() {
-    let node = Node::new();
-    {
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        good(attester.attest(&[1; 32], 5).unwrap());
+fn another_tpm_in_the_place_of_the_nodes_is_refused() {
+    let (node, other) = (Node::new(), Node::new());
+    let mut verifier = Verifier::new();
+    let (_swtpm, mut own) = node.boot(IMAGE);
+    good(verifier.attest(&mut own, 1));
+    let (_swtpm, mut theirs) = other.boot(IMAGE);
+    bad(verifier.attest(&mut theirs, 2), "signature");
+    // The attestation key of one and the endorsement key of the other.
+    let identity = |of: &mut Collector<TimedFd>| {
+        Identity::parse(&of.answer(&Question::Identity, verifier.session, 5).unwrap()).unwrap()
+    };
+    let (ours, foreign) = (identity(&mut own), identity(&mut theirs));
+    let mixed = Identity { ak: foreign.ak, ..ours.clone() };
+    let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
+    let new = Kept::default();
+    let begun = new.begin(mixed, Zeroizing::new([7; 32]), &ephemeral).unwrap();
+    let answered = verifier.ask(&mut own, Question::Activate(begun.1));
+    assert!(matches!(answered, Err(Fault::Unauthenticated(_))), "{answered:?}");
+    // An answer for another session, and one by whoever guesses.
+    let begun = new.begin(ours, Zeroizing::new([7; 32]), &ephemeral).unwrap();
+    let answer = verifier.ask(&mut own, Question::Activate(begun.1)).unwrap();
+    let other = Session { key: HolderKey([8; 32]), ..verifier.session };
+    for (session, answer) in [(other, &answer[..]), (verifier.session, &[0; 32])] {
+        let refused = Kept::default().enrol(&begun.0, session, answer);
+        assert!(matches!(refused, Err(Judged::Bad(_))));
     }
-    let other = Node { state: tempfile::tempdir().unwrap(), data: node.data };
-    let (_swtpm, mut attester) = other.boot(IMAGE, "0-7");
-    let refusal = attester.attest(&[2; 32], 5).unwrap().result.unwrap_err();
-    assert_eq!(refusal, Refusal::Signature);
+    assert!(Kept::default().enrol(&begun.0, verifier.session, &answer).is_ok());
+}
+
+#[test]
+fn a_tpm_that_was_cleared_is_another_one_until_an_operator_says_so() {
+    let node = Node::new();
+    let mut verifier = Verifier::new();
+    {
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        good(verifier.attest(&mut collector, 1));
+    }
+    // Its seeds are new: what a software TPM calls a clear of the endorsement hierarchy.
+    std::fs::remove_file(node.state.path().join("tpm2-00.permall")).unwrap();
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    bad(verifier.attest(&mut collector, 2), "signature");
+    verifier.kept.expect(None);
+    good(verifier.attest(&mut collector, 3));
+}
+
+#[test]
+fn of_a_node_whose_tpm_was_told_no_other_is_taken() {
+    let (node, other) = (Node::new(), Node::new());
+    let (_swtpm, mut own) = node.boot(IMAGE);
+    let name = EndorsementKey::from_public(&own.identity(5).unwrap().ek).unwrap().name();
+    let (_swtpm, mut theirs) = other.boot(IMAGE);
+    let mut verifier = Verifier::new();
+    verifier.kept.expect(Some(&name));
+    bad(verifier.attest(&mut theirs, 1), "another TPM");
+    good(verifier.attest(&mut own, 2));
+}
+
+#[test]
+fn an_answer_that_was_given_before_or_by_another_node_is_refused() {
+    let (node, other) = (Node::new(), Node::new());
+    let mut verifier = Verifier::new();
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    good(verifier.attest(&mut collector, 1));
+    let old = verifier.bundle(&mut collector, 1).unwrap();
+    bad(verifier.judge(&old, 2), "replay");
+    let (_swtpm, mut theirs) = other.boot(IMAGE);
+    let foreign = verifier.bundle(&mut theirs, 2).unwrap();
+    bad(verifier.judge(&foreign, 2), "signature");
+    // What the same TPM said to another verifier.
+    let session = Session { verifier: NODE, ..verifier.session };
+    let wanted = Wanted { nonce: [3; 32], pcrs: verifier.pcrs, listed: 0 };
+    let told = collector.answer(&Question::Evidence(wanted), session, 5).unwrap();
+    bad(verifier.judge(&Bundle::parse(&told).unwrap(), 3), "replay");
+    good(verifier.attest(&mut collector, 4));
 }
 
 #[test]
 fn an_older_state_of_the_tpm_put_back_is_refused() {
     let node = Node::new();
-    drop(node.boot(IMAGE, "0").1.attest(&[1; 32], 5).unwrap());
+    let mut verifier = Verifier::new();
+    good(verifier.attest(&mut node.boot(IMAGE).1, 1));
     let saved = node.state.path().join("tpm2-00.permall");
     let old = std::fs::read(&saved).unwrap();
     for n in 2..4 {
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0");
-        good(attester.attest(&[n; 32], 5).unwrap());
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        good(verifier.attest(&mut collector, n));
     }
     std::fs::write(&saved, old).unwrap();
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0");
-    let refusal = attester.attest(&[9; 32], 5).unwrap().result.unwrap_err();
-    assert_eq!(refusal, Refusal::Counters);
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    bad(verifier.attest(&mut collector, 9), "count went back");
 }
 
+/// Nothing permits what nobody has written down.
 #[test]
-fn other_registers_than_enrolled_are_a_clear_fault() {
+fn a_software_tpm_is_good_only_by_a_policy_that_says_so() {
     let node = Node::new();
-    {
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        good(attester.attest(&[1; 32], 5).unwrap());
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    let mut verifier = Verifier::new();
+    let strict = POLICY.replace("@accepts(\"software-tpm\")\n", "");
+    verifier.policies = Policies::unsigned(strict.as_bytes()).unwrap();
+    bad(verifier.attest(&mut collector, 1), "not known to be hardware");
+    let checked = POLICY.replace("@unchecked(\"certificate chain\")\n", "");
+    verifier.policies = Policies::unsigned(checked.as_bytes()).unwrap();
+    let judged = verifier.attest(&mut collector, 2);
+    assert!(matches!(&judged, Judged::Absent(why) if why.contains("certificate chain")), "{judged:?}");
+    assert!(verifier.kept.is_enrolled(), "it is known by its keys, and not good");
+}
+
+/// The log of another machine's boot, extended into this TPM as that machine's firmware did.
+mod logs {
+    use distos_evidence::bank::Bank;
+    use distos_evidence::eventlog::EventLog;
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> (tempfile::NamedTempFile, Log) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let log = Log::from(OwnedFd::from(file.reopen().unwrap()));
+        (file, log)
     }
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-9");
-    let fault = attester.attest(&[2; 32], 5).unwrap_err();
-    assert!(matches!(fault, Fault::StaleAttestation(_)), "{fault}");
-}
 
-#[test]
-fn a_damaged_enrolment_is_never_replaced() {
-    let node = Node::new();
-    let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    good(attester.attest(&[1; 32], 5).unwrap());
-    let file = node.data.path().join("enrolment");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, &text[..text.len() / 2]).unwrap();
-    let fault = attester.attest(&[2; 32], 5).unwrap_err();
-    assert!(matches!(fault, Fault::Corrupt(_)), "{fault}");
-    assert_eq!(std::fs::read_to_string(&file).unwrap().len(), text.len() / 2);
+    /// Real evidence, if it is there.
+    fn testdata(path: &str) -> Option<Vec<u8>> {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/testdata");
+        let folder = std::env::var_os("DISTOS_TESTDATA").map_or(beside, Into::into);
+        let found = std::fs::read(folder.join("attestation").join(path)).ok();
+        if found.is_none() {
+            eprintln!("NOT TESTED: {path} is not there (set DISTOS_TESTDATA)");
+        }
+        found
+    }
+
+    #[test]
+    fn a_log_counts_if_the_quote_proves_it_and_a_cut_or_changed_one_does_not() {
+        let Some(log) = testdata("eventlogs/sb_cert_eventlog.bin") else { return };
+        let parsed = EventLog::parse(&log).unwrap();
+        let node = Node::new();
+        let (kept, given) = file(&log);
+        let logs = Logs { boot: Some(given), files: None };
+        let (_swtpm, mut collector) = node.boot_with(IMAGE, logs);
+        collector.tpm.startup().unwrap();
+        for event in parsed.events() {
+            if let Some(digest) = event.digest(Bank::Sha256).filter(|_| event.extends()) {
+                let digest = digest.try_into().unwrap();
+                collector.tpm.pcr_extend(u8::try_from(event.pcr).unwrap(), digest).unwrap();
+            }
+        }
+        let mut verifier = Verifier::new();
+        verifier.pcrs = PcrSet::parse("0-9,11-14").unwrap();
+        good(verifier.attest(&mut collector, 1));
+        kept.as_file().set_len(log.len() as u64 / 2).unwrap();
+        let judged = verifier.attest(&mut collector, 2);
+        assert!(matches!(judged, Judged::Bad(_)), "{judged:?}");
+    }
+
+    const ENTRIES: [&str; 3] = ["/usr/bin/known", "/usr/bin/other", "/tmp/unknown"];
+
+    /// A list as the kernel writes it (`ima-ng`), **synthetic**: no kernel measured these files.
+    fn list(entries: &[&str]) -> (String, Vec<[u8; 32]>) {
+        use sha2::Digest as _;
+        let mut text = String::new();
+        let mut extended = Vec::new();
+        for path in entries {
+            let digest = sha2::Sha256::digest(path.as_bytes());
+            let mut data = Vec::new();
+            let mut field = |bytes: &[u8]| {
+                data.extend(u32::try_from(bytes.len()).unwrap().to_le_bytes());
+                data.extend(bytes);
+            };
+            field(&[b"sha256:\0", &digest[..]].concat());
+            field(format!("{path}\0").as_bytes());
+            let template = Bank::Sha1.hash(&[&data]).to_string();
+            text += &format!("10 {template} ima-ng sha256:{} {path}\n", hex::encode(digest));
+            extended.push(sha2::Sha256::digest(&data).into());
+        }
+        (text, extended)
+    }
+
+    #[test]
+    fn a_file_that_nobody_knows_turns_the_evidence_bad_when_it_is_measured() {
+        let (whole, digests) = list(&ENTRIES);
+        let first = whole.lines().take(1).map(|line| format!("{line}\n")).collect::<String>();
+        let node = Node::new();
+        let (mut kept, given) = file(first.as_bytes());
+        let logs = Logs { boot: None, files: Some(given) };
+        let (_swtpm, mut collector) = node.boot_with(IMAGE, logs);
+        collector.tpm.startup().unwrap();
+        let mut verifier = Verifier::new();
+        verifier.pcrs = verifier.pcrs.with(10);
+        let known = ENTRIES[..2].iter().map(|path| {
+            use sha2::Digest as _;
+            format!("sha256:{}", hex::encode(sha2::Sha256::digest(path.as_bytes())))
+        });
+        verifier.known = Some(known.collect());
+        collector.tpm.pcr_extend(10, &digests[0]).unwrap();
+        good(verifier.attest(&mut collector, 1));
+        assert_eq!(verifier.kept.listed(), first.len() as u64);
+        // From where it was: only the new part is read.
+        kept.write_all(&whole.as_bytes()[first.len()..]).unwrap();
+        collector.tpm.pcr_extend(10, &digests[1]).unwrap();
+        good(verifier.attest(&mut collector, 2));
+        collector.tpm.pcr_extend(10, &digests[2]).unwrap();
+        for nonce in 3..5 {
+            bad(verifier.attest(&mut collector, nonce), "ima: no policy permits it");
+        }
+        // A register that was extended without an entry.
+        let mut strange = Verifier::new();
+        strange.pcrs = strange.pcrs.with(10);
+        strange.known = Some(ENTRIES.iter().map(|_| "sha256:00".to_owned()).collect());
+        collector.tpm.pcr_extend(10, &[1; 32]).unwrap();
+        bad(strange.attest(&mut collector, 5), "ima");
+    }
 }
 
 #[test]
 fn a_killed_tpm_is_unavailable_and_stays_so() {
     let node = Node::new();
-    let (mut swtpm, mut attester) = node.boot(IMAGE, "0-7");
-    good(attester.attest(&[1; 32], 5).unwrap());
+    let mut verifier = Verifier::new();
+    let (mut swtpm, mut collector) = node.boot(IMAGE);
+    good(verifier.attest(&mut collector, 1));
     swtpm.0.kill().unwrap();
     swtpm.0.wait().unwrap();
     for _ in 0..2 {
-        let fault = attester.attest(&[2; 32], 5).unwrap_err();
+        let fault = verifier.bundle(&mut collector, 2).unwrap_err();
         assert!(matches!(fault, Fault::Unavailable { .. }), "{fault}");
     }
 }
@@ -318,8 +599,8 @@ mod joining {
     const NONCE: [u8; 32] = [0x4a; 32];
     const AT_S: u64 = 4_000_000_000;
 
-    fn presents(attester: &mut Attester<TimedFd>) -> Request {
-        attester.present(JOINER, KEY, INVITER, NONCE, 5).unwrap()
+    fn presents(collector: &mut Collector<TimedFd>) -> Request {
+        collector.present(JOINER, KEY, INVITER, NONCE, 5).unwrap()
     }
 
     /// What an inviter expects that was told of this machine's TPM.
@@ -350,31 +631,31 @@ mod joining {
     #[test]
     fn an_invitation_opens_in_the_tpm_that_was_expected_and_showed_the_image_and_in_no_other() {
         let (node, other) = (Node::new(), Node::new());
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let request = presents(&mut attester);
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let request = presents(&mut collector);
         assert_eq!(Request::parse(&request.to_json().unwrap()), Ok(request.clone()));
         let admitted = admit(&request, &expects(&request)).unwrap();
         let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
         let sealed = Sealed::parse(&sealed.to_json().unwrap()).unwrap();
         // More often than the TPM has room for objects and sessions.
         for _ in 0..6 {
-            assert_eq!(attester.open(&sealed).unwrap(), "come");
+            assert_eq!(collector.open(&sealed).unwrap(), "come");
         }
         // It is attested as before, too.
-        good(attester.attest(&[1; 32], 5).unwrap());
+        good(Verifier::new().attest(&mut collector, 1));
 
-        let (_swtpm, mut other) = other.boot(IMAGE, "0-7");
+        let (_swtpm, mut other) = other.boot(IMAGE);
         for _ in 0..6 {
             assert!(matches!(other.open(&sealed), Err(Fault::Unauthenticated(_))));
         }
-        good(other.attest(&[1; 32], 5).unwrap());
+        good(Verifier::new().attest(&mut other, 1));
         // What was changed on its way opens nowhere.
         let text = sealed.to_json().unwrap();
         for (what, with) in
             [(r#""sealed": ""#, r#""sealed": "00"#), (r#""node": "2a"#, r#""node": "2b"#)]
         {
             let changed = Sealed::parse(&text.replacen(what, with, 1)).unwrap();
-            assert!(matches!(attester.open(&changed), Err(Fault::Unauthenticated(_))), "{what}");
+            assert!(matches!(collector.open(&changed), Err(Fault::Unauthenticated(_))), "{what}");
         }
         let credential = &sealed.credential;
         let (blob, secret) = (credential.blob(), credential.secret());
@@ -386,16 +667,16 @@ mod joining {
             let Ok(credential) = Credential::parse(blob, secret) else { continue };
             let mut changed = sealed.clone();
             changed.credential = credential;
-            assert!(matches!(attester.open(&changed), Err(Fault::Unauthenticated(_))), "{at}");
+            assert!(matches!(collector.open(&changed), Err(Fault::Unauthenticated(_))), "{at}");
         }
-        assert_eq!(attester.open(&sealed).unwrap(), "come");
+        assert_eq!(collector.open(&sealed).unwrap(), "come");
     }
 
     #[test]
     fn whoever_shows_something_else_than_was_expected_is_not_invited() {
         let (node, other) = (Node::new(), Node::new());
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let request = presents(&mut attester);
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let request = presents(&mut collector);
         let expected = expects(&request);
         // For another challenge, by another inviter, and for another key than the TPM was told.
         refused(&request, &Expected { nonce: [1; 32], ..expected.clone() }, "challenge");
@@ -404,11 +685,11 @@ mod joining {
         let elsewhere = Request { node: INVITER, ..request.clone() };
         refused(&elsewhere, &Expected { node: INVITER, ..expected.clone() }, "replay");
         // A quote for the node's own attestation is none for an inviter.
-        let own = attester.tpm.evidence(&NONCE, attester.pcrs).unwrap();
+        let own = collector.tpm.evidence(&NONCE, collector.pcrs).unwrap();
         let own = Request { quote: own.quote, signature: own.signature, ..request.clone() };
         refused(&own, &expected, "replay");
         // Another machine's TPM, as it is, and under this one's name.
-        let (_swtpm, mut other) = other.boot(IMAGE, "0-7");
+        let (_swtpm, mut other) = other.boot(IMAGE);
         let theirs = presents(&mut other);
         refused(&theirs, &expected, "another TPM");
         let claimed = Request { ek: request.ek.clone(), ..theirs.clone() };
@@ -432,20 +713,20 @@ mod joining {
     #[test]
     fn a_credential_for_another_key_does_not_open_in_this_tpm() {
         let node = Node::new();
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let request = presents(&mut attester);
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let request = presents(&mut collector);
         let ek = EndorsementKey::from_public(&request.ek).unwrap();
         let name = AttestationKey::from_public(&request.ak).unwrap().name();
         let secret = [0x5c; 32];
         let made = |name: &[u8; 34]| -> Credential {
             make_credential(&ek, name, &secret, &Zeroizing::new([9; EPHEMERAL_BYTES])).unwrap()
         };
-        assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
+        assert_eq!(*collector.tpm.activate(&made(&name)).unwrap(), secret);
         let mut another = name;
         another[33] ^= 1;
-        let refused = attester.tpm.activate(&made(&another));
+        let refused = collector.tpm.activate(&made(&another));
         assert!(matches!(refused, Err(TpmError::Another)), "{refused:?}");
-        assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret);
+        assert_eq!(*collector.tpm.activate(&made(&name)).unwrap(), secret);
     }
 
     /// A maker of software TPMs, with an authority of its own.
@@ -502,12 +783,12 @@ mod joining {
     #[test]
     fn a_credential_for_each_kind_of_endorsement_key_opens_in_its_tpm() {
         let node = Node::new();
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let request = presents(&mut attester);
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let request = presents(&mut collector);
         let name = AttestationKey::from_public(&request.ak).unwrap().name();
         let secret = [0x5c; 32];
         for template in Template::ALL {
-            let public = attester.tpm.endorsement_of(template).unwrap();
+            let public = collector.tpm.endorsement_of(template).unwrap();
             let ek = EndorsementKey::from_public(&public).unwrap();
             assert_eq!(ek.template(), template);
             let made = |name: &[u8; 34]| {
@@ -516,8 +797,8 @@ mod joining {
             };
             // More often than the TPM has room for objects and sessions.
             for _ in 0..4 {
-                assert_eq!(*attester.tpm.activate(&made(&name)).unwrap(), secret, "{template:?}");
-                let refused = attester.tpm.activate(&made(&[1; 34]));
+                assert_eq!(*collector.tpm.activate(&made(&name)).unwrap(), secret, "{template:?}");
+                let refused = collector.tpm.activate(&made(&[1; 34]));
                 assert!(matches!(refused, Err(TpmError::Another)), "{template:?}: {refused:?}");
             }
         }
@@ -529,11 +810,11 @@ mod joining {
         let (maker, stranger) = (Maker::new(), Maker::new());
         // An authority begins with the first that it certifies.
         let (node, another, _) = (maker.node(), maker.node(), stranger.node());
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let request = presents(&mut attester);
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let request = presents(&mut collector);
         assert_eq!(Request::parse(&request.to_json().unwrap()), Ok(request.clone()));
-        let (identity, _) = attester.identity(5).unwrap();
-        assert_eq!((&identity.public, &identity.certificate), (&request.ek, &request.certificate));
+        let identity = collector.identity(5).unwrap();
+        assert_eq!((&identity.ek, &identity.certificate), (&request.ek, &request.certificate));
         let certified = |makers| Expected { ek: None, makers, ..expects(&request) };
         let expected = certified(maker.makers(Kind::Software));
         let admitted = admit(&request, &expected).unwrap();
@@ -543,7 +824,7 @@ mod joining {
         let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
         let sealed = Sealed::parse(&sealed.to_json().unwrap()).unwrap();
         for _ in 0..4 {
-            assert_eq!(attester.open(&sealed).unwrap(), "come");
+            assert_eq!(collector.open(&sealed).unwrap(), "come");
         }
         // It is no hardware, even if its maker's root lies among those of makers of hardware.
         let misplaced = admit(&request, &certified(maker.makers(Kind::Hardware))).unwrap();
@@ -557,7 +838,7 @@ mod joining {
         refused(&request, &certified(stranger.makers(Kind::Software)), "certificate chain");
         refused(&Request { certificate: None, ..request.clone() }, &expected, "no certificate");
         // Another TPM's certificate, and another TPM's key with it: its quote is by nobody's key.
-        let (_swtpm, mut another) = another.boot(IMAGE, "0-7");
+        let (_swtpm, mut another) = another.boot(IMAGE);
         let theirs = presents(&mut another);
         let shown = Request { certificate: theirs.certificate.clone(), ..request.clone() };
         refused(&shown, &expected, "another key");
@@ -571,15 +852,15 @@ mod joining {
             &EndorsementKey::from_public(&theirs.ek).unwrap().name(),
             &NONCE,
         );
-        let quoted = attester.tpm.evidence(&answers, attester.pcrs).unwrap();
+        let quoted = collector.tpm.evidence(&answers, collector.pcrs).unwrap();
         let forged = Request { quote: quoted.quote, signature: quoted.signature, ..claimed };
         let admitted = admit(&forged, &expected).unwrap();
         let sealed = seal("come", JOINER, &admitted, &random(9)).unwrap();
-        assert!(matches!(attester.open(&sealed), Err(Fault::Unauthenticated(_))));
+        assert!(matches!(collector.open(&sealed), Err(Fault::Unauthenticated(_))));
         assert!(matches!(another.open(&sealed), Err(Fault::Unauthenticated(_))));
         // One that no maker has certified has none to show.
         let plain = Node::new();
-        let (_swtpm, mut plain) = plain.boot(IMAGE, "0-7");
+        let (_swtpm, mut plain) = plain.boot(IMAGE);
         refused(&presents(&mut plain), &expected, "no certificate");
     }
 }
@@ -671,9 +952,9 @@ mod made_up {
     /// It, what is in it, and a credential for somebody.
     fn made_up(code: u32, is_late: bool) -> (Tpm<MadeUp>, Rc<RefCell<Vec<u32>>>, Credential) {
         let node = Node::new();
-        let (_swtpm, mut attester) = node.boot(IMAGE, "0-7");
-        let (ek, ak) = attester.identity(5).unwrap();
-        let ek = EndorsementKey::from_public(&ek.public).unwrap();
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        let Identity { ek, ak, .. } = collector.identity(5).unwrap();
+        let ek = EndorsementKey::from_public(&ek).unwrap();
         let (secret, own) = ([1; 32], Zeroizing::new([2; EPHEMERAL_BYTES]));
         let credential = make_credential(&ek, &[3; 34], &secret, &own).unwrap();
         let there = Rc::new(RefCell::new(Vec::new()));

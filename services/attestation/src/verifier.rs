@@ -1,0 +1,336 @@
+//! What a verifier knows of one node, and what it makes of that one's answers. Pure: bytes, time, trust and policies are
+//! arguments.
+//!
+//! A node is known by its TPM's endorsement and attestation keys, once both were shown to be in one TPM
+//! ([`Enrolling`]). Each answer to a challenge is verified device by device, and appraised by policy. What of that has to be
+//! remembered until the next answer, and across restarts, is [`Kept`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use distos_abi::Fault;
+use distos_appraisal::{Appraised as Opinion, Device, Kind, Policies, Tier, appraise};
+use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+use distos_evidence::enrolment::Makers;
+use distos_evidence::evidence::{Appraised, AttestationKey, PcrSet};
+use distos_evidence::findings::{Claim, Findings, Outcome};
+use distos_evidence::ima::{self, MAX_NAMED_FILES, Progress};
+use distos_evidence::live::{
+    Baseline, Bundle, Expected, Identity, Session, booted, endorse, examine,
+};
+use distos_evidence::{eventlog, ima::IMA_PCR};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::state::Judged;
+
+/// The name of a TPM's submodule, and of those of the logs behind it.
+const TPM: &str = "tpm";
+const LOG: &str = "eventlog";
+const LIST: &str = "ima";
+const UNKNOWN_COUNT: &str = "ima-unknown-count";
+const UNKNOWN_FILES: &str = "ima-unknown-files";
+
+/// What evidence is held against.
+#[derive(Clone, Copy)]
+pub struct Law<'a> {
+    /// Without any nothing is good.
+    pub policies: Option<&'a Policies>,
+    /// Whose TPMs' certificates count.
+    pub makers: &'a Makers,
+    /// Digests of the files that are known, if anybody has said which are.
+    pub known: Option<&'a BTreeSet<String>>,
+    /// Unix seconds.
+    pub at_s: u64,
+}
+
+/// What is remembered of a node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Kept {
+    /// How often its evidence has turned bad.
+    pub epoch: u64,
+    /// The name of the endorsement key that an operator has said it has, hexadecimal.
+    told: Option<String>,
+    keys: Option<Keys>,
+    baseline: Option<Baseline>,
+    list: Option<Listed>,
+}
+
+/// The keys by which a node is known, hexadecimal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Keys {
+    /// `TPMT_PUBLIC`.
+    ek: String,
+    /// DER.
+    certificate: Option<String>,
+    /// `TPMT_PUBLIC`.
+    ak: String,
+}
+
+/// How far the kernel's list is verified.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Listed {
+    progress: Progress,
+    /// In which boot.
+    resets: u32,
+    /// Entries of files that nobody knows, and the first of these.
+    unknown: u64,
+    named: BTreeSet<String>,
+}
+
+/// What good evidence of a node says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The TPM's quote.
+    pub appraised: Appraised,
+    /// How long the TPM took, in microseconds, as the node says.
+    pub quote_micros: u64,
+    /// The TPM name of the key that signed.
+    pub ak_name: [u8; 34],
+    /// What it is bound to.
+    pub session: Session,
+    /// The challenge that it answers.
+    pub nonce: [u8; 32],
+}
+
+/// What a node answered to a challenge.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// Over which session.
+    pub session: Session,
+    /// The challenge.
+    pub nonce: [u8; 32],
+    /// The registers that were asked for.
+    pub pcrs: PcrSet,
+    /// The evidence.
+    pub bundle: &'a Bundle,
+    /// What came of the kernel's list with this answer and those before it.
+    pub list: Option<&'a [u8]>,
+}
+
+/// A node's answer, examined.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// In one word.
+    pub judged: Judged<Evidence>,
+    /// What was found, device by device.
+    pub devices: BTreeMap<String, Device>,
+    /// What policies say of it.
+    pub opinion: Opinion,
+    /// What is to be remembered from now on.
+    pub kept: Kept,
+}
+
+/// A TPM that says it is a node's, and has yet to show that both keys are in it.
+#[derive(Debug)]
+pub struct Enrolling {
+    identity: Identity,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+impl Kept {
+    /// Whether the node is known by its keys.
+    pub fn is_enrolled(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Takes the TPM whose endorsement key has this name from now on, and no other; with `None`, whichever comes next.
+    /// What is known of the one before is forgotten, but for the epoch.
+    pub fn expect(&mut self, ek: Option<&[u8]>) {
+        *self = Kept { epoch: self.epoch, told: ek.map(hex::encode), ..Kept::default() };
+    }
+
+    /// The boot of which the kernel's list is verified: how often the TPM was reset.
+    pub fn listed_in(&self) -> Option<u32> {
+        self.list.as_ref().map(|list| list.resets)
+    }
+
+    /// By what it is known, for people.
+    pub fn named(&self) -> String {
+        match self.keys() {
+            Ok((ek, certificate, ak)) => {
+                let certified = if certificate.is_some() { "with" } else { "without" };
+                let (ek, ak) = (hex::encode(ek.name()), hex::encode(ak.name()));
+                format!("endorsement key {ek}, {certified} a certificate; attestation key {ak}")
+            }
+            Err(_) => "nothing".to_owned(),
+        }
+    }
+
+    /// How many bytes of the kernel's list are verified.
+    pub fn listed(&self) -> u64 {
+        self.list.as_ref().map_or(0, |list| list.progress.offset())
+    }
+
+    /// The TPM that answered, if it may be the node's. `random` is for the secret that shows it, and for nothing else; `ephemeral`
+    /// is to be a private key ([`distos_evidence::credential::is_ephemeral`]).
+    ///
+    /// # Errors
+    /// [`Judged::Bad`] if it is another one than was told, [`Judged::Absent`] if it is none.
+    pub fn begin(
+        &self,
+        identity: Identity,
+        random: Zeroizing<[u8; 32]>,
+        ephemeral: &Zeroizing<[u8; distos_evidence::credential::EPHEMERAL_BYTES]>,
+    ) -> Result<(Enrolling, Credential), Judged<Evidence>> {
+        let broken = |what: &str, why| Judged::Absent(format!("the {what} key is {why}"));
+        let ek = EndorsementKey::from_public(&identity.ek).map_err(|e| broken("endorsement", e))?;
+        let ak = AttestationKey::from_public(&identity.ak).map_err(|e| broken("attestation", e))?;
+        let name = hex::encode(ek.name());
+        if self.told.as_ref().is_some_and(|told| *told != name) {
+            let why = format!("this is another TPM than the operator has named: {name}");
+            return Err(Judged::Bad(why));
+        }
+        let credential = make_credential(&ek, &ak.name(), &random, ephemeral)
+            .ok_or_else(|| Judged::Absent("a random number that is no key".to_owned()))?;
+        Ok((Enrolling { identity, secret: random }, credential))
+    }
+
+    /// Knows the node by these keys, if the answer shows that they are in one TPM.
+    ///
+    /// # Errors
+    /// [`Judged::Bad`] if it does not.
+    pub fn enrol(
+        &mut self,
+        enrolling: &Enrolling,
+        session: Session,
+        answer: &[u8],
+    ) -> Result<(), Judged<Evidence>> {
+        if answer != session.activated(&enrolling.secret) {
+            let why = "nothing shows that the attestation key is in the TPM of the endorsement key";
+            return Err(Judged::Bad(why.to_owned()));
+        }
+        let Identity { ek, certificate, ak } = &enrolling.identity;
+        self.keys = Some(Keys {
+            ek: hex::encode(ek),
+            certificate: certificate.as_ref().map(hex::encode),
+            ak: hex::encode(ak),
+        });
+        (self.baseline, self.list) = (None, None);
+        Ok(())
+    }
+
+    fn keys(&self) -> Result<(EndorsementKey, Option<Vec<u8>>, AttestationKey), Fault> {
+        let none = || Fault::unavailable(1_000, "the node is not enrolled");
+        let keys = self.keys.as_ref().ok_or_else(none)?;
+        let bytes = |text: &str| {
+            hex::decode(text).map_err(|_| Fault::Corrupt("an enrolled key: not hexadecimal".into()))
+        };
+        let corrupt = |why| Fault::Corrupt(format!("an enrolled key is {why}"));
+        let ek = EndorsementKey::from_public(&bytes(&keys.ek)?).map_err(corrupt)?;
+        let ak = AttestationKey::from_public(&bytes(&keys.ak)?).map_err(corrupt)?;
+        Ok((ek, keys.certificate.as_deref().map(bytes).transpose()?, ak))
+    }
+
+    /// Examines what a node answered. Of the verifier's own node, `own` says whether its TPM is a device of this machine.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if the node is not enrolled, [`Fault::Corrupt`] if what is remembered cannot be read, and
+    /// as [`appraise`].
+    pub fn examine(
+        &self,
+        answer: Answer<'_>,
+        own: Option<bool>,
+        law: Law<'_>,
+    ) -> Result<Examined, Fault> {
+        let Answer { session, nonce, pcrs, bundle, list } = answer;
+        let (ek, certificate, ak) = self.keys()?;
+        let mut kept = self.clone();
+        let mut devices = BTreeMap::new();
+        let mut tpm = Findings::default();
+        endorse(&ek, certificate.as_deref(), law.makers, law.at_s, &mut tpm);
+        match own {
+            // What stands behind the descriptor the kernel of this machine knows better than any certificate.
+            Some(false) => tpm.claim("tpm", "software"),
+            Some(true) if !tpm.claims.contains_key("tpm") => tpm.claim("tpm", "hardware"),
+            _ => {}
+        }
+        let qualifying = session.qualifying(&nonce);
+        let baseline = self.baseline.as_ref();
+        let expected = Expected { key: &ak, qualifying: &qualifying, pcrs, baseline };
+        let good = examine(bundle, expected, &mut tpm);
+        // Values of a quote that is not good prove nothing of the logs.
+        let proven = good.is_some() && tpm.worst() != Outcome::Failed;
+        devices.insert(TPM.to_owned(), Device { kind: Kind::Tpm, findings: tpm });
+        if let Some(log) = &bundle.log {
+            let values = booted(&bundle.pcrs);
+            let findings = eventlog::verify(log, proven.then_some(&values));
+            devices.insert(LOG.to_owned(), Device { kind: Kind::EventLog, findings });
+        }
+        if let Some(list) = list {
+            let resets = good.as_ref().map(|(appraised, _)| appraised.clock.reset_count);
+            let value = bundle.pcrs.get(&IMA_PCR).filter(|_| proven).map(|value| &value[..]);
+            let findings = kept.listed_on(list, value, resets, law.known);
+            devices.insert(LIST.to_owned(), Device { kind: Kind::Ima, findings });
+        }
+        let opinion = appraise(law.policies, session.verifier, session.node, &devices)?;
+        let judged = match (opinion.tier(), good) {
+            (Tier::Affirming | Tier::Warning, Some((appraised, baseline))) => {
+                kept.baseline = Some(baseline);
+                let quote_micros = bundle.quote_micros;
+                let ak_name = ak.name();
+                Judged::Good(Evidence { appraised, quote_micros, ak_name, session, nonce })
+            }
+            (Tier::Contraindicated, _) => Judged::Bad(why(&opinion, &devices)),
+            _ => Judged::Absent(why(&opinion, &devices)),
+        };
+        if !matches!(judged, Judged::Good(_)) {
+            // Nothing is built on what is not good: the next answer is held against what this one was.
+            kept = self.clone();
+        }
+        Ok(Examined { judged, devices, opinion, kept })
+    }
+
+    /// Goes on with the kernel's list from where it was verified, if that was in this boot.
+    fn listed_on(
+        &mut self,
+        list: &[u8],
+        value: Option<&[u8]>,
+        resets: Option<u32>,
+        known: Option<&BTreeSet<String>>,
+    ) -> Findings {
+        let before = self.list.take().filter(|before| Some(before.resets) == resets);
+        let (mut findings, advance) = match &before {
+            Some(before) => ima::verify(&before.progress, list, value, known),
+            None => ima::verify_first(list, value, known),
+        };
+        let Some(advance) = advance else { return findings };
+        let (mut unknown, mut named) =
+            before.map_or((0, BTreeSet::new()), |before| (before.unknown, before.named));
+        if let Some(known) = known {
+            let new = advance.unknown_files(known);
+            unknown = unknown.saturating_add(new.count);
+            let room = MAX_NAMED_FILES.saturating_sub(named.len());
+            named.extend(new.named.into_iter().take(room));
+            let count = i64::try_from(unknown).unwrap_or(i64::MAX);
+            findings.claim(UNKNOWN_COUNT, Claim::Number(count));
+            findings.claim(UNKNOWN_FILES, named.clone());
+        }
+        if let Some(resets) = resets.filter(|_| advance.vouched) {
+            self.list = Some(Listed { progress: advance.progress, resets, unknown, named });
+        }
+        findings
+    }
+}
+
+/// Why a node is not good, for people: the first device that is not, with the first check of it that did not pass.
+fn why(opinion: &Opinion, devices: &BTreeMap<String, Device>) -> String {
+    let worst = opinion.tier();
+    let of_device = opinion.submods().iter().find(|(_, (_, one))| one.tier() == worst);
+    let Some((name, (_, one))) = of_device else {
+        return format!("the node: {}", opinion.admission().reason());
+    };
+    let mut said = format!("{name}: {}", one.reason());
+    let checks = devices.get(name).map(|device| device.findings.checks.as_slice());
+    let failed = checks.unwrap_or_default().iter().find(|check| check.outcome == Outcome::Failed);
+    if let Some(check) = failed {
+        said = format!("{said}: {}", check.detail);
+    }
+    said
+}
+
+/// What evidence of a TPM does not show, for whoever reads a result.
+pub const LIMITS: [&str; 2] = [
+    "A quote shows what registers held when it was made, and not what was never measured into them.",
+    "A software TPM proves the protocol and not the machine.",
+];
+

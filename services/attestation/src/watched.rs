@@ -1,0 +1,74 @@
+//! One node whose evidence this node's verifier asks for: this node itself, or a peer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use distos_abi::{Fault, NodeId};
+use distos_appraisal::{Appraised as Opinion, Device};
+use distos_rpc::record::Record;
+
+use crate::state::{Bounds, Standing, State};
+use crate::verifier::{Evidence, Kept};
+
+/// The directory of what is kept of nodes.
+const NODES: &str = "nodes";
+
+/// What was found in the last answer that was examined.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) devices: BTreeMap<String, Device>,
+    pub(crate) opinion: Opinion,
+}
+
+/// One node.
+pub(crate) struct Watched {
+    pub(crate) node: NodeId,
+    pub(crate) state: RefCell<State<Evidence>>,
+    pub(crate) kept: RefCell<Kept>,
+    pub(crate) found: RefCell<Option<Found>>,
+    record: Record,
+    /// Held while it is asked.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// How many times it was begun to be asked.
+    pub(crate) begun: Cell<u64>,
+    /// What the last time came to.
+    pub(crate) last: RefCell<Result<(), Fault>>,
+    /// What was said last of its standing, and of its epoch.
+    pub(crate) shown: Cell<(Standing, u64)>,
+    /// How many more failures of the same cause are not told.
+    pub(crate) ended: Cell<bool>,
+}
+
+impl Watched {
+    /// Reads what is kept of the node in the service's directory.
+    pub(crate) fn open(node: NodeId, bounds: Bounds, directory: &Path) -> Result<Watched, Fault> {
+        const REMEDY: &str =
+            "restore it from a backup, or remove it to have the node enrolled anew";
+        let directory = directory.join(NODES);
+        std::fs::create_dir_all(&directory).map_err(Fault::internal)?;
+        let record = Record::new(directory.join(node.to_string()), "distos-attestation", REMEDY);
+        let kept: Kept = record.load()?.unwrap_or_default();
+        let state = State::new(node, bounds, kept.epoch)
+            .ok_or_else(|| Fault::malformed("attestation: bounds that make no sense"))?;
+        Ok(Watched {
+            node,
+            shown: Cell::new((Standing::Expired, kept.epoch)),
+            state: RefCell::new(state),
+            kept: RefCell::new(kept),
+            found: RefCell::default(),
+            record,
+            turn: tokio::sync::Mutex::new(()),
+            begun: Cell::new(0),
+            last: RefCell::new(Ok(())),
+            ended: Cell::new(false),
+        })
+    }
+
+    /// Keeps this from now on, durably. An epoch never goes back, whatever is to be kept.
+    pub(crate) fn keep(&self, mut kept: Kept) -> Result<(), Fault> {
+        kept.epoch = self.state.borrow().epoch().max(kept.epoch);
+        *self.kept.borrow_mut() = kept.clone();
+        self.record.save(&kept)
+    }
+}
