@@ -425,9 +425,7 @@ pub fn verify_first<'a>(
     pcr10: Option<&[u8]>,
     allow: Option<&BTreeSet<String>>,
 ) -> (Findings, Option<Advance<'a>>) {
-    let of = |extension| {
-        verify(&Progress::new(Form::of(list), extension), list, pcr10, allow)
-    };
+    let of = |extension| verify(&Progress::new(Form::of(list), extension), list, pcr10, allow);
     let modern = of(Extension::Sha256);
     match modern.0.outcome(REPLAY) {
         Outcome::Failed => of(Extension::Sha256Padded),

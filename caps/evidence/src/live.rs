@@ -23,11 +23,11 @@ use sha2::{Digest as _, Sha256};
 use crate::bank::{Bank, BankValues};
 use crate::credential::{Credential, EndorsementKey};
 use crate::enrolment::Makers;
-use crate::evidence::{
-    Appraised, Attest, AttestationKey, ClockInfo, Continuity, PcrSet, Pcrs, Policy, Refusal, appraise,
-    extended_once,
-};
 use crate::eventlog::OF_BOOT;
+use crate::evidence::{
+    Appraised, Attest, AttestationKey, ClockInfo, Continuity, PcrSet, Pcrs, Policy, Refusal,
+    appraise, extended_once,
+};
 use crate::findings::Findings;
 use crate::joining::IMAGE_PCR;
 use crate::pki::CHAIN;
@@ -398,8 +398,11 @@ pub fn endorse(
 
 /// The SHA-256 registers that only the boot extends, for a log of it.
 pub fn booted(pcrs: &Pcrs) -> BankValues {
-    let booted: Pcrs =
-        pcrs.iter().filter(|(pcr, _)| OF_BOOT.contains(pcr)).map(|(pcr, value)| (*pcr, *value)).collect();
+    let booted: Pcrs = pcrs
+        .iter()
+        .filter(|(pcr, _)| OF_BOOT.contains(pcr))
+        .map(|(pcr, value)| (*pcr, *value))
+        .collect();
     BankValues::from(&booted)
 }
 

@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt as _;
 
 use distos_abi::{Fault, HolderKey, NodeId};
 use distos_evidence::credential::EndorsementKey;
+use distos_evidence::evidence::PcrSet;
 use distos_evidence::joining::{IMAGE_PCR, Request, Sealed, qualifying};
 use distos_evidence::live::{
     Bundle, Identity, MAX_LIST_BYTES, MAX_LOG_BYTES, Question, Session, Wanted,
 };
-use distos_evidence::evidence::PcrSet;
 
 use crate::TRACE;
 use crate::tpm::{Endorsement, Evidence, Tpm};
@@ -69,12 +69,7 @@ pub(crate) struct Collector<T> {
 
 impl<T: Read + Write> Collector<T> {
     /// Speaks to nobody yet.
-    pub(crate) fn new(
-        tpm: Tpm<T>,
-        image_hash: [u8; 32],
-        pcrs: PcrSet,
-        logs: Logs,
-    ) -> Collector<T> {
+    pub(crate) fn new(tpm: Tpm<T>, image_hash: [u8; 32], pcrs: PcrSet, logs: Logs) -> Collector<T> {
         Collector { tpm, image_hash, pcrs: pcrs.with(IMAGE_PCR), logs, measured: false }
     }
 
@@ -97,12 +92,7 @@ impl<T: Read + Write> Collector<T> {
     }
 
     /// What the machine is, for one challenge.
-    fn evidence(
-        &mut self,
-        wanted: Wanted,
-        session: Session,
-        now_ms: u64,
-    ) -> Result<Bundle, Fault> {
+    fn evidence(&mut self, wanted: Wanted, session: Session, now_ms: u64) -> Result<Bundle, Fault> {
         self.measure_image(now_ms)?;
         let qualifying = session.qualifying(&wanted.nonce);
         let Evidence { quote, signature, pcrs, quote_micros, .. } =

@@ -126,12 +126,7 @@ impl Verifier {
 
     fn judge(&mut self, bundle: &Bundle, nonce: u8) -> Judged<Good> {
         let Verifier { policies, makers, known, session, pcrs, .. } = &*self;
-        let law = Law {
-            policies: Some(policies),
-            makers,
-            known: known.as_ref(),
-            at_s: AT_S,
-        };
+        let law = Law { policies: Some(policies), makers, known: known.as_ref(), at_s: AT_S };
         let answer = Answer {
             session: *session,
             nonce: [nonce; 32],
@@ -357,7 +352,10 @@ fn a_software_tpm_is_good_only_by_a_policy_that_says_so() {
     let checked = POLICY.replace("@unchecked(\"certificate chain\")\n", "");
     verifier.policies = Policies::unsigned(checked.as_bytes()).unwrap();
     let judged = verifier.attest(&mut collector, 2);
-    assert!(matches!(&judged, Judged::Absent(why) if why.contains("certificate chain")), "{judged:?}");
+    assert!(
+        matches!(&judged, Judged::Absent(why) if why.contains("certificate chain")),
+        "{judged:?}"
+    );
     assert!(verifier.kept.is_enrolled(), "it is known by its keys, and not good");
 }
 

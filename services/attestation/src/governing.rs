@@ -238,9 +238,11 @@ mod tests {
         let new = policy("site", 3);
         first.govern(new.as_bytes(), &signed(&new, 1)).unwrap();
         assert_eq!(first.read().unwrap().edition().unwrap(), "site@3");
-        for (image, counts) in
-            [(policy("site", 2), "site@3"), (policy("site", 4), "site@4"), (policy("other", 1), "other@1")]
-        {
+        for (image, counts) in [
+            (policy("site", 2), "site@3"),
+            (policy("site", 4), "site@4"),
+            (policy("other", 1), "other@1"),
+        ] {
             let image = archive(dir.path(), &image);
             assert_eq!(image.read().unwrap().edition().unwrap(), counts);
         }

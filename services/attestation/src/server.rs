@@ -109,11 +109,12 @@ impl Settings {
         let signers = text("policy_signers");
         let signers = signers.split_whitespace().map(|key| {
             let key = hex::decode(key).ok().and_then(|key| HolderKey::try_from(&key[..]).ok());
-            key.ok_or_else(|| wrong("policy_signers", "has a word that is no key: 64 hexadecimal digits"))
+            key.ok_or_else(|| {
+                wrong("policy_signers", "has a word that is no key: 64 hexadecimal digits")
+            })
         });
         let signers = signers.collect::<Result<_, _>>()?;
-        let given =
-            Given { policy: text("policy"), signature: text("policy_signature"), signers };
+        let given = Given { policy: text("policy"), signature: text("policy_signature"), signers };
         Ok(Settings { hardware, bounds, image_hash, pcrs, data_dir, given })
     }
 
@@ -254,11 +255,8 @@ impl Attestation {
         }
         let (from, to) = (was.0.name(), verdict.standing.name());
         let reason = if verdict.reason.is_empty() { "good" } else { &verdict.reason };
-        let whom = if self.is_own(watched) {
-            String::new()
-        } else {
-            format!("node/{}: ", watched.node)
-        };
+        let whom =
+            if self.is_own(watched) { String::new() } else { format!("node/{}: ", watched.node) };
         let detail = format!("{whom}{from} -> {to}, epoch {epoch}: {reason}");
         self.report(NOBODY, detail);
         if self.is_own(watched) {
@@ -429,7 +427,9 @@ impl Attestation {
             if let Some(part) = &bundle.list {
                 let list = list.get_or_insert_default();
                 if list.len() + part.len() > MAX_PART_BYTES {
-                    let why = format!("the list of measured files has more than {MAX_PART_BYTES} bytes at once");
+                    let why = format!(
+                        "the list of measured files has more than {MAX_PART_BYTES} bytes at once"
+                    );
                     return Err(Fault::unavailable(60_000, why));
                 }
                 list.extend(part);
@@ -456,8 +456,7 @@ impl Attestation {
         list: Option<Vec<u8>>,
     ) -> Result<Answered, Fault> {
         let own = self.is_own(watched).then_some(self.settings.hardware);
-        let (kept, governing) =
-            (watched.kept.borrow().clone(), self.governing.borrow().clone());
+        let (kept, governing) = (watched.kept.borrow().clone(), self.governing.borrow().clone());
         let (nonce, pcrs, at_s) = (*nonce, self.settings.pcrs, self.vat.now_ms() / 1000);
         // A long list takes longer than this thread may be held up.
         let examined = tokio::task::spawn_blocking(move || {
@@ -494,7 +493,11 @@ impl Attestation {
             return Ok(Err(judged));
         }
         watched.keep(kept)?;
-        let whom = if self.is_own(watched) { "this node".to_owned() } else { format!("node/{}", watched.node) };
+        let whom = if self.is_own(watched) {
+            "this node".to_owned()
+        } else {
+            format!("node/{}", watched.node)
+        };
         self.report(NOBODY, format!("enrolled {whom}: {}", watched.kept.borrow().named()));
         Ok(Ok(()))
     }
@@ -552,7 +555,9 @@ impl Attestation {
             return Ok(self.own.clone());
         }
         self.peers.get(node).ok_or_else(|| {
-            Fault::not_found("this node verifies no such node: it is no peer, or this one signs for nobody")
+            Fault::not_found(
+                "this node verifies no such node: it is no peer, or this one signs for nobody",
+            )
         })
     }
 
@@ -575,7 +580,8 @@ impl Attestation {
             return Err(Fault::StaleAttestation(format!("{standing}: {}", verdict.reason)));
         };
         let found = watched.found.borrow();
-        let found = found.as_ref().ok_or_else(|| Fault::internal("fresh, and nothing was found"))?;
+        let found =
+            found.as_ref().ok_or_else(|| Fault::internal("fresh, and nothing was found"))?;
         if !found.opinion.is_by_signed_policy() {
             let why = "the policy by which it was appraised is signed by nobody: sign one, and give it with `distos attest policy`";
             return Err(Fault::unavailable(60_000, why));
@@ -809,7 +815,8 @@ impl attestation::Server for AttestationServer {
         mut results: attestation::StatusResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::READ).map_err(fail)?;
-        self.service.write_verdict(&self.service.own, self.facet.reply(&mut results).init_verdict());
+        self.service
+            .write_verdict(&self.service.own, self.facet.reply(&mut results).init_verdict());
         Ok(())
     }
 
@@ -945,9 +952,9 @@ impl attestation::Server for AttestationServer {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
         let params = params.get()?;
         let (policy, signature) = (params.get_policy()?, params.get_signature()?.to_str()?);
-        let done = self.facet.commit(Rights::ADMIN, NO_BYTES, || {
-            self.service.archive.govern(policy, signature)
-        });
+        let done = self
+            .facet
+            .commit(Rights::ADMIN, NO_BYTES, || self.service.archive.govern(policy, signature));
         done.and_then(|done| done).map_err(fail)?;
         self.service.take_effect().map_err(fail)?;
         let edition = self.service.governing.borrow().edition().unwrap_or_default();
@@ -969,9 +976,8 @@ impl attestation::Server for AttestationServer {
                 return Err(fail(Fault::malformed("two files of one name")));
             }
         }
-        let done = self
-            .facet
-            .commit(Rights::ADMIN, NO_BYTES, || self.service.archive.anchor(&files));
+        let done =
+            self.facet.commit(Rights::ADMIN, NO_BYTES, || self.service.archive.anchor(&files));
         done.and_then(|done| done).map_err(fail)?;
         self.service.take_effect().map_err(fail)?;
         self.service.report(self.asker(), format!("trusts {} files", files.len()));
@@ -989,7 +995,9 @@ impl attestation::Server for AttestationServer {
         let watched = self.service.asked_node(params.get_node()?).map_err(fail)?;
         let ek = params.get_ek()?;
         if !ek.is_empty() && !is_name_long(ek.len()) {
-            return Err(fail(Fault::malformed("the name of an endorsement key has 34 bytes, or 50")));
+            return Err(fail(Fault::malformed(
+                "the name of an endorsement key has 34 bytes, or 50",
+            )));
         }
         let ek = (!ek.is_empty()).then(|| ek.to_vec());
         // Not while it is asked: an answer of the TPM before would count as one of this.

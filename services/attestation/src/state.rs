@@ -145,8 +145,7 @@ pub struct State<T> {
 impl<T: Clone> State<T> {
     /// Of `node`, whose evidence had turned bad `epoch` times before. `None` if bounds make no sense.
     pub fn new(node: NodeId, bounds: Bounds, epoch: u64) -> Option<State<T>> {
-        let makes_sense =
-            BOUND_MS.contains(&bounds.fresh_ms) && bounds.grace_ms <= *BOUND_MS.end();
+        let makes_sense = BOUND_MS.contains(&bounds.fresh_ms) && bounds.grace_ms <= *BOUND_MS.end();
         makes_sense.then_some(State {
             node,
             bounds,
@@ -182,14 +181,8 @@ impl<T: Clone> State<T> {
 
     /// Takes the answer to the open challenge: each is answered once. `judged` is what
     /// appraisal said. Evidence counts as taken when its challenge was opened.
-    pub fn answer(
-        &mut self,
-        nonce: &[u8; 32],
-        judged: Judged<T>,
-        now: Now,
-    ) -> Result<(), Unasked> {
-        let (_, opened) =
-            self.open.take_if(|(open, _)| open == nonce).ok_or(Unasked::NotOpen)?;
+    pub fn answer(&mut self, nonce: &[u8; 32], judged: Judged<T>, now: Now) -> Result<(), Unasked> {
+        let (_, opened) = self.open.take_if(|(open, _)| open == nonce).ok_or(Unasked::NotOpen)?;
         match judged {
             // Bad evidence counts however late it is.
             Judged::Bad(reason) => {
@@ -258,7 +251,11 @@ impl<T: Clone> State<T> {
                     let left_ms = all_ms.saturating_sub(age_ms);
                     return Verdict {
                         standing: if left_ms == 0 { Standing::Expired } else { Standing::Stale },
-                        expires_ms: if left_ms == 0 { 0 } else { now.unix_ms.saturating_add(left_ms) },
+                        expires_ms: if left_ms == 0 {
+                            0
+                        } else {
+                            now.unix_ms.saturating_add(left_ms)
+                        },
                         reason: format!("{why}{joint}{silence}"),
                         ..known
                     };
@@ -266,7 +263,9 @@ impl<T: Clone> State<T> {
                 let until = |ms: u64| now.unix_ms.saturating_add(ms.saturating_sub(age_ms));
                 let why = || {
                     let bound_ms = self.bounds.fresh_ms;
-                    format!("the evidence is {age_ms} ms old, the bound is {bound_ms} ms{joint}{silence}")
+                    format!(
+                        "the evidence is {age_ms} ms old, the bound is {bound_ms} ms{joint}{silence}"
+                    )
                 };
                 if age_ms < self.bounds.fresh_ms {
                     Verdict {

@@ -333,4 +333,3 @@ pub const LIMITS: [&str; 2] = [
     "A quote shows what registers held when it was made, and not what was never measured into them.",
     "A software TPM proves the protocol and not the machine.",
 ];
-

@@ -1251,7 +1251,7 @@ serves = ["regions"]
         assert_eq!(
             edges,
             [
-                "scheduler attestation attestation read",
+                "scheduler attestation attestation read+attest",
                 "secrets attestation attestation read",
                 "scheduler executor executor run",
                 "executor memory memory none",

@@ -230,14 +230,16 @@ mod tests {
 
     #[test]
     fn evidence_counts_only_while_good_and_fresh() {
-        let good = Evidence { good: true, fresh_until_ms: 100, reason: String::new(), failed: false };
+        let good =
+            Evidence { good: true, fresh_until_ms: 100, reason: String::new(), failed: false };
         assert_eq!(good.check(99), Ok(()));
         let late = good.check(100).unwrap_err();
         assert!(matches!(&late, Fault::StaleAttestation(t) if t.contains("ran out")), "{late}");
         let bad = Evidence { good: false, reason: "PCR 7 differs".into(), ..good };
         assert_eq!(bad.check(0), Err(Fault::StaleAttestation("PCR 7 differs".into())));
         assert!(Evidence::none("").check(0).is_err());
-        let old = Evidence { good: true, fresh_until_ms: 0, reason: "9 ms old".into(), failed: false };
+        let old =
+            Evidence { good: true, fresh_until_ms: 0, reason: "9 ms old".into(), failed: false };
         assert_eq!(old.check(9), Err(Fault::StaleAttestation("9 ms old".into())));
     }
 

@@ -173,8 +173,7 @@ impl Scheduler {
     /// The evidence as it is now, taken anew if it is old (A2). A service that does not answer is no evidence.
     async fn evidence(&self) -> Evidence {
         let known = self.verdict(EVIDENCE_WAIT, async |service| {
-            let answer =
-                service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            let answer = service.status_request().send().promise.await.map_err(|e| fault_of(&e))?;
             answer.get().and_then(|one| evidence_of(one.get_verdict()?)).map_err(|e| fault_of(&e))
         });
         let known = known.await;
@@ -184,8 +183,7 @@ impl Scheduler {
         }
         self.attested.set(Some(Instant::now()));
         let new = self.verdict(ATTEST_WAIT, async |service| {
-            let answer =
-                service.attest_request().send().promise.await.map_err(|e| fault_of(&e))?;
+            let answer = service.attest_request().send().promise.await.map_err(|e| fault_of(&e))?;
             answer.get().and_then(|one| evidence_of(one.get_verdict()?)).map_err(|e| fault_of(&e))
         });
         let new = new.await;
@@ -254,7 +252,8 @@ impl Scheduler {
         for id in &live {
             self.fail(*id, Fault::StaleAttestation(reason.to_owned()));
         }
-        let executors: Vec<(TenantId, (String, u64))> = self.executors.borrow_mut().drain().collect();
+        let executors: Vec<(TenantId, (String, u64))> =
+            self.executors.borrow_mut().drain().collect();
         if live.is_empty() && executors.is_empty() {
             return;
         }
@@ -282,7 +281,8 @@ impl Scheduler {
         if waiting.is_empty() {
             return;
         }
-        let detail = format!("this node's evidence ran out: {} jobs ended: {reason}", waiting.len());
+        let detail =
+            format!("this node's evidence ran out: {} jobs ended: {reason}", waiting.len());
         self.vat.report("fence", TenantId::OPERATOR, CapId(0), detail);
         for id in waiting {
             self.fail(id, Fault::StaleAttestation(reason.to_owned()));

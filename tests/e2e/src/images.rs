@@ -16,6 +16,12 @@ pub fn replaced(text: &str, what: &str, with: &str) -> String {
 /// # Panics
 /// There is no such service.
 pub fn with_settings(image: &str, service: &str, settings: &str) -> String {
+    let table = format!("[vat.{service}.params]");
+    if let Some(at) = image.find(&table) {
+        let line = at + table.len();
+        let lines = settings.split(", ").collect::<Vec<_>>().join("\n");
+        return format!("{}\n{lines}{}", &image[..line], &image[line..]);
+    }
     let section = ["vat", "template"].map(|kind| format!("[{kind}.{service}]"));
     let section = section.iter().find(|s| image.contains(s.as_str())).expect("a section");
     // A section has one line of settings at most.

@@ -92,7 +92,10 @@ fn silenced_for(node: &Node, pause: Duration) {
     assert_eq!(count(node).code, 14);
     assert_eq!(placements(node), placed, "something was placed on stale evidence");
     let screen = node.ok(&["status"]).text();
-    assert!(screen.contains("evidence STALE") || screen.contains("evidence NOT GOOD"), "{screen}");
+    let is_told = ["STALE", "EXPIRED", "NOT GOOD"]
+        .iter()
+        .any(|word| screen.contains(&format!("evidence {word}")));
+    assert!(is_told, "{screen}");
     // What needs no placement goes on.
     node.ok(&["region", "get", "text", "--as", "red.cap"]);
     std::thread::sleep(pause.saturating_sub(stopped.elapsed()));

@@ -40,10 +40,14 @@ invites on a way that nobody changes: a node is invited by it (`distos network i
 certified the key, the node can be invited by that instead (`--tpm-roots`), and nothing has to be told.")]
     Identity,
     /// What this node says of those that it verifies
-    #[command(after_help = "Example:\n  distos attest nodes\nEach standing is this node's own word. See docs/attestation.md for what follows from it.")]
+    #[command(
+        after_help = "Example:\n  distos attest nodes\nEach standing is this node's own word. See docs/attestation.md for what follows from it."
+    )]
     Nodes,
     /// A signed result (EAR) of the last evidence, while it is fresh
-    #[command(after_help = "Example:\n  distos attest result > ear.jwt\nIt is made only by a policy that somebody has signed, and holds for five minutes at most.")]
+    #[command(
+        after_help = "Example:\n  distos attest result > ear.jwt\nIt is made only by a policy that somebody has signed, and holds for five minutes at most."
+    )]
     Result {
         /// Of this node [default: the one that is asked]
         #[arg(value_name = "NODE")]
@@ -64,7 +68,9 @@ writes site.cedar.sig. Nodes take it whose image names the key: policy_signers, 
         key: PathBuf,
     },
     /// Judge evidence by another policy from now on
-    #[command(after_help = "Example:\n  distos attest policy site.cedar\nsite.cedar.sig lies beside it. The name stays, and the version only goes up.")]
+    #[command(
+        after_help = "Example:\n  distos attest policy site.cedar\nsite.cedar.sig lies beside it. The name stays, and the version only goes up."
+    )]
     Policy {
         /// The policy, in Cedar
         #[arg(value_name = "FILE")]
@@ -148,12 +154,19 @@ impl Verdict {
         );
         for one in v["submods"].as_array().into_iter().flatten() {
             let word = |key: &str| one[key].as_str().unwrap_or_default().to_owned();
-            let (name, kind, tier, reason) = (word("name"), word("kind"), word("tier"), word("reason"));
+            let (name, kind, tier, reason) =
+                (word("name"), word("kind"), word("tier"), word("reason"));
             let _ = write!(out, "\n{name} ({kind}): {tier}, {reason}");
             for check in one["checks"].as_array().into_iter().flatten() {
                 let word = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
                 let joint = if word("why").is_empty() { "" } else { ": " };
-                let _ = write!(out, "\n  {:12} {}{joint}{}", word("outcome"), word("name"), word("why"));
+                let _ = write!(
+                    out,
+                    "\n  {:12} {}{joint}{}",
+                    word("outcome"),
+                    word("name"),
+                    word("why")
+                );
             }
         }
         out
@@ -211,7 +224,8 @@ async fn nodes(holder: &Holder) -> Result<Report, Fault> {
         let list = answer.get()?.get_verdicts()?;
         list.iter().map(|one| Ok(verdict_of(one)?.json())).collect::<capnp::Result<Vec<_>>>()
     })?;
-    let mut rows = vec![text::row(["node", "standing", "epoch", "fresh until", "policy", "reason"])];
+    let mut rows =
+        vec![text::row(["node", "standing", "epoch", "fresh until", "policy", "reason"])];
     for one in &verdicts {
         let word = |key: &str| one[key].as_str().unwrap_or_default();
         let until = match one["fresh_until_ms"].as_u64() {
@@ -219,7 +233,8 @@ async fn nodes(holder: &Holder) -> Result<Report, Fault> {
             Some(until) => text::instant(until),
         };
         let epoch = one["epoch"].to_string();
-        let cells = [word("node"), word("standing"), &epoch, &until, word("policy"), word("reason")];
+        let cells =
+            [word("node"), word("standing"), &epoch, &until, word("policy"), word("reason")];
         rows.push(text::row(cells));
     }
     Ok(Report { text: text::table(&rows), json: json!({ "nodes": verdicts }) })
