@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// An idle GPU uses at most this much of its memory, unless the image's setting `idle_mib` says
 /// otherwise.
 const IDLE_MIB: u64 = 600;
-/// How long all GPUs together may take to sign what they measured: real ones take about a second each.
+/// How long all GPUs together may take to sign what they measured. They are asked one after another.
 const EVIDENCE: Duration = Duration::from_secs(30);
 const WHOLE: ByteRange = ByteRange { start: 0, end: 0 };
 

@@ -40,6 +40,7 @@ const COMMANDS: [&str; 28] = [
     "attest status",
     "attest now",
     "gpu list",
+    "gpu evidence",
     "demo",
 ];
 
