@@ -410,8 +410,11 @@ fn of_nvidia(
     Ok(submods)
 }
 
+/// What each device has to answer, if that is known.
+type Nonces = Vec<Option<[u8; 32]>>;
+
 /// What each of so many devices has to answer: one nonce is for all, several are one for each in its order.
-fn asked_of_nvidia(desk: &Desk, devices: usize) -> Result<(Vec<Option<[u8; 32]>>, Asking), Fault> {
+fn asked_of_nvidia(desk: &Desk, devices: usize) -> Result<(Nonces, Asking), Fault> {
     let read = |nonce: &Vec<u8>| {
         nonce.as_slice().try_into().map_err(|_| {
             Fault::malformed(format!("a nonce of a GPU has 32 bytes, not {}", nonce.len()))
