@@ -3,7 +3,8 @@
 //! A device signs what it measured, with a nonce, by a key that its boot ROM certified for the firmware that runs
 //! ([`report`]). This module checks in a fixed order: the path from the key to a pinned root, that the certificate is for
 //! the firmware that the report names, the signature, the nonce, and each measurement against the values that the maker
-//! published ([`GoldenValues`]). [`machine`] checks that GPUs and switches are each other's.
+//! published ([`GoldenValues`]). [`machine`] checks that GPUs and switches are each other's, and verifies all of a machine's
+//! devices together: from files ([`machine::verify_shown`]), or as they have just answered ([`machine::verify_live`]).
 //!
 //! # What it does not show
 //!
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, ParsedPublicKey};
 use x509_cert::der::asn1::ObjectIdentifier;
@@ -59,7 +60,7 @@ const NVDEC0_INDEX: u8 = 35;
 /// The longest text of evidence that is looked at, in bytes.
 pub const MAX_JSON_BYTES: usize = 4 << 20;
 /// How many devices one text may be of.
-const MAX_DEVICES: usize = 64;
+pub const MAX_DEVICES: usize = 64;
 
 /// The nonces of samples that were published with the reports that answer them: whoever asks a device with one of these
 /// can be answered by anybody.
@@ -136,6 +137,25 @@ pub struct DriverWord {
     pub developer_tools: bool,
 }
 
+impl DriverWord {
+    /// What a driver's mode says: `on`, `off`, or `devtools`, which is on with developers' tools let in. Of any other
+    /// word nothing is known.
+    pub fn parse(mode: &str) -> Option<DriverWord> {
+        let (confidential_mode, developer_tools) = match mode {
+            "on" => (true, false),
+            "off" => (false, false),
+            "devtools" => (true, true),
+            _ => return None,
+        };
+        Some(DriverWord { confidential_mode, developer_tools })
+    }
+
+    fn claim(self, findings: &mut Findings) {
+        findings.claim("confidential-mode", self.confidential_mode);
+        findings.claim("developer-tools", self.developer_tools);
+    }
+}
+
 /// What the maker published of one version of firmware or driver: from a document whose signature was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoldenValues {
@@ -166,13 +186,15 @@ pub struct Evidence {
 pub type Written = (Evidence, Option<[u8; 32]>);
 
 /// As tools write it: a list of these, in JSON.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Text {
     arch: String,
     certificate: String,
     evidence: String,
     nonce: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     confidential_mode: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     developer_tools: Option<bool>,
 }
 
@@ -432,8 +454,7 @@ pub fn verify(
         Some((device, report))
     });
     if let Some(word) = evidence.driver.filter(|_| !evidence.architecture.is_switch()) {
-        findings.claim("confidential-mode", word.confidential_mode);
-        findings.claim("developer-tools", word.developer_tools);
+        word.claim(&mut findings);
     }
     (findings, verified)
 }

@@ -3,6 +3,7 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use proptest::prelude::*;
 use rcgen::{CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
 
+use super::machine::{Answer, Asking, Shown};
 use super::*;
 use crate::findings::{Claim, Outcome};
 use crate::pki::CHAIN;
@@ -58,7 +59,7 @@ fn a_real_machine_of_eight_gpus_and_four_switches_is_verified_as_one() {
     assert_eq!(said("protected-pcie"), Some(Claim::from(true)));
     assert_eq!(said("mode"), Some(Claim::from("ppcie")));
     assert_eq!(said("confidential-mode"), None, "a report does not say so");
-    let whole = machine::verify(&devices);
+    let whole = machine::verify(&devices, Asking::Together);
     assert_eq!(whole.worst(), Outcome::Passed, "{whole:?}");
 
     // A switch that nobody has verified, or a GPU, could be anybody's.
@@ -66,35 +67,43 @@ fn a_real_machine_of_eight_gpus_and_four_switches_is_verified_as_one() {
         let mut fewer = devices.split_off(missing);
         let kept = fewer.remove(0);
         devices.append(&mut fewer);
-        let cut = machine::verify(&devices);
+        let cut = machine::verify(&devices, Asking::Together);
         assert_eq!(cut.outcome(machine::TOPOLOGY), Outcome::Failed, "{missing}");
         devices.insert(missing, kept);
     }
     // One that is shown twice in place of another.
     let (evidence, _) = &gpus[0];
     devices[1] = verify(evidence, anchors(&roots), None, &[]).1.unwrap();
-    assert_eq!(machine::verify(&devices).outcome(machine::DISTINCT), Outcome::Failed);
+    assert_eq!(
+        machine::verify(&devices, Asking::Together).outcome(machine::DISTINCT),
+        Outcome::Failed
+    );
     // One that answered somebody else, at another time.
     let (other, _) = hopper("hopper-report.hex").unwrap();
     devices[1] = verify(&other, anchors(&roots), None, &[]).1.unwrap();
-    let mixed = machine::verify(&devices);
+    let mixed = machine::verify(&devices, Asking::Together);
     assert_eq!(mixed.outcome(machine::ONE_NONCE), Outcome::Failed);
     assert_eq!(mixed.outcome(machine::TOPOLOGY), Outcome::Failed);
-    assert_eq!(machine::verify(&[]).worst(), Outcome::Failed, "of nothing, nothing is known");
+    assert_eq!(
+        machine::verify(&[], Asking::Together).worst(),
+        Outcome::Failed,
+        "of nothing, nothing is known"
+    );
 }
 
 #[test]
 fn gpus_without_switches_have_no_topology() {
     let Some((evidence, roots)) = hopper("hopper-report.hex") else { return };
     let device = verify(&evidence, anchors(&roots), None, &[]).1.unwrap();
-    let findings = machine::verify(&[device]);
+    let findings = machine::verify(&[device], Asking::Together);
     assert_eq!(findings.outcome(machine::TOPOLOGY), Outcome::NotChecked);
     assert_eq!(findings.outcome(machine::ONE_NONCE), Outcome::Passed);
     // Nor are GPUs and switches each other's of which only one side has been shown.
     for name in ["h100x8-evidence.json", "ls10x4-evidence.json"] {
         let (several, roots) = real(name).unwrap();
         let verified = several.iter().map(|(one, _)| verify(one, anchors(&roots), None, &[]).1);
-        let findings = machine::verify(&verified.map(Option::unwrap).collect::<Vec<_>>());
+        let findings =
+            machine::verify(&verified.map(Option::unwrap).collect::<Vec<_>>(), Asking::Together);
         assert_eq!(findings.outcome(machine::TOPOLOGY), Outcome::NotChecked, "{name}");
         assert_ne!(findings.worst(), Outcome::Failed);
     }
@@ -168,6 +177,7 @@ fn whoever_repeats_a_nonce_or_takes_one_from_a_sample_is_not_fresh() {
 struct Made {
     roots: Vec<Certificate>,
     chain: Vec<Certificate>,
+    pem: String,
     key: EcdsaKeyPair,
 }
 
@@ -206,10 +216,18 @@ fn made() -> Made {
     let made = Made {
         roots: vec![read(root_der.der())],
         chain: vec![read(leaf_der.der()), read(rom_der.der())],
+        pem: [pem(leaf_der.der()), pem(rom_der.der())].concat(),
         key: key.unwrap(),
     };
     assert_eq!(made.key.public_key().as_ref(), made.chain[0].key());
     made
+}
+
+fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line));
+    let lines: Vec<_> = lines.collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// What block `number` measures.
@@ -239,13 +257,18 @@ fn response(blocks: u8, fields: &[(u16, &[u8])]) -> Vec<u8> {
 }
 
 impl Made {
-    fn sign(&self, response: &[u8]) -> Evidence {
+    fn answer(&self, nonce: [u8; 32], response: &[u8]) -> Vec<u8> {
         let mut report = vec![0x11, 0xe0, 1, 0xff];
-        report.extend([7; 32]);
+        report.extend(nonce);
         report.push(0);
         report.extend(response);
         let signature = self.key.sign(&SystemRandom::new(), &report).unwrap();
         report.extend(signature.as_ref());
+        report
+    }
+
+    fn sign(&self, response: &[u8]) -> Evidence {
+        let report = self.answer([7; 32], response);
         let driver = Some(DriverWord { confidential_mode: true, developer_tools: false });
         Evidence { architecture: Architecture::Hopper, chain: self.chain.clone(), report, driver }
     }
@@ -285,6 +308,114 @@ fn a_synthetic_gpu_with_matching_documents_passes_every_check() {
     assert_eq!(findings.claims["device-id"], Claim::from("0102030405060708"));
     assert_eq!(findings.claims["confidential-mode"], Claim::from(true));
     assert_eq!(findings.claims["developer-tools"], Claim::from(false));
+}
+
+/// GPUs of two machines, each of one; an answer is to be had of either.
+fn two() -> ([Made; 2], Vec<Certificate>) {
+    let both = [made(), made()];
+    let roots = both.iter().flat_map(|one| one.roots.clone()).collect();
+    (both, roots)
+}
+
+const NO_ANSWER: Answer<'_> =
+    Answer { arch: "HOPPER", chain: &[], report: &[], mode: "", fault: "", nonce: [7; 32] };
+
+#[test]
+fn gpus_that_answer_each_its_own_nonce_are_verified_and_none_with_anothers_answer() {
+    let ([first, second], roots) = two();
+    // They have one number, so they are told apart by their certificates, and are not each other's machine.
+    let fields: [(u16, &[u8]); 2] = [(3, b"999.10\0"), (20, &FWID)];
+    let response = response(64, &fields);
+    let (one, other) = (first.answer([1; 32], &response), second.answer([2; 32], &response));
+    let answers = |nonces: [u8; 2]| {
+        [(&first, &one, "on", nonces[0]), (&second, &other, "devtools", nonces[1])].map(
+            |(made, report, mode, nonce)| Answer {
+                chain: made.pem.as_bytes(),
+                report,
+                mode,
+                nonce: [nonce; 32],
+                ..NO_ANSWER
+            },
+        )
+    };
+    let live =
+        |answers: &[Answer<'_>]| machine::verify_live(answers, anchors(&roots), &[]).unwrap();
+    let good = live(&answers([1, 2]));
+    let [gpu_0, gpu_1] = ["gpu-0", "gpu-1"].map(|name| &good.devices[name].findings);
+    for check in [CHAIN, ARCHITECTURE, FORMAT, SIGNATURE, FIRMWARE_ID, NONCE] {
+        assert_eq!(gpu_0.outcome(check), Outcome::Passed, "{check}: {gpu_0:?}");
+        assert_eq!(gpu_1.outcome(check), Outcome::Passed, "{check}: {gpu_1:?}");
+    }
+    assert_eq!(gpu_0.claims["confidential-mode"], Claim::from(true));
+    assert_eq!(gpu_0.claims["developer-tools"], Claim::from(false));
+    assert_eq!(gpu_1.claims["developer-tools"], Claim::from(true), "who could look in");
+    let together = good.together.as_ref().unwrap();
+    assert_eq!(together.outcome(machine::ONE_NONCE), Outcome::Passed, "{together:?}");
+    assert!(!good.names_absent);
+
+    // Written down, they are read again as they were.
+    let list = answers([1, 2]).map(|one| one.to_json().unwrap());
+    let read = Evidence::from_json(&serde_json::to_vec(&list).unwrap()).unwrap();
+    let shown: Vec<Shown> =
+        read.into_iter().map(|(evidence, noted)| Shown { evidence, nonce: noted, noted }).collect();
+    assert_eq!(machine::verify_shown(&shown, Asking::Apart, anchors(&roots), &[]), good);
+    let once = machine::verify_shown(&shown, Asking::Together, anchors(&roots), &[]).together;
+    assert_eq!(once.unwrap().outcome(machine::ONE_NONCE), Outcome::Failed);
+    assert!(Answer { fault: "none", ..answers([1, 2])[0] }.to_json().is_none());
+
+    // Asked in the other order, neither answer is the one that was asked for.
+    let swapped = live(&answers([2, 1]));
+    assert!(swapped.devices.values().all(|one| one.findings.outcome(NONCE) == Outcome::Failed));
+    // One GPU's answer in two places.
+    let twice = live(&[answers([1, 2])[0], answers([1, 2])[0]]);
+    let together = twice.together.unwrap();
+    assert_eq!(together.outcome(machine::ONE_NONCE), Outcome::Failed);
+    assert_eq!(together.outcome(machine::DISTINCT), Outcome::Failed);
+}
+
+#[test]
+fn an_answer_to_a_published_nonce_is_no_live_one_however_good_it_is() {
+    let made = made();
+    let nonce = hex::decode(SAMPLE_NONCES[0]).unwrap().try_into().unwrap();
+    let report = made.answer(nonce, &response(64, &[(20, &FWID)]));
+    let answer = Answer { chain: made.pem.as_bytes(), report: &report, nonce, ..NO_ANSWER };
+    let found = machine::verify_live(&[answer], anchors(&made.roots), &[]).unwrap();
+    let findings = &found.devices["gpu-0"].findings;
+    assert_eq!(findings.outcome(SIGNATURE), Outcome::Passed);
+    assert_eq!(findings.outcome(NONCE), Outcome::Failed);
+}
+
+#[test]
+fn a_gpu_that_shows_nothing_or_nonsense_is_never_passed_over() {
+    let made = made();
+    let report = made.answer([7; 32], &response(3, &[]));
+    let whole = Answer { chain: made.pem.as_bytes(), report: &report, ..NO_ANSWER };
+    let long = vec![b'x'; MAX_JSON_BYTES];
+    let cases = [
+        (
+            Answer { fault: "it is not supported", mode: "off", ..whole },
+            FORMAT,
+            Outcome::NotChecked,
+        ),
+        (Answer { arch: "", ..whole }, ARCHITECTURE, Outcome::Failed),
+        (Answer { chain: b"text", ..whole }, CHAIN, Outcome::Failed),
+        (Answer { chain: &[], ..whole }, CHAIN, Outcome::Failed),
+        (Answer { chain: &long, ..whole }, FORMAT, Outcome::Failed),
+        (Answer { report: &long, ..whole }, FORMAT, Outcome::Failed),
+        (Answer { report: &[], ..whole }, FORMAT, Outcome::Failed),
+    ];
+    for (answer, check, outcome) in cases {
+        let found = machine::verify_live(&[whole, answer], anchors(&made.roots), &[]).unwrap();
+        let findings = &found.devices["gpu-1"].findings;
+        assert_eq!(findings.outcome(check), outcome, "{check}: {findings:?}");
+        assert_ne!(findings.outcome(NONCE), Outcome::Passed);
+        assert_eq!(found.together, None, "nothing is known of the whole");
+        let off = (!answer.fault.is_empty()).then(|| Claim::from(false));
+        assert_eq!(findings.claims.get("confidential-mode").cloned(), off);
+    }
+    let many = vec![whole; MAX_DEVICES + 1];
+    assert!(machine::verify_live(&many, anchors(&made.roots), &[]).is_err());
+    assert_eq!(DriverWord::parse("ON"), None, "an unknown word says nothing");
 }
 
 #[test]

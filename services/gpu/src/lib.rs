@@ -5,6 +5,9 @@
 //! directory in which it notes what each GPU uses when idle; no other service and no tenant's data. What it serves: the list of GPUs and leases on them.
 //! What it refuses: a GPU that is leased, being cleaned or quarantined.
 //!
+//! It also has each GPU sign what it measured, for whoever may ask ([`distos_schemas::gpu_capnp`]). It verifies nothing
+//! of that: whoever asked does. Switches are not asked: NVML does not reach them.
+//!
 //! What cleaning is, and is not. NVML can show that a GPU runs no process and that its memory in
 //! use is back where it was when nobody held it; a GPU of which that cannot be shown is
 //! quarantined. NVML cannot overwrite a GPU's memory. That a new process finds no bytes of an
@@ -13,6 +16,7 @@
 //! from the device nodes: both are the work of whoever starts processes.
 #![forbid(unsafe_code)]
 
+mod evidence;
 mod nvml;
 mod seen;
 mod server;

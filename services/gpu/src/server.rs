@@ -15,7 +15,9 @@ use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
 use distos_schemas::gpu_capnp::{GpuState, gpu, gpus, lease};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
+use tokio::sync::Mutex;
 
+use crate::evidence::{self, Shown};
 use crate::nvml::{LIBRARY, Machine};
 use crate::seen::{self, Seen};
 use crate::state::{Clock, Ended, Fleet, Gpu};
@@ -25,6 +27,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// An idle GPU uses at most this much of its memory, unless the image's setting `idle_mib` says
 /// otherwise.
 const IDLE_MIB: u64 = 600;
+/// How long all GPUs together may take to sign what they measured. They are asked one after another.
+const EVIDENCE: Duration = Duration::from_secs(30);
 const WHOLE: ByteRange = ByteRange { start: 0, end: 0 };
 
 /// Runs the GPU service; blocks for the whole life of the vat.
@@ -71,6 +75,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         next_lease: Cell::new(first),
         clock: Cell::new(Clock::new(now_ms)),
         started: Instant::now(),
+        asking: Arc::default(),
     });
     if !service.machine.gpus.is_empty() {
         tokio::task::spawn_local(service.clone().keep());
@@ -87,6 +92,8 @@ struct GpuService {
     next_lease: Cell<u64>,
     clock: Cell<Clock>,
     started: Instant,
+    /// Held while a GPU is asked for evidence: a library that never answers keeps one thread, and not one for each call.
+    asking: Arc<Mutex<()>>,
 }
 
 impl GpuService {
@@ -209,6 +216,25 @@ impl GpuService {
         }
     }
 
+    /// Asks one GPU for evidence. If it does not answer until `end`, it stays asked, and nobody else is until it does.
+    async fn evidence(&self, index: u32, nonce: [u8; 32], end: tokio::time::Instant) -> Shown {
+        let (machine, asking) = (self.machine.clone(), self.asking.clone());
+        let ask = async move {
+            let turn = asking.lock_owned().await;
+            let ask = move || {
+                let shown = machine.evidence(index, nonce);
+                drop(turn);
+                shown
+            };
+            tokio::task::spawn_blocking(ask).await
+        };
+        match tokio::time::timeout_at(end, ask).await {
+            Ok(Ok(shown)) => shown,
+            Ok(Err(error)) => Shown::nothing(error.to_string()),
+            Err(_) => Shown::nothing("it did not answer in time".to_owned()),
+        }
+    }
+
     fn write(&self, index: u32, viewer: TenantId, mut to: gpu::Builder<'_>) {
         let fleet = self.fleet.borrow();
         let Some((gpu, described)) = fleet.gpus().zip(&self.machine.gpus).nth(index as usize)
@@ -316,6 +342,41 @@ impl gpus::Server for GpusServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_lease(lease::Client::new(hook));
         self.gpus.write(index, self.facet.tenant(), reply.init_device());
+        Ok(())
+    }
+
+    async fn evidence(
+        self: Rc<Self>,
+        params: gpus::EvidenceParams,
+        mut results: gpus::EvidenceResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let machine = &self.gpus.machine;
+        let given = params.get()?.get_nonces()?;
+        let given: Vec<&[u8]> = given.iter().collect::<Result<_, capnp::Error>>()?;
+        let nonces = evidence::nonces(given.into_iter(), machine.gpus.len()).map_err(fail)?;
+        let end = tokio::time::Instant::now() + EVIDENCE;
+        let mut shown = Vec::with_capacity(nonces.len());
+        for (index, nonce) in (0..).zip(nonces) {
+            shown.push(self.gpus.evidence(index, nonce, end).await);
+        }
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_driver(&machine.driver);
+        let mut list = reply.init_gpus(shown.len() as u32);
+        for (index, (gpu, shown)) in (0..).zip(machine.gpus.iter().zip(&shown)) {
+            let mut to = list.reborrow().get(index);
+            to.set_index(index);
+            to.set_uuid(&gpu.uuid);
+            to.set_arch(&shown.arch);
+            to.set_mode(shown.mode);
+            match &shown.signed {
+                Ok(signed) => {
+                    to.set_chain(&signed.chain);
+                    to.set_report(&signed.report);
+                }
+                Err(why) => to.set_fault(why),
+            }
+        }
         Ok(())
     }
 }

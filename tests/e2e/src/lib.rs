@@ -10,6 +10,7 @@ pub mod blue;
 pub mod cluster;
 pub mod disk;
 pub mod etcd;
+pub mod gpu_maker;
 pub mod holder;
 pub mod images;
 pub mod steps;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use distos_e2e::{Node, distos, run, wordcount};
 
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "up",
     "down",
     "drain",
@@ -40,6 +40,7 @@ const COMMANDS: [&str; 28] = [
     "attest status",
     "attest now",
     "gpu list",
+    "gpu evidence",
     "demo",
 ];
 

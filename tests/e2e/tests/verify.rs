@@ -96,6 +96,10 @@ fn an_auditor_learns_that_a_machines_gpus_and_switches_are_genuine_and_each_othe
     assert!(alone.text().contains("no evidence of the 4 switches"), "{}", alone.text());
     let old = verify("nvidia", &[&gpus], &[&trust[..], &["--nonce", "00"]].concat());
     assert_eq!(old.code, MALFORMED, "{}", old.stderr);
+    // As many nonces as devices: each has to answer its own, and these all answered one.
+    let each = ["--nonce", MACHINE_NONCE].repeat(8);
+    assert_eq!(code(&[&gpus], &[&trust[..], &each].concat()), CONTRAINDICATED);
+    assert_eq!(code(&[&gpus], &[&trust[..], &each[2..]].concat()), MALFORMED, "for seven of eight");
 }
 
 #[test]

@@ -18,7 +18,8 @@ use distos_evidence::bank::{Bank, BankValues, Digest, read_values};
 use distos_evidence::eventlog::{self, EventLog};
 use distos_evidence::findings::{Claim, Outcome};
 use distos_evidence::ima::{self, Extension, Form, IMA_PCR, Progress};
-use distos_evidence::nvidia::{self, Architecture, machine};
+use distos_evidence::nvidia::machine::{self, Asking, Shown};
+use distos_evidence::nvidia::{self, Architecture};
 use distos_evidence::pki::{self, Certificate};
 use distos_evidence::quote::{self, Quote, QuoteKey};
 use distos_evidence::snp;
@@ -76,9 +77,10 @@ pub struct VerifyArgs {
     /// The evidence
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What was asked with, in hexadecimal [default: unknown, so the evidence may be of any age]
+    /// What was asked with, in hexadecimal [default: unknown, so the evidence may be of any age]. Several, if each GPU
+    /// was asked with its own: one for each, in the order of the file
     #[arg(long, value_name = "HEX")]
-    nonce: Option<String>,
+    nonce: Vec<String>,
     /// Folder with the roots that are trusted; of its folders nvidia, tpm and amd, if there are such, the maker's alone
     #[arg(long, value_name = "DIR")]
     trust: Option<PathBuf>,
@@ -100,25 +102,36 @@ struct Files {
 
 /// What evidence is verified with.
 struct Desk {
-    nonce: Option<Vec<u8>>,
+    nonces: Vec<Vec<u8>>,
     trust: Collateral,
     at_s: u64,
     allow: Option<BTreeSet<String>>,
 }
 
+impl Desk {
+    /// The one nonce, if there is one.
+    fn nonce(&self) -> Option<&[u8]> {
+        self.nonces.first().map(Vec::as_slice)
+    }
+}
+
 type Submodules = BTreeMap<String, Device>;
 
 pub(super) fn command(args: &VerifyArgs) -> Result<Report, Stop> {
-    let nonce = args.nonce.as_ref().map(|text| {
+    let nonces = args.nonce.iter().map(|text| {
         hex::decode(text).map_err(|_| Stop::Usage(format!("--nonce '{text}' is not hexadecimal")))
     });
+    let nonces: Vec<Vec<u8>> = nonces.collect::<Result<_, Stop>>()?;
+    if nonces.len() > 1 && args.kind != Evidence::Nvidia {
+        return Err(Stop::Usage("--nonce: only GPUs are asked with several".to_owned()));
+    }
     let maker = match args.kind {
         Evidence::Nvidia => Maker::Nvidia,
         Evidence::Tpm | Evidence::Eventlog | Evidence::Ima => Maker::Tpm,
         Evidence::Snp => Maker::Amd,
     };
     let mut desk = Desk {
-        nonce: nonce.transpose()?,
+        nonces,
         trust: Collateral::default(),
         at_s: args.at.unwrap_or(now_ms() / 1000),
         allow: args.allow.as_deref().map(allowed).transpose()?,
@@ -366,12 +379,6 @@ fn of_nvidia(
         devices.push((nvidia::Evidence { architecture, chain, report, driver: None }, None));
     }
     files.none_left()?;
-    let given: Option<[u8; 32]> = match &desk.nonce {
-        None => None,
-        Some(nonce) => Some(nonce.as_slice().try_into().map_err(|_| {
-            Fault::malformed(format!("a nonce of a GPU has 32 bytes, not {}", nonce.len()))
-        })?),
-    };
     let (golden, refused) = desk.trust.golden(desk.at_s);
     notes.extend(refused.into_iter().map(|(name, why)| format!("{name} is not used: {why}")));
     let all = devices.len();
@@ -380,11 +387,12 @@ fn of_nvidia(
     if devices.len() < all {
         notes.push(format!("{} of {all} reports are there more than once", all - devices.len()));
     }
+    let (given, asking) = asked_of_nvidia(desk, devices.len())?;
     let named: Vec<[u8; 32]> = devices.iter().filter_map(|(_, nonce)| *nonce).collect();
-    if given.is_none() && !named.is_empty() {
+    if desk.nonces.is_empty() && !named.is_empty() {
         notes.push("the nonce in the file is whoever's who wrote it: give --nonce".to_owned());
     }
-    if given.iter().chain(&named).any(nvidia::is_sample_nonce) {
+    if given.iter().flatten().chain(&named).any(nvidia::is_sample_nonce) {
         notes.push(
             "the nonce is one of published samples: anybody has reports that answer it".to_owned(),
         );
@@ -392,33 +400,48 @@ fn of_nvidia(
     if devices.iter().any(|(evidence, _)| evidence.driver.is_some()) {
         notes.push("what the driver says in the file is whoever's word who wrote it".to_owned());
     }
-    let mut submods = Submodules::new();
-    let mut verified = Vec::new();
-    let shown = devices.len();
-    for (evidence, named) in devices {
-        let kind =
-            if evidence.architecture.is_switch() { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
-        let word = if kind == Kind::NvidiaSwitch { "switch" } else { "gpu" };
-        let at = submods.values().filter(|device| device.kind == kind).count();
-        let anchors = desk.trust.anchors(desk.at_s);
-        let (mut findings, device) = nvidia::verify(&evidence, anchors, given.as_ref(), &golden);
-        if let (Some(named), Some((_, report))) = (named, &device)
-            && named != report.nonce
-        {
-            findings.failed(nvidia::NONCE, "the report answers another nonce than its file says");
-        }
-        verified.extend(device);
-        submods.insert(format!("{word}-{at}"), Device { kind, findings });
+    let shown: Vec<Shown> = devices
+        .into_iter()
+        .zip(given)
+        .map(|((evidence, noted), nonce)| Shown { evidence, nonce, noted })
+        .collect();
+    let found = machine::verify_shown(&shown, asking, desk.trust.anchors(desk.at_s), &golden);
+    if found.names_absent {
+        notes.push("the devices name others, of which there is no evidence: what they are linked with could be anybody's".to_owned());
     }
-    let findings = machine::verify(&verified);
-    let is_linked = findings.outcome(machine::TOPOLOGY) != Outcome::NotChecked;
-    if verified.len() == shown && (shown > 1 || machine::names_others(&verified)) {
-        if !is_linked && machine::names_others(&verified) {
-            notes.push("the devices name others, of which there is no evidence: what they are linked with could be anybody's".to_owned());
-        }
+    let mut submods = Submodules::new();
+    for (name, one) in found.devices {
+        let kind = if one.is_switch { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
+        submods.insert(name, Device { kind, findings: one.findings });
+    }
+    if let Some(findings) = found.together {
         submods.insert("machine".to_owned(), Device { kind: Kind::NvidiaMachine, findings });
     }
     Ok(submods)
+}
+
+/// What each device has to answer, if that is known.
+type Nonces = Vec<Option<[u8; 32]>>;
+
+/// What each of so many devices has to answer: one nonce is for all, several are one for each in its order.
+fn asked_of_nvidia(desk: &Desk, devices: usize) -> Result<(Nonces, Asking), Fault> {
+    let read = |nonce: &Vec<u8>| {
+        nonce.as_slice().try_into().map_err(|_| {
+            Fault::malformed(format!("a nonce of a GPU has 32 bytes, not {}", nonce.len()))
+        })
+    };
+    let nonces: Vec<[u8; 32]> = desk.nonces.iter().map(read).collect::<Result<_, Fault>>()?;
+    match nonces.as_slice() {
+        [] => Ok((vec![None; devices], Asking::Together)),
+        [one] => Ok((vec![Some(*one); devices], Asking::Together)),
+        several if several.len() == devices => {
+            Ok((several.iter().copied().map(Some).collect(), Asking::Apart))
+        }
+        several => Err(Fault::malformed(format!(
+            "{} nonces for {devices} devices: give one for all, or one for each in its order",
+            several.len()
+        ))),
+    }
 }
 
 fn of_tpm(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Submodules, Fault> {
@@ -444,7 +467,7 @@ fn of_tpm(desk: &Desk, mut files: Files, notes: &mut Vec<String>) -> Result<Subm
     }
     let quote = Quote { attest: &attest, signature: &signature, values: &values };
     let (findings, proven) =
-        quote::verify(quote, &key, desk.nonce.as_deref(), desk.trust.anchors(desk.at_s));
+        quote::verify(quote, &key, desk.nonce(), desk.trust.anchors(desk.at_s));
     if findings.outcome(pki::CHAIN) != Outcome::Passed {
         notes.push(
             "nobody certifies the key: the quote is as good as whoever gave it to you".to_owned(),
@@ -539,7 +562,7 @@ fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
     let anchors = desk.trust.anchors(desk.at_s);
     let (mut findings, verified) = snp::verify(&report, &chain, anchors, asked.as_ref());
     if let ([key], Some(verified)) = (virtual_tpm.as_slice(), verified) {
-        match desk.nonce.as_deref() {
+        match desk.nonce() {
             Some(nonce) => snp::check_vtpm(&verified, nonce, key, &mut findings),
             None => findings.not_checked(snp::VTPM, "no nonce was given"),
         }
@@ -549,7 +572,7 @@ fn of_snp(desk: &Desk, mut files: Files) -> Result<Submodules, Fault> {
 
 /// What a report is asked with has 64 bytes; a digest of SHA-256 stands there with zeros behind it, as guests fill the field.
 fn asked_of_snp(desk: &Desk) -> Result<Option<[u8; 64]>, Fault> {
-    let Some(nonce) = desk.nonce.as_deref() else { return Ok(None) };
+    let Some(nonce) = desk.nonce() else { return Ok(None) };
     if ![32, 64].contains(&nonce.len()) {
         let why = format!("a report is asked with 64 bytes, or 32, not {}", nonce.len());
         return Err(Fault::malformed(why));
