@@ -16,7 +16,9 @@ struct Peer {
   letIn    @6 :Bool;   # Whether this node lets it in.
   admit    @7 :UInt32; # How many of the cluster's voters are for a node.
   remove   @8 :UInt32; # And how many are against it.
-  putOut   @9 :Bool;   # Whether this node's own operator has put it out, whoever is for it.
+  putOut   @9 :Bool;   # Whether it was put out here, by this node's operator or for its evidence, whoever is for it.
+  standing @10 :Text;  # What this node's verifier says of its evidence: "fresh", "stale", "expired" or "failed";
+                       # empty if it has said nothing.
 }
 
 struct Attending {

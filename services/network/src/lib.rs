@@ -22,6 +22,10 @@
 //! Revocations that somebody has signed who does not reach a capability's home it keeps, tells other nodes, and brings to
 //! the vats of this node, which verify and obey them: it could not end anything itself.
 //!
+//! Evidence it carries and does not look at: what another node's verifier asks goes to this node's attestation service, and
+//! what that service says of other nodes decides, where the image demands evidence, whom this one signs for, and puts out
+//! who has failed.
+//!
 //! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed
 //! tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
@@ -32,13 +36,16 @@ mod alive;
 mod asked;
 mod beats;
 mod credentials;
+mod evidence;
 mod heard;
 mod inviting;
 mod keys;
 mod mesh;
 mod probes;
+mod questions;
 mod revocations;
 mod server;
+mod standing;
 mod state;
 mod swim;
 mod votes;
