@@ -10,7 +10,7 @@ use distos_schemas::attestation_capnp;
 use distos_schemas::network_capnp::{answered, judgement, question};
 
 use crate::mesh::Member;
-use crate::questions::{ANSWER_WAIT, MAX_WAITING, Posed, check_answer, check_question};
+use crate::questions::{ANSWER_WAIT, Answer, MAX_WAITING, Posed, check_answer, check_question};
 use crate::server::NetworkService;
 use crate::standing::{Judgement, Standing};
 use crate::state::{Judged, State};
@@ -25,7 +25,7 @@ const MAX_REPORTS: usize = 16;
 /// The answers to questions that were given out, each by its number.
 pub(crate) fn read_answers(
     list: capnp::struct_list::Reader<'_, answered::Owned>,
-) -> Result<Vec<(u64, Result<Vec<u8>, Fault>)>, Fault> {
+) -> Result<Vec<(u64, Answer)>, Fault> {
     if list.len() > MAX_WAITING as u32 {
         return Err(Fault::malformed("so many questions were not asked"));
     }

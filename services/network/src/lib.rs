@@ -51,4 +51,4 @@ mod swim;
 mod votes;
 
 pub use heard::NodeState;
-pub use server::run;
+pub use server::{run, start};

@@ -37,6 +37,9 @@ pub(crate) fn check_answer(answer: &[u8]) -> Result<(), Fault> {
     }
 }
 
+/// What this node's machine says, or why it says nothing.
+pub(crate) type Answer = Result<Vec<u8>, Fault>;
+
 /// What another node's verifier asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Posed {
@@ -52,7 +55,7 @@ struct Waiting {
     verifier: NodeId,
     /// Until it is given out.
     posed: Option<Posed>,
-    answer: oneshot::Sender<Result<Vec<u8>, Fault>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 /// The questions that wait.
@@ -84,7 +87,7 @@ impl Questions {
         key: HolderKey,
         question: &[u8],
         wait: Duration,
-    ) -> Result<Vec<u8>, Fault> {
+    ) -> Answer {
         check_question(question)?;
         let (place, answer) = self.pose(verifier, key, question)?;
         let answered = tokio::time::timeout(wait, answer).await;
@@ -100,7 +103,7 @@ impl Questions {
         verifier: NodeId,
         key: HolderKey,
         question: &[u8],
-    ) -> Result<(Place<'_>, oneshot::Receiver<Result<Vec<u8>, Fault>>), Fault> {
+    ) -> Result<(Place<'_>, oneshot::Receiver<Answer>), Fault> {
         let mut waiting = self.waiting.borrow_mut();
         let own = waiting.values().filter(|one| one.verifier == verifier).count();
         if own >= MAX_OF_NODE {
@@ -131,7 +134,7 @@ impl Questions {
     }
 
     /// Answers a question that was given out. Of one that is not, or that nobody waits for any more, nothing is known.
-    pub(crate) fn answer(&self, id: u64, answer: Result<Vec<u8>, Fault>) {
+    pub(crate) fn answer(&self, id: u64, answer: Answer) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.get(&id).is_some_and(|one| one.posed.is_none())
             && let Some(one) = waiting.remove(&id)

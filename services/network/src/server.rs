@@ -81,7 +81,12 @@ struct HeardDisk {
     until_us: BTreeMap<String, u64>,
 }
 
-async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+/// Starts the network service of a vat; for whoever runs vats in another way than [`run`].
+///
+/// # Errors
+/// [`Fault::Malformed`] if the image lacks something or a setting says nothing; [`Fault::Corrupt`] if what is on disk
+/// is damaged.
+pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     distos_noise::seal(&vat);
     let directory = vat.data_dir().ok_or_else(|| {
         Fault::malformed("the network service keeps keys: give it `data = true` in the image")
