@@ -9,7 +9,8 @@
 //! [`Member`](distos_schemas::network_capnp::member) to network services of other nodes, whose SVIDs it signs, whom
 //! it tells where this node's services listen, and whose statements it hears.
 //! What it refuses: to sign for its own node, to sign for another node anything but what that one may be (its
-//! operator may invite whom they like), a bundle that is older or another cluster's.
+//! operator may invite whom they like), a bundle that is older or another cluster's; and, where evidence is demanded, to
+//! sign for a node whose evidence is not fresh, or if its own node's has failed.
 //!
 //! It is not on the path of any call: each service that is reached over the network has a socket and an SVID of
 //! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs
