@@ -178,7 +178,7 @@ struct Question {
 
 struct Answered {
   id     @0 :UInt64;
-  answer @1 :Data;       # At most 1 MiB.
+  answer @1 :Data;       # At most 1 MiB, and 8 MiB in one call.
   fault  @2 :Text;       # A fault line in the place of an answer; empty if there is one.
 }
 
