@@ -493,6 +493,8 @@ impl member::Server for MemberServer {
         self.once_more(Question::Evidence)?;
         let question = params.get()?.get_question()?;
         let questions = &self.service.questions;
+        // Nobody takes a call back that came over the network: it has its place until it is answered, its time is over, or
+        // the connection is.
         let answer = questions.ask(self.node, self.key, question, ANSWER_WAIT).await;
         results.get().set_answer(&answer.map_err(fail)?);
         Ok(())

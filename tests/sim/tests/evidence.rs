@@ -53,7 +53,12 @@ udp = "127.0.0.1:0"
 /// Far beyond what anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long whoever has answered goes on listening.
+const SOON: Duration = Duration::from_secs(1);
 const HOUR_S: u64 = 3600;
+
+/// What a machine says.
+type Said = Result<Vec<u8>, Fault>;
 
 fn test<F: Future<Output = ()>>(work: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("loop");
@@ -68,10 +73,6 @@ fn now_s() -> u64 {
 
 fn secret(seed: u8) -> HolderSecret {
     HolderSecret::from_seed([seed; 32])
-}
-
-fn valid() -> Validity {
-    Validity { from_s: now_s() - 60, until_s: now_s() + HOUR_S }
 }
 
 /// Waits until something is so.
@@ -114,6 +115,17 @@ async fn acknowledge(outbox: outbox::Client) -> Result<(), capnp::Error> {
     }
 }
 
+/// Hears whom to let in, as a service does that is reached over the network: else each change waits for it.
+async fn attend(vat: Vat) -> Result<(), capnp::Error> {
+    let network: credentials::Client = vat.root("network").await.map_err(distos_rpc::fail)?;
+    let mut seen = 0;
+    loop {
+        let mut request = network.trust_request();
+        request.get().set_seen(seen);
+        seen = request.send().promise.await?.get()?.get_revision();
+    }
+}
+
 /// One of the nodes.
 struct Member {
     id: NodeId,
@@ -144,6 +156,7 @@ impl Member {
                     if vat.name().as_str() == "attestation" {
                         tokio::task::spawn_local(acknowledge(vat.outbox().await?));
                     }
+                    tokio::task::spawn_local(attend(vat.clone()));
                     known.borrow_mut().push(vat);
                     Ok(Rc::new(Idle) as Rc<dyn Service>)
                 })),
@@ -261,30 +274,35 @@ impl Member {
         Ok((answer.get_answer().map_err(|e| fault_of(&e))?.to_vec(), key))
     }
 
-    /// Answers one question: `answer` is given the verifier, the key and the question.
-    async fn answers(&self, answer: impl Fn(NodeId, HolderKey, &[u8]) -> Result<Vec<u8>, Fault>) {
-        let posed = loop {
-            let asked = self.verifier.questions_request().send().promise;
-            let posed = asked.await.expect("it is told");
-            if !posed.get().and_then(|p| p.get_questions()).expect("questions").is_empty() {
-                break posed;
+    /// Answers so many questions, each by what `answer` says: it is given the verifier, the key and the question.
+    async fn answers(&self, count: usize, answer: impl Fn(NodeId, HolderKey, &[u8]) -> Said) {
+        let (mut answered, mut said) = (0, Vec::<(u64, Said)>::new());
+        while answered < count || !said.is_empty() {
+            let mut request = self.verifier.questions_request();
+            let mut list = request.get().init_answered(said.len() as u32);
+            for (index, (id, answer)) in (0..).zip(said.drain(..)) {
+                let mut one = list.reborrow().get(index);
+                one.set_id(id);
+                match answer {
+                    Ok(answer) => one.set_answer(&answer),
+                    Err(fault) => one.set_fault(fault.to_wire()),
+                }
             }
-        };
-        let list = posed.get().and_then(|posed| posed.get_questions()).expect("questions");
-        assert_eq!(list.len(), 1, "it was asked once");
-        let one = list.get(0);
-        let verifier = NodeId::try_from(one.get_verifier().expect("a node")).expect("a node");
-        let key = HolderKey::try_from(one.get_key().expect("a key")).expect("a key");
-        let said = answer(verifier, key, one.get_question().expect("a question"));
-        let mut request = self.verifier.questions_request();
-        let mut answered = request.get().init_answered(1).get(0);
-        answered.set_id(one.get_id());
-        match said {
-            Ok(said) => answered.set_answer(&said),
-            Err(fault) => answered.set_fault(fault.to_wire()),
+            let wait = if answered < count { PATIENCE } else { SOON };
+            let Ok(posed) = tokio::time::timeout(wait, request.send().promise).await else { break };
+            let posed = posed.expect("it is told");
+            for one in posed.get().and_then(|posed| posed.get_questions()).expect("questions") {
+                let verifier =
+                    NodeId::try_from(one.get_verifier().expect("a node")).expect("a node");
+                let key = HolderKey::try_from(one.get_key().expect("a key")).expect("a key");
+                said.push((
+                    one.get_id(),
+                    answer(verifier, key, one.get_question().expect("bytes")),
+                ));
+                answered += 1;
+            }
         }
-        // Whoever answers goes on asking; nobody has to wait for that.
-        tokio::task::spawn_local(request.send().promise);
+        assert_eq!(answered, count, "each is given out once");
     }
 }
 
@@ -299,10 +317,11 @@ impl Cluster {
         let (root, issuer) = (secret(101), secret(102));
         let name = ClusterName::new("demo").expect("a name");
         let own = Root::new(name.clone(), &root);
+        let valid = Validity { from_s: now_s() - 60, until_s: now_s() + 2 * HOUR_S };
         let serial = Serial([7; 16]);
-        let bundle = vec![own.certificate(valid(), serial).expect("a root's certificate")];
+        let bundle = vec![own.certificate(valid, serial).expect("a root's certificate")];
         let bundle = Bundle::new(bundle, 1).expect("a bundle");
-        let offline = own.certify(issuer.key(), Home::Offline, valid(), serial);
+        let offline = own.certify(issuer.key(), Home::Offline, valid, serial);
         let offline = Issuer::new(offline.expect("an issuer"), &issuer).expect("an issuer");
         let mut nodes = Vec::new();
         for _ in 0..3 {
@@ -312,13 +331,13 @@ impl Cluster {
             let service = VatName::new("network").expect("a name");
             let subject = Subject::Service { node: node.id, service };
             let id = SpiffeId { cluster: name.clone(), subject };
-            let chain = offline.issue(&id, node.key, valid(), serial).expect("an SVID");
+            let chain = offline.issue(&id, node.key, valid, serial).expect("an SVID");
             let mut request = node.operator.join_request();
             request.get().set_bundle(bundle.to_json());
             let mut list = request.get().init_chain(2);
             (0..).zip(&chain).for_each(|(index, one)| list.set(index, one));
             request.send().promise.await.expect("it joins");
-            let certified = own.certify(node.issuer, Home::Node(node.id), valid(), serial);
+            let certified = own.certify(node.issuer, Home::Node(node.id), valid, serial);
             let mut request = node.operator.certify_request();
             request.get().set_certificate(&certified.expect("an issuer's certificate"));
             request.send().promise.await.expect("it signs for others");
@@ -359,29 +378,30 @@ fn a_question_comes_to_the_machine_it_is_for_and_the_answer_with_the_key_it_is_b
         let cluster = Cluster::boot().await;
         let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
         let long = vec![9; 1 << 20];
-        let (answer, ()) = futures::join!(
-            first.ask(second.id, b"what do you run?"),
-            second.answers(|verifier, key, question| {
-                assert_eq!((verifier, key), (first.id, second.key));
-                assert_eq!(question, b"what do you run?");
-                Ok(long.clone())
-            })
-        );
-        assert_eq!(answer, Ok((long, second.key)));
-        // Another verifier, and a machine that has no answer.
-        let (answer, ()) = futures::join!(
-            third.ask(second.id, b"and how?"),
-            second.answers(|verifier, _, _| {
-                assert_eq!(verifier, third.id);
-                Err(Fault::unavailable(7, "no TPM answers"))
-            })
-        );
-        assert_eq!(answer, Err(Fault::unavailable(7, "no TPM answers")));
-        // Whoever asks and goes leaves nothing behind.
-        for _ in 0..10 {
-            let asked = tokio::time::timeout(AGAIN, first.ask(third.id, b"never mind"));
-            assert!(asked.await.is_err(), "nobody answers");
-        }
+        let asking = async {
+            let answer = first.ask(second.id, b"what do you run?").await;
+            assert_eq!(answer, Ok((long.clone(), second.key)));
+            // Another verifier, to whom the machine has nothing to say.
+            let answer = third.ask(second.id, b"and how?").await;
+            assert_eq!(answer, Err(Fault::unavailable(7, "no TPM answers")));
+        };
+        let answering = second.answers(2, |verifier, key, question| {
+            assert_eq!(key, second.key);
+            match question {
+                b"what do you run?" if verifier == first.id => Ok(long.clone()),
+                b"and how?" if verifier == third.id => Err(Fault::unavailable(7, "no TPM answers")),
+                other => panic!("{verifier} asks {other:?}"),
+            }
+        });
+        futures::join!(asking, answering);
+        // Whoever asks without waiting for answers has its places, and those of others are left.
+        until("four questions of one verifier wait", async || {
+            let asked = tokio::time::timeout(AGAIN, first.ask(third.id, b"never mind")).await;
+            asked.is_ok_and(|refused| refused.unwrap_err().to_string().contains("4 questions"))
+        })
+        .await;
+        let other = tokio::time::timeout(AGAIN * 10, second.ask(third.id, b"are you busy?")).await;
+        assert!(other.is_err(), "it waits for its answer: {other:?}");
         let stranger = first.ask(NodeId([9; 32]), b"who are you?").await;
         assert!(matches!(stranger, Err(Fault::NotFound(_))), "{stranger:?}");
         let endless = first.ask(second.id, &vec![0; (16 << 10) + 1]).await;
