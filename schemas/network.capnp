@@ -16,7 +16,9 @@ struct Peer {
   letIn    @6 :Bool;   # Whether this node lets it in.
   admit    @7 :UInt32; # How many of the cluster's voters are for a node.
   remove   @8 :UInt32; # And how many are against it.
-  putOut   @9 :Bool;   # Whether this node's own operator has put it out, whoever is for it.
+  putOut   @9 :Bool;   # Whether it was put out here, by this node's operator or for its evidence, whoever is for it.
+  standing @10 :Text;  # What this node's verifier says of its evidence: "fresh", "stale", "expired" or "failed";
+                       # empty if it has said nothing.
 }
 
 struct Attending {
@@ -176,7 +178,7 @@ struct Question {
 
 struct Answered {
   id     @0 :UInt64;
-  answer @1 :Data;       # At most 1 MiB.
+  answer @1 :Data;       # At most 1 MiB, and 8 MiB in one call.
   fault  @2 :Text;       # A fault line in the place of an answer; empty if there is one.
 }
 
@@ -229,7 +231,10 @@ interface Credentials extends(Cap.Capability) {
   # not answer in time), and as the other side says.
   judge @7 (judgements :List(Judgement)) -> ();
   # Needs "attest". What follows from it this node does at once, where the image demands evidence: it signs for no node that is not
-  # fresh, and nothing that holds longer than `untilS`; one that has failed is put out.
+  # fresh, and nothing that holds longer than `untilS`, except for its network service, by which it is asked, as long as it is
+  # not expired; one that has failed is put out. Who is let in again after that is judged anew: by evidence from then on.
+  # Nodes that are not let in, and of which nothing is kept, are passed over. Fails: "malformed" (an epoch goes back; the
+  # others count all the same).
   attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data));
   # Needs "attest". The nodes that this one is to verify: its peers, if it signs for others. Resolves once that differs from
   # what was current at revision `seen`; 0 is none.
@@ -240,7 +245,8 @@ interface Member extends(Heard) {
 
   sign @0 (service :Text, key :Data, proof :Data) -> (chain :List(Data));
   # An SVID for a service of the node at the other end, which the connection has authenticated. Fails:
-  # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer).
+  # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer), "stale-attestation" (evidence is
+  # demanded, and the node's is not fresh, or the issuer's own is expired or has failed).
   locate @1 (service :Text) -> (port :UInt16);
   # The UDP port at which a service of this node lets its peers in. Fails: "not-found".
   tell @2 (statement :Data, signature :Data, chain :List(Data)) -> (summary :Summary);

@@ -211,8 +211,9 @@ impl Attendant {
             }
         }
         (self.from_s, self.until_s) = (own.from_s, own.until_s);
-        // Not at once again, whatever its times are.
-        Ok(renew_after(own.from_s, own.until_s, now_s).max(AGAIN))
+        // Half of what is left of it: one that is short, because so is the node's evidence, holds from long before it was
+        // signed, for the sake of clocks that differ. Not at once again, whatever its times are.
+        Ok(renew_after(own.from_s.max(now_s), own.until_s, now_s).max(AGAIN))
     }
 }
 

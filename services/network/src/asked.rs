@@ -23,6 +23,8 @@ pub(crate) enum Question {
     Heard,
     /// To take a revocation.
     Carry,
+    /// What this node's machine is.
+    Evidence,
 }
 
 /// What each has asked in the present window. Only peers and this node's services ask, so it is as long as

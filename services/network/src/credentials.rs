@@ -12,8 +12,10 @@ use distos_membership::MAX_OF_HOME;
 use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::network_capnp::credentials;
 
+use crate::evidence::{read_answers, read_judgements, write_questions};
 use crate::heard::write_revocations;
-use crate::server::{NetworkService, write_chain};
+use crate::questions::QUESTION_WAIT;
+use crate::server::{NO_BYTES, NetworkService, write_chain};
 
 #[derive(Clone)]
 pub(crate) struct CredentialsServer {
@@ -175,6 +177,74 @@ impl credentials::Server for CredentialsServer {
         let mut reply = self.facet.reply(&mut results);
         reply.set_voters(voters);
         reply.set_heard(heard);
+        Ok(())
+    }
+
+    async fn questions(
+        self: Rc<Self>,
+        params: credentials::QuestionsParams,
+        mut results: credentials::QuestionsResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let questions = &self.service.questions;
+        for (id, answer) in read_answers(params.get()?.get_answered()?).map_err(fail)? {
+            questions.answer(id, answer);
+        }
+        let posed = questions.take(QUESTION_WAIT).await;
+        let mut reply = self.facet.reply(&mut results);
+        write_questions(&posed, reply.reborrow().init_questions(posed.len() as u32));
+        Ok(())
+    }
+
+    async fn ask(
+        self: Rc<Self>,
+        params: credentials::AskParams,
+        mut results: credentials::AskResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let params = params.get()?;
+        let node = NodeId::try_from(params.get_node()?).map_err(fail)?;
+        let asked = self.service.ask_machine(node, params.get_question()?).await;
+        let (answer, key) = asked.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_answer(&answer);
+        reply.set_key(&key.0);
+        Ok(())
+    }
+
+    async fn judge(
+        self: Rc<Self>,
+        params: credentials::JudgeParams,
+        mut results: credentials::JudgeResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let judgements = read_judgements(params.get()?.get_judgements()?).map_err(fail)?;
+        let service = &self.service;
+        let install = |next| self.facet.commit(Rights::ATTEST, NO_BYTES, || service.install(next));
+        service.judge(judgements, install).map_err(fail)?;
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn attested(
+        self: Rc<Self>,
+        params: credentials::AttestedParams,
+        mut results: credentials::AttestedResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ATTEST).map_err(fail)?;
+        let (service, seen) = (&self.service, params.get()?.get_seen());
+        let mut revision = service.revision.subscribe();
+        // The sender lives as long as this service.
+        let current = revision.wait_for(|revision| *revision != seen).await;
+        let current = current.map_or(0, |revision| *revision);
+        let issues = service.state.borrow().issues();
+        let nodes = if issues { service.let_in() } else { BTreeSet::new() };
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_revision(current);
+        let mut list = reply.init_nodes(nodes.len() as u32);
+        for (index, node) in (0..).zip(&nodes) {
+            list.set(index, &node.0);
+        }
         Ok(())
     }
 }

@@ -9,7 +9,8 @@
 //! [`Member`](distos_schemas::network_capnp::member) to network services of other nodes, whose SVIDs it signs, whom
 //! it tells where this node's services listen, and whose statements it hears.
 //! What it refuses: to sign for its own node, to sign for another node anything but what that one may be (its
-//! operator may invite whom they like), a bundle that is older or another cluster's.
+//! operator may invite whom they like), a bundle that is older or another cluster's; and, where evidence is demanded, to
+//! sign for a node whose evidence is not fresh, or if its own node's has failed.
 //!
 //! It is not on the path of any call: each service that is reached over the network has a socket and an SVID of
 //! its own, whose key never leaves it. While this service is away nobody new is let in or refused, and SVIDs
@@ -22,6 +23,10 @@
 //! Revocations that somebody has signed who does not reach a capability's home it keeps, tells other nodes, and brings to
 //! the vats of this node, which verify and obey them: it could not end anything itself.
 //!
+//! Evidence it carries and does not look at: what another node's verifier asks goes to this node's attestation service, and
+//! what that service says of other nodes decides, where the image demands evidence, whom this one signs for, and puts out
+//! who has failed.
+//!
 //! What it does not do yet: agree with others on the list of peers where the cluster does not vote. What a removed
 //! tenant holds is revoked by the operator's command, at the services
 //! where it lives: this service has no right to.
@@ -32,16 +37,19 @@ mod alive;
 mod asked;
 mod beats;
 mod credentials;
+mod evidence;
 mod heard;
 mod inviting;
 mod keys;
 mod mesh;
 mod probes;
+mod questions;
 mod revocations;
 mod server;
+mod standing;
 mod state;
 mod swim;
 mod votes;
 
 pub use heard::NodeState;
-pub use server::run;
+pub use server::{run, start};

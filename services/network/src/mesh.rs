@@ -16,6 +16,7 @@ use distos_types::{HolderSecret, Revocation};
 
 use crate::asked::Question;
 use crate::heard::{answer_known, answer_revocations, answer_votes, write_summary};
+use crate::questions::ANSWER_WAIT;
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
 
@@ -36,7 +37,9 @@ const STAY: Duration = Duration::from_secs(60);
 
 /// A connection to the network service of another node, which ends with this.
 pub(crate) struct Member {
-    member: member::Client,
+    pub(crate) member: member::Client,
+    /// The key of that one's SVID, as the handshake has shown.
+    pub(crate) key: HolderKey,
     connection: Connection,
     _driven: Driven,
 }
@@ -94,6 +97,7 @@ impl NetworkService {
     }
 
     fn expire_once(self: &Rc<Self>) -> Result<(), Fault> {
+        self.tell_standings();
         self.expire_revocations()?;
         if !self.state.borrow().has_late(self.now_s()) {
             return Ok(());
@@ -215,10 +219,21 @@ impl NetworkService {
         node: NodeId,
         ask: impl AsyncFn(member::Client) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
+        self.with_link(node, MEMBER_WAIT, async |link: &Member| ask(link.member.clone()).await)
+            .await
+    }
+
+    /// The same for what takes so long, and with the connection in hand.
+    pub(crate) async fn with_link<T>(
+        &self,
+        node: NodeId,
+        wait: Duration,
+        ask: impl AsyncFn(&Member) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let asked = async {
             let known = self.members.borrow().get(&node).cloned();
             if let Some(known) = known.filter(|known| known.connection.close_reason().is_none()) {
-                let answered = ask(known.member.clone()).await;
+                let answered = ask(&known).await;
                 // It may have come to its end meanwhile.
                 if answered.is_ok() || known.connection.close_reason().is_none() {
                     return answered;
@@ -226,9 +241,9 @@ impl NetworkService {
             }
             let opened = Rc::new(self.member(node).await?);
             self.members.borrow_mut().insert(node, opened.clone());
-            ask(opened.member.clone()).await
+            ask(&opened).await
         };
-        tokio::time::timeout(MEMBER_WAIT, asked).await.unwrap_or_else(|_| {
+        tokio::time::timeout(wait, asked).await.unwrap_or_else(|_| {
             // The next question does not wait for a connection of which nobody hears.
             self.members.borrow_mut().remove(&node);
             Err(Fault::unavailable(1000, format!("node/{node} does not answer")))
@@ -245,10 +260,10 @@ impl NetworkService {
         let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
         // Those that have ended are of no use.
         self.members.borrow_mut().retain(|_, known| known.connection.close_reason().is_none());
-        let connection = link.connection().clone();
+        let (connection, key) = (link.connection().clone(), link.peer().key);
         let mut system = link.start(None, Bounds::HOLDER);
         let member = system.bootstrap(Side::Server);
-        Ok(Member { member, connection, _driven: Driven::new(system) })
+        Ok(Member { member, key, connection, _driven: Driven::new(system) })
     }
 
     /// Where a service of another node listens, as that node says, or said a little while ago: also that there
@@ -307,7 +322,8 @@ impl NetworkService {
             match arrival {
                 Ok(link) => match &link.peer().id.subject {
                     Subject::Service { node, service } if service.as_str() == SERVICE => {
-                        let server = MemberServer { service: self.clone(), node: *node };
+                        let (service, key) = (self.clone(), self.secret().key());
+                        let server = MemberServer { service, node: *node, key };
                         tokio::task::spawn_local(serve(link, server));
                     }
                     other => {
@@ -359,6 +375,8 @@ struct MemberServer {
     service: Rc<NetworkService>,
     /// That node.
     node: NodeId,
+    /// The key of this node's SVID when it connected.
+    key: HolderKey,
 }
 
 impl MemberServer {
@@ -467,6 +485,21 @@ impl member::Server for MemberServer {
         Ok(())
     }
 
+    async fn evidence(
+        self: Rc<Self>,
+        params: member::EvidenceParams,
+        mut results: member::EvidenceResults,
+    ) -> Result<(), capnp::Error> {
+        self.once_more(Question::Evidence)?;
+        let question = params.get()?.get_question()?;
+        let questions = &self.service.questions;
+        // Nobody takes a call back that came over the network: it has its place until it is answered, its time is over, or
+        // the connection is.
+        let answer = questions.ask(self.node, self.key, question, ANSWER_WAIT).await;
+        results.get().set_answer(&answer.map_err(fail)?);
+        Ok(())
+    }
+
     async fn locate(
         self: Rc<Self>,
         params: member::LocateParams,
@@ -505,7 +538,10 @@ impl member::Server for MemberServer {
             serial,
         );
         let chain = signed.map_err(|fault| {
-            service.report(format!("node/{} was refused an SVID: {fault}", self.node));
+            // A node that is not fresh asks every second, and that it is not was told.
+            if !matches!(fault, Fault::StaleAttestation(_)) {
+                service.report(format!("node/{} was refused an SVID: {fault}", self.node));
+            }
             fail(fault)
         })?;
         service.report(format!("signed node/{}/service/{}", self.node, asks.service));

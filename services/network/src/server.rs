@@ -36,7 +36,9 @@ use crate::heard::{answer_known, answer_revocations, answer_votes, read_casts, r
 use crate::inviting::{AskedAttested, Challenges, is_by_tpm, randomness, write_registers};
 use crate::keys::Keys;
 use crate::mesh::Member;
+use crate::questions::Questions;
 use crate::revocations::load_revocations;
+use crate::standing::{EVIDENCE, Standing, is_required};
 use crate::state::{Kept, SERVICE, State, validity};
 use crate::swim::Swim;
 use crate::votes::load_votes;
@@ -79,7 +81,12 @@ struct HeardDisk {
     until_us: BTreeMap<String, u64>,
 }
 
-async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
+/// Starts the network service of a vat; for whoever runs vats in another way than [`run`].
+///
+/// # Errors
+/// [`Fault::Malformed`] if the image lacks something or a setting says nothing; [`Fault::Corrupt`] if what is on disk
+/// is damaged.
+pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     distos_noise::seal(&vat);
     let directory = vat.data_dir().ok_or_else(|| {
         Fault::malformed("the network service keeps keys: give it `data = true` in the image")
@@ -93,6 +100,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         }
     };
     let is_by_tpm = is_by_tpm(vat.param(JOINING))?;
+    let is_required = is_required(vat.param(EVIDENCE))?;
     let keys = Keys::new(directory);
     let record = record(directory);
     let (secret, issuer_secret, kept) = match record.load::<Disk>()? {
@@ -109,13 +117,16 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     };
     let own = (secret.key(), issuer_secret.key());
     let is_new = kept.is_none();
-    let state = match kept {
+    let mut state = match kept {
         Some(kept) => {
             let revocations = load_revocations(directory)?;
             State::restore(vat.node(), own, kept, &|key| load_votes(directory, key), revocations)?
         }
         None => State::new(vat.node(), own),
     };
+    if is_required {
+        state.require_evidence();
+    }
     let kept_votes = state.members().digests().filter_map(|(voter, digest)| {
         let voting = state.members().voting()?;
         Some((voting.voters.get(&voter)?.key, digest))
@@ -128,6 +139,8 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let since_us = vat.now_ms().saturating_mul(1000).max(heard.kept().1.saturating_add(1));
     let swim = Swim::new(vat.node(), since_us, u64::from_ne_bytes(seed));
     let token_key = TokenSecret::of_issuer(&issuer_secret)?.key();
+    getrandom::fill(&mut seed).map_err(Fault::internal)?;
+    let questions = Questions::new(u64::from_ne_bytes(seed));
     let service = Rc::new(NetworkService {
         vat,
         record,
@@ -166,6 +179,7 @@ async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         is_unsaved: Cell::new(false),
         is_by_tpm,
         challenges: RefCell::default(),
+        questions,
     });
     service.show_revocations();
     if is_new {
@@ -268,6 +282,8 @@ pub(crate) struct NetworkService {
     is_by_tpm: bool,
     /// What nodes are to answer that want to be invited.
     pub(crate) challenges: RefCell<Challenges>,
+    /// What other nodes' verifiers ask this one's machine.
+    pub(crate) questions: Questions,
     /// How often votes of each voter were told lately.
     pub(crate) told: RefCell<Asked<NodeId>>,
     /// How often what was heard elsewhere was offered lately, by whoever may.
@@ -852,6 +868,10 @@ impl network::Server for NetworkServer {
             if let Peer::Node(node) = peer {
                 entry.set_let_in(nodes.contains_key(node));
                 address = nodes.get(node).copied().flatten().or(address);
+            }
+            if let Peer::Node(node) = peer {
+                let judged = state.standing(*node, self.service.now_s());
+                entry.set_standing(judged.map_or("", Standing::as_str));
             }
             if let Peer::Node(node) = peer
                 && let Some(standing) = standings.get(node)

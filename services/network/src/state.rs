@@ -13,6 +13,8 @@ use distos_membership::{Cast, Mark, Members, Signed, Stance};
 use distos_types::{HolderSecret, Revocation};
 use serde::{Deserialize, Serialize};
 
+use crate::standing::{Change, Judgement, Past, Standing, Standings};
+
 /// The name of this service in ids: nodes find one another's by it.
 pub(crate) const SERVICE: &str = "network";
 /// How far clocks in a cluster may differ: an SVID holds from so long before it is signed.
@@ -55,6 +57,9 @@ pub(crate) struct Kept {
     /// From when SVIDs of this node's services are to be.
     #[serde(default)]
     fresh_s: u64,
+    /// What was said of nodes' evidence.
+    #[serde(default)]
+    judged: BTreeMap<String, Past>,
 }
 
 /// Who somebody is until when.
@@ -90,6 +95,21 @@ pub(crate) struct State {
     since: BTreeMap<Peer, u64>,
     /// From when SVIDs of this node's services are to be: they are asked for anew when it joins once more.
     fresh_s: u64,
+    /// What this node's verifier says of nodes.
+    standings: Standings,
+}
+
+/// What follows from judgements.
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    /// Nodes that are put out for them, and why.
+    pub(crate) out: Vec<(NodeId, String)>,
+    /// What this node says against those, where the cluster votes.
+    pub(crate) casts: Vec<Cast>,
+    /// Whether something is to be kept that was not.
+    pub(crate) is_new: bool,
+    /// What is wrong with one of them, or could not be done. The others count all the same.
+    pub(crate) wrong: Option<Fault>,
 }
 
 impl State {
@@ -109,7 +129,13 @@ impl State {
             put_out: BTreeMap::new(),
             since: BTreeMap::new(),
             fresh_s: 0,
+            standings: Standings::default(),
         }
+    }
+
+    /// Demands evidence of nodes from now on.
+    pub(crate) fn require_evidence(&mut self) {
+        self.standings.require();
     }
 
     /// As it was kept, with the votes and revocations that were. An SVID whose time is over is still this node's name.
@@ -152,6 +178,12 @@ impl State {
             state.since.insert(name.parse()?, at_s);
         }
         state.fresh_s = kept.fresh_s;
+        for (name, past) in kept.judged {
+            match name.parse()? {
+                Peer::Node(node) => state.standings.restore(node, past),
+                Peer::Tenant(_) => return Err(Fault::malformed("a tenant has no evidence")),
+            }
+        }
         for name in kept.tenants {
             state.serve_agents_of(&TenantName::new(&name)?)?;
         }
@@ -181,6 +213,11 @@ impl State {
                 .collect(),
             since: self.since.iter().map(|(peer, at_s)| (peer.to_string(), *at_s)).collect(),
             fresh_s: self.fresh_s,
+            judged: self
+                .standings
+                .keep()
+                .map(|(node, past)| (Peer::Node(node).to_string(), past))
+                .collect(),
         }
     }
 
@@ -309,7 +346,8 @@ impl State {
         Ok(())
     }
 
-    /// An SVID for a service of the node that asks, which the connection has authenticated.
+    /// An SVID for a service of the node that asks, which the connection has authenticated. Where evidence is demanded it
+    /// holds no longer than that node's is fresh; [`Fault::StaleAttestation`] if it is not.
     pub(crate) fn sign(
         &self,
         secret: &HolderSecret,
@@ -325,12 +363,16 @@ impl State {
         if self.place(asks.node, now_s).is_none() {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
+        self.standings.may_vouch(self.node)?;
+        let last_s = self.standings.last_s(asks.node, asks.service, now_s)?;
         let service = VatName::new(asks.service)?;
         let subject = Subject::Service { node: asks.node, service };
         verify_proof(&subject, asks.key, asks.proof)?;
         let issuer = Issuer::new(certificate, secret)?;
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
-        issuer.issue(&id, asks.key, self.since(asks.node, validity(now_s, lifetime_s)), serial)
+        let validity = validity(now_s, lifetime_s);
+        let validity = Validity { until_s: validity.until_s.min(last_s), ..validity };
+        issuer.issue(&id, asks.key, self.since(asks.node, validity), serial)
     }
 
     /// The number of the object that stands for a tenant's agents, if they get SVIDs here.
@@ -391,6 +433,7 @@ impl State {
         let certificate = self.issuer.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
+        self.standings.may_vouch(self.node)?;
         let issuer = Issuer::new(certificate, secret)?;
         if issuer.until_s() <= at_s.saturating_add(SKEW_S) {
             let why =
@@ -443,6 +486,7 @@ impl State {
         let certificate = self.issuer.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
+        self.standings.may_vouch(self.node)?;
         let peer = Peer::Node(node);
         let is_in = self.peers.contains_key(&peer) || self.members.standing(node).is_member;
         if is_in && !self.invited.contains_key(&peer) {
@@ -506,6 +550,57 @@ impl State {
     /// Whether this node's operator has put it out.
     pub(crate) fn is_banned(&self, node: NodeId) -> bool {
         self.banned.contains(&node)
+    }
+
+    /// Takes judgements of nodes. What follows from them holds at once: where evidence is demanded, nodes that have
+    /// failed are put out, as this node's operator would.
+    pub(crate) fn judge(
+        &mut self,
+        secret: &HolderSecret,
+        judgements: Vec<Judgement>,
+        now_us: u64,
+    ) -> Judged {
+        let (mut judged, now_s) = (Judged::default(), now_us / 1_000_000);
+        for judgement in judgements {
+            let (node, own) = (judgement.node, judgement.node == self.node);
+            let is_in = self.place(node, now_s).is_some();
+            // Whoever judges may not know yet that it is gone; and there is no room for whatever may be called a node.
+            if !own && !is_in && !self.standings.knows(node) {
+                continue;
+            }
+            let (has_failed, reason) =
+                (judgement.standing == Standing::Failed, judgement.reason.clone());
+            match self.standings.judge(judgement, now_s) {
+                Ok(is_new) => judged.is_new |= is_new,
+                Err(fault) => {
+                    judged.wrong = Some(fault);
+                    continue;
+                }
+            }
+            if own || !is_in || !has_failed || !self.standings.is_required() {
+                continue;
+            }
+            // It is there: it is let in.
+            let _ = self.remove(&Peer::Node(node));
+            judged.is_new = true;
+            match self.vote(secret, node, Stance::Remove, now_us) {
+                Ok(cast) => judged.casts.extend(cast),
+                Err(fault) => judged.wrong = Some(fault),
+            }
+            judged.out.push((node, reason));
+        }
+        judged
+    }
+
+    /// What this node's verifier says of a node, if anything.
+    pub(crate) fn standing(&self, node: NodeId, now_s: u64) -> Option<Standing> {
+        self.standings.of(node, now_s)
+    }
+
+    /// Whose standing has changed since it was asked last.
+    pub(crate) fn review_standings(&mut self, now_s: u64) -> Vec<Change> {
+        let let_in = self.nodes(now_s).into_keys().collect();
+        self.standings.review(self.node, &let_in, now_s)
     }
 
     /// Whether somebody was invited and has not come in time.
@@ -801,6 +896,7 @@ impl State {
         self.invited.remove(&peer);
         if let Peer::Node(node) = &peer {
             self.banned.remove(node);
+            self.standings.admitted(*node);
         }
         self.peers.insert(peer, address);
         Ok(())

@@ -496,3 +496,128 @@ fn a_node_that_is_named_with_another_key_has_no_vote_and_goes_by_those_of_others
     let older = configuration(&cluster, 0, &[(NODE, 11)], 1);
     assert!(state.configure(older, &secret(11), now_us).is_err());
 }
+
+/// A node of a cluster that demands evidence and signs for others, and whose peer is `OTHER`.
+fn demanding(cluster: &Cluster) -> State {
+    let mut state = joined(cluster);
+    let certificate = cluster.issuer_on(NODE, keys().1);
+    state.certify(certificate, &secret(11), NOW_S, Serial([7; 16])).unwrap();
+    state.add(Peer::Node(OTHER), None).unwrap();
+    state.require_evidence();
+    state
+}
+
+fn said(node: NodeId, standing: Standing, until_s: u64, epoch: u64) -> Vec<Judgement> {
+    vec![Judgement { node, standing, until_s, epoch, reason: "PCR 11 differs".into() }]
+}
+
+fn judged(state: &mut State, judgements: Vec<Judgement>) -> Judged {
+    state.judge(&secret(11), judgements, NOW_S * 1_000_000)
+}
+
+/// What is signed for a service of `OTHER`.
+fn signed_for(state: &State, service: &str, at_s: u64) -> Result<Vec<Vec<u8>>, Fault> {
+    let subject: Subject = format!("node/{OTHER}/service/{service}").parse().unwrap();
+    let (key, proof) = (secret(43).key(), distos_identity::prove(&subject, &secret(43)));
+    let asks = Request { node: OTHER, service, key, proof: &proof };
+    state.sign(&secret(11), &asks, 600, at_s, Serial([9; 16]))
+}
+
+#[test]
+fn what_is_signed_for_a_node_ends_with_its_evidence_and_not_later() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = demanding(&cluster);
+    assert!(matches!(signed_for(&state, "memory", NOW_S), Err(Fault::StaleAttestation(_))));
+    assert!(signed_for(&state, SERVICE, NOW_S).is_ok(), "it is to be asked for evidence");
+    let until_s = NOW_S + 30;
+    assert_eq!(judged(&mut state, said(OTHER, Standing::Fresh, until_s, 0)).wrong, None);
+    let memory = signed_for(&state, "memory", NOW_S).unwrap();
+    let admitted =
+        |chain: &[Vec<u8>], at_s| state.trust(at_s).unwrap().admit(chain, at_s, Usage::Client);
+    assert!(admitted(&memory, until_s - 1).is_ok());
+    assert!(matches!(admitted(&memory, until_s), Err(Refusal::Expired { .. })));
+    let network = signed_for(&state, SERVICE, NOW_S).unwrap();
+    assert_eq!(admitted(&network, NOW_S).unwrap().until_s, NOW_S + 600);
+    assert!(matches!(signed_for(&state, "memory", until_s), Err(Fault::StaleAttestation(_))));
+}
+
+#[test]
+fn a_node_that_has_failed_is_put_out_and_comes_back_by_its_operators_word_until_it_fails_again() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = demanding(&cluster);
+    let before = state.nodes(NOW_S).into_keys().collect();
+    let out = judged(&mut state, said(OTHER, Standing::Failed, 0, 1));
+    assert_eq!((out.out.len(), out.is_new, out.wrong), (1, true, None));
+    assert!(state.note_put_out(&before, NOW_S), "what is signed later does not hold from before");
+    assert!(state.nodes(NOW_S).is_empty());
+    assert!(signed_for(&state, SERVICE, NOW_S).is_err());
+    let mut state = restored(&state, keys());
+    state.require_evidence();
+    assert_eq!(state.standing(OTHER, NOW_S), Some(Standing::Failed));
+    // It is said once more of one that is not there: nothing follows.
+    assert!(judged(&mut state, said(OTHER, Standing::Failed, 0, 1)).out.is_empty());
+    state.add(Peer::Node(OTHER), None).unwrap();
+    state.review_standings(NOW_S);
+    assert!(state.nodes(NOW_S).contains_key(&OTHER) && signed_for(&state, SERVICE, NOW_S).is_ok());
+    assert_eq!(judged(&mut state, said(OTHER, Standing::Failed, 0, 1)).out.len(), 1);
+    assert!(state.nodes(NOW_S).is_empty());
+}
+
+#[test]
+fn a_voter_votes_against_who_has_failed_and_one_wrong_judgement_saves_no_other_node() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = demanding(&cluster);
+    let third = NodeId([8; 32]);
+    state.add(Peer::Node(third), None).unwrap();
+    let signed = configuration(&cluster, 1, &[(NODE, 11), (NodeId([7; 32]), 12)], 1);
+    state.configure(signed, &secret(11), NOW_S * 1_000_000).unwrap();
+    judged(&mut state, said(third, Standing::Fresh, NOW_S + 30, 5));
+    let mut both = said(third, Standing::Fresh, NOW_S + 60, 4);
+    both.extend(said(OTHER, Standing::Failed, 0, 1));
+    // Of strangers nothing is kept.
+    both.extend(said(NodeId([9; 32]), Standing::Failed, 0, 1));
+    let judged = judged(&mut state, both);
+    assert!(matches!(judged.wrong, Some(Fault::Malformed(_))), "an epoch goes back");
+    assert_eq!(judged.out.iter().map(|(node, _)| *node).collect::<Vec<_>>(), [OTHER]);
+    assert_eq!(judged.casts.len(), 1);
+    assert_eq!(state.members().stance(NODE, OTHER), Stance::Remove);
+    assert!(state.is_banned(OTHER) && !state.is_banned(NodeId([9; 32])));
+    assert!(state.nodes(NOW_S).contains_key(&third));
+    assert_eq!(state.standing(NodeId([9; 32]), NOW_S), None);
+}
+
+#[test]
+fn where_no_evidence_is_demanded_nobody_is_put_out_for_it() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = joined(&cluster);
+    state.add(Peer::Node(OTHER), None).unwrap();
+    let judged = judged(&mut state, said(OTHER, Standing::Failed, 0, 1));
+    assert!(judged.out.is_empty() && judged.is_new);
+    assert!(state.nodes(NOW_S).contains_key(&OTHER));
+    assert_eq!(state.standing(OTHER, NOW_S), Some(Standing::Failed));
+}
+
+/// A node that was taken over must not go on making others members.
+#[test]
+fn a_node_that_has_failed_itself_signs_for_no_node_and_no_agent() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = demanding(&cluster);
+    let third = NodeId([8; 32]);
+    judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 0));
+    let tenant = TenantName::new("red").unwrap();
+    state.serve_agents_of(&tenant).unwrap();
+    let object = state.agents_of(&tenant).unwrap();
+    let signs = |state: &mut State| {
+        let validity = super::validity(NOW_S, 60);
+        let key = secret(44).key();
+        let invited = state.clone().invite(&secret(11), third, key, validity, Serial([8; 16]));
+        let agent = state.sign_agent(&secret(11), object, key, validity, Serial([9; 16]));
+        [signed_for(state, "memory", NOW_S).is_ok(), invited.is_ok(), agent.is_ok()]
+    };
+    assert_eq!(signs(&mut state), [true; 3]);
+    let own = judged(&mut state, said(NODE, Standing::Failed, 0, 1));
+    assert!(own.out.is_empty(), "it does not put itself out");
+    assert_eq!(signs(&mut state), [false; 3]);
+    judged(&mut state, said(NODE, Standing::Fresh, NOW_S + 60, 1));
+    assert_eq!(signs(&mut state), [true; 3]);
+}

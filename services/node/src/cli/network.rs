@@ -425,6 +425,7 @@ fn peer_json(peer: peer::Reader<'_>) -> capnp::Result<Value> {
         "invited_s": peer.get_invited_s(), "heard_ms": heard_ms, "suspect": peer.get_suspect(),
         "bundle": peer.get_bundle(), "let_in": peer.get_let_in(),
         "admit": peer.get_admit(), "remove": peer.get_remove(), "put_out": peer.get_put_out(),
+        "standing": Some(peer.get_standing()?.to_str()?).filter(|standing| !standing.is_empty()),
     }))
 }
 
@@ -439,9 +440,22 @@ fn peers_text(json: &Value) -> String {
         return "nobody: add peers with `distos peers add`".to_owned();
     }
     let votes = peers.iter().any(|peer| peer["let_in"] != true || votes(peer));
-    let head = ["peer", "network service at", "heard", "invited until", "let in", "votes"];
-    let shown = if votes { head.len() } else { head.len() - 2 };
-    let mut rows = vec![head[..shown].iter().map(|name| (*name).to_owned()).collect()];
+    let judged = peers.iter().any(|peer| peer["standing"].is_string());
+    // Where nobody votes and nobody is verified there is nothing to say of it.
+    let shown = [true, true, true, true, judged, votes, votes];
+    let row = |cells: [&str; 7]| -> Vec<String> {
+        let cells = cells.iter().zip(shown).filter(|(_, shown)| *shown);
+        cells.map(|(cell, _)| (*cell).to_owned()).collect()
+    };
+    let mut rows = vec![row([
+        "peer",
+        "network service at",
+        "heard",
+        "invited until",
+        "evidence",
+        "let in",
+        "votes",
+    ])];
     for peer in peers {
         let name = peer["name"].as_str().unwrap_or_default();
         let until = match peer["invited_s"].as_u64().unwrap_or(0) {
@@ -461,8 +475,8 @@ fn peers_text(json: &Value) -> String {
             true => votes_text(peer),
             false => "-".to_owned(),
         };
-        let cells = [name, address, &heard, &until, let_in, &said];
-        rows.push(cells[..shown].iter().map(|cell| (*cell).to_owned()).collect());
+        let standing = peer["standing"].as_str().unwrap_or("-");
+        rows.push(row([name, address, &heard, &until, standing, let_in, &said]));
     }
     text::table(&rows)
 }
@@ -581,5 +595,23 @@ mod tests {
         let text = status_text(&json);
         assert!(text.contains("network join") && text.contains("not yet"), "{text}");
         assert!(peers_text(&json!({ "peers": [] })).contains("peers add"));
+    }
+
+    /// Whoever looks who is let in sees there why a node's SVIDs are not renewed.
+    #[test]
+    fn what_a_nodes_evidence_is_worth_is_shown_where_anybody_has_judged_it() {
+        let peer = |name: &str, standing: Value| {
+            json!({
+                "name": name, "address": "10.0.0.7:7400", "invited_s": 0, "heard_ms": 1000,
+                "suspect": false, "let_in": true, "admit": 0, "remove": 0, "standing": standing,
+            })
+        };
+        let nobody = peers_text(&json!({ "peers": [peer("node/1f", Value::Null)] }));
+        assert!(!nobody.contains("evidence") && !nobody.contains("votes"), "{nobody}");
+        let peers = [peer("node/1f", "stale".into()), peer("node/2f", Value::Null)];
+        let judged = peers_text(&json!({ "peers": peers }));
+        let lines: Vec<&str> = judged.lines().collect();
+        assert!(lines[0].ends_with("evidence"), "{judged}");
+        assert!(lines[1].ends_with("stale") && lines[2].trim_end().ends_with('-'), "{judged}");
     }
 }
