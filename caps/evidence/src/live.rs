@@ -30,7 +30,8 @@ use crate::evidence::{
 };
 use crate::findings::Findings;
 use crate::joining::IMAGE_PCR;
-use crate::pki::CHAIN;
+use crate::nvidia::{GoldenValues, MAX_DEVICES, machine};
+use crate::pki::{Anchors, CHAIN};
 use crate::quote::{DIGEST, MAGIC, NONCE, QUOTE, SIGNATURE};
 
 /// The longest question, in bytes.
@@ -55,6 +56,7 @@ pub const ENROLLED: &str = "enrolled keys";
 
 const EVIDENCE: &[u8] = b"distos tpm evidence 1\0";
 const ACTIVATED: &[u8] = b"distos tpm activated 1\0";
+const DEVICE: &[u8] = b"distos device nonce 1\0";
 
 /// To whom evidence is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,11 @@ impl Session {
     /// What the TPM is asked to sign with its registers.
     pub fn qualifying(&self, nonce: &[u8; 32]) -> [u8; 32] {
         self.hash(EVIDENCE).chain_update(nonce).finalize().into()
+    }
+
+    /// What the device of that number is asked with, so that no device can show another's answer.
+    pub fn device_nonce(&self, nonce: &[u8; 32], number: u32) -> [u8; 32] {
+        self.hash(DEVICE).chain_update(nonce).chain_update(number.to_le_bytes()).finalize().into()
     }
 
     /// What shows that a credential was activated for this session. The secret itself opens invitations: it is never told.
@@ -145,6 +152,49 @@ pub struct Bundle {
     pub list: Option<Vec<u8>>,
     /// Whether there is more of the list than that.
     pub more: bool,
+    /// What each GPU answered to its nonce ([`Session::device_nonce`]); `None` if the image gives the collector none.
+    pub gpus: Option<Vec<Gpu>>,
+}
+
+/// What the driver hands over of one GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// What it is said to be: `HOPPER`.
+    pub arch: String,
+    /// Its certificates, in PEM.
+    pub chain: String,
+    /// Request and response, hexadecimal.
+    pub report: String,
+    /// What the driver says of confidential computing.
+    pub mode: String,
+    /// Why there is no evidence, or empty.
+    pub fault: String,
+}
+
+/// Verifies what GPUs answered over this session.
+///
+/// # Errors
+/// There are too many, or a report is not hexadecimal.
+pub fn examine_gpus(
+    gpus: &[Gpu],
+    session: &Session,
+    nonce: &[u8; 32],
+    anchors: Anchors<'_>,
+    golden: &[GoldenValues],
+) -> Result<machine::Machine, String> {
+    let reports: Result<Vec<Vec<u8>>, _> =
+        gpus.iter().map(|gpu| hex::decode(&gpu.report)).collect();
+    let reports = reports.map_err(|_| "a report is not hexadecimal".to_owned())?;
+    let answers = (0..).zip(gpus).zip(&reports).map(|((number, gpu), report)| machine::Answer {
+        arch: &gpu.arch,
+        chain: gpu.chain.as_bytes(),
+        report,
+        mode: &gpu.mode,
+        fault: &gpu.fault,
+        nonce: session.device_nonce(nonce, number),
+    });
+    machine::verify_live(&answers.collect::<Vec<_>>(), anchors, golden)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -177,6 +227,8 @@ struct BundleText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     list: Option<String>,
     more: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    gpus: Option<Vec<Gpu>>,
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8], most: usize, what: &str) -> Result<T, Fault> {
@@ -279,6 +331,12 @@ impl Bundle {
             log: log.transpose()?,
             list: list.transpose()?,
             more: text.more,
+            gpus: match text.gpus {
+                Some(gpus) if gpus.len() > MAX_DEVICES => {
+                    return Err(Fault::malformed(format!("a node has {MAX_DEVICES} GPUs at most")));
+                }
+                gpus => gpus,
+            },
         })
     }
 
@@ -293,6 +351,7 @@ impl Bundle {
             log: self.log.as_ref().map(|log| STANDARD.encode(log)),
             list: self.list.as_ref().map(|list| STANDARD.encode(list)),
             more: self.more,
+            gpus: self.gpus.clone(),
         };
         serde_json::to_vec(&text).expect("texts and numbers are JSON")
     }

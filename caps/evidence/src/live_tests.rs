@@ -39,6 +39,7 @@ fn bundle_of(values: &Pcrs, spoil: impl FnOnce(&mut Made)) -> Bundle {
         log: None,
         list: None,
         more: false,
+        gpus: None,
     }
 }
 
@@ -86,6 +87,20 @@ fn evidence_for_another_verifier_node_session_or_challenge_is_none() {
     }
     assert_eq!(failing(&examined(&bundle, own.qualifying(&[8; 32]), None).0), [NONCE]);
     assert_ne!(own.qualifying(&[7; 32]), own.activated(&[7; 32]), "one is not the other");
+}
+
+#[test]
+fn no_device_is_asked_with_what_another_was() {
+    let (one, nonce) = (session(), [7; 32]);
+    let elsewhere = Session { node: NodeId([9; 32]), ..one };
+    let nonces = [
+        one.device_nonce(&nonce, 0),
+        one.device_nonce(&nonce, 1),
+        one.device_nonce(&[8; 32], 0),
+        elsewhere.device_nonce(&nonce, 0),
+        one.qualifying(&nonce),
+    ];
+    assert_eq!(std::collections::BTreeSet::from(nonces).len(), nonces.len());
 }
 
 #[test]
@@ -158,7 +173,15 @@ fn questions_and_answers_arrive_as_they_were_sent() {
     assert_eq!(Identity::parse(&identity.to_bytes()).unwrap(), identity);
     let log = Some(vec![5; MAX_LOG_BYTES]);
     let list = Some(vec![6; MAX_LIST_BYTES]);
-    let bundle = Bundle { log, list, more: true, ..bundle_of(&values(), |_| ()) };
+    let gpu = Gpu {
+        arch: "HOPPER".to_owned(),
+        chain: "-".repeat(8_000),
+        report: "00".repeat(4_000),
+        mode: "on".to_owned(),
+        fault: String::new(),
+    };
+    let gpus = Some(vec![gpu.clone(); 16]);
+    let bundle = Bundle { log, list, gpus, more: true, ..bundle_of(&values(), |_| ()) };
     let bytes = bundle.to_bytes();
     assert!(bytes.len() <= MAX_ANSWER_BYTES);
     assert_eq!(Bundle::parse(&bytes).unwrap(), bundle);
@@ -179,6 +202,16 @@ fn what_is_no_question_and_no_answer_is_refused() {
     assert!(evidence("[0]", &nonce).is_ok());
     assert!(evidence("[]", &nonce).is_err() && evidence("[24]", &nonce).is_err());
     assert!(evidence("[0]", "00").is_err());
+    let empty = Gpu {
+        arch: String::new(),
+        chain: String::new(),
+        report: String::new(),
+        mode: String::new(),
+        fault: String::new(),
+    };
+    let many = Some(vec![empty; MAX_DEVICES + 1]);
+    let many = Bundle { gpus: many, ..bundle_of(&values(), |_| ()) };
+    assert!(Bundle::parse(&many.to_bytes()).is_err());
     let log = Bundle { log: Some(vec![0; MAX_LOG_BYTES + 1]), ..bundle_of(&values(), |_| ()) };
     assert!(Bundle::parse(&log.to_bytes()).is_err());
 }

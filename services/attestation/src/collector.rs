@@ -73,7 +73,8 @@ impl<T: Read + Write> Collector<T> {
         Collector { tpm, image_hash, pcrs: pcrs.with(IMAGE_PCR), logs, measured: false }
     }
 
-    /// Answers a verifier, over the session in which it asks. A fault means that there is no evidence.
+    /// Answers a verifier, over the session in which it asks; of GPUs it knows nothing. A fault means that there is no
+    /// evidence.
     pub(crate) fn answer(
         &mut self,
         question: &Question,
@@ -92,7 +93,12 @@ impl<T: Read + Write> Collector<T> {
     }
 
     /// What the machine is, for one challenge.
-    fn evidence(&mut self, wanted: Wanted, session: Session, now_ms: u64) -> Result<Bundle, Fault> {
+    pub(crate) fn evidence(
+        &mut self,
+        wanted: Wanted,
+        session: Session,
+        now_ms: u64,
+    ) -> Result<Bundle, Fault> {
         self.measure_image(now_ms)?;
         let qualifying = session.qualifying(&wanted.nonce);
         let Evidence { quote, signature, pcrs, quote_micros, .. } =
@@ -114,7 +120,7 @@ impl<T: Read + Write> Collector<T> {
         };
         let (list, more) = list.map_or((None, false), |(list, more)| (Some(list), more));
         let image = self.image_hash;
-        Ok(Bundle { image, quote, signature, pcrs, quote_micros, log, list, more })
+        Ok(Bundle { image, quote, signature, pcrs, quote_micros, log, list, more, gpus: None })
     }
 
     /// Which TPM it is.

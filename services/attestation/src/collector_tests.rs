@@ -126,7 +126,13 @@ impl Verifier {
 
     fn judge(&mut self, bundle: &Bundle, nonce: u8) -> Judged<Good> {
         let Verifier { policies, makers, known, session, pcrs, .. } = &*self;
-        let law = Law { policies: Some(policies), makers, known: known.as_ref(), at_s: AT_S };
+        let law = Law {
+            policies: Some(policies),
+            makers,
+            nvidia: None,
+            known: known.as_ref(),
+            at_s: AT_S,
+        };
         let answer = Answer {
             session: *session,
             nonce: [nonce; 32],

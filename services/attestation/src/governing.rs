@@ -57,8 +57,9 @@ pub(crate) struct Governing {
 impl Governing {
     /// The law at this time, in Unix seconds.
     pub(crate) fn law(&self, at_s: u64) -> Law<'_> {
-        let Governing { policies, makers, known, .. } = self;
-        Law { policies: policies.as_ref(), makers, known: known.as_ref(), at_s }
+        let Governing { policies, makers, known, collateral } = self;
+        let nvidia = collateral.get(&Maker::Nvidia);
+        Law { policies: policies.as_ref(), makers, nvidia, known: known.as_ref(), at_s }
     }
 
     /// The policy's name and version; `None` if there is none.

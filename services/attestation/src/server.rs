@@ -17,10 +17,12 @@ use distos_evidence::credential::{EPHEMERAL_BYTES, is_name_long};
 use distos_evidence::evidence::{Attest, Continuity, PcrSet};
 use distos_evidence::ima::{IMA_PCR, MAX_PART_BYTES};
 use distos_evidence::joining::{IMAGE_PCR, MAX_SEALED_BYTES, Sealed};
-use distos_evidence::live::{Bundle, Identity, Question, Session, Wanted};
+use distos_evidence::live::{Bundle, Gpu, Identity, MAX_ANSWER_BYTES, Question, Session, Wanted};
+use distos_evidence::nvidia::MAX_DEVICES;
 use distos_identity::{TokenSecret, Validity};
-use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
+use distos_rpc::{Facet, Faceted, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::attestation_capnp::{Standing as StandingWord, attestation, verdict};
+use distos_schemas::gpu_capnp::{gpu_evidence, gpus};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
 use sha2::{Digest as _, Sha256};
@@ -130,6 +132,9 @@ impl Settings {
 /// The devices by which the image gives the service the logs of the boot and of the kernel's measured files.
 const BOOT: &str = "boot-log";
 const FILES: &str = "measured-files";
+
+/// The setting that names the edge to the service of the machine's GPUs; without it they are not asked.
+const GPUS: &str = "gpus";
 
 /// Who asked for an attestation, for the audit log.
 #[derive(Clone, Copy)]
@@ -397,8 +402,28 @@ impl Attestation {
         session: Session,
     ) -> Result<Vec<u8>, Fault> {
         let now_ms = self.vat.now_ms();
-        let _turn = self.turn.lock().await;
-        self.with_tpm(move |collector| collector.answer(&question, session, now_ms)).await
+        let Question::Evidence(wanted) = question else {
+            let _turn = self.turn.lock().await;
+            return self
+                .with_tpm(move |collector| collector.answer(&question, session, now_ms))
+                .await;
+        };
+        let mut bundle = {
+            let _turn = self.turn.lock().await;
+            self.with_tpm(move |collector| collector.evidence(wanted, session, now_ms)).await?
+        };
+        // Once, with the last part of the list.
+        if let Some(edge) = self.vat.param(GPUS).filter(|_| !bundle.more) {
+            bundle.gpus = Some(gpus(&self.vat, edge, session, &wanted.nonce).await?);
+        }
+        let answer = bundle.to_bytes();
+        if answer.len() > MAX_ANSWER_BYTES {
+            return Err(Fault::unavailable(
+                60_000,
+                "this node has more to show than fits an answer",
+            ));
+        }
+        Ok(answer)
     }
 
     /// Has a node enrolled if it is not, and its evidence examined.
@@ -740,6 +765,42 @@ fn collector(fd: OwnedFd, settings: &Settings, logs: Logs) -> Result<SharedColle
         .map_err(|error| Fault::internal(format!("the TPM's descriptor: {error}")))?;
     let collector = Collector::new(Tpm::new(fd), image_hash, settings.pcrs, logs);
     Ok(Arc::new(Mutex::new(collector)))
+}
+
+/// What this machine's GPUs answer, each to a nonce of its own.
+async fn gpus(
+    vat: &Vat,
+    edge: &str,
+    session: Session,
+    nonce: &[u8; 32],
+) -> Result<Vec<Gpu>, Fault> {
+    let service: gpus::Client = vat.root(edge).await?;
+    let listed = service.list_request().send().promise.await.map_err(|e| fault_of(&e))?;
+    let count = listed.get().and_then(|one| Ok(one.get_gpus()?.len())).map_err(|e| fault_of(&e))?;
+    if count as usize > MAX_DEVICES {
+        return Err(Fault::malformed(format!("a node has {MAX_DEVICES} GPUs at most")));
+    }
+    let mut request = service.evidence_request();
+    let mut nonces = request.get().init_nonces(count);
+    for number in 0..count {
+        nonces.set(number, &session.device_nonce(nonce, number));
+    }
+    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let read = || -> capnp::Result<Vec<Gpu>> {
+        let text =
+            |text: capnp::text::Reader<'_>| String::from_utf8_lossy(text.as_bytes()).into_owned();
+        let one = |gpu: gpu_evidence::Reader<'_>| {
+            Ok(Gpu {
+                arch: text(gpu.get_arch()?),
+                chain: String::from_utf8_lossy(gpu.get_chain()?).into_owned(),
+                report: hex::encode(gpu.get_report()?),
+                mode: text(gpu.get_mode()?),
+                fault: text(gpu.get_fault()?),
+            })
+        };
+        answer.get()?.get_gpus()?.iter().map(one).collect()
+    };
+    read().map_err(|e| fault_of(&e))
 }
 
 /// One line for the audit log.

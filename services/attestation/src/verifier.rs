@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distos_abi::Fault;
 use distos_appraisal::{Appraised as Opinion, Device, Kind, Policies, Tier, appraise};
+use distos_collateral::Collateral;
 use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
 use distos_evidence::enrolment::Makers;
 use distos_evidence::evidence::{Appraised, AttestationKey, PcrSet};
 use distos_evidence::findings::{Claim, Findings, Outcome};
 use distos_evidence::ima::{self, MAX_NAMED_FILES, Progress};
 use distos_evidence::live::{
-    Baseline, Bundle, Expected, Identity, Session, booted, endorse, examine,
+    Baseline, Bundle, Expected, Gpu, Identity, Session, booted, endorse, examine, examine_gpus,
 };
 use distos_evidence::{eventlog, ima::IMA_PCR};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ use crate::state::Judged;
 const TPM: &str = "tpm";
 const LOG: &str = "eventlog";
 const LIST: &str = "ima";
+const MACHINE: &str = "machine";
 const UNKNOWN_COUNT: &str = "ima-unknown-count";
 const UNKNOWN_FILES: &str = "ima-unknown-files";
 
@@ -37,6 +39,8 @@ pub struct Law<'a> {
     pub policies: Option<&'a Policies>,
     /// Whose TPMs' certificates count.
     pub makers: &'a Makers,
+    /// What NVIDIA's devices are held against.
+    pub nvidia: Option<&'a Collateral>,
     /// Digests of the files that are known, if anybody has said which are.
     pub known: Option<&'a BTreeSet<String>>,
     /// Unix seconds.
@@ -262,6 +266,9 @@ impl Kept {
             let findings = kept.listed_on(list, value, resets, law.known);
             devices.insert(LIST.to_owned(), Device { kind: Kind::Ima, findings });
         }
+        if let Some(gpus) = &bundle.gpus {
+            examine_each(gpus, session, &nonce, law, &mut devices)?;
+        }
         let opinion = appraise(law.policies, session.verifier, session.node, &devices)?;
         let judged = match (opinion.tier(), good) {
             (Tier::Affirming | Tier::Warning, Some((appraised, baseline))) => {
@@ -312,6 +319,30 @@ impl Kept {
     }
 }
 
+/// Adds what was found of each GPU, and of all of them together.
+fn examine_each(
+    gpus: &[Gpu],
+    session: Session,
+    nonce: &[u8; 32],
+    law: Law<'_>,
+    devices: &mut BTreeMap<String, Device>,
+) -> Result<(), Fault> {
+    let nothing = Collateral::default();
+    let collateral = law.nvidia.unwrap_or(&nothing);
+    // Documents whose signatures do not hold are not used: then "golden values" is not checked.
+    let (golden, _) = collateral.golden(law.at_s);
+    let found = examine_gpus(gpus, &session, nonce, collateral.anchors(law.at_s), &golden)
+        .map_err(Fault::malformed)?;
+    for (name, one) in found.devices {
+        let kind = if one.is_switch { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
+        devices.insert(name, Device { kind, findings: one.findings });
+    }
+    if let Some(findings) = found.together {
+        devices.insert(MACHINE.to_owned(), Device { kind: Kind::NvidiaMachine, findings });
+    }
+    Ok(())
+}
+
 /// Why a node is not good, for people: the first device that is not, with the first check of it that did not pass.
 fn why(opinion: &Opinion, devices: &BTreeMap<String, Device>) -> String {
     let worst = opinion.tier();
@@ -329,7 +360,8 @@ fn why(opinion: &Opinion, devices: &BTreeMap<String, Device>) -> String {
 }
 
 /// What evidence of a TPM does not show, for whoever reads a result.
-pub const LIMITS: [&str; 2] = [
+pub const LIMITS: [&str; 3] = [
     "A quote shows what registers held when it was made, and not what was never measured into them.",
     "A software TPM proves the protocol and not the machine.",
+    "A GPU's report does not show in which machine the GPU is: it can be relayed until GPUs and hosts authenticate each other (TDISP).",
 ];

@@ -254,7 +254,13 @@ impl NetworkService {
         let endpoint = self.opened()?;
         let (address, cluster) = {
             let state = self.state.borrow();
-            (state.address(node, self.now_s())?, state.id()?.cluster)
+            // One that was invited has come before anybody has noted where it is.
+            let came_from = self.came_from.borrow().get(&node).copied();
+            let address = match (state.address(node, self.now_s()), came_from) {
+                (Err(Fault::Unavailable { .. }), Some(address)) => address,
+                (address, _) => address?,
+            };
+            (address, state.id()?.cluster)
         };
         let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
         let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
@@ -315,6 +321,15 @@ impl NetworkService {
         .await
     }
 
+    /// A network service listens where it connects from: it has one socket.
+    fn note_where(&self, node: NodeId, address: SocketAddr) {
+        let mut came_from = self.came_from.borrow_mut();
+        if came_from.len() >= MAX_LOCATED {
+            came_from.clear();
+        }
+        came_from.insert(node, address);
+    }
+
     /// Lets network services of other nodes ask, and nobody else.
     async fn receive(self: Rc<Self>, mut arrivals: Arrivals) {
         let mut refusals = Refusals::default();
@@ -322,6 +337,7 @@ impl NetworkService {
             match arrival {
                 Ok(link) => match &link.peer().id.subject {
                     Subject::Service { node, service } if service.as_str() == SERVICE => {
+                        self.note_where(*node, link.connection().remote_address());
                         let (service, key) = (self.clone(), self.secret().key());
                         let server = MemberServer { service, node: *node, key };
                         tokio::task::spawn_local(serve(link, server));

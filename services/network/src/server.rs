@@ -158,6 +158,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         asked: RefCell::default(),
         locating: RefCell::default(),
         located: RefCell::default(),
+        came_from: RefCell::default(),
         started: Instant::now(),
         alive: RefCell::default(),
         swim: RefCell::new(swim),
@@ -250,6 +251,8 @@ pub(crate) struct NetworkService {
     pub(crate) locating: RefCell<Asked<VatName>>,
     /// Where services of other nodes are, and when that was said.
     pub(crate) located: RefCell<BTreeMap<(NodeId, VatName), Said>>,
+    /// From where other nodes' network services have connected.
+    pub(crate) came_from: RefCell<BTreeMap<NodeId, SocketAddr>>,
     pub(crate) started: Instant,
     /// Which nodes are there.
     pub(crate) alive: RefCell<Alive>,

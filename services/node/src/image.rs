@@ -135,6 +135,8 @@ struct DeviceDecl {
     path: Option<PathBuf>,
     otherwise: Option<At<String>>,
     udp: Option<SocketAddr>,
+    /// Whether vats do without it on a machine that has none.
+    spare: bool,
 }
 
 /// What is behind the devices that vats have.
@@ -346,7 +348,7 @@ impl<'a> Reader<'a> {
     }
 
     fn device(&mut self, section: &Section<'a>) -> Option<DeviceDecl> {
-        self.only(section, &["path", "else", "udp"]);
+        self.only(section, &["path", "else", "udp", "optional"]);
         let text = |i: &Item| i.as_str().map(str::to_owned);
         let path = self.optional(section, "path", "a path", text);
         let otherwise = self.optional(section, "else", "a foreign program's name", text);
@@ -362,7 +364,13 @@ impl<'a> Reader<'a> {
             return None;
         }
         let path = path.map(|p| PathBuf::from(p.value));
-        Some(DeviceDecl { line: section.line, path, otherwise, udp: udp.map(|u| u.value) })
+        let spare = self.optional(section, "optional", "true or false", Item::as_bool);
+        let spare = spare.is_some_and(|spare| spare.value);
+        if spare && (udp.is_some() || otherwise.is_some()) {
+            let what = format!("{} is optional, and there on every machine", section.label);
+            self.error(section.line, what, "remove optional");
+        }
+        Some(DeviceDecl { line: section.line, path, otherwise, udp: udp.map(|u| u.value), spare })
     }
 
     fn foreign(&mut self, name: String, section: &Section<'a>) -> Option<At<ForeignPlan>> {
@@ -738,6 +746,10 @@ impl Reader<'_> {
                 self.error(*line, format!("there is no device '{device}'"), "add [device.NAME]");
                 continue;
             };
+            let is_there = found.path.as_ref().is_none_or(|path| (self.machine.exists)(path));
+            if found.spare && !is_there {
+                continue;
+            }
             let Some(source) = self.source(device, found, foreign) else { continue };
             let class = match &source {
                 Device::Path(_) => "hardware",

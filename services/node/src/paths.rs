@@ -60,6 +60,10 @@ impl Path {
     }
 }
 
+/// The service that reads logs of the machine, and what it calls them.
+const ATTESTATION: &str = "attestation";
+const LOGS: [&str; 2] = ["boot-log", "measured-files"];
+
 /// Whoever can send a datagram to the address, on this machine too.
 const OUTSIDE: &str = "the network";
 const HANDED: &str = "the kernel made both ends, and handed each to one process";
@@ -186,9 +190,23 @@ fn speaks_quic(vat: &VatPlan, device: &str, plan: &Plan) -> bool {
     device == QUIC && SPEAK_QUIC.contains(&program.as_str()) && told
 }
 
+/// Whether it is a log that the attestation service reads and holds against what the TPM has signed.
+fn is_log(vat: &VatPlan, device: &str) -> bool {
+    vat.program == Program::Builtin(ATTESTATION.to_owned()) && LOGS.contains(&device)
+}
+
 fn of_devices(vat: &VatPlan, plan: &Plan, paths: &mut Vec<Path>) {
     for (device, source) in &vat.devices {
         match source {
+            Device::Path(at) if is_log(vat, device) => paths.push(Path {
+                from: at.display().to_string(),
+                to: vat.name.clone(),
+                over: format!("file, as '{device}'"),
+                authenticated: Some(
+                    "it counts as far as the TPM's quote proves it, and no further",
+                ),
+                encrypted: Some("nothing in it is secret, and it stays in this machine"),
+            }),
             Device::Path(at) => paths.push(Path {
                 from: vat.name.clone(),
                 to: at.display().to_string(),

@@ -63,7 +63,7 @@ impl TpmMaker {
         let name = "tpm2-00.permall";
         let made = fs::read(state.path().join(name)).expect("the state of a TPM");
         fs::write(node.directory().join("vats/swtpm").join(name), made).expect("the node's TPM");
-        fs::remove_file(node.directory().join("vats/attestation/enrolment"))
+        fs::remove_dir_all(node.directory().join("vats/attestation/nodes"))
             .expect("the node has seen its TPM");
     }
 

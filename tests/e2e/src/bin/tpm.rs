@@ -1,6 +1,7 @@
-//! A software TPM on a machine whose software was tampered with: swtpm, and somebody who extends a
-//! register behind the attestation service's back as soon as a file `extend` is in its directory,
-//! which is called `extended` when that is done. `distos-e2e-tpm FD`: a kernel starts it in the
+//! A software TPM on a machine whose software was tampered with: swtpm, and somebody who extends
+//! registers behind the attestation service's back as soon as a file `extend` is in its directory,
+//! which is called `extended` when that is done. It has a line for each: a register, a space, and what is extended, 64
+//! hexadecimal digits; an empty one stands for register 4. `distos-e2e-tpm FD`: a kernel starts it in the
 //! place of swtpm.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ const HEADER_BYTES: usize = 10;
 const MAX_BYTES: usize = 8192;
 /// A register that is quoted and that no image is measured into.
 const REGISTER: u32 = 4;
+const ANYTHING: [u8; 32] = [0xee; 32];
 const ASKED: &str = "extend";
 const DONE: &str = "extended";
 
@@ -47,8 +49,10 @@ fn serve() -> io::Result<()> {
     loop {
         let command = message(&mut service)?;
         if fs::exists(ASKED)? {
-            tpm.write_all(&extension())?;
-            message(&mut tpm)?;
+            for (register, digest) in asked(&fs::read_to_string(ASKED)?)? {
+                tpm.write_all(&extension(register, digest))?;
+                message(&mut tpm)?;
+            }
             fs::rename(ASKED, DONE)?;
         }
         tpm.write_all(&command)?;
@@ -69,15 +73,30 @@ fn message(from: &mut UnixStream) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `TPM2_PCR_Extend` of the SHA-256 register with an empty password.
-fn extension() -> Vec<u8> {
+/// What is to be extended into which registers.
+fn asked(text: &str) -> io::Result<Vec<(u32, [u8; 32])>> {
+    if text.trim().is_empty() {
+        return Ok(vec![(REGISTER, ANYTHING)]);
+    }
+    let one = |line: &str| {
+        let (register, digest) = line.split_once(' ')?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digest, &mut bytes).ok()?;
+        Some((register.parse().ok()?, bytes))
+    };
+    let all: Option<Vec<_>> = text.lines().map(one).collect();
+    all.ok_or_else(|| io::Error::other("a line is no register and digest"))
+}
+
+/// `TPM2_PCR_Extend` of a SHA-256 register with an empty password.
+fn extension(register: u32, digest: [u8; 32]) -> Vec<u8> {
     let mut body = Vec::new();
-    body.extend(REGISTER.to_be_bytes());
+    body.extend(register.to_be_bytes());
     // The authorization: its length, TPM_RS_PW, no nonce, no attributes, no password.
     body.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
     // One digest of SHA-256.
     body.extend([0, 0, 0, 1, 0, 0x0b]);
-    body.extend([0xee; 32]);
+    body.extend(digest);
     let mut command = vec![0x80, 0x02];
     command.extend((HEADER_BYTES as u32 + body.len() as u32).to_be_bytes());
     command.extend(0x0182_u32.to_be_bytes());

@@ -1,0 +1,307 @@
+//! A machine that is tampered with while it runs loses what it holds: the work that runs on it, and in a cluster what it
+//! has at others (A1, A3). What is good evidence only policies say. All TPMs here are software, and what is said of IMA and
+//! of GPUs is synthetic: labelled so where it is made.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use distos_e2e::cluster::{Desk, LOOPBACK, Member, acquaint, alone_with, counting};
+use distos_e2e::gpu_maker::{GpuMaker, library};
+use distos_e2e::images::{replaced, with_settings, with_tpm_args};
+use distos_e2e::{Node, Output, eventually, single_image, wordcount};
+use serde_json::Value;
+use sha1::Digest as _;
+
+const LONG: Duration = Duration::from_secs(40);
+/// Exit code: there is no good and fresh evidence.
+const STALE: i32 = 14;
+/// A software TPM of which registers can be extended behind the service's back.
+const TPM: &str = env!("CARGO_BIN_EXE_distos-e2e-tpm");
+const FRESH_MS: u64 = 8_000;
+
+/// The program where the user that runs it may enter: the folder with the checkout may be its owner's alone.
+fn program(directory: &Path) -> PathBuf {
+    fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+    let program = directory.join("tpm");
+    fs::copy(TPM, &program).unwrap();
+    program
+}
+
+/// The image of a cluster with that program as its TPM.
+fn tampered(image: &str, program: &Path) -> String {
+    let image = replaced(image, "\"/dev/tpmrm0\"", "\"/dev/no-such-tpm\"");
+    let image = replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\""));
+    let image = replaced(&image, "\"/usr/bin/swtpm\"", &format!("{program:?}"));
+    let (before, rest) = image.split_once("args = [").unwrap();
+    let (_, after) = rest.split_once(']').unwrap();
+    format!("{before}args = [\"{{fd}}\"]{after}")
+}
+
+/// Extends registers of the node's TPM, and waits until that has happened.
+fn extend(node: &Node, what: &str) -> Instant {
+    let place = node.directory().join("vats/swtpm");
+    // In one step: the program may be looking.
+    fs::write(place.join("new"), what).unwrap();
+    fs::rename(place.join("new"), place.join("extend")).unwrap();
+    eventually("the extended register", LONG, || place.join("extended").exists().then_some(()));
+    Instant::now()
+}
+
+fn standing(node: &Node) -> String {
+    node.json(&["attest", "status"])["standing"].as_str().unwrap().to_owned()
+}
+
+fn until(node: &Node, wanted: &str) {
+    eventually(&format!("standing {wanted}"), LONG, || (standing(node) == wanted).then_some(()));
+}
+
+/// What a node says of another.
+fn says(of: &Member, about: &Member) -> Option<String> {
+    let list = of.node.json(&["attest", "nodes"]);
+    let one = list["nodes"].as_array()?.iter().find(|one| one["node"] == about.number.as_str())?;
+    Some(one["standing"].as_str()?.to_owned())
+}
+
+fn audited(node: &Node, kind: &str, word: &str) -> bool {
+    let log = node.json(&["audit", "list"]);
+    log.as_array().unwrap().iter().any(|event| {
+        event["kind"] == kind && event["detail"].as_str().is_some_and(|text| text.contains(word))
+    })
+}
+
+fn count(node: &Node) -> Output {
+    let module = wordcount();
+    let run = ["run", module.to_str().unwrap(), "--input", "text", "--as", "red.cap"];
+    node.cli(&[&run[..], &["--map", "map", "--reduce", "reduce"]].concat())
+}
+
+fn prepared(node: &Node) {
+    node.tenants(&["red"]);
+    fs::write(node.file("text"), "some words\n").unwrap();
+    node.ok(&["region", "put", "text", "text", "--as", "red.cap"]);
+}
+
+#[test]
+fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(directory.path());
+    let desk = Desk::set_up();
+    let join = || {
+        let (node, ports) = alone_with(3600, |image| tampered(image, &program));
+        Member::of(&desk, node, LOOPBACK, ports)
+    };
+    let (home, other) = (join(), join());
+    acquaint(&home, &other);
+    for (verifier, node) in [(&home, &other), (&other, &home)] {
+        eventually("each has shown itself to the other", LONG, || {
+            (says(verifier, node).as_deref() == Some("fresh")).then_some(())
+        });
+    }
+    // A tenant's job at the other node works with what is kept at home.
+    for member in [&home, &other] {
+        member.node.tenants(&["red"]);
+    }
+    let counting = counting(&home);
+    let counting: Vec<&str> = counting.iter().map(String::as_str).collect();
+    let counted = other.node.cli(&counting);
+    assert_eq!(counted.code, 0, "{}", counted.stderr);
+    // SVIDs end with the evidence that they rest on.
+    let now_s =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for service in ["memory", "scheduler"] {
+        let until_s = other.until_s(service).unwrap();
+        assert!(until_s <= now_s + FRESH_MS / 1000 + 1, "{service}: {until_s}, and it is {now_s}");
+    }
+
+    let extended = extend(&other.node, "");
+    let peer = format!("node/{}", other.number);
+    eventually("it is put out at home", LONG, || {
+        let peers = home.node.json(&["peers", "list"]);
+        let one = peers["peers"].as_array()?.iter().find(|one| one["name"] == peer.as_str());
+        one.is_none_or(|one| one["let_in"] == false).then_some(())
+    });
+    let took = extended.elapsed();
+    println!("put out {} ms after the register was extended", took.as_millis());
+    assert_eq!(says(&home, &other).as_deref().unwrap_or("failed"), "failed");
+    assert!(audited(&home.node, "network", "its evidence has failed"));
+    until(&other.node, "failed");
+    assert_eq!(other.node.cli(&counting).code, STALE, "its own scheduler places nothing");
+    assert!(audited(&other.node, "attestation", "-> failed"));
+    // It does not come back by itself, and the one that was not tampered with is as it was.
+    assert_eq!(says(&other, &home).as_deref(), Some("fresh"), "home is as good as it was");
+    assert_eq!(standing(&home.node), "fresh");
+}
+
+/// A list as the kernel writes it (`ima-ng`), **synthetic**: no kernel measured these files. What is extended for each
+/// entry, and the list.
+fn list(paths: &[&str]) -> (String, Vec<String>) {
+    let mut text = String::new();
+    let mut extended = Vec::new();
+    for path in paths {
+        let digest = sha2::Sha256::digest(path.as_bytes());
+        let mut data = Vec::new();
+        for field in [[&b"sha256:\0"[..], &digest].concat(), format!("{path}\0").into_bytes()] {
+            data.extend(u32::try_from(field.len()).unwrap().to_le_bytes());
+            data.extend(field);
+        }
+        let template = hex::encode(sha1::Sha1::digest(&data));
+        text += &format!("10 {template} ima-ng sha256:{} {path}\n", hex::encode(digest));
+        extended.push(format!("10 {}", hex::encode(sha2::Sha256::digest(&data))));
+    }
+    (text, extended)
+}
+
+#[test]
+fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = program(directory.path());
+    let (all, entries) = list(&["/usr/bin/known", "/usr/bin/other", "/tmp/unknown"]);
+    let lines: Vec<&str> = all.lines().collect();
+    let measured = directory.path().join("measured");
+    fs::write(&measured, format!("{}\n", lines[0])).unwrap();
+    let image = with_tpm_args(FRESH_MS, program.to_str().unwrap(), "\"{fd}\"");
+    let image = replaced(
+        &image,
+        "devices = { tpm = \"tpm\", boot-log",
+        "devices = { tpm = \"tpm\", measured-files = \"files\", boot-log",
+    );
+    let image = format!("{image}\n[device.files]\npath = {measured:?}\n");
+    let image = replaced(
+        &image,
+        "@id(\"measured-files\")\n@unchecked(\"ima replay\")\npermit (principal, action == Action::\"warn\", resource is Ima)\nwhen { resource.passed.contains(\"ima list\") };",
+        "@id(\"measured-files\")\npermit (principal, action == Action::\"affirm\", resource is Ima)\nwhen { resource.passed.contains(\"ima replay\") && resource has ima_unknown_count && resource.ima_unknown_count == 0 };",
+    );
+    let node = Node::boot_with(&image);
+    // A list that nothing proves, and no known files: that is no good evidence.
+    assert_ne!(standing(&node), "fresh");
+    let trust = directory.path().join("trust/ima");
+    fs::create_dir_all(&trust).unwrap();
+    let known = ["/usr/bin/known", "/usr/bin/other"]
+        .map(|path| format!("sha256:{}\n", hex::encode(sha2::Sha256::digest(path.as_bytes()))));
+    fs::write(trust.join("known-files"), known.concat()).unwrap();
+    node.ok(&["attest", "trust", directory.path().join("trust").to_str().unwrap()]);
+    extend(&node, &entries[0]);
+    node.cli(&["attest", "now"]);
+    until(&node, "fresh");
+    prepared(&node);
+    assert_eq!(count(&node).code, 0);
+    // A file that is known is measured, and then one that nobody knows.
+    let add = |number: usize| {
+        let text = lines[..=number].iter().map(|line| format!("{line}\n")).collect::<String>();
+        fs::write(&measured, text).unwrap();
+        let _ = fs::remove_file(node.directory().join("vats/swtpm/extended"));
+        extend(&node, &entries[number]);
+    };
+    add(1);
+    node.ok(&["attest", "now"]);
+    assert_eq!(standing(&node), "fresh");
+    add(2);
+    until(&node, "failed");
+    assert_eq!(count(&node).code, STALE);
+    let status = node.ok(&["status"]).text();
+    assert!(status.contains("evidence FAILED"), "{status}");
+    let shown = node.ok(&["attest", "status"]).text();
+    assert!(shown.contains("ima (ima): contraindicated"), "{shown}");
+}
+
+#[test]
+fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
+    let mut node = Node::boot();
+    node.down();
+    let maker = GpuMaker::found();
+    let place = node.directory().join("vats/gpu");
+    fs::create_dir_all(&place).unwrap();
+    let gpus = maker.supply(&place, 2, "2 0 0 on");
+    let image =
+        with_settings(&single_image(), "gpu", &format!("nvml = \"{}\"", library(&place).display()));
+    let image = with_settings(&image, "attestation", "gpus = \"gpu\"");
+    let image = replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\""));
+    let image = replaced(
+        &image,
+        "  # No rights: an executor only withdraws",
+        "  { to = \"attestation\", name = \"gpu\", of = \"gpu/gpus\", rights = [\"list\", \"attest\"] },\n  # No rights: an executor only withdraws",
+    );
+    let image = replaced(
+        &image,
+        "@id(\"a-tpm\")",
+        "@id(\"gpu\")\n@unchecked(\"revocation, golden values\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaGpu)\nwhen { resource.passed.containsAll([\"signature\", \"certificate chain\", \"nonce\"]) && resource has confidential_mode && resource.confidential_mode && resource has developer_tools && !resource.developer_tools };\n\n@id(\"machine\")\n@unchecked(\"topology\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaMachine)\nwhen { resource.passed.containsAll([\"one nonce\", \"distinct devices\"]) };\n\n@id(\"a-tpm\")",
+    );
+    node.write_image(&image);
+    node.reboot();
+    // Their maker's root is not known yet.
+    assert_ne!(standing(&node), "fresh");
+    let trust = tempfile::tempdir().unwrap();
+    let folder = trust.path().join("nvidia");
+    fs::create_dir_all(&folder).unwrap();
+    for file in fs::read_dir(maker.roots()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+    node.ok(&["attest", "trust", trust.path().to_str().unwrap()]);
+    node.cli(&["attest", "now"]);
+    until(&node, "fresh");
+    let shown = node.json(&["attest", "status"]);
+    let kinds: Vec<&Value> =
+        shown["submods"].as_array().unwrap().iter().map(|one| &one["kind"]).collect();
+    assert_eq!(kinds.iter().filter(|kind| **kind == "nvidia-gpu").count(), 2, "{shown}");
+    prepared(&node);
+    assert_eq!(count(&node).code, 0);
+    gpus.says("2 0 0 devtools");
+    until(&node, "failed");
+    assert_eq!(count(&node).code, STALE);
+    // It is not taken back because it was once good: evidence that is asked for later is.
+    gpus.says("2 0 0 on");
+    until(&node, "fresh");
+    assert_eq!(count(&node).code, 0);
+}
+
+#[test]
+fn without_a_policy_nothing_is_good_and_only_signed_ones_of_whom_the_image_names_are_taken() {
+    let image = single_image();
+    let (before, rest) = image.split_once("policy = '''").unwrap();
+    let (policy, after) = rest.split_once("'''").unwrap();
+    let mut node = Node::boot_with(&format!("{before}{after}"));
+    let shown = node.json(&["attest", "status"]);
+    assert_eq!((&shown["standing"], &shown["policy"]), (&"expired".into(), &"".into()), "{shown}");
+    assert!(shown["reason"].as_str().unwrap().contains("no policy"), "{shown}");
+    prepared(&node);
+    assert_eq!(count(&node).code, STALE);
+    // Its signer is nobody here.
+    node.ok(&["image", "keygen", "policies.key"]);
+    let site = policy.trim_start().replace("// distos-policy: any-tpm", "// distos-policy: site");
+    fs::write(node.file("site.cedar"), &site).unwrap();
+    node.ok(&["attest", "sign", "site.cedar", "--key", "policies.key"]);
+    assert_ne!(node.cli(&["attest", "policy", "site.cedar"]).code, 0);
+    node.down();
+    let signer = fs::read_to_string(node.file("policies.pub")).unwrap();
+    let signer =
+        signer.split_whitespace().find(|word| word.len() == 64 && hex::decode(word).is_ok());
+    let signers = format!("policy_signers = \"{}\"", signer.unwrap());
+    node.write_image(&with_settings(&format!("{before}{after}"), "attestation", &signers));
+    node.reboot();
+    node.ok(&["attest", "policy", "site.cedar"]);
+    until(&node, "fresh");
+    assert_eq!(count(&node).code, 0);
+    // A result for others, signed, for minutes; three parts and no more than five minutes.
+    let result = node.json(&["attest", "result"]);
+    let token = result["result"].as_str().unwrap();
+    assert_eq!(token.split('.').count(), 3);
+    // The same version with another text does not take its place, and an older one neither.
+    fs::write(node.file("site.cedar"), format!("{site}\n// changed\n")).unwrap();
+    node.ok(&["attest", "sign", "site.cedar", "--key", "policies.key"]);
+    assert_ne!(node.cli(&["attest", "policy", "site.cedar"]).code, 0);
+    // A newer one that takes no software TPM.
+    let strict =
+        site.replace("// version: 1", "// version: 2").replace("@accepts(\"software-tpm\")\n", "");
+    fs::write(node.file("site.cedar"), strict).unwrap();
+    node.ok(&["attest", "sign", "site.cedar", "--key", "policies.key"]);
+    node.ok(&["attest", "policy", "site.cedar"]);
+    until(&node, "failed");
+    assert_eq!(count(&node).code, STALE);
+    node.down();
+    node.reboot();
+    assert_eq!(node.json(&["attest", "status"])["policy"], "site@2", "it outlives a boot");
+}
