@@ -12,7 +12,7 @@ use distos_evidence::evidence::Continuity;
 const IMAGE: [u8; 32] = [0x11; 32];
 
 /// A swtpm process that ends when its client goes.
-struct Swtpm(Child);
+pub(crate) struct Swtpm(Child);
 
 impl Drop for Swtpm {
     fn drop(&mut self) {
@@ -37,13 +37,13 @@ fn swtpm(state: &Path) -> (Swtpm, Tpm<TimedFd>) {
     (swtpm, Tpm::new(TimedFd::new(ours.into(), TIMEOUT).unwrap()))
 }
 
-struct Node {
+pub(crate) struct Node {
     state: tempfile::TempDir,
     data: tempfile::TempDir,
 }
 
 impl Node {
-    fn new() -> Node {
+    pub(crate) fn new() -> Node {
         let found = Command::new("swtpm").arg("--version").output();
         assert!(
             found.is_ok_and(|output| output.status.success()),
@@ -52,7 +52,7 @@ impl Node {
         Node { state: tempfile::tempdir().unwrap(), data: tempfile::tempdir().unwrap() }
     }
 
-    fn boot(&self, image: [u8; 32], pcrs: &str) -> (Swtpm, Attester<TimedFd>) {
+    pub(crate) fn boot(&self, image: [u8; 32], pcrs: &str) -> (Swtpm, Attester<TimedFd>) {
         let (process, tpm) = swtpm(self.state.path());
         (process, Attester::new(tpm, self.data.path(), image, PcrSet::parse(pcrs).unwrap()))
     }

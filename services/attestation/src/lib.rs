@@ -39,6 +39,7 @@ use std::process::ExitCode;
 use distos_rpc::boot::Boot;
 
 mod attester;
+mod sealing;
 mod server;
 mod state;
 mod tpm;

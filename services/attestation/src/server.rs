@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId};
+use distos_abi::{CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
+use distos_delivery::RecipientKey;
 use distos_evidence::evidence::{Appraised, Continuity, PcrSet};
 use distos_evidence::joining::{MAX_SEALED_BYTES, Sealed};
 use distos_rpc::{Facet, Faceted, Service, Vat, fail, serve_capability};
@@ -20,6 +21,7 @@ use futures::future::LocalBoxFuture;
 
 use crate::TRACE;
 use crate::attester::{Attester, Outcome};
+use crate::sealing::{self, Blob};
 use crate::state::{Now, State, Unasked, Verdict};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
 
@@ -408,6 +410,12 @@ impl AttestationServer {
     fn asker(&self) -> Asker {
         Asker { tenant: self.facet.tenant(), cap: self.facet.cap_id() }
     }
+
+    /// The vat of this node that calls over its own edge. Nobody else has anything sealed.
+    fn vat(&self) -> Result<VatName, Fault> {
+        let edge = self.facet.edge().and_then(|name| VatName::new(name).ok());
+        edge.ok_or_else(|| self.facet.refused(Fault::denied(Rights::CREATE)))
+    }
 }
 
 impl Faceted for AttestationServer {
@@ -506,6 +514,54 @@ impl attestation::Server for AttestationServer {
             });
         let plain = asked.await.map_err(fail)?;
         self.facet.reply(&mut results).set_plain(plain);
+        Ok(())
+    }
+
+    async fn seal(
+        self: Rc<Self>,
+        params: attestation::SealParams,
+        mut results: attestation::SealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CREATE).map_err(fail)?;
+        let vat = self.vat().map_err(fail)?;
+        let to = RecipientKey::from_slice(params.get()?.get_to()?).map_err(fail)?;
+        let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
+        let asked = self.service.aside(
+            self.asker(),
+            format!("sealed a secret of {vat}"),
+            move |attester| {
+                let secret = sealing::new_secret()?;
+                let blob = attester.seal(&vat, &secret, now_ms)?;
+                Ok((blob, sealing::parcel(node, &vat, to, &secret)?))
+            },
+        );
+        let (blob, parcel) = asked.await.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_blob(&blob);
+        reply.set_parcel(&parcel);
+        Ok(())
+    }
+
+    async fn unseal(
+        self: Rc<Self>,
+        params: attestation::UnsealParams,
+        mut results: attestation::UnsealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CREATE).map_err(fail)?;
+        let vat = self.vat().map_err(fail)?;
+        let (blob, to) = {
+            let params = params.get()?;
+            let blob = Blob::parse(params.get_blob()?).map_err(|broken| fail(broken.into()))?;
+            (blob, RecipientKey::from_slice(params.get_to()?).map_err(fail)?)
+        };
+        let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
+        let what = format!("unsealed a secret of {vat}");
+        let asked = self.service.aside(self.asker(), what, move |attester| {
+            let secret = attester.unseal(&vat, &blob, now_ms)?;
+            sealing::parcel(node, &vat, to, &secret)
+        });
+        let parcel = asked.await.map_err(fail)?;
+        self.facet.reply(&mut results).set_parcel(&parcel);
         Ok(())
     }
 }
