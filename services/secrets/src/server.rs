@@ -19,6 +19,7 @@ use futures::future::LocalBoxFuture;
 use self::accounts::Later;
 use self::one::SecretServer;
 use self::parcels::Own;
+use self::root::Asked;
 use self::tenants::SecretsServer;
 use crate::barrier::Barrier;
 use crate::record::{LeaseId, Payloads, Record};
@@ -34,6 +35,7 @@ mod parcels;
 mod root;
 mod tenants;
 
+const ATTESTATION_EDGE: &str = "attestation";
 const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };
 /// How often leases that have ended are cleared away, and what could not be written is tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -89,6 +91,8 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         committer,
         barrier: RefCell::default(),
         given: RefCell::default(),
+        asked: RefCell::default(),
+        contradicted: RefCell::default(),
         own: RefCell::default(),
         accounts: RefCell::default(),
         later: RefCell::default(),
@@ -101,6 +105,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
     tokio::task::spawn_local(broker.clone().watch_evidence());
+    tokio::task::spawn_local(broker.clone().open_by_tpm());
     Ok(broker)
 }
 
@@ -136,6 +141,10 @@ struct Broker {
     barrier: RefCell<Option<Barrier>>,
     /// Shares of those that are needed.
     given: RefCell<Vec<Share>>,
+    /// What became of asking the TPM for the root key.
+    asked: RefCell<Asked>,
+    /// Why this node's evidence is not good, if it contradicts what is demanded.
+    contradicted: RefCell<Option<String>>,
     /// The newest, and the one before, to which somebody may still be sealing.
     own: RefCell<Vec<Rc<Own>>>,
     /// Where accounts are made, for the secrets of which somebody who is connected has said so.
@@ -180,7 +189,7 @@ impl Broker {
             Some(barrier) => with(barrier),
             None => Err(Fault::unavailable(
                 0,
-                "the secret broker is sealed: its operators open it (distos secret unseal)",
+                "the secret broker is sealed: its operators open it (distos secret unseal; distos secret status says why)",
             )),
         }
     }
@@ -271,9 +280,17 @@ impl Broker {
 
     /// Carries out, and makes durable, what nobody has asked for.
     async fn note(&self, record: Record) -> Result<(), Fault> {
-        let payloads = [record.clone()].into_iter().collect();
-        self.state.borrow_mut().apply(record).map_err(Fault::internal)?;
-        self.settle(self.committer.append(payloads).await).map(drop)
+        self.note_all(vec![record]).await.map(drop)
+    }
+
+    /// Likewise, all in one step; how many leases ended with it.
+    async fn note_all(&self, records: Vec<Record>) -> Result<u64, Fault> {
+        let payloads = records.iter().cloned().collect();
+        let mut ended = 0;
+        for record in records {
+            ended += self.state.borrow_mut().apply(record).map_err(Fault::internal)?;
+        }
+        self.settle(self.committer.append(payloads).await).map(|_| ended)
     }
 
     /// Rewrites a log of so many bytes. If that fails the old one is there, with all that is in it.

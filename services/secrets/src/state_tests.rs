@@ -64,9 +64,10 @@ pub(crate) fn life() -> Vec<Record> {
         let (id, holder) = (LeaseId(id), holder(RED, cap, 5));
         Record::Leased(NewLease { id, object, version: 1, holder, node, until_ms: NOW + MINUTE })
     };
-    let (id, scheme) = ([1; 16], Scheme::new(2, 3).unwrap());
+    let (id, scheme) = ([1; 16], Some(Scheme::new(2, 3).unwrap()));
     vec![
         Record::Root(RootFacts { id, scheme, check: [2; SEALED_OVERHEAD] }),
+        Record::Bound(Binding { blob: vec![6; 300], root: [7; WRAPPED_KEY_BYTES] }),
         Record::Put { object, facts: facts(RED, "db") },
         version(object, 1, 0),
         lease(1, 5, Some(NODE)),

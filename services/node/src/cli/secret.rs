@@ -38,27 +38,32 @@ pub enum SecretCommand {
     Status,
     /// Make the broker's root key, and the shares that open it
     #[command(after_help = "\
-Example:
+Examples:
   distos secret init --threshold 3 --shares 5
 prints five shares, once and never again: give each to another operator. Any three of them open the
-broker after each start")]
-    Init {
-        /// How many shares open it
-        #[arg(long, default_value_t = 2, value_name = "N")]
-        threshold: u8,
-        /// How many there are
-        #[arg(long, default_value_t = 3, value_name = "N")]
-        shares: u8,
-    },
+broker after each start
+  distos secret init --tpm --threshold 2 --shares 3
+has the node's TPM open it at each start; two of the three shares do where the TPM does not, because
+the node has booted something else")]
+    Init(InitArgs),
+    /// Have the TPM open the broker from now on, as the node has booted now
+    #[command(after_help = "\
+Example:
+  distos secret bind         after an update of firmware or image, once shares have opened the broker")]
+    Bind,
     /// Open the broker with shares, one at a time or several
     #[command(after_help = "\
 Example:
   distos secret unseal share-1.txt share-2.txt
-  distos secret unseal -        reads one from standard input: shares never stand on a command line")]
+  distos secret unseal -        reads one from standard input: shares never stand on a command line
+  distos secret unseal --tpm    has the TPM open it, after `secret seal` say")]
     Unseal {
         /// Files with a share each, or '-' for standard input
-        #[arg(required = true, value_name = "FILE")]
+        #[arg(required_unless_present = "tpm", value_name = "FILE")]
         shares: Vec<PathBuf>,
+        /// Ask the TPM instead
+        #[arg(long, conflicts_with = "shares")]
+        tpm: bool,
     },
     /// Have the broker forget its root key
     #[command(after_help = "Example:\n  distos secret seal")]
@@ -116,6 +121,30 @@ Examples:
   distos secret revoke db/password --leases --as red.cap    only who has read it has to read it again
   distos secret revoke --of-node 1f95…                       every lease of holders on that node (operators)")]
     Revoke(RevokeArgs),
+}
+
+/// Arguments of `secret init`.
+#[derive(Args)]
+pub struct InitArgs {
+    /// How many shares open it [default: 2]
+    #[arg(long, value_name = "N", requires = "shares")]
+    threshold: Option<u8>,
+    /// How many there are [default: 3; with --tpm none]
+    #[arg(long, value_name = "N")]
+    shares: Option<u8>,
+    /// Have the node's TPM open it at each start
+    #[arg(long)]
+    tpm: bool,
+}
+
+impl InitArgs {
+    /// How many shares open it, of how many; 0 of 0 if there are none.
+    fn scheme(&self) -> (u8, u8) {
+        match (self.shares, self.tpm) {
+            (None, true) => (0, 0),
+            (shares, _) => (self.threshold.unwrap_or(2), shares.unwrap_or(3)),
+        }
+    }
 }
 
 /// One secret: one's own by its name, or one that was delegated.
@@ -223,10 +252,12 @@ pub struct RevokeArgs {
 pub(super) async fn command(context: &Context, command: SecretCommand) -> Result<Report, Stop> {
     match command {
         SecretCommand::Status => interruptible(show(context)).await,
-        SecretCommand::Init { threshold, shares } => {
-            settled(init(context, threshold, shares)).await
+        SecretCommand::Init(args) => settled(init(context, args)).await,
+        SecretCommand::Bind => settled(bind(context)).await,
+        SecretCommand::Unseal { shares, tpm: false } => {
+            interruptible(unseal(context, shares)).await
         }
-        SecretCommand::Unseal { shares } => interruptible(unseal(context, shares)).await,
+        SecretCommand::Unseal { tpm: true, .. } => interruptible(unseal_by_tpm(context)).await,
         SecretCommand::Seal => interruptible(close(context)).await,
         SecretCommand::Put(args) => {
             let value = interruptible(value_of(args.value.clone())).await?;
@@ -397,18 +428,35 @@ fn status_json(status: broker_status::Reader<'_>) -> capnp::Result<Value> {
         "threshold": status.get_threshold(), "shares": status.get_shares(), "given": status.get_given(),
         "secrets": status.get_secrets(), "leases": status.get_leases(),
         "failing": status.get_failing()?.to_str()?,
+        "tpm": status.get_tpm(), "why": status.get_why()?.to_str()?,
     }))
 }
 
 fn status_text(status: &Value) -> String {
     let kept = format!("{} secrets, {} leases", status["secrets"], status["leases"]);
     let failing = status["failing"].as_str().filter(|why| !why.is_empty());
+    let shares = match status["shares"] == 0 {
+        true => "it has no shares".to_owned(),
+        false => {
+            format!(
+                "{} of the {} shares that open it are given",
+                status["given"], status["threshold"]
+            )
+        }
+    };
+    let by_tpm = status["tpm"] == true;
+    let why = status["why"].as_str().unwrap_or_default();
     let state = match (status["initialised"] == true, status["sealed"] == true) {
         (false, _) => "it has no root key: make one with `distos secret init`".to_owned(),
-        (true, true) => format!(
-            "sealed: {} of the {} shares that open it are given; {kept}",
-            status["given"], status["threshold"]
+        (true, true) if by_tpm && why.is_empty() => {
+            format!("sealed: the TPM is being asked to open it; {shares}; {kept}")
+        }
+        (true, true) if by_tpm => format!(
+            "sealed: {why}; {shares}; {kept}\nopen it with shares (distos secret unseal), then have the TPM open it as \
+             the node is now (distos secret bind)"
         ),
+        (true, true) => format!("sealed: {shares}; {kept}"),
+        (true, false) if by_tpm => format!("open, and opened by the TPM at each start; {kept}"),
         (true, false) => format!("open; {kept}"),
     };
     match failing {
@@ -417,10 +465,12 @@ fn status_text(status: &Value) -> String {
     }
 }
 
-async fn init(context: &Context, threshold: u8, shares: u8) -> Result<Report, Fault> {
+async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
+    let (threshold, shares) = args.scheme();
     let (broker, client) = Broker::own(context).await?;
     let mut request = client.init_request();
     let mut params = request.get();
+    params.set_tpm(args.tpm);
     params.set_threshold(threshold);
     params.set_shares(shares);
     let recipient = broker.recipient(ObjectId::ROOT, params.init_to())?;
@@ -435,12 +485,36 @@ async fn init(context: &Context, threshold: u8, shares: u8) -> Result<Report, Fa
         let share = recipient.open(&broker.purpose(content), parcel)?;
         lines.push(format!("{SHARE}{}", hex::encode(&*share)));
     }
-    let text = format!(
-        "{}\nany {threshold} of these {shares} open the broker after each start (distos secret unseal). They are shown \
-         once: give each to another operator",
-        lines.join("\n")
-    );
-    Ok(Report { json: json!({ "threshold": threshold, "shares": lines }), text })
+    let (all, once) = (lines.join("\n"), "They are shown once: give each to another operator");
+    let text = match (args.tpm, lines.is_empty()) {
+        (false, _) => format!(
+            "{all}\nany {threshold} of these {shares} open the broker after each start (distos secret unseal). {once}"
+        ),
+        (true, false) => format!(
+            "{all}\nthe TPM opens the broker at each start; where it does not, any {threshold} of these {shares} do \
+             (distos secret unseal). {once}"
+        ),
+        (true, true) => "the TPM opens the broker at each start, and nothing else does: once the TPM is cleared, or the \
+                         node's firmware or image has changed, what it keeps is lost. Shares (--shares) prevent that, until \
+                         a secret is put"
+            .to_owned(),
+    };
+    Ok(Report { json: json!({ "threshold": threshold, "shares": lines, "tpm": args.tpm }), text })
+}
+
+async fn bind(context: &Context) -> Result<Report, Fault> {
+    let (_broker, client) = Broker::own(context).await?;
+    call(client.bind_request()).await?;
+    let text =
+        "the TPM opens the broker at each start, as long as the node boots what it has booted now";
+    Ok(Report { json: json!({ "tpm": true }), text: text.to_owned() })
+}
+
+async fn unseal_by_tpm(context: &Context) -> Result<Report, Fault> {
+    let (_broker, client) = Broker::own(context).await?;
+    let answer = call(client.unseal_request()).await?;
+    let json = read(|| status_json(answer.get()?.get_status()?))?;
+    Ok(Report { text: status_text(&json), json })
 }
 
 /// A share from a file, as `init` printed it.
@@ -740,13 +814,27 @@ mod tests {
         let status = |initialised, sealed, failing| {
             status_text(&json!({
                 "initialised": initialised, "sealed": sealed, "threshold": 2, "given": 1,
-                "secrets": 3, "leases": 4, "failing": failing,
+                "secrets": 3, "leases": 4, "failing": failing, "shares": 3, "tpm": false, "why": "",
             }))
         };
         assert!(status(false, true, "").contains("distos secret init"));
         assert!(status(true, true, "").contains("1 of the 2 shares"));
         assert_eq!(status(true, false, ""), "open; 3 secrets, 4 leases");
         assert!(status(true, false, "the disk is full").contains("nothing is given out"));
+        let refused = status_text(&json!({
+            "initialised": true, "sealed": true, "threshold": 2, "given": 0, "shares": 3,
+            "secrets": 3, "leases": 4, "failing": "", "tpm": true, "why": "the registers changed",
+        }));
+        assert!(refused.contains("the registers changed") && refused.contains("secret bind"));
+    }
+
+    #[test]
+    fn a_root_key_that_a_tpm_opens_has_shares_only_if_they_are_asked_for() {
+        let args = |threshold, shares, tpm| InitArgs { threshold, shares, tpm }.scheme();
+        assert_eq!(args(None, None, false), (2, 3));
+        assert_eq!(args(None, None, true), (0, 0));
+        assert_eq!(args(None, Some(5), true), (2, 5));
+        assert_eq!(args(Some(3), Some(5), false), (3, 5));
     }
 
     #[tokio::test(flavor = "current_thread")]

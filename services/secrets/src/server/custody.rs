@@ -223,6 +223,7 @@ impl Broker {
         if attested {
             self.evidence(facet).await?;
         }
+        self.check_standing(facet)?;
         self.check_new(lease)?;
         let now_ms = self.now_ms();
         let state = self.state.borrow();

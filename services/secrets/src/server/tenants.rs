@@ -6,7 +6,7 @@ use std::time::Instant;
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
 use distos_abi::{CapId, Fault, NodeId, Rights, TenantId};
-use distos_delivery::{Content, seal};
+use distos_delivery::Content;
 use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::secrets_capnp::{self, secrets};
 use distos_types::kind::SECRET;
@@ -14,8 +14,7 @@ use distos_types::kind::SECRET;
 use super::custody::{MAKER, NewSecret, below};
 use super::one::{SecretServer, describe};
 use super::parcels::keyed;
-use super::{Broker, NO_BYTES, random, to_its_end};
-use crate::barrier::Barrier;
+use super::{Broker, NO_BYTES, to_its_end};
 use crate::record::{Record, SecretKind};
 use crate::shamir::{Scheme, Share};
 use crate::state::{checked_lease_ms, checked_name};
@@ -36,8 +35,14 @@ impl SecretsServer {
         let state = broker.state.borrow();
         if let Some(root) = state.root() {
             to.set_initialised(true);
-            to.set_threshold(root.scheme.threshold());
-            to.set_shares(root.scheme.shares());
+            if let Some(scheme) = root.scheme {
+                to.set_threshold(scheme.threshold());
+                to.set_shares(scheme.shares());
+            }
+        }
+        to.set_tpm(state.bound().is_some());
+        if broker.barrier.borrow().is_none() {
+            to.set_why(broker.asked.borrow().why.as_str());
         }
         to.set_sealed(broker.barrier.borrow().is_none());
         to.set_given(broker.given.borrow().len() as u8);
@@ -90,45 +95,19 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::InitResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let (scheme, (holder, to)) = {
+        let (how, to) = {
             let params = params.get()?;
-            let scheme = Scheme::new(params.get_threshold(), params.get_shares()).map_err(fail)?;
-            (scheme, self.broker.recipient(&self.facet, params.get_to()?).map_err(fail)?)
+            let by_tpm = params.get_tpm();
+            let scheme = match (params.get_threshold(), params.get_shares()) {
+                (0, 0) if by_tpm => None,
+                (threshold, shares) => Some(Scheme::new(threshold, shares).map_err(fail)?),
+            };
+            let to = self.broker.recipient(&self.facet, params.get_to()?).map_err(fail)?;
+            ((scheme, by_tpm), to)
         };
         let this = self.clone();
-        let parcels = to_its_end(async move {
-            let broker = &this.broker;
-            broker.usable()?;
-            let (barrier, facts, shares) = Barrier::new(scheme, &mut random)?;
-            let id = facts.id;
-            let parcel = |share: &Share| {
-                let content = Content::NewShare { number: share.number };
-                seal(to, &broker.purpose(holder, content), &share.encode())
-            };
-            let parcels = shares.iter().map(parcel).collect::<Result<Vec<_>, Fault>>()?;
-            broker
-                .change(&this.facet, Rights::ADMIN, |state| match state.is_used() {
-                    false => {
-                        // The key that was is worth nothing from here on, however this ends: nothing is
-                        // encrypted under it any more.
-                        *broker.barrier.borrow_mut() = None;
-                        broker.given.borrow_mut().clear();
-                        Ok((vec![Record::Root(facts)], ()))
-                    }
-                    true => Err(Fault::Exists("a root key that secrets are under".into())),
-                })
-                .await?;
-            if broker.state.borrow().root().is_none_or(|root| root.id != id) {
-                let why = "another root key was made meanwhile, and these shares are worth nothing";
-                return Err(Fault::unavailable(0, why));
-            }
-            *broker.barrier.borrow_mut() = Some(barrier);
-            let (of, made) = (scheme.threshold(), scheme.shares());
-            let detail = format!("root key made, any {of} of {made} shares open it");
-            broker.report(TenantId::OPERATOR, this.facet.cap_id(), detail);
-            Ok(parcels)
-        })
-        .await?;
+        let init = async move { this.broker.init(&this.facet, how, to).await };
+        let parcels = to_its_end(init).await?;
         let mut list = self.facet.reply(&mut results).init_parcels(parcels.len() as u32);
         for (at, parcel) in parcels.iter().enumerate() {
             list.set(at as u32, parcel);
@@ -143,7 +122,14 @@ impl secrets::Server for SecretsServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
         let broker = &self.broker;
-        let plain = broker.unwrap(&self.facet, Content::Share, params.get()?.get_share()?);
+        let parcel = params.get()?.get_share()?;
+        if parcel.is_empty() {
+            let this = self.clone();
+            to_its_end(async move { this.broker.ask_tpm(true).await }).await?;
+            SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
+            return Ok(());
+        }
+        let plain = broker.unwrap(&self.facet, Content::Share, parcel);
         let share = plain.and_then(|plain| Share::decode(&plain)).map_err(fail)?;
         let number = share.number;
         let given = self.facet.commit(Rights::ADMIN, NO_BYTES, || broker.give(share));
@@ -165,10 +151,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::SealResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let close = || {
-            *self.broker.barrier.borrow_mut() = None;
-            self.broker.given.borrow_mut().clear();
-        };
+        let close = || self.broker.close();
         self.facet.commit(Rights::ADMIN, NO_BYTES, close).map_err(fail)?;
         self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), "sealed".into());
         self.facet.reply(&mut results);
@@ -288,6 +271,18 @@ impl secrets::Server for SecretsServer {
         to_its_end(admit).await?;
         let detail = format!("holders on node {node} get leases again");
         self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
+        self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn bind(
+        self: Rc<Self>,
+        _: secrets::BindParams,
+        mut results: secrets::BindResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::ADMIN).map_err(fail)?;
+        let this = self.clone();
+        to_its_end(async move { this.broker.bind(&this.facet).await }).await?;
         self.facet.reply(&mut results);
         Ok(())
     }
