@@ -16,6 +16,9 @@
 //! understood gives no freshness, so that the node gets no work (A1, S1). Each appraisal is an
 //! audit event.
 //!
+//! For a service that an edge with `create` leads here from, the TPM keeps secrets sealed to what this node has booted
+//! (`sealing`): the secret broker's, with which it opens without an operator.
+//!
 //! # What it refuses, and what it does not show
 //!
 //! - It trusts the TPM that it sees first, and the register values it sees then (`enrolment` in its

@@ -23,6 +23,8 @@ use super::holder::{Holder, call, now_ms, pick, read, read_cap_file};
 use super::text::{self, row};
 use super::{Context, Report, Stop, complain, emit, files, interruptible, settled};
 
+mod exec;
+
 /// The operator's and tenants' entry for the secret broker, which not every image has.
 pub const ENTRY: &str = "secrets";
 /// The entry's name in the capability file of one secret.
@@ -81,6 +83,17 @@ Examples:
   distos secret get db/password --out /run/red/password --as red.cap
   distos secret get --cap db.cap --out - --as blue.cap | login")]
     Get(GetArgs),
+    /// Run a program with secrets in descriptors, and leases for as long as it runs
+    #[command(after_help = "\
+Examples:
+  distos secret exec db/password --as red.cap -- psql --passfile {db/password}
+  distos secret exec web/client --cap db.cap --as red.cap -- ./server --identity {web/client} --db {db/password}
+
+Among the program's arguments, {NAME} is replaced by the path /proc/self/fd/N of a descriptor in which the
+secret is: memory that nobody can change, which the program inherits and only its own user can open.
+Nothing is in its environment, and no file on a disk. The leases are renewed while it runs and given back when
+it ends. When one cannot be kept (it was revoked, say), the program is asked to end (SIGTERM).")]
+    Exec(exec::ExecArgs),
     /// One's own secrets, without their values
     #[command(after_help = "Example:\n  distos secret list --as red.cap")]
     List,
@@ -148,7 +161,7 @@ impl InitArgs {
 }
 
 /// One secret: one's own by its name, or one that was delegated.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Which {
     /// The secret's name
     #[arg(required_unless_present = "cap", conflicts_with = "cap")]
@@ -264,6 +277,7 @@ pub(super) async fn command(context: &Context, command: SecretCommand) -> Result
             settled(put(context, args, value)).await
         }
         SecretCommand::Get(args) => settled(get(context, args)).await,
+        SecretCommand::Exec(args) => exec::command(context, args).await,
         SecretCommand::List => interruptible(list(context)).await,
         SecretCommand::Rotate(args) => {
             let value = interruptible(value_of(args.value.clone())).await?;
@@ -610,6 +624,44 @@ fn check_private(out: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A reading.
+struct Given {
+    name: String,
+    version: u32,
+    lease: u64,
+    until_ms: u64,
+    value: Zeroizing<Vec<u8>>,
+}
+
+/// Reads a version (0: the newest), under a lease that runs for so long (0: as long as it may).
+async fn given(
+    context: &Context,
+    which: &Which,
+    wanted: u32,
+    lasting_ms: u64,
+) -> Result<Given, Fault> {
+    let (broker, one) = Broker::one(context, which).await?;
+    let name = one.name().await?;
+    let mut request = one.client.get_request();
+    let mut params = request.get();
+    params.set_version(wanted);
+    params.set_ttl_ms(lasting_ms);
+    let recipient = broker.recipient(one.object, params.init_to())?;
+    let answer = call(request).await?;
+    let (parcel, version, lease, until_ms) = read(|| {
+        let answer = answer.get()?;
+        let parcel = answer.get_parcel()?.to_vec();
+        Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
+    })?;
+    if wanted != 0 && version != wanted {
+        let why = format!("version {version} came in place of {wanted}: ask again");
+        return Err(Fault::Unauthenticated(why));
+    }
+    let content = Content::Reading { name: &name, version, lease };
+    let value = recipient.open(&broker.purpose(content), &parcel)?;
+    Ok(Given { name, version, lease, until_ms, value })
+}
+
 async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
     let to_stdout = args.out == Path::new("-");
     if to_stdout && std::io::stdout().is_terminal() && !args.force {
@@ -620,25 +672,9 @@ async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
     if !to_stdout {
         check_private(&args.out)?;
     }
-    let (broker, one) = Broker::one(context, &args.which).await?;
-    let name = one.name().await?;
-    let mut request = one.client.get_request();
-    let mut params = request.get();
-    params.set_version(args.version);
-    params.set_ttl_ms(args.lasting.unwrap_or(0));
-    let recipient = broker.recipient(one.object, params.init_to())?;
-    let answer = call(request).await?;
-    let (parcel, version, lease, until_ms) = read(|| {
-        let answer = answer.get()?;
-        let parcel = answer.get_parcel()?.to_vec();
-        Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
-    })?;
-    if args.version != 0 && version != args.version {
-        let why = format!("version {version} came in place of {}: ask again", args.version);
-        return Err(Fault::Unauthenticated(why));
-    }
-    let content = Content::Reading { name: &name, version, lease };
-    let value = recipient.open(&broker.purpose(content), &parcel)?;
+    let lasting_ms = args.lasting.unwrap_or(0);
+    let Given { name, version, lease, until_ms, value } =
+        given(context, &args.which, args.version, lasting_ms).await?;
     if to_stdout {
         emit(&value).await?;
         complain(&format!("lease {lease}, {}", text::expiry(until_ms, now_ms())));
@@ -711,27 +747,41 @@ async fn rotate(
     Ok(Report { json: json!({ "name": name, "version": version }), text })
 }
 
+/// Until when a lease runs that is made to last for so long (0: as long as it may).
+async fn renewed(
+    context: &Context,
+    which: &Which,
+    lease: u64,
+    lasting_ms: u64,
+) -> Result<u64, Fault> {
+    let (_broker, one) = Broker::one(context, which).await?;
+    let mut request = one.client.renew_request();
+    request.get().set_lease(lease);
+    request.get().set_ttl_ms(lasting_ms);
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_until_ms()))
+}
+
 async fn renew(
     context: &Context,
     which: Which,
     lease: u64,
     lasting: Option<u64>,
 ) -> Result<Report, Fault> {
-    let (_broker, one) = Broker::one(context, &which).await?;
-    let mut request = one.client.renew_request();
-    request.get().set_lease(lease);
-    request.get().set_ttl_ms(lasting.unwrap_or(0));
-    let answer = call(request).await?;
-    let until_ms = read(|| Ok(answer.get()?.get_until_ms()))?;
+    let until_ms = renewed(context, &which, lease, lasting.unwrap_or(0)).await?;
     let text = format!("lease {lease}, {}", text::expiry(until_ms, now_ms()));
     Ok(Report { json: json!({ "lease": lease, "until_ms": until_ms }), text })
 }
 
-async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, Fault> {
-    let (_broker, one) = Broker::one(context, &which).await?;
+async fn released(context: &Context, which: &Which, lease: u64) -> Result<(), Fault> {
+    let (_broker, one) = Broker::one(context, which).await?;
     let mut request = one.client.release_request();
     request.get().set_lease(lease);
-    call(request).await?;
+    call(request).await.map(drop)
+}
+
+async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, Fault> {
+    released(context, &which, lease).await?;
     let text = format!("lease {lease} has ended");
     Ok(Report { json: json!({ "released": lease }), text })
 }
