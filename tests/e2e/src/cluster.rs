@@ -214,7 +214,11 @@ pub fn connect_to(
     let begun = Instant::now();
     while !connected.text().contains("leads to") {
         assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
-        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
+        assert!(
+            connected.run_for(Duration::from_millis(20)),
+            "it ended: {}",
+            connected.complaints()
+        );
     }
     connected
 }
