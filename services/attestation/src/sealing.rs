@@ -10,6 +10,7 @@
 //!   runs unchanged (its superuser, say) can have it open a blob as well as this service.
 //! - Secrets cross the descriptor to the TPM in the clear. Whoever listens on the bus of a discrete TPM reads them: sessions
 //!   that encrypt parameters are not built.
+//! - It knows no password of the owner hierarchy: a TPM whose owner has set one refuses.
 
 use std::io::{Read, Write};
 
@@ -18,6 +19,7 @@ use distos_delivery::{Content, Purpose, RecipientKey};
 use distos_evidence::evidence::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256, PcrSet, Pcrs};
 use distos_evidence::joining::IMAGE_PCR;
 use distos_evidence::wire::{Broken, Reader, Writer};
+use distos_types::SECRET_BYTES;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -26,8 +28,6 @@ use crate::tpm::{
     Auth, CC_LOAD, Command, HIERARCHY_OWNER, Tpm, TpmError, is_parameters, parameters_of, selection,
 };
 
-/// Bytes of a secret that is sealed.
-pub(crate) const SECRET_BYTES: usize = 32;
 /// The longest blob that is read. Ours has about 300 bytes.
 pub(crate) const MAX_BLOB_BYTES: usize = 2048;
 /// The firmware's registers on a PC, which the image's joins.

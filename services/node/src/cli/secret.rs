@@ -466,8 +466,8 @@ fn status_text(status: &Value) -> String {
             format!("sealed: the TPM is being asked to open it; {shares}; {kept}")
         }
         (true, true) if by_tpm => format!(
-            "sealed: {why}; {shares}; {kept}\nopen it with shares (distos secret unseal), then have the TPM open it as \
-             the node is now (distos secret bind)"
+            "sealed: {why}; {shares}; {kept}\nopen it with shares (distos secret unseal) or, if what the node boots has not \
+             changed, by the TPM (--tpm). After an update, have the TPM open it as the node is now (distos secret bind)"
         ),
         (true, true) => format!("sealed: {shares}; {kept}"),
         (true, false) if by_tpm => format!("open, and opened by the TPM at each start; {kept}"),

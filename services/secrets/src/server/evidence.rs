@@ -2,7 +2,7 @@
 //! the leases of holders on this node end when that turns bad.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distos_abi::{CapId, Fault, TenantId};
 use distos_rpc::{Facet, Whence, fault_of};
@@ -102,11 +102,12 @@ impl Broker {
     pub(super) async fn watch_evidence(self: Rc<Self>) {
         let (mut watch, mut seen) = (Watch::default(), 0);
         loop {
+            let asked = Instant::now();
             let changed = tokio::time::timeout(WATCH_WAIT, self.change_of_verdict(seen)).await;
             let heard = match changed {
                 Ok(Ok((revision, heard))) => {
                     // Whoever answers at once although nothing has changed is not asked all the time.
-                    if revision == seen {
+                    if revision == seen && asked.elapsed() < TICK {
                         tokio::time::sleep(TICK).await;
                     }
                     seen = revision;

@@ -6,18 +6,17 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use distos_abi::{CapId, Fault, HolderKey, TenantId};
+use distos_abi::{CapId, Fault, HolderKey, Rights, TenantId};
 use distos_delivery::{Content, Purpose, Recipient, RecipientKey, seal};
 use distos_rpc::{Facet, fault_of};
 use distos_schemas::attestation_capnp::attestation;
 use distos_types::SECRET_BYTES;
 use zeroize::Zeroizing;
 
-use super::{ATTESTATION_EDGE, Broker, random};
+use super::{ATTESTATION_EDGE, Broker, NO_BYTES, random};
 use crate::barrier::{Barrier, Binding};
 use crate::record::{MAX_BLOB_BYTES, Record};
 use crate::shamir::{Scheme, Share};
-use distos_abi::Rights;
 
 /// How long the TPM may take: it is asked for several things, others may be before us, and slow ones need a second each.
 const TPM_WAIT: Duration = Duration::from_secs(30);
@@ -156,7 +155,7 @@ impl Broker {
             && self.barrier.borrow().is_none()
             && !self.asked.borrow().closed
         {
-            match self.ask_tpm(false).await {
+            match self.ask_tpm(None).await {
                 Ok(()) => return,
                 Err(Fault::Unavailable { .. }) => {
                     tokio::time::sleep(pause).await;
@@ -167,9 +166,10 @@ impl Broker {
         }
     }
 
-    /// Opens the broker by the TPM, and says so in the audit log. `asked`: by an operator, who may have sealed it before.
-    pub(super) async fn ask_tpm(&self, asked: bool) -> Result<(), Fault> {
-        let opened = self.try_tpm(asked).await;
+    /// Opens the broker by the TPM, and says so in the audit log. `by` is of the operator who wants that, if one does, and
+    /// may have sealed it before.
+    pub(super) async fn ask_tpm(&self, by: Option<&Facet>) -> Result<(), Fault> {
+        let opened = self.try_tpm(by).await;
         let detail = match &opened {
             Ok(()) => "the TPM opened the root key: open".to_owned(),
             Err(fault) => format!("the TPM does not open the root key: {fault}"),
@@ -184,12 +184,12 @@ impl Broker {
             if opened.is_err() {
                 tracing::warn!(%detail, "the broker stays sealed");
             }
-            self.report(TenantId::OPERATOR, CapId(0), detail);
+            self.report(TenantId::OPERATOR, by.map_or(CapId(0), Facet::cap_id), detail);
         }
         opened
     }
 
-    async fn try_tpm(&self, asked: bool) -> Result<(), Fault> {
+    async fn try_tpm(&self, by: Option<&Facet>) -> Result<(), Fault> {
         let (facts, bound) = {
             let state = self.state.borrow();
             let facts = state.root().ok_or_else(no_root)?.clone();
@@ -210,12 +210,20 @@ impl Broker {
         let barrier = Barrier::of_bound(&facts, &bound.root, &key)?;
         // Another may have been made, or an operator may have been here, meanwhile.
         let same = self.state.borrow().root().is_some_and(|root| root.id == facts.id);
-        if !same || (self.asked.borrow().closed && !asked) {
+        if !same || (self.asked.borrow().closed && by.is_none()) {
             return Err(Fault::unavailable(0, "the broker was sealed meanwhile"));
         }
-        self.given.borrow_mut().clear();
-        self.open_with(barrier);
-        Ok(())
+        let open = || {
+            self.given.borrow_mut().clear();
+            self.open_with(barrier);
+        };
+        match by {
+            Some(facet) => facet.commit(Rights::ADMIN, NO_BYTES, open),
+            None => {
+                open();
+                Ok(())
+            }
+        }
     }
 
     /// A new key that the TPM keeps from now on.

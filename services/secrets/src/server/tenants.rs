@@ -125,7 +125,7 @@ impl secrets::Server for SecretsServer {
         let parcel = params.get()?.get_share()?;
         if parcel.is_empty() {
             let this = self.clone();
-            to_its_end(async move { this.broker.ask_tpm(true).await }).await?;
+            to_its_end(async move { this.broker.ask_tpm(Some(&this.facet)).await }).await?;
             SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
             return Ok(());
         }

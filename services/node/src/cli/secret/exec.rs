@@ -22,7 +22,9 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::{Given, Which, given, released, renewed};
 use crate::cli::holder::now_ms;
-use crate::cli::{Context, Report, Stop, complain, files, interrupted, settled, text, undo};
+use crate::cli::{
+    Context, Report, Stop, complain, files, interrupted, interruptible, settled, text, undo,
+};
 
 /// The shortest time between two attempts to renew a lease.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
@@ -89,11 +91,13 @@ pub(super) async fn command(context: &Context, args: ExecArgs) -> Result<Report,
 async fn run(context: &Context, args: &ExecArgs, all: &mut All) -> Result<u8, Stop> {
     let lasting_ms = args.lasting.unwrap_or(0);
     for which in args.wanted() {
+        let mut file = empty_file().map_err(Fault::internal)?;
         let Given { name, lease, until_ms, value, .. } =
             settled(given(context, &which, 0, lasting_ms)).await?;
-        let held = sealed_file(&value).map_err(Fault::internal);
-        // From here on there is a lease to give back.
-        all.0.push(Held { which, name, lease, until_ms, file: held? });
+        let filled = fill(&mut file, &value);
+        // Before anything else fails: there is a lease to give back.
+        all.0.push(Held { which, name, lease, until_ms, file });
+        filled.map_err(Fault::internal)?;
     }
     let Some((program, words)) = args.program.split_first() else {
         return Err(Fault::malformed("name the program").into());
@@ -106,6 +110,8 @@ async fn run(context: &Context, args: &ExecArgs, all: &mut All) -> Result<u8, St
     let words = told(words, &places)?;
     let mut command = Command::new(program);
     command.args(words);
+    // Whoever interrupted this before wants no program.
+    interruptible(async { Ok(()) }).await?;
     for held in &all.0 {
         rustix::io::fcntl_setfd(&held.file, FdFlags::empty()).map_err(Fault::internal)?;
     }
@@ -149,17 +155,21 @@ fn code(waited: Result<std::io::Result<ExitStatus>, tokio::task::JoinError>) -> 
     Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
 }
 
-/// A value in memory that nobody can change any more. Only its owner can open it.
-fn sealed_file(value: &[u8]) -> std::io::Result<File> {
+/// A file in memory that only its owner can open.
+fn empty_file() -> std::io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(rustix::fs::memfd_create("secret", flags)?);
+    let file = File::from(rustix::fs::memfd_create("secret", flags)?);
+    rustix::fs::fchmod(&file, Mode::RUSR)?;
+    Ok(file)
+}
+
+/// Writes a value that nobody can change any more.
+fn fill(file: &mut File, value: &[u8]) -> std::io::Result<()> {
     file.write_all(value)?;
     // Whoever reads the descriptor itself begins at the beginning.
     file.rewind()?;
-    rustix::fs::fchmod(&file, Mode::RUSR)?;
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file)
+    Ok(rustix::fs::fcntl_add_seals(&*file, seals)?)
 }
 
 /// The program's arguments, with the path of each secret in the place of its name in braces.
@@ -245,7 +255,8 @@ mod tests {
 
     #[test]
     fn what_a_program_is_given_cannot_be_changed_and_is_read_from_its_beginning() {
-        let mut file = sealed_file(b"hunter2").unwrap();
+        let mut file = empty_file().unwrap();
+        fill(&mut file, b"hunter2").unwrap();
         let mut read = String::new();
         file.read_to_string(&mut read).unwrap();
         assert_eq!(read, "hunter2");
