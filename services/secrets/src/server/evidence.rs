@@ -100,23 +100,24 @@ impl Broker {
     /// Ends the leases of holders on this node when its evidence turns bad or is over, until the vat ends. While nothing is
     /// said of it, those on secrets that are given out on evidence only end with what was said last.
     pub(super) async fn watch_evidence(self: Rc<Self>) {
-        let (mut watch, mut seen) = (Watch::default(), 0);
+        let (mut watch, mut seen, mut pause) = (Watch::default(), 0, Duration::ZERO);
         loop {
+            tokio::time::sleep(pause).await;
+            pause = Duration::ZERO;
             let asked = Instant::now();
             let changed = tokio::time::timeout(WATCH_WAIT, self.change_of_verdict(seen)).await;
             let heard = match changed {
                 Ok(Ok((revision, heard))) => {
                     // Whoever answers at once although nothing has changed is not asked all the time.
                     if revision == seen && asked.elapsed() < TICK {
-                        tokio::time::sleep(TICK).await;
+                        pause = TICK;
                     }
                     seen = revision;
                     heard
                 }
                 // It does not say so by itself, or is started again and counts from the beginning.
                 Ok(Err(_)) | Err(_) => {
-                    seen = 0;
-                    tokio::time::sleep(TICK).await;
+                    (seen, pause) = (0, TICK);
                     let asked = tokio::time::timeout(EVIDENCE_WAIT, self.verdict()).await;
                     let Ok(Ok(heard)) = asked else { continue };
                     heard
