@@ -730,7 +730,6 @@ fn when_a_register_is_extended_behind_the_nodes_back_all_its_leases_end_and_the_
     node.cli(&["attest", "now"]);
     eventually("the extended register", LONG, || place.join("extended").exists().then_some(()));
     node.cli(&["attest", "now"]);
-    std::thread::sleep(Duration::from_secs(5));
     let refused = eventually("the end of the leases", LONG, || {
         let output = renew(&node, &leased);
         (output.code != 0).then_some(output)
