@@ -88,4 +88,16 @@ interface Attestation extends(Cap.Capability) {
   enrol @10 (node :Data, ek :Data) -> ();
   # Needs "admin". Durable. Of this node the TPM with this endorsement key (its name, 34 bytes) is taken, whatever was taken before; with an
   # empty name, any TPM that the policy puts up with, once.
+
+  # `seal` and `unseal` are for a service that an edge leads here from, which alone opens what was sealed for it. The
+  # secret is 32 bytes that this service makes, and travels in a parcel (docs/foreign.md) to the X25519 key `to`, which is
+  # made for one call. It never stands in a message in the clear.
+
+  seal @11 (to :Data) -> (blob :Data, parcel :Data);
+  # Needs "create". Makes a secret and seals it to this node's TPM, as registers 0 to 7 and 11 (the image's) are now. `blob`
+  # is public, of at most 2048 bytes, and kept by the caller. Fails: "denied" (the caller is no vat of this node),
+  # "malformed" (`to`), and as `present`.
+  unseal @12 (blob :Data, to :Data) -> (parcel :Data);
+  # Needs "create". The secret of a blob. Fails: as `seal`, and "stale-attestation" (the registers are not what they were),
+  # "unauthenticated" (it was sealed by another TPM, or this one before it was cleared, or for another vat), "malformed".
 }

@@ -6,8 +6,9 @@
 # the `key` of a `Recipient`. Whoever sends a parcel or gets one is a holder with a key of its own: the edge of a vat has
 # none, and every call that takes or gives one fails with "denied" there.
 #
-# The broker starts sealed, without the root key that everything it keeps is encrypted under. Until enough shares of
-# that are given (`Secrets.unseal`), `put`, `get`, `renew` and `rotate` fail with "unavailable"; so they do while what was
+# The broker starts sealed, without the root key that everything it keeps is encrypted under. If that is sealed to the
+# node's TPM (`Secrets.init`, `Secrets.bind`), the broker has the TPM open it, which takes a moment. Else, and if what the
+# node has booted is not what it was then, it stays sealed until enough shares are given (`Secrets.unseal`). Until it is open, `put`, `get`, `renew` and `rotate` fail with "unavailable"; so they do while what was
 # ended could not be recorded (L2). What uses no key works while it is sealed: names and numbers of leases are told
 # (`open`, `list`, `info`), and leases and secrets can be ended (`release`, `endLeases`, `endCap`, `endNode`, `drop`). While
 # nothing can be recorded these take effect, and fail with "unavailable" all the same; after 4096 of them they take none.
@@ -63,6 +64,8 @@ struct BrokerStatus {
   secrets     @5 :UInt64;
   leases      @6 :UInt64;   # As in `SecretInfo`, of all tenants.
   failing     @7 :Text;     # Why nothing can be recorded, or empty.
+  tpm         @8 :Bool;     # The root key is sealed to this node's TPM, which opens the broker at each start.
+  why         @9 :Text;     # While it is sealed: why the TPM did not open it, or who sealed it; or empty.
 }
 
 interface Secrets extends(Cap.Capability) {
@@ -75,19 +78,23 @@ interface Secrets extends(Cap.Capability) {
   # Needs no right. Whose key parcels to the broker are sealed to, said by its node (docs/foreign.md has the format of
   # cards).
 
-  init @2 (threshold :UInt8, shares :UInt8, to :Recipient) -> (parcels :List(Data));
+  init @2 (threshold :UInt8, shares :UInt8, to :Recipient, tpm :Bool) -> (parcels :List(Data));
   # Needs "admin". Makes the root key, splits it (Shamir, over GF(256)) and returns the shares, each in a parcel. They
-  # are kept nowhere: this answer is all there is, and whoever has lost it calls again. The broker is open afterwards.
+  # are kept nowhere: this answer is all there is, and whoever has lost it calls again. The broker is open afterwards. With
+  # `tpm`, this node's TPM opens it from then on, as `bind` says, and there may be no shares (both 0): then nothing opens it
+  # once that TPM does not.
   # Fails: "exists" (a secret was put under the root key that there is); "malformed" (2 ≤ threshold ≤ shares ≤ 32, or
-  # both 1).
+  # both 1); and with `tpm` as `bind`.
 
   unseal @3 (share :Data) -> (status :BrokerStatus);
   # Needs "admin". A parcel with one share. With the last that it needs, the broker is open; if they do not make the root
   # key, all are forgotten. Fails: "malformed" (a share of another broker, or mistyped), "unauthenticated" (together they
-  # are not the root key).
+  # are not the root key). Empty: has the TPM open it, also after `seal`; fails with what the TPM refused it for
+  # ("stale-attestation", "unauthenticated"), "not-found" (it is sealed to no TPM).
 
   seal @4 () -> ();
-  # Needs "admin". Forgets the root key, and shares that were given.
+  # Needs "admin". Forgets the root key, and shares that were given. The TPM opens it again only when it is asked to
+  # (`unseal`), or when the broker is started again.
 
   put @5 (name :Text, kind :SecretKind, value :Data, attested :Bool, leaseMs :UInt64, accounts :Accounts)
       -> (secret :Secret, chain :Data);
@@ -117,6 +124,12 @@ interface Secrets extends(Cap.Capability) {
   endCap @10 (capId :UInt64) -> (leases :UInt64);
   # Needs "drop". Ends all leases that were made by this capability, or one restored from the same chain, on all secrets of
   # the caller's tenant. One step and one record, as `endNode`.
+
+  bind @11 () -> ();
+  # Needs "admin", and that the broker is open. Durable. From then on this node's TPM opens it at each start, for as long as
+  # its registers 0 to 7 and 11 are as they are now: the same firmware, its settings, boot loader and image, as far as these
+  # say. What was bound before opens it no more. Fails: "unavailable" (no TPM answers), "denied" (the image gives the broker
+  # no "create" at the attestation service).
 }
 
 interface Secret extends(Cap.Capability) {

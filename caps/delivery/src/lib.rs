@@ -176,9 +176,17 @@ pub enum Content<'a> {
     },
     /// A share of a root key, from an operator that opens with it.
     Share,
+    /// A secret that a TPM keeps sealed, to the vat that had it sealed.
+    Sealed,
 }
 
-impl Purpose<'_> {
+impl<'a> Purpose<'a> {
+    /// Of what goes from one vat to another, `vat`, of the same node. An edge has no holder's key: zero bytes stand in
+    /// its place, which are the key of nobody who could sign.
+    pub fn of_vat(node: NodeId, vat: &'a VatName, content: Content<'a>) -> Purpose<'a> {
+        Purpose { node, vat, holder: HolderKey([0; 32]), content }
+    }
+
     /// Each field has a length that is fixed or stands before it, so that no two purposes have the same bytes.
     fn bytes(&self) -> Vec<u8> {
         let mut out = [PARCEL_DOMAIN, &self.node.0, &self.holder.0].concat();
@@ -204,6 +212,7 @@ impl Purpose<'_> {
             }
             Content::NewShare { number } => out.extend([3, number]),
             Content::Share => out.push(4),
+            Content::Sealed => out.push(6),
         }
         out
     }
@@ -246,6 +255,7 @@ mod tests {
             Content::NewValue { name: "db", attested: true, lease_ms: 9 },
             Content::NewShare { number: 1 },
             Content::Share,
+            Content::Sealed,
         ] {
             wrong.push(purpose(&vat, content));
         }

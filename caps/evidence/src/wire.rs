@@ -100,6 +100,11 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// With room for so many bytes from the start. What grows leaves its old bytes behind, which may be secret.
+    pub fn with_room(bytes: usize) -> Self {
+        Writer { bytes: Vec::with_capacity(bytes) }
+    }
+
     /// Appends bytes.
     pub fn bytes(mut self, bytes: &[u8]) -> Self {
         self.bytes.extend_from_slice(bytes);

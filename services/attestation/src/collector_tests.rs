@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 const IMAGE: [u8; 32] = [0x11; 32];
 
 /// A swtpm process that ends when its client goes.
-struct Swtpm(Child);
+pub(crate) struct Swtpm(Child);
 
 impl Drop for Swtpm {
     fn drop(&mut self) {
@@ -46,7 +46,7 @@ fn swtpm(state: &Path) -> (Swtpm, Tpm<TimedFd>) {
     (swtpm, Tpm::new(TimedFd::new(ours.into(), TIMEOUT).unwrap()))
 }
 
-struct Node {
+pub(crate) struct Node {
     state: tempfile::TempDir,
 }
 
@@ -158,7 +158,7 @@ impl Verifier {
 }
 
 impl Node {
-    fn new() -> Node {
+    pub(crate) fn new() -> Node {
         let found = Command::new("swtpm").arg("--version").output();
         assert!(
             found.is_ok_and(|output| output.status.success()),
@@ -167,7 +167,7 @@ impl Node {
         Node { state: tempfile::tempdir().unwrap() }
     }
 
-    fn boot(&self, image: [u8; 32]) -> (Swtpm, Collector<TimedFd>) {
+    pub(crate) fn boot(&self, image: [u8; 32]) -> (Swtpm, Collector<TimedFd>) {
         self.boot_with(image, Logs::default())
     }
 

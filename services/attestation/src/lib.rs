@@ -20,6 +20,9 @@
 //! understood or not provided for in any policy gives no freshness, so that the node gets no work (A1, S1). Each
 //! appraisal of this node, and each change of a standing, is an audit event.
 //!
+//! For a service that an edge with `create` leads here from, the TPM keeps secrets sealed to what this node has booted
+//! (`sealing`): the secret broker's, with which it opens without an operator.
+//!
 //! # What it refuses, and what it does not show
 //!
 //! - No TPM is taken because it comes first: it is known by its endorsement key, whose certificate leads to a root that an
@@ -47,6 +50,7 @@ use distos_rpc::boot::Boot;
 mod collector;
 mod governing;
 mod peers;
+mod sealing;
 mod server;
 pub mod state;
 mod tpm;

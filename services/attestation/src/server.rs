@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId};
+use distos_abi::{ByteRange, CapId, Fault, HolderKey, NodeId, ObjectId, Rights, TenantId, VatName};
 use distos_appraisal::{Bound, Ear, MAX_EAR_LIFETIME_S, VerifierId};
+use distos_delivery::RecipientKey;
 use distos_evidence::credential::{EPHEMERAL_BYTES, is_name_long};
 use distos_evidence::evidence::{Attest, Continuity, PcrSet};
 use distos_evidence::ima::{IMA_PCR, MAX_PART_BYTES};
@@ -33,6 +34,7 @@ use crate::TRACE;
 use crate::collector::{Collector, Log, Logs};
 use crate::governing::{Archive, Given, Governing};
 use crate::peers::Peers;
+use crate::sealing::{self, Blob};
 use crate::state::{Bounds, Judged, Now, Standing, Unasked};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
 use crate::verifier::{Answer, Evidence, Examined, LIMITS};
@@ -855,6 +857,12 @@ impl AttestationServer {
     fn asker(&self) -> Asker {
         Asker { tenant: self.facet.tenant(), cap: self.facet.cap_id() }
     }
+
+    /// The vat of this node that calls over its own edge. Nobody else has anything sealed.
+    fn vat(&self) -> Result<VatName, Fault> {
+        let edge = self.facet.edge().and_then(|name| VatName::new(name).ok());
+        edge.ok_or_else(|| self.facet.refused(Fault::denied(Rights::CREATE)))
+    }
 }
 
 impl Faceted for AttestationServer {
@@ -1078,6 +1086,54 @@ impl attestation::Server for AttestationServer {
         self.service.show(&watched);
         self.service.clone().attest(watched, self.asker()).await.map_err(fail)?;
         self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn seal(
+        self: Rc<Self>,
+        params: attestation::SealParams,
+        mut results: attestation::SealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CREATE).map_err(fail)?;
+        let vat = self.vat().map_err(fail)?;
+        let to = RecipientKey::from_slice(params.get()?.get_to()?).map_err(fail)?;
+        let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
+        let asked = self.service.aside(
+            self.asker(),
+            format!("sealed a secret of {vat}"),
+            move |collector| {
+                let secret = sealing::new_secret()?;
+                let blob = collector.seal(&vat, &secret, now_ms)?;
+                Ok((blob, sealing::parcel(node, &vat, to, &secret)?))
+            },
+        );
+        let (blob, parcel) = asked.await.map_err(fail)?;
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_blob(&blob);
+        reply.set_parcel(&parcel);
+        Ok(())
+    }
+
+    async fn unseal(
+        self: Rc<Self>,
+        params: attestation::UnsealParams,
+        mut results: attestation::UnsealResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::CREATE).map_err(fail)?;
+        let vat = self.vat().map_err(fail)?;
+        let (blob, to) = {
+            let params = params.get()?;
+            let blob = Blob::parse(params.get_blob()?).map_err(|broken| fail(broken.into()))?;
+            (blob, RecipientKey::from_slice(params.get_to()?).map_err(fail)?)
+        };
+        let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());
+        let what = format!("unsealed a secret of {vat}");
+        let asked = self.service.aside(self.asker(), what, move |collector| {
+            let secret = collector.unseal(&vat, &blob, now_ms)?;
+            sealing::parcel(node, &vat, to, &secret)
+        });
+        let parcel = asked.await.map_err(fail)?;
+        self.facet.reply(&mut results).set_parcel(&parcel);
         Ok(())
     }
 }

@@ -29,6 +29,7 @@ const NV_CHUNK_BYTES: usize = 512;
 /// A TPM that has not answered by then is taken for dead. Real ones take 0.6 s for a quote.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
+pub(crate) const HIERARCHY_OWNER: u32 = 0x4000_0001;
 const TAG_NO_SESSIONS: u16 = 0x8001;
 const TAG_SESSIONS: u16 = 0x8002;
 const SESSION_PASSWORD: u32 = 0x4000_0009;
@@ -41,6 +42,7 @@ const CC_STARTUP: u32 = 0x0144;
 const CC_ACTIVATE_CREDENTIAL: u32 = 0x0147;
 const CC_NV_READ: u32 = 0x014e;
 const CC_POLICY_SECRET: u32 = 0x0151;
+pub(crate) const CC_LOAD: u32 = 0x0157;
 const CC_QUOTE: u32 = 0x0158;
 const CC_FLUSH_CONTEXT: u32 = 0x0165;
 const CC_NV_READ_PUBLIC: u32 = 0x0169;
@@ -50,8 +52,8 @@ const CC_PCR_READ: u32 = 0x017e;
 const CC_PCR_EXTEND: u32 = 0x0182;
 
 const RC_INITIALIZE: u32 = 0x100;
-/// Try again: testing, yielded, NV rate, lockout, retry.
-const RC_PASSING: [u32; 5] = [0x90a, 0x908, 0x920, 0x921, 0x922];
+/// Try again: testing, yielded, NV rate, lockout, retry, a register changed on the way.
+const RC_PASSING: [u32; 6] = [0x90a, 0x908, 0x920, 0x921, 0x922, 0x128];
 /// When to ask again after a failure that may pass.
 const RETRY_MS: u64 = 1_000;
 
@@ -70,6 +72,11 @@ pub(crate) enum TpmError {
     /// What was to be opened is for another key, or for one in another TPM.
     #[error("it is for another TPM, or another key of this one")]
     Another,
+    /// The registers are not those under which something was sealed.
+    #[error(
+        "the TPM's registers are not those that it was sealed under: this node booted something else, or another image"
+    )]
+    Registers,
     /// The TPM refused.
     #[error("the TPM refused command {command:#06x} with code {code:#05x}")]
     Refused {
@@ -87,6 +94,7 @@ impl From<TpmError> for Fault {
             TpmError::Refused { code, .. } if !RC_PASSING.contains(&code) => Fault::Internal(why),
             TpmError::Malformed(_) => Fault::Internal(why),
             TpmError::Another => Fault::Unauthenticated(why),
+            TpmError::Registers => Fault::StaleAttestation(why),
             _ => Fault::unavailable(RETRY_MS, why),
         }
     }
@@ -268,18 +276,14 @@ impl<T: Read + Write> Tpm<T> {
         credential: &Credential,
     ) -> Result<Zeroizing<[u8; 32]>, TpmError> {
         let template = credential.template();
-        let session = self.start_policy(template)?;
+        let session = self.start_policy(template.hash_algorithm())?;
         let activated = self.satisfy(session, template).and_then(|()| {
             let auths = [Auth::Password, Auth::Session(session)];
             let parameters = Writer::default().bytes(credential.blob()).bytes(credential.secret());
             let command = Command::new(CC_ACTIVATE_CREDENTIAL, &[ak, ek], &auths, parameters);
             self.call(&command)
         });
-        // The command ends it if it succeeds; if not, that is what went wrong, whatever becomes of the session.
-        match activated {
-            Ok(_) => self.there.retain(|there| *there != session),
-            Err(_) => drop(self.flush(session)),
-        }
+        self.used(session, activated.is_ok());
         let response = activated.map_err(|error| match error {
             TpmError::Refused { command: CC_ACTIVATE_CREDENTIAL, code } if is_parameters(code) => {
                 TpmError::Another
@@ -291,7 +295,8 @@ impl<T: Read + Write> Tpm<T> {
         Ok(Zeroizing::new(secret.try_into().map_err(|_| Broken("certInfo"))?))
     }
 
-    fn start_policy(&mut self, template: Template) -> Result<u32, TpmError> {
+    /// A policy session. It ends with the command that uses it, if that succeeds; else it must be flushed.
+    pub(crate) fn start_policy(&mut self, hash_algorithm: u16) -> Result<u32, TpmError> {
         // What the TPM takes from it here is nothing: the session signs and encrypts nothing.
         let nonce = [0u8; 16];
         let parameters = Writer::default()
@@ -301,11 +306,20 @@ impl<T: Read + Write> Tpm<T> {
             .sized(&[])
             .u8(SESSION_POLICY)
             .u16(ALG_NULL)
-            .u16(template.hash_algorithm());
+            .u16(hash_algorithm);
         let response = self.call(&Command::plain(CC_START_AUTH_SESSION, parameters))?;
         let session = Reader::new(&response).u32("sessionHandle")?;
         self.there.push(session);
         Ok(session)
+    }
+
+    /// Takes note of a session that a command used, or that was to be used. The command ends it if it succeeds; if not,
+    /// that is what went wrong, whatever becomes of the session.
+    pub(crate) fn used(&mut self, session: u32, succeeded: bool) {
+        match succeeded {
+            true => self.there.retain(|there| *there != session),
+            false => drop(self.flush(session)),
+        }
     }
 
     /// Has the session fulfil the policy of an endorsement key.
@@ -363,12 +377,20 @@ impl<T: Read + Write> Tpm<T> {
 
     /// Makes a key in the endorsement hierarchy. The handle must be flushed.
     fn create_primary(&mut self, template: &[u8]) -> Result<(u32, Vec<u8>), TpmError> {
+        self.create_primary_in(HIERARCHY_ENDORSEMENT, template)
+    }
+
+    /// Makes a key in a hierarchy that has no password. The handle must be flushed.
+    pub(crate) fn create_primary_in(
+        &mut self,
+        hierarchy: u32,
+        template: &[u8],
+    ) -> Result<(u32, Vec<u8>), TpmError> {
         let no_secret = Writer::default().sized(&[]).sized(&[]).done();
         let parameters = Writer::default().sized(&no_secret).sized(template).sized(&[]).u32(0);
-        let command = Command::authorized(CC_CREATE_PRIMARY, HIERARCHY_ENDORSEMENT, parameters);
+        let command = Command::authorized(CC_CREATE_PRIMARY, hierarchy, parameters);
         let response = self.call(&command)?;
-        let handle = Reader::new(&response).u32("handle")?;
-        self.there.push(handle);
+        let handle = self.made(&response)?;
         match parse_public(&response) {
             Ok(public) => Ok((handle, public)),
             Err(broken) => {
@@ -376,6 +398,13 @@ impl<T: Read + Write> Tpm<T> {
                 Err(broken.into())
             }
         }
+    }
+
+    /// The object that an answer begins with, which must be flushed.
+    pub(crate) fn made(&mut self, response: &[u8]) -> Result<u32, TpmError> {
+        let handle = Reader::new(response).u32("handle")?;
+        self.there.push(handle);
+        Ok(handle)
     }
 
     fn quote(
@@ -394,7 +423,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// Takes a key or session out of the TPM; later, if it has not answered what it was asked before.
-    fn flush(&mut self, handle: u32) -> Result<(), TpmError> {
+    pub(crate) fn flush(&mut self, handle: u32) -> Result<(), TpmError> {
         if self.talk != Talk::Settled {
             return Ok(());
         }
@@ -403,7 +432,7 @@ impl<T: Read + Write> Tpm<T> {
     }
 
     /// Sends one command and reads its answer: what follows the header.
-    fn call(&mut self, command: &Command) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+    pub(crate) fn call(&mut self, command: &Command) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.settle()?;
         let bytes = command.bytes();
         if bytes.len() > MAX_COMMAND_BYTES {
@@ -433,7 +462,8 @@ impl<T: Read + Write> Tpm<T> {
             Talk::Lost => Err(TpmError::Lost),
             Talk::Awaited(command) => {
                 let (_, code, body) = self.answer(command)?;
-                if code == 0 && [CC_CREATE_PRIMARY, CC_START_AUTH_SESSION].contains(&command) {
+                let makes = [CC_CREATE_PRIMARY, CC_LOAD, CC_START_AUTH_SESSION];
+                if code == 0 && makes.contains(&command) {
                     self.there.push(Reader::new(&body).u32("handle")?);
                 }
                 // Nobody asks for these any more: they would fill the TPM.
@@ -496,7 +526,7 @@ impl<T: Read + Write> Tpm<T> {
 }
 
 /// By what a handle may be used.
-enum Auth {
+pub(crate) enum Auth {
     /// An empty password: the keys and hierarchies used here have none.
     Password,
     /// A policy session, which ends with the command.
@@ -504,32 +534,33 @@ enum Auth {
 }
 
 /// A command of ours.
-struct Command {
+pub(crate) struct Command {
     tag: u16,
     code: u32,
     handles: Vec<u32>,
     authorization: Vec<u8>,
-    parameters: Vec<u8>,
+    /// Some have a secret in them.
+    parameters: Zeroizing<Vec<u8>>,
 }
 
 impl Command {
-    fn plain(code: u32, parameters: Writer) -> Command {
+    pub(crate) fn plain(code: u32, parameters: Writer) -> Command {
         let (handles, authorization) = (Vec::new(), Vec::new());
         Command {
             tag: TAG_NO_SESSIONS,
             code,
             handles,
             authorization,
-            parameters: parameters.done(),
+            parameters: Zeroizing::new(parameters.done()),
         }
     }
 
-    fn authorized(code: u32, handle: u32, parameters: Writer) -> Command {
+    pub(crate) fn authorized(code: u32, handle: u32, parameters: Writer) -> Command {
         Command::new(code, &[handle], &[Auth::Password], parameters)
     }
 
     /// With what authorizes the first handles.
-    fn new(code: u32, handles: &[u32], auths: &[Auth], parameters: Writer) -> Command {
+    pub(crate) fn new(code: u32, handles: &[u32], auths: &[Auth], parameters: Writer) -> Command {
         let authorization = auths.iter().fold(Writer::default(), |area, auth| {
             let session = match auth {
                 Auth::Password => SESSION_PASSWORD,
@@ -538,10 +569,11 @@ impl Command {
             area.u32(session).sized(&[]).u8(0).sized(&[])
         });
         let (handles, authorization) = (handles.to_vec(), authorization.done());
-        Command { tag: TAG_SESSIONS, code, handles, authorization, parameters: parameters.done() }
+        let parameters = Zeroizing::new(parameters.done());
+        Command { tag: TAG_SESSIONS, code, handles, authorization, parameters }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self) -> Zeroizing<Vec<u8>> {
         let handles = self.handles.iter().fold(Writer::default(), |all, handle| all.u32(*handle));
         let authorization = match self.authorization.len() {
             0 => handles.done(),
@@ -551,13 +583,14 @@ impl Command {
             }
         };
         let size = HEADER_BYTES + authorization.len() + self.parameters.len();
-        Writer::default()
+        let bytes = Writer::with_room(size)
             .u16(self.tag)
             .u32(u32::try_from(size).expect("commands of ours are under 1 KiB"))
             .u32(self.code)
             .bytes(&authorization)
             .bytes(&self.parameters)
-            .done()
+            .done();
+        Zeroizing::new(bytes)
     }
 }
 
@@ -575,7 +608,7 @@ fn parse_nv_size(response: &[u8], index: u32) -> Result<usize, Broken> {
 }
 
 /// `TPML_PCR_SELECTION` of one SHA-256 bank.
-fn selection(pcrs: PcrSet) -> Writer {
+pub(crate) fn selection(pcrs: PcrSet) -> Writer {
     Writer::default().u32(1).u16(ALG_SHA256).u8(3).bytes(&pcrs.select())
 }
 
@@ -606,12 +639,15 @@ fn parse_pcr_read(response: &[u8], asked: PcrSet) -> Result<Pcrs, Broken> {
 }
 
 /// Whether a response code says that a parameter is wrong (Part 2, 6.6.3: format one, with a parameter's number).
-fn is_parameters(code: u32) -> bool {
+pub(crate) fn is_parameters(code: u32) -> bool {
     code & 0xc0 == 0xc0
 }
 
 /// The parameter area of an answer with sessions, without a handle before it.
-fn parameters_of<'a>(response: &'a [u8], field: &'static str) -> Result<Reader<'a>, Broken> {
+pub(crate) fn parameters_of<'a>(
+    response: &'a [u8],
+    field: &'static str,
+) -> Result<Reader<'a>, Broken> {
     let mut r = Reader::new(response);
     let len = usize::try_from(r.u32(field)?).map_err(|_| Broken(field))?;
     Ok(Reader::new(r.bytes(len, field)?))

@@ -1264,7 +1264,7 @@ serves = ["regions"]
             edges,
             [
                 "scheduler attestation attestation read+attest",
-                "secrets attestation attestation read",
+                "secrets attestation attestation read+create",
                 "scheduler executor executor run",
                 "executor memory memory none",
             ]

@@ -295,7 +295,7 @@ mod tests {
             let paths = checked(&plan(text)).unwrap();
             paths.iter().filter(|path| path.from == OUTSIDE).count()
         };
-        assert_eq!((outside(SINGLE), outside(CLUSTER)), (0, 8));
+        assert_eq!((outside(SINGLE), outside(CLUSTER)), (0, 9));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub const SEALED_OVERHEAD: usize = NONCE_BYTES + 16;
 pub const WRAPPED_KEY_BYTES: usize = SECRET_BYTES + SEALED_OVERHEAD;
 
 const ROOT: &[u8] = b"distos-secrets-root-v1";
+const BOUND: &[u8] = b"distos-secrets-bound-v1";
 const KEY: &[u8] = b"distos-secrets-key-v1";
 const VALUE: &[u8] = b"distos-secrets-value-v1";
 
@@ -32,10 +33,19 @@ pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), Fault>;
 pub struct RootFacts {
     /// Names it.
     pub id: [u8; ID_BYTES],
-    /// How it was split.
-    pub scheme: Scheme,
+    /// How it was split; `None` if the TPM alone opens it.
+    pub scheme: Option<Scheme>,
     /// Nothing, encrypted under it: only the right key opens this.
     pub check: [u8; SEALED_OVERHEAD],
+}
+
+/// A root key as one TPM opens it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// What the TPM unseals, which gives a key.
+    pub blob: Vec<u8>,
+    /// The root key, encrypted under that.
+    pub root: WrappedKey,
 }
 
 /// A root key.
@@ -68,9 +78,9 @@ impl Owner {
 }
 
 impl Barrier {
-    /// A new root key, what is to be kept of it, and its shares.
+    /// A new root key, what is to be kept of it, and its shares, if it is to have any.
     pub fn new(
-        scheme: Scheme,
+        scheme: Option<Scheme>,
         random: Random<'_>,
     ) -> Result<(Barrier, RootFacts, Vec<Share>), Fault> {
         let root = SecretPage::fill(|key| random(key))?;
@@ -78,7 +88,10 @@ impl Barrier {
         random(&mut id)?;
         let check = encrypt(root.expose(), &[ROOT, &id], b"", random)?;
         let check = check.try_into().map_err(|_| Fault::internal("nothing has one length"))?;
-        let shares = shamir::split(&root, id, scheme, random)?;
+        let shares = match scheme {
+            Some(scheme) => shamir::split(&root, id, scheme, random)?,
+            None => Vec::new(),
+        };
         Ok((Barrier { root }, RootFacts { id, scheme, check }, shares))
     }
 
@@ -90,6 +103,33 @@ impl Barrier {
                 "together these shares are not the root key: one of them was forged. Give them all again".into(),
             )
         })?;
+        Ok(Barrier { root })
+    }
+
+    /// The root key, encrypted under a key that a TPM keeps and that was never used before.
+    pub fn bind(
+        &self,
+        facts: &RootFacts,
+        key: &[u8; SECRET_BYTES],
+        random: Random<'_>,
+    ) -> Result<WrappedKey, Fault> {
+        let wrapped = encrypt(key, &[BOUND, &facts.id], self.root.expose(), random)?;
+        wrapped.try_into().map_err(|_| Fault::internal("a key has one length"))
+    }
+
+    /// The root key that was encrypted under this key. [`Fault::Corrupt`] if it was not, or is another.
+    pub fn of_bound(
+        facts: &RootFacts,
+        root: &WrappedKey,
+        key: &[u8; SECRET_BYTES],
+    ) -> Result<Barrier, Fault> {
+        let corrupt = || Fault::Corrupt("the root key was changed on disk".into());
+        let plain = decrypt(key, &[BOUND, &facts.id], root).ok_or_else(corrupt)?;
+        let root = SecretPage::fill(|place| {
+            place.copy_from_slice(plain.get(..SECRET_BYTES).ok_or_else(corrupt)?);
+            Ok::<(), Fault>(())
+        })?;
+        decrypt(root.expose(), &[ROOT, &facts.id], &facts.check).ok_or_else(corrupt)?;
         Ok(Barrier { root })
     }
 
@@ -193,8 +233,8 @@ mod tests {
         Owner { tenant: TenantId(tenant), object: ObjectId(object), terms: [4; 32] }
     }
 
-    fn scheme() -> Scheme {
-        Scheme::new(2, 3).unwrap()
+    fn scheme() -> Option<Scheme> {
+        Some(Scheme::new(2, 3).unwrap())
     }
 
     #[test]
@@ -238,5 +278,29 @@ mod tests {
         let fault = Barrier::of_shares(&facts, &others[1..]).unwrap_err();
         assert!(matches!(fault, Fault::Unauthenticated(_)), "{fault}");
         assert!(Barrier::of_shares(&facts, &shares[..1]).is_err(), "one is too few");
+    }
+
+    #[test]
+    fn what_a_tpm_opens_is_the_root_key_that_was_bound_and_no_other() {
+        let random = &mut random(3);
+        let (barrier, facts, shares) = Barrier::new(None, random).unwrap();
+        assert!(shares.is_empty());
+        let key = barrier.new_key(owner(1, 7), random).unwrap();
+        let sealed = barrier.seal(owner(1, 7), &key, 1, b"hunter2", random).unwrap();
+        let bound = barrier.bind(&facts, &[5; SECRET_BYTES], random).unwrap();
+        let again = Barrier::of_bound(&facts, &bound, &[5; SECRET_BYTES]).unwrap();
+        assert_eq!(*again.open(owner(1, 7), &key, 1, &sealed).unwrap(), b"hunter2");
+        let (stranger, other, _) = Barrier::new(None, random).unwrap();
+        let others = stranger.bind(&other, &[5; SECRET_BYTES], random).unwrap();
+        let renamed = RootFacts { id: facts.id, ..other.clone() };
+        for (facts, root, key) in [
+            (&facts, &bound, [6; SECRET_BYTES]),
+            (&other, &bound, [5; SECRET_BYTES]),
+            (&facts, &others, [5; SECRET_BYTES]),
+            (&renamed, &bound, [5; SECRET_BYTES]),
+        ] {
+            let fault = Barrier::of_bound(facts, root, &key).unwrap_err();
+            assert!(matches!(fault, Fault::Corrupt(_)), "{fault}");
+        }
     }
 }

@@ -4,13 +4,16 @@
 use distos_abi::{CapId, HolderKey, NodeId, ObjectId, TenantId};
 use distos_rpc::log::{Format, MAX_PAYLOAD, Reader};
 
-use crate::barrier::{Owner, RootFacts, SEALED_OVERHEAD, WrappedKey};
+use crate::barrier::{Binding, Owner, RootFacts, SEALED_OVERHEAD, WrappedKey};
 use crate::shamir::Scheme;
 
 /// The longest name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 /// The longest value, in bytes.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
+
+/// The longest blob that a TPM opens, in bytes.
+pub const MAX_BLOB_BYTES: usize = 2048;
 
 /// The broker's log.
 pub const LOG: Format = Format { file: *b"distos secrets 1", frame: *b"DSXF", version: 1 };
@@ -106,6 +109,8 @@ pub struct NewLease {
 pub enum Record {
     /// There is a root key.
     Root(RootFacts),
+    /// A TPM opens it.
+    Bound(Binding),
     /// Numbers that were given out, so that a compacted log does not forget them.
     Counters {
         /// The next secret's.
@@ -180,7 +185,8 @@ impl Record {
             Record::Root(facts) => {
                 out.push(1);
                 out.extend(facts.id);
-                out.extend([facts.scheme.threshold(), facts.scheme.shares()]);
+                let scheme = facts.scheme.map(|s| [s.threshold(), s.shares()]);
+                out.extend(scheme.unwrap_or_default());
                 out.extend(facts.check);
             }
             Record::Counters { object, lease } => {
@@ -263,6 +269,12 @@ impl Record {
                 out.push(15);
                 out.extend(now_ms.to_le_bytes());
             }
+            Record::Bound(bound) => {
+                out.push(16);
+                out.extend((bound.blob.len() as u16).to_le_bytes());
+                out.extend(&bound.blob);
+                out.extend(bound.root);
+            }
         }
     }
 
@@ -270,7 +282,10 @@ impl Record {
         Some(match from.u8()? {
             1 => {
                 let id = from.bytes()?;
-                let scheme = Scheme::new(from.u8()?, from.u8()?).ok()?;
+                let scheme = match (from.u8()?, from.u8()?) {
+                    (0, 0) => None,
+                    (threshold, shares) => Some(Scheme::new(threshold, shares).ok()?),
+                };
                 Record::Root(RootFacts { id, scheme, check: from.bytes()? })
             }
             2 => Record::Counters { object: from.u64()?, lease: from.u64()? },
@@ -309,6 +324,14 @@ impl Record {
             13 => Record::Settled { object: ObjectId(from.u64()?), id: LeaseId(from.u64()?) },
             14 => Record::AdmittedNode(NodeId(from.bytes()?)),
             15 => Record::Time(from.u64()?),
+            16 => {
+                let len = usize::from(from.u16()?);
+                if len > MAX_BLOB_BYTES {
+                    return None;
+                }
+                let blob = from.slice(len)?.to_vec();
+                Record::Bound(Binding { blob, root: from.bytes()? })
+            }
             _ => return None,
         })
     }
@@ -410,9 +433,11 @@ mod tests {
         let mut all = vec![
             Record::Root(RootFacts {
                 id: [1; 16],
-                scheme: Scheme::new(3, 5).unwrap(),
+                scheme: Some(Scheme::new(3, 5).unwrap()),
                 check: [2; SEALED_OVERHEAD],
             }),
+            Record::Root(RootFacts { id: [1; 16], scheme: None, check: [2; SEALED_OVERHEAD] }),
+            Record::Bound(Binding { blob: vec![3; 300], root: [4; WRAPPED_KEY_BYTES] }),
             Record::Counters { object: 9, lease: 10 },
             Record::Version {
                 object: ObjectId(2),
@@ -492,7 +517,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_and_have_one_encoding(
-            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..17,
+            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..18,
         ) {
             let bytes = [&[first][..], &bytes].concat();
             if let Some(records) = decode(&bytes) {

@@ -13,7 +13,7 @@ use std::ops::Bound;
 
 use distos_abi::{CapId, Fault, HolderKey, Meter, NodeId, ObjectId, TenantId};
 
-use crate::barrier::{Owner, RootFacts};
+use crate::barrier::{Binding, Owner, RootFacts};
 use crate::record::{
     Facts, Holder, LeaseId, MAX_NAME_BYTES, MAX_VALUE_BYTES, NewLease, Record, SecretKind,
 };
@@ -276,6 +276,7 @@ pub struct Reading<'a> {
 pub struct State {
     limits: Limits,
     root: Option<RootFacts>,
+    bound: Option<Binding>,
     secrets: BTreeMap<ObjectId, Secret>,
     names: BTreeMap<(TenantId, String), ObjectId>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -300,6 +301,7 @@ impl State {
         State {
             limits,
             root: None,
+            bound: None,
             secrets: BTreeMap::new(),
             names: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -321,6 +323,11 @@ impl State {
         self.root.as_ref()
     }
 
+    /// How a TPM opens the root key, if one does.
+    pub fn bound(&self) -> Option<&Binding> {
+        self.bound.as_ref()
+    }
+
     /// Whether something was ever encrypted under the root key. Until then there may be another: whoever has lost the
     /// shares of one has lost nothing.
     pub fn is_used(&self) -> bool {
@@ -340,12 +347,6 @@ impl State {
     /// Notes that it is so late.
     pub fn reached(&mut self, now_ms: u64) {
         self.floor_ms = self.floor_ms.max(now_ms);
-    }
-
-    /// Secrets that are given out on evidence only and that have leases, and their tenants.
-    pub fn attested_leased(&self) -> Vec<(ObjectId, TenantId)> {
-        let leased = self.secrets.iter().filter(|(_, s)| s.facts.attested && s.leases > 0);
-        leased.map(|(object, secret)| (*object, secret.facts.tenant)).collect()
     }
 
     /// Every secret and its tenant.
@@ -589,10 +590,14 @@ impl State {
     /// this state's own decisions never fails; one from a disk may be about what is not there.
     pub fn apply(&mut self, record: Record) -> Result<u64, String> {
         match record {
-            Record::Root(facts) if !self.is_used() => self.root = Some(facts),
+            Record::Root(facts) if !self.is_used() => (self.root, self.bound) = (Some(facts), None),
             Record::Root(_) => {
                 return Err("another root key than that which secrets are under".into());
             }
+            Record::Bound(_) if self.root.is_none() => {
+                return Err("a TPM that opens a root key that there is not".into());
+            }
+            Record::Bound(bound) => self.bound = Some(bound),
             Record::Counters { object, lease } => {
                 self.next_object = self.next_object.max(object);
                 self.next_lease = self.next_lease.max(lease);
@@ -779,6 +784,7 @@ impl State {
     pub fn snapshot(&self, now_ms: u64) -> impl Iterator<Item = Record> + '_ {
         let counters = Record::Counters { object: self.next_object, lease: self.next_lease };
         let root = self.root.clone().map(Record::Root);
+        let bound = self.bound.clone().map(Record::Bound);
         let time = Record::Time(self.floor_ms.max(now_ms));
         // Before the leases, of which these end none.
         let refused = self.refused.iter().map(|node| Record::EndedNode(*node));
@@ -817,6 +823,7 @@ impl State {
             }))
         });
         root.into_iter()
+            .chain(bound)
             .chain([counters, time])
             .chain(refused)
             .chain(secrets)

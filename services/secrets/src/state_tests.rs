@@ -64,7 +64,7 @@ pub(crate) fn life() -> Vec<Record> {
         let (id, holder) = (LeaseId(id), holder(RED, cap, 5));
         Record::Leased(NewLease { id, object, version: 1, holder, node, until_ms: NOW + MINUTE })
     };
-    let (id, scheme) = ([1; 16], Scheme::new(2, 3).unwrap());
+    let (id, scheme) = ([1; 16], Some(Scheme::new(2, 3).unwrap()));
     vec![
         Record::Root(RootFacts { id, scheme, check: [2; SEALED_OVERHEAD] }),
         Record::Put { object, facts: facts(RED, "db") },
@@ -86,6 +86,7 @@ pub(crate) fn life() -> Vec<Record> {
         Record::EndedSecret(ObjectId(2)),
         Record::Dropped(ObjectId(2)),
         Record::Counters { object: 9, lease: 20 },
+        Record::Bound(Binding { blob: vec![6; 300], root: [7; WRAPPED_KEY_BYTES] }),
     ]
 }
 
@@ -355,6 +356,7 @@ fn a_log_that_makes_no_sense_is_told_and_changes_nothing_by_panicking() {
     for (before, wrong) in [
         (0, version(object, 1, 0)),
         (0, Record::Dropped(object)),
+        (0, Record::Bound(Binding { blob: vec![6; 300], root: [7; WRAPPED_KEY_BYTES] })),
         (0, Record::EndedSecret(object)),
         (2, life()[0].clone()),
         (2, life()[1].clone()),

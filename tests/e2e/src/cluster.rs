@@ -18,8 +18,8 @@ use crate::{COMMAND_TIMEOUT, Node, Output, distos, eventually, repository, run, 
 /// How long a node may take to be vouched for by another.
 pub const VOUCHED: Duration = Duration::from_secs(30);
 /// The services of a node of a cluster, in the order of their ports in its image.
-pub const SERVICES: [&str; 7] =
-    ["network", "memory", "scheduler", "attestation", "audit", "gpu", "node"];
+pub const SERVICES: [&str; 8] =
+    ["network", "memory", "scheduler", "attestation", "audit", "gpu", "node", "secrets"];
 
 /// Where a cluster is made: the root's and an issuer's keys.
 pub struct Desk(tempfile::TempDir);
@@ -193,17 +193,32 @@ pub fn acquaint(one: &Member, other: &Member) {
 
 /// `distos connect` to the memory service of `member`, for `name`; the socket is in `run` of this folder of the desk.
 pub fn connect(desk: &Desk, member: &Member, name: &str, folder: &str) -> Watched {
+    connect_to(desk, member, ("memory", "regions"), name, folder)
+}
+
+/// The same to another service of it, and the entry of the capability file that lives there.
+pub fn connect_to(
+    desk: &Desk,
+    member: &Member,
+    (service, entry): (&str, &str),
+    name: &str,
+    folder: &str,
+) -> Watched {
     let run = desk.path(folder).join("run");
     fs::create_dir_all(&run).expect("the test's own files, sockets and commands");
-    let (cap, at) = (format!("{name}.cap"), member.address("memory"));
-    let listen = format!("unix:{}", run.join("memory.sock").display());
+    let (cap, at) = (format!("{name}.cap"), member.address(service));
+    let listen = format!("unix:{}", run.join(format!("{service}.sock")).display());
     let command =
-        desk.command(&["connect", &at, "--as", &cap, "--entry", "regions", "--listen", &listen]);
+        desk.command(&["connect", &at, "--as", &cap, "--entry", entry, "--listen", &listen]);
     let mut connected = Watched::spawn(command);
     let begun = Instant::now();
     while !connected.text().contains("leads to") {
         assert!(begun.elapsed() < VOUCHED, "{}", connected.text());
-        assert!(connected.run_for(Duration::from_millis(20)), "it ended: {}", connected.text());
+        assert!(
+            connected.run_for(Duration::from_millis(20)),
+            "it ended: {}",
+            connected.complaints()
+        );
     }
     connected
 }

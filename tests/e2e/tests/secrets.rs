@@ -4,16 +4,20 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{BufRead as _, Read as _, Seek as _, SeekFrom};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use distos_e2e::cluster::{Desk, connect_to, two};
 use distos_e2e::disk::Disk;
 use distos_e2e::holder::{Holder, in_this_process};
-use distos_e2e::images::with_tpm;
+use distos_e2e::images::{with_tpm, with_tpm_args};
+use distos_e2e::watch::Watched;
 use distos_e2e::{Node, Output, eventually, is_root, kill, signal, single_image};
 use distos_schemas::secrets_capnp::{SecretKind, accounts, secrets};
 use rustix::process::Signal;
@@ -26,18 +30,115 @@ const PASSWORD: &str = "Qz7-correct-horse-battery-staple-4mWx";
 const CANARY: &str = "a-name-that-stands-in-memory-Zt81";
 const SECOND: &str = "Vk2-entirely-another-password-9pLr";
 
+/// A node of which nothing may have told a secret when its test is over: no file of its directory, and that is where its
+/// logs and its audit records are.
+struct Discreet {
+    node: Node,
+    needles: Vec<Vec<u8>>,
+}
+
+impl Discreet {
+    fn of(node: Node, shares: &[String]) -> Discreet {
+        Discreet { node, needles: needles(shares) }
+    }
+}
+
+impl Deref for Discreet {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl DerefMut for Discreet {
+    fn deref_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+}
+
+impl Drop for Discreet {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let mut found = Vec::new();
+        files_with(&self.node.directory(), &self.needles, &mut found);
+        assert_eq!(found, [] as [&str; 0], "a secret stands in the clear in these files");
+        assert!(!contains(self.node.log().as_bytes(), &self.needles), "the log tells a secret");
+        // While it serves, also as it is told.
+        let told = self.node.cli(&["audit", "list", "--json"]);
+        assert!(!contains(&told.stdout, &self.needles), "an audit record tells a secret");
+    }
+}
+
+/// What nobody may see of a node that keeps the values of these tests: the values, the shares and the root key.
+fn needles(shares: &[String]) -> Vec<Vec<u8>> {
+    let mut needles: Vec<Vec<u8>> = [traces(PASSWORD), traces(SECOND)].concat();
+    shares.iter().for_each(|share| needles.extend(traces_of_share(share)));
+    if let [one, other, ..] = shares {
+        let key = root_key(one, other);
+        needles.extend([key.to_vec(), hex::encode(key).into_bytes()]);
+    }
+    needles
+}
+
+/// What two shares that are enough make: the line through both, at zero, in the field of AES (FIPS 197, section 4).
+fn root_key(one: &str, other: &str) -> [u8; 32] {
+    let [(x, a), (y, b)] = [one, other].map(|share| {
+        let bytes = hex::decode(share.strip_prefix("distos-share-").unwrap()).unwrap();
+        (bytes[18], bytes[19..51].to_vec())
+    });
+    // In a field of 256 elements, the 254th power is the inverse.
+    let over_difference = (0..253).fold(x ^ y, |power, _| times(power, x ^ y));
+    let (of_a, of_b) = (times(y, over_difference), times(x, over_difference));
+    std::array::from_fn(|at| times(a[at], of_a) ^ times(b[at], of_b))
+}
+
+fn times(mut a: u8, mut b: u8) -> u8 {
+    let mut product = 0;
+    while b != 0 {
+        product ^= if b & 1 == 1 { a } else { 0 };
+        a = (a << 1) ^ if a & 0x80 == 0 { 0 } else { 0x1b };
+        b >>= 1;
+    }
+    product
+}
+
 /// A node with an open broker and the tenants red, blue and green, and the shares that open it.
-fn open() -> (Node, Vec<String>) {
+fn open() -> (Discreet, Vec<String>) {
     let node = Node::boot();
     let shares = ready(&node);
-    (node, shares)
+    (Discreet::of(node, &shares), shares)
+}
+
+/// The same, which its TPM opens as well.
+fn open_by_tpm() -> (Discreet, Vec<String>) {
+    let node = Node::boot_with(&with_tpm(60_000, "/usr/bin/swtpm"));
+    node.tenants(&["red", "blue", "green"]);
+    let init = ["secret", "init", "--tpm", "--threshold", "2", "--shares", "3"];
+    let shares = shares_of(&node.json(&init));
+    (Discreet::of(node, &shares), shares)
 }
 
 fn ready(node: &Node) -> Vec<String> {
     node.tenants(&["red", "blue", "green"]);
-    let made = node.json(&["secret", "init", "--threshold", "2", "--shares", "3"]);
+    shares_of(&node.json(&["secret", "init", "--threshold", "2", "--shares", "3"]))
+}
+
+fn shares_of(made: &Value) -> Vec<String> {
     let shares = made["shares"].as_array().unwrap();
     shares.iter().map(|share| share.as_str().unwrap().to_owned()).collect()
+}
+
+/// The broker's status, when it has come to what is waited for.
+fn status_when(node: &Node, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, LONG, || {
+        let output = node.cli(&["secret", "status", "--json"]);
+        let status: Option<Value> =
+            (output.code == 0).then(|| serde_json::from_slice(&output.stdout).unwrap());
+        status.filter(&is)
+    })
 }
 
 fn unseal(node: &Node, share: &str) -> Output {
@@ -89,7 +190,29 @@ fn files_with(directory: &Path, needles: &[Vec<u8>], found: &mut Vec<String>) ->
 }
 
 fn contains(bytes: &[u8], needles: &[Vec<u8>]) -> bool {
-    needles.iter().any(|needle| bytes.windows(needle.len()).any(|w| w == needle))
+    needles.iter().any(|needle| holds(bytes, needle))
+}
+
+/// There may be much to look through, in a build that is not optimised: what looks for the first byte is the standard
+/// library's own.
+fn holds(bytes: &[u8], needle: &[u8]) -> bool {
+    let (first, others) = needle.split_first().unwrap();
+    let mut rest = bytes;
+    while rest.skip_until(*first).unwrap() > 0 {
+        if rest.starts_with(others) {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn what_is_looked_for_is_found_wherever_it_stands() {
+    for (bytes, found) in
+        [("xxab", true), ("abxx", true), ("xaab", true), ("axb", false), ("", false)]
+    {
+        assert_eq!(holds(bytes.as_bytes(), b"ab"), found, "{bytes}");
+    }
 }
 
 /// A secret as it might have slipped out: as it is, or in hexadecimal.
@@ -128,11 +251,7 @@ fn red_gets_back_what_it_keeps_and_nobody_else_can_and_no_file_log_or_process_sh
         (&"db/password".into(), &2.into())
     );
 
-    let mut needles: Vec<Vec<u8>> = traces(PASSWORD).into();
-    // Shares neither.
-    for share in &shares {
-        needles.extend(traces_of_share(share));
-    }
+    let needles = needles(&shares);
     let mut found = Vec::new();
     let count = files_with(&node.directory(), &needles, &mut found);
     assert!(count > 10, "the node's directory was not seen");
@@ -179,8 +298,6 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
         assert_eq!(get(&node, &[CANARY, "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
     }
     let pid = node.pid_of("secrets");
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut needles: Vec<Vec<u8>> = traces(PASSWORD).into();
     for share in &shares {
         needles.extend(traces_of_share(share));
@@ -188,20 +305,7 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
     // Generated keys are not looked for: what the library for HPKE frees of them is not erased, and stands there for a
     // while (see `distos_delivery`). Of what is short the allocator soon writes over it.
     let (mut seen, mut canary_seen) = (0, false);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
-        let (from, to) = range.split_once('-').unwrap();
-        let (from, to) =
-            (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
-        if !rights.starts_with("rw") {
-            continue;
-        }
-        let mut bytes = vec![0; (to - from) as usize];
-        memory.seek(SeekFrom::Start(from)).unwrap();
-        if memory.read_exact(&mut bytes).is_err() {
-            continue;
-        }
+    for Mapping { line, bytes, .. } in mappings(pid) {
         seen += bytes.len();
         canary_seen |= contains(&bytes, &[CANARY.as_bytes().to_vec()]);
         // Which one, and no more of it: this is printed.
@@ -210,6 +314,225 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
         assert_eq!(found, None, "{line}");
     }
     assert!(seen > 1 << 20 && canary_seen, "the memory was not seen: {seen} bytes");
+}
+
+/// Memory of another process that it may write to, as Linux describes it.
+struct Mapping {
+    line: String,
+    /// What `VmFlags` says.
+    flags: String,
+    bytes: Vec<u8>,
+}
+
+fn mappings(pid: u32) -> Vec<Mapping> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let (mut found, mut head) = (Vec::new(), None);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        match first.split_once('-') {
+            Some((from, to)) if !first.ends_with(':') => {
+                let number = |text| u64::from_str_radix(text, 16).unwrap();
+                head =
+                    second.starts_with("rw").then(|| (line.to_owned(), number(from), number(to)));
+            }
+            _ if first == "VmFlags:" => {
+                let Some((line_of_head, from, to)) = head.take() else { continue };
+                let mut bytes = vec![0; (to - from) as usize];
+                memory.seek(SeekFrom::Start(from)).unwrap();
+                if memory.read_exact(&mut bytes).is_ok() {
+                    let flags = format!("{} ", line.trim_end());
+                    found.push(Mapping { line: line_of_head, flags, bytes });
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn the_root_key_is_in_memory_that_is_locked_and_left_out_of_core_files_and_nowhere_else() {
+    if !is_root() {
+        println!("NOT TESTED: only root reads another process's memory");
+        return;
+    }
+    let (node, shares) = open_by_tpm();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    // As it comes from the TPM, and as it comes from shares.
+    kill(node.pid_of("secrets"));
+    status_when(&node, "the broker's return", |status| status["sealed"] == false);
+    for by_shares in [false, true] {
+        if by_shares {
+            node.ok(&["secret", "seal"]);
+            shares[..2].iter().for_each(|share| assert_eq!(unseal(&node, share).code, 0));
+        }
+        for _ in 0..3 {
+            assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+        }
+        let (pid, key) = (node.pid_of("secrets"), vec![root_key(&shares[0], &shares[1]).to_vec()]);
+        let holding: Vec<Mapping> =
+            mappings(pid).into_iter().filter(|mapping| contains(&mapping.bytes, &key)).collect();
+        assert!(!holding.is_empty(), "it is open, and its key was not seen");
+        for Mapping { line, flags, .. } in holding {
+            let protected = flags.contains(" lo ") && flags.contains(" dd ");
+            assert!(protected, "by shares: {by_shares}: {line}: {flags}");
+        }
+    }
+    if let Err(why) = is_in_no_core_file(&node, node.pid_of("secrets"), &needles(&shares)) {
+        println!("NOT TESTED: {why}");
+    }
+}
+
+/// Looks through a core file of the process, made as a debugger does: it leaves out what is marked to be. An error says why
+/// there is none.
+fn is_in_no_core_file(node: &Node, pid: u32, needles: &[Vec<u8>]) -> Result<(), String> {
+    let prefix = node.file("core");
+    let made = Command::new("gcore").arg("-o").arg(&prefix).arg(pid.to_string()).output();
+    let made = made.map_err(|_| "there is no gcore here")?;
+    let core = prefix.with_extension(pid.to_string());
+    let cannot = |_| format!("gcore cannot look: {}", String::from_utf8_lossy(&made.stderr));
+    let bytes = fs::read(&core).map_err(cannot)?;
+    fs::remove_file(&core).unwrap();
+    assert!(bytes.len() > 1 << 20, "the core file is empty");
+    let found = needles.iter().position(|needle| contains(&bytes, std::slice::from_ref(needle)));
+    assert_eq!(found, None, "it is in the core file");
+    Ok(())
+}
+
+#[test]
+fn the_tpm_opens_the_broker_after_every_start_and_not_after_an_operator_sealed_it() {
+    let (node, _) = open_by_tpm();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    for _ in 0..2 {
+        kill(node.pid_of("secrets"));
+        let status = status_when(&node, "the broker's return", |s| s["sealed"] == false);
+        assert_eq!((&status["tpm"], &status["given"]), (&true.into(), &0.into()));
+        assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    }
+    node.ok(&["secret", "seal"]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
+    // A tenant cannot have it opened.
+    node.refused(&["secret", "unseal", "--tpm", "--as", "red.cap"], 10);
+    node.refused(&["secret", "bind"], 17);
+    node.ok(&["secret", "unseal", "--tpm"]);
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    // Its making, and each opening, is on record.
+    eventually("the audit log", LONG, || {
+        let log = node.ok(&["audit", "list", "--json"]).text();
+        let told = ["sealed a secret of secrets", "unsealed a secret of secrets", "the TPM opened"];
+        told.iter().all(|text| log.contains(text)).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_booted_another_image_is_opened_by_shares_alone_until_it_is_bound_again() {
+    let (mut node, shares) = open_by_tpm();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    node.down();
+    // Its TPM is reset with the node, and measures another image.
+    node.write_image(&with_tpm(61_000, "/usr/bin/swtpm"));
+    node.reboot();
+    let status = status_when(&node, "the TPM's refusal", |s| s["why"] != "");
+    assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()), "{status}");
+    assert!(status["why"].as_str().unwrap().contains("registers"), "{status}");
+    let told = node.ok(&["secret", "status"]).text();
+    assert!(told.contains("secret unseal") && told.contains("secret bind"), "{told}");
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17);
+    node.refused(&["secret", "unseal", "--tpm"], 14);
+    shares[1..].iter().for_each(|share| assert_eq!(unseal(&node, share).code, 0));
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    node.ok(&["secret", "bind"]);
+    kill(node.pid_of("secrets"));
+    status_when(&node, "the broker's return", |status| status["sealed"] == false);
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+}
+
+/// Blue's program: says what it was given where it can be read, and goes on until it is asked to end.
+const PROGRAM: &str = "cat \"$1\" > seen; env > environment; tr '\\0' '\\n' < /proc/$$/cmdline > words; \
+                       trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+
+fn program(node: &Node, options: &[&str]) -> Watched {
+    let words = ["--as", "red.cap", "--", "sh", "-c", PROGRAM, "sh", "{db}"];
+    let args = [&["secret", "exec", "db"][..], options, &words].concat();
+    let mut running = Watched::spawn(node.command(&args));
+    eventually("the program", LONG, || {
+        assert!(running.run_for(Duration::from_millis(20)), "{}", running.complaints());
+        running.text().contains("ready").then_some(())
+    });
+    running
+}
+
+fn leases(node: &Node) -> u64 {
+    node.json(&["secret", "list", "--as", "red.cap"])["secrets"][0]["leases"].as_u64().unwrap()
+}
+
+#[test]
+fn a_program_gets_a_secret_in_a_descriptor_and_its_lease_lasts_as_long_as_it_runs() {
+    let (node, _) = open();
+    let args = ["secret", "put", "db", "-", "--lease", "3s", "--as", "red.cap"];
+    assert_eq!(node.cli_with(&args, PASSWORD.as_bytes(), LONG).code, 0);
+    let running = program(&node, &[]);
+    let work = node.work();
+    assert_eq!(fs::read(work.join("seen")).unwrap(), PASSWORD.as_bytes());
+    for file in ["environment", "words"] {
+        let text = fs::read(work.join(file)).unwrap();
+        assert!(text.len() > 10 && !contains(&text, &traces(PASSWORD)), "{file}");
+    }
+    assert!(fs::read_to_string(work.join("words")).unwrap().contains("/proc/self/fd/"));
+    fs::remove_file(work.join("seen")).unwrap();
+    // Longer than the lease: it is renewed.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(leases(&node), 1);
+    running.signal(Signal::TERM);
+    let ended = running.finish(LONG);
+    assert_eq!(ended.code, 7, "as the program ended: {}", ended.stderr);
+    assert_eq!(leases(&node), 0, "it was given back");
+    // One that is not told where its secret is would run without it.
+    let without = ["secret", "exec", "db", "--as", "red.cap", "--", "true"];
+    assert!(node.refused(&without, 16).contains("{db}"));
+    assert_eq!(leases(&node), 0);
+}
+
+#[test]
+fn a_program_is_asked_to_end_when_its_lease_is_ended() {
+    let (node, _) = open();
+    let args = ["secret", "put", "db", "-", "--lease", "4s", "--as", "red.cap"];
+    assert_eq!(node.cli_with(&args, PASSWORD.as_bytes(), LONG).code, 0);
+    let running = program(&node, &["--for", "4s"]);
+    fs::remove_file(node.work().join("seen")).unwrap();
+    node.ok(&["secret", "revoke", "db", "--leases", "--as", "red.cap"]);
+    let ended = running.finish(LONG);
+    assert_eq!(ended.code, 11, "{}", ended.stderr);
+    assert!(ended.stderr.contains("asked to end"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_holder_elsewhere_in_the_cluster_reads_a_secret_that_is_sealed_to_its_key() {
+    let desk = Desk::set_up();
+    let (home, _other) = two(&desk, 3600);
+    let shares = ready(&home.node);
+    desk.agent(&home.node, "red");
+    home.node.ok(&["peers", "add", "tenant/red"]);
+    let far = desk.text("far");
+    let connected = connect_to(&desk, &home, ("secrets", "secrets"), "red", "far");
+    fs::write(desk.path("password"), PASSWORD).unwrap();
+    let file = desk.text("password");
+    desk.ok(&["secret", "put", "db", &file, "--as", "red.cap", "--node", &far]);
+    let get = ["secret", "get", "db", "--out", "-", "--as", "red.cap", "--node", &far];
+    assert_eq!(desk.ok(&get), PASSWORD);
+    // The same at home, by the same capability, and what needs evidence of this node is not given out elsewhere.
+    let at_home = home.node.cli(&["secret", "get", "db", "--out", "-", "--as", "red.cap"]);
+    assert_eq!(at_home.stdout, PASSWORD.as_bytes());
+    let attested = ["secret", "put", "here", &file, "--attested", "--as", "red.cap"];
+    desk.ok(&[&attested[..], &["--node", &far]].concat());
+    let away =
+        desk.run(&["secret", "get", "here", "--out", "-", "--as", "red.cap", "--node", &far]);
+    assert_eq!(away.code, 14, "{}", away.stderr);
+    drop(connected);
+    drop(Discreet::of(home.node, &shares));
 }
 
 #[test]
@@ -359,7 +682,8 @@ fn what_was_acknowledged_outlives_kill_9_and_nothing_is_given_out_until_operator
 #[test]
 fn a_secret_that_needs_evidence_is_given_out_while_that_is_fresh_and_not_a_moment_longer() {
     let node = Node::boot_with(&with_tpm(3_000, "/usr/bin/swtpm"));
-    ready(&node);
+    let shares = ready(&node);
+    let node = Discreet::of(node, &shares);
     let args = ["secret", "put", "db", "-", "--attested", "--as", "red.cap"];
     assert_eq!(node.cli_with(&args, PASSWORD.as_bytes(), LONG).code, 0);
     node.ok(&["attest", "now"]);
@@ -378,6 +702,44 @@ fn a_secret_that_needs_evidence_is_given_out_while_that_is_fresh_and_not_a_momen
     assert_eq!(refused.code, 14, "{}", refused.stderr);
     let lease = got["lease"].to_string();
     assert_ne!(renew(&node, &lease).code, 0);
+}
+
+#[test]
+fn when_a_register_is_extended_behind_the_nodes_back_all_its_leases_end_and_the_tpm_opens_nothing()
+{
+    // Where the program's own user can enter: the directory with the checkout may be its owner's alone.
+    let reachable = tempfile::tempdir().unwrap();
+    fs::set_permissions(reachable.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let tpm = reachable.path().join("tpm");
+    fs::copy(env!("CARGO_BIN_EXE_distos-e2e-tpm"), &tpm).unwrap();
+    let node = Node::boot_with(&with_tpm_args(60_000, tpm.to_str().unwrap(), "\"{fd}\""));
+    node.tenants(&["red"]);
+    let init = ["secret", "init", "--tpm", "--threshold", "2", "--shares", "3"];
+    let shares = shares_of(&node.json(&init));
+    let node = Discreet::of(node, &shares);
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let attested = ["secret", "put", "here", "-", "--attested", "--as", "red.cap"];
+    assert_eq!(node.cli_with(&attested, SECOND.as_bytes(), LONG).code, 0);
+    node.ok(&["attest", "now"]);
+    let leased = lease(&node);
+    assert_eq!(renew(&node, &leased).code, 0);
+    let here = ["secret", "get", "here", "--as", "red.cap", "--out", "here.txt"];
+    node.ok(&here);
+    let place = node.directory().join("vats/swtpm");
+    fs::write(place.join("extend"), "").unwrap();
+    node.cli(&["attest", "now"]);
+    eventually("the extended register", LONG, || place.join("extended").exists().then_some(()));
+    node.cli(&["attest", "now"]);
+    let refused = eventually("the end of the leases", LONG, || {
+        let output = renew(&node, &leased);
+        (output.code != 0).then_some(output)
+    });
+    assert!([11, 14].contains(&refused.code), "{}", refused.stderr);
+    assert_eq!(get(&node, &["here", "--as", "red.cap"]).code, 14);
+    kill(node.pid_of("secrets"));
+    let status = status_when(&node, "the TPM's refusal", |status| status["why"] != "");
+    assert_eq!(status["sealed"], true, "{status}");
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17);
 }
 
 #[test]

@@ -23,6 +23,8 @@ use super::holder::{Holder, call, now_ms, pick, read, read_cap_file};
 use super::text::{self, row};
 use super::{Context, Report, Stop, complain, emit, files, interruptible, settled};
 
+mod exec;
+
 /// The operator's and tenants' entry for the secret broker, which not every image has.
 pub const ENTRY: &str = "secrets";
 /// The entry's name in the capability file of one secret.
@@ -38,27 +40,32 @@ pub enum SecretCommand {
     Status,
     /// Make the broker's root key, and the shares that open it
     #[command(after_help = "\
-Example:
+Examples:
   distos secret init --threshold 3 --shares 5
 prints five shares, once and never again: give each to another operator. Any three of them open the
-broker after each start")]
-    Init {
-        /// How many shares open it
-        #[arg(long, default_value_t = 2, value_name = "N")]
-        threshold: u8,
-        /// How many there are
-        #[arg(long, default_value_t = 3, value_name = "N")]
-        shares: u8,
-    },
+broker after each start
+  distos secret init --tpm --threshold 2 --shares 3
+has the node's TPM open it at each start; two of the three shares do where the TPM does not, because
+the node has booted something else")]
+    Init(InitArgs),
+    /// Have the TPM open the broker from now on, as the node has booted now
+    #[command(after_help = "\
+Example:
+  distos secret bind         after an update of firmware or image, once shares have opened the broker")]
+    Bind,
     /// Open the broker with shares, one at a time or several
     #[command(after_help = "\
 Example:
   distos secret unseal share-1.txt share-2.txt
-  distos secret unseal -        reads one from standard input: shares never stand on a command line")]
+  distos secret unseal -        reads one from standard input: shares never stand on a command line
+  distos secret unseal --tpm    has the TPM open it, after `secret seal` say")]
     Unseal {
         /// Files with a share each, or '-' for standard input
-        #[arg(required = true, value_name = "FILE")]
+        #[arg(required_unless_present = "tpm", value_name = "FILE")]
         shares: Vec<PathBuf>,
+        /// Ask the TPM instead
+        #[arg(long, conflicts_with = "shares")]
+        tpm: bool,
     },
     /// Have the broker forget its root key
     #[command(after_help = "Example:\n  distos secret seal")]
@@ -76,6 +83,17 @@ Examples:
   distos secret get db/password --out /run/red/password --as red.cap
   distos secret get --cap db.cap --out - --as blue.cap | login")]
     Get(GetArgs),
+    /// Run a program with secrets in descriptors, and leases for as long as it runs
+    #[command(after_help = "\
+Examples:
+  distos secret exec db/password --as red.cap -- psql --passfile {db/password}
+  distos secret exec web/client --cap db.cap --as red.cap -- ./server --identity {web/client} --db {db/password}
+
+Among the program's arguments, {NAME} is replaced by the path /proc/self/fd/N of a descriptor in which the
+secret is: memory that nobody can change, which the program inherits and only its own user can open.
+Nothing is in its environment, and no file on a disk. The leases are renewed while it runs and given back when
+it ends. When one cannot be kept (it was revoked, say), the program is asked to end (SIGTERM).")]
+    Exec(exec::ExecArgs),
     /// One's own secrets, without their values
     #[command(after_help = "Example:\n  distos secret list --as red.cap")]
     List,
@@ -118,8 +136,32 @@ Examples:
     Revoke(RevokeArgs),
 }
 
-/// One secret: one's own by its name, or one that was delegated.
+/// Arguments of `secret init`.
 #[derive(Args)]
+pub struct InitArgs {
+    /// How many shares open it [default: 2]
+    #[arg(long, value_name = "N", requires = "shares")]
+    threshold: Option<u8>,
+    /// How many there are [default: 3; with --tpm none]
+    #[arg(long, value_name = "N")]
+    shares: Option<u8>,
+    /// Have the node's TPM open it at each start
+    #[arg(long)]
+    tpm: bool,
+}
+
+impl InitArgs {
+    /// How many shares open it, of how many; 0 of 0 if there are none.
+    fn scheme(&self) -> (u8, u8) {
+        match (self.shares, self.tpm) {
+            (None, true) => (0, 0),
+            (shares, _) => (self.threshold.unwrap_or(2), shares.unwrap_or(3)),
+        }
+    }
+}
+
+/// One secret: one's own by its name, or one that was delegated.
+#[derive(Args, Clone)]
 pub struct Which {
     /// The secret's name
     #[arg(required_unless_present = "cap", conflicts_with = "cap")]
@@ -223,16 +265,19 @@ pub struct RevokeArgs {
 pub(super) async fn command(context: &Context, command: SecretCommand) -> Result<Report, Stop> {
     match command {
         SecretCommand::Status => interruptible(show(context)).await,
-        SecretCommand::Init { threshold, shares } => {
-            settled(init(context, threshold, shares)).await
+        SecretCommand::Init(args) => settled(init(context, args)).await,
+        SecretCommand::Bind => settled(bind(context)).await,
+        SecretCommand::Unseal { shares, tpm: false } => {
+            interruptible(unseal(context, shares)).await
         }
-        SecretCommand::Unseal { shares } => interruptible(unseal(context, shares)).await,
+        SecretCommand::Unseal { tpm: true, .. } => interruptible(unseal_by_tpm(context)).await,
         SecretCommand::Seal => interruptible(close(context)).await,
         SecretCommand::Put(args) => {
             let value = interruptible(value_of(args.value.clone())).await?;
             settled(put(context, args, value)).await
         }
         SecretCommand::Get(args) => settled(get(context, args)).await,
+        SecretCommand::Exec(args) => exec::command(context, args).await,
         SecretCommand::List => interruptible(list(context)).await,
         SecretCommand::Rotate(args) => {
             let value = interruptible(value_of(args.value.clone())).await?;
@@ -397,18 +442,35 @@ fn status_json(status: broker_status::Reader<'_>) -> capnp::Result<Value> {
         "threshold": status.get_threshold(), "shares": status.get_shares(), "given": status.get_given(),
         "secrets": status.get_secrets(), "leases": status.get_leases(),
         "failing": status.get_failing()?.to_str()?,
+        "tpm": status.get_tpm(), "why": status.get_why()?.to_str()?,
     }))
 }
 
 fn status_text(status: &Value) -> String {
     let kept = format!("{} secrets, {} leases", status["secrets"], status["leases"]);
     let failing = status["failing"].as_str().filter(|why| !why.is_empty());
+    let shares = match status["shares"] == 0 {
+        true => "it has no shares".to_owned(),
+        false => {
+            format!(
+                "{} of the {} shares that open it are given",
+                status["given"], status["threshold"]
+            )
+        }
+    };
+    let by_tpm = status["tpm"] == true;
+    let why = status["why"].as_str().unwrap_or_default();
     let state = match (status["initialised"] == true, status["sealed"] == true) {
         (false, _) => "it has no root key: make one with `distos secret init`".to_owned(),
-        (true, true) => format!(
-            "sealed: {} of the {} shares that open it are given; {kept}",
-            status["given"], status["threshold"]
+        (true, true) if by_tpm && why.is_empty() => {
+            format!("sealed: the TPM is being asked to open it; {shares}; {kept}")
+        }
+        (true, true) if by_tpm => format!(
+            "sealed: {why}; {shares}; {kept}\nopen it with shares (distos secret unseal) or, if what the node boots has not \
+             changed, by the TPM (--tpm). After an update, have the TPM open it as the node is now (distos secret bind)"
         ),
+        (true, true) => format!("sealed: {shares}; {kept}"),
+        (true, false) if by_tpm => format!("open, and opened by the TPM at each start; {kept}"),
         (true, false) => format!("open; {kept}"),
     };
     match failing {
@@ -417,10 +479,12 @@ fn status_text(status: &Value) -> String {
     }
 }
 
-async fn init(context: &Context, threshold: u8, shares: u8) -> Result<Report, Fault> {
+async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
+    let (threshold, shares) = args.scheme();
     let (broker, client) = Broker::own(context).await?;
     let mut request = client.init_request();
     let mut params = request.get();
+    params.set_tpm(args.tpm);
     params.set_threshold(threshold);
     params.set_shares(shares);
     let recipient = broker.recipient(ObjectId::ROOT, params.init_to())?;
@@ -435,12 +499,36 @@ async fn init(context: &Context, threshold: u8, shares: u8) -> Result<Report, Fa
         let share = recipient.open(&broker.purpose(content), parcel)?;
         lines.push(format!("{SHARE}{}", hex::encode(&*share)));
     }
-    let text = format!(
-        "{}\nany {threshold} of these {shares} open the broker after each start (distos secret unseal). They are shown \
-         once: give each to another operator",
-        lines.join("\n")
-    );
-    Ok(Report { json: json!({ "threshold": threshold, "shares": lines }), text })
+    let (all, once) = (lines.join("\n"), "They are shown once: give each to another operator");
+    let text = match (args.tpm, lines.is_empty()) {
+        (false, _) => format!(
+            "{all}\nany {threshold} of these {shares} open the broker after each start (distos secret unseal). {once}"
+        ),
+        (true, false) => format!(
+            "{all}\nthe TPM opens the broker at each start; where it does not, any {threshold} of these {shares} do \
+             (distos secret unseal). {once}"
+        ),
+        (true, true) => "the TPM opens the broker at each start, and nothing else does: once the TPM is cleared, or the \
+                         node's firmware or image has changed, what it keeps is lost. Shares (--shares) prevent that, until \
+                         a secret is put"
+            .to_owned(),
+    };
+    Ok(Report { json: json!({ "threshold": threshold, "shares": lines, "tpm": args.tpm }), text })
+}
+
+async fn bind(context: &Context) -> Result<Report, Fault> {
+    let (_broker, client) = Broker::own(context).await?;
+    call(client.bind_request()).await?;
+    let text =
+        "the TPM opens the broker at each start, as long as the node boots what it has booted now";
+    Ok(Report { json: json!({ "tpm": true }), text: text.to_owned() })
+}
+
+async fn unseal_by_tpm(context: &Context) -> Result<Report, Fault> {
+    let (_broker, client) = Broker::own(context).await?;
+    let answer = call(client.unseal_request()).await?;
+    let json = read(|| status_json(answer.get()?.get_status()?))?;
+    Ok(Report { text: status_text(&json), json })
 }
 
 /// A share from a file, as `init` printed it.
@@ -536,6 +624,44 @@ fn check_private(out: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A reading.
+struct Given {
+    name: String,
+    version: u32,
+    lease: u64,
+    until_ms: u64,
+    value: Zeroizing<Vec<u8>>,
+}
+
+/// Reads a version (0: the newest), under a lease that runs for so long (0: as long as it may).
+async fn given(
+    context: &Context,
+    which: &Which,
+    wanted: u32,
+    lasting_ms: u64,
+) -> Result<Given, Fault> {
+    let (broker, one) = Broker::one(context, which).await?;
+    let name = one.name().await?;
+    let mut request = one.client.get_request();
+    let mut params = request.get();
+    params.set_version(wanted);
+    params.set_ttl_ms(lasting_ms);
+    let recipient = broker.recipient(one.object, params.init_to())?;
+    let answer = call(request).await?;
+    let (parcel, version, lease, until_ms) = read(|| {
+        let answer = answer.get()?;
+        let parcel = answer.get_parcel()?.to_vec();
+        Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
+    })?;
+    if wanted != 0 && version != wanted {
+        let why = format!("version {version} came in place of {wanted}: ask again");
+        return Err(Fault::Unauthenticated(why));
+    }
+    let content = Content::Reading { name: &name, version, lease };
+    let value = recipient.open(&broker.purpose(content), &parcel)?;
+    Ok(Given { name, version, lease, until_ms, value })
+}
+
 async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
     let to_stdout = args.out == Path::new("-");
     if to_stdout && std::io::stdout().is_terminal() && !args.force {
@@ -546,25 +672,9 @@ async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
     if !to_stdout {
         check_private(&args.out)?;
     }
-    let (broker, one) = Broker::one(context, &args.which).await?;
-    let name = one.name().await?;
-    let mut request = one.client.get_request();
-    let mut params = request.get();
-    params.set_version(args.version);
-    params.set_ttl_ms(args.lasting.unwrap_or(0));
-    let recipient = broker.recipient(one.object, params.init_to())?;
-    let answer = call(request).await?;
-    let (parcel, version, lease, until_ms) = read(|| {
-        let answer = answer.get()?;
-        let parcel = answer.get_parcel()?.to_vec();
-        Ok((parcel, answer.get_version(), answer.get_lease(), answer.get_until_ms()))
-    })?;
-    if args.version != 0 && version != args.version {
-        let why = format!("version {version} came in place of {}: ask again", args.version);
-        return Err(Fault::Unauthenticated(why));
-    }
-    let content = Content::Reading { name: &name, version, lease };
-    let value = recipient.open(&broker.purpose(content), &parcel)?;
+    let lasting_ms = args.lasting.unwrap_or(0);
+    let Given { name, version, lease, until_ms, value } =
+        given(context, &args.which, args.version, lasting_ms).await?;
     if to_stdout {
         emit(&value).await?;
         complain(&format!("lease {lease}, {}", text::expiry(until_ms, now_ms())));
@@ -637,27 +747,41 @@ async fn rotate(
     Ok(Report { json: json!({ "name": name, "version": version }), text })
 }
 
+/// Until when a lease runs that is made to last for so long (0: as long as it may).
+async fn renewed(
+    context: &Context,
+    which: &Which,
+    lease: u64,
+    lasting_ms: u64,
+) -> Result<u64, Fault> {
+    let (_broker, one) = Broker::one(context, which).await?;
+    let mut request = one.client.renew_request();
+    request.get().set_lease(lease);
+    request.get().set_ttl_ms(lasting_ms);
+    let answer = call(request).await?;
+    read(|| Ok(answer.get()?.get_until_ms()))
+}
+
 async fn renew(
     context: &Context,
     which: Which,
     lease: u64,
     lasting: Option<u64>,
 ) -> Result<Report, Fault> {
-    let (_broker, one) = Broker::one(context, &which).await?;
-    let mut request = one.client.renew_request();
-    request.get().set_lease(lease);
-    request.get().set_ttl_ms(lasting.unwrap_or(0));
-    let answer = call(request).await?;
-    let until_ms = read(|| Ok(answer.get()?.get_until_ms()))?;
+    let until_ms = renewed(context, &which, lease, lasting.unwrap_or(0)).await?;
     let text = format!("lease {lease}, {}", text::expiry(until_ms, now_ms()));
     Ok(Report { json: json!({ "lease": lease, "until_ms": until_ms }), text })
 }
 
-async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, Fault> {
-    let (_broker, one) = Broker::one(context, &which).await?;
+async fn released(context: &Context, which: &Which, lease: u64) -> Result<(), Fault> {
+    let (_broker, one) = Broker::one(context, which).await?;
     let mut request = one.client.release_request();
     request.get().set_lease(lease);
-    call(request).await?;
+    call(request).await.map(drop)
+}
+
+async fn release(context: &Context, which: Which, lease: u64) -> Result<Report, Fault> {
+    released(context, &which, lease).await?;
     let text = format!("lease {lease} has ended");
     Ok(Report { json: json!({ "released": lease }), text })
 }
@@ -740,13 +864,27 @@ mod tests {
         let status = |initialised, sealed, failing| {
             status_text(&json!({
                 "initialised": initialised, "sealed": sealed, "threshold": 2, "given": 1,
-                "secrets": 3, "leases": 4, "failing": failing,
+                "secrets": 3, "leases": 4, "failing": failing, "shares": 3, "tpm": false, "why": "",
             }))
         };
         assert!(status(false, true, "").contains("distos secret init"));
         assert!(status(true, true, "").contains("1 of the 2 shares"));
         assert_eq!(status(true, false, ""), "open; 3 secrets, 4 leases");
         assert!(status(true, false, "the disk is full").contains("nothing is given out"));
+        let refused = status_text(&json!({
+            "initialised": true, "sealed": true, "threshold": 2, "given": 0, "shares": 3,
+            "secrets": 3, "leases": 4, "failing": "", "tpm": true, "why": "the registers changed",
+        }));
+        assert!(refused.contains("the registers changed") && refused.contains("secret bind"));
+    }
+
+    #[test]
+    fn a_root_key_that_a_tpm_opens_has_shares_only_if_they_are_asked_for() {
+        let args = |threshold, shares, tpm| InitArgs { threshold, shares, tpm }.scheme();
+        assert_eq!(args(None, None, false), (2, 3));
+        assert_eq!(args(None, None, true), (0, 0));
+        assert_eq!(args(None, Some(5), true), (2, 5));
+        assert_eq!(args(Some(3), Some(5), false), (3, 5));
     }
 
     #[tokio::test(flavor = "current_thread")]
