@@ -256,9 +256,9 @@ impl NetworkService {
             let state = self.state.borrow();
             // One that was invited has come before anybody has noted where it is.
             let came_from = self.came_from.borrow().get(&node).copied();
-            let address = match (state.address(node, self.now_s()), came_from) {
-                (Err(Fault::Unavailable { .. }), Some(address)) => address,
-                (address, _) => address?,
+            let address = match (state.place(node, self.now_s()), came_from) {
+                (Some(None), Some(address)) => address,
+                _ => state.address(node, self.now_s())?,
             };
             (address, state.id()?.cluster)
         };

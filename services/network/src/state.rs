@@ -677,7 +677,7 @@ impl State {
     }
 
     /// Where a node's network service listens, if that is known; `None` if the node is not let in.
-    fn place(&self, node: NodeId, now_s: u64) -> Option<Option<SocketAddr>> {
+    pub(crate) fn place(&self, node: NodeId, now_s: u64) -> Option<Option<SocketAddr>> {
         let peer = Peer::Node(node);
         if self.invited.get(&peer).is_some_and(|until_s| *until_s <= now_s) {
             return None;
