@@ -229,12 +229,13 @@ interface Credentials extends(Cap.Capability) {
   # Needs "attest". Asks another node's machine, by way of both network services. `key` is that of the node's SVID on the
   # connection over which the answer came. Fails: "not-found" (no such peer), "unavailable" (it is not reached, or does
   # not answer in time), and as the other side says.
-  judge @7 (judgements :List(Judgement)) -> ();
+  judge @7 (judgements :List(Judgement)) -> (epochs :List(UInt64));
   # Needs "attest". What follows from it this node does at once, where the image demands evidence: it signs for no node that is not
   # fresh, and nothing that holds longer than `untilS`, except for its network service, by which it is asked, as long as it is
   # not expired; one that has failed is put out. Who is let in again after that is judged anew: by evidence from then on.
-  # Nodes that are not let in, and of which nothing is kept, are passed over. Fails: "malformed" (an epoch goes back; the
-  # others count all the same).
+  # Nodes that are not let in, and of which nothing is kept, are passed over. What is said of a node at an epoch before the
+  # one that is known does not count, unless it is bad. `epochs` are those that are known then, in the same order: a verifier
+  # that has lost what it knew goes on from there.
   attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data));
   # Needs "attest". The nodes that this one is to verify: its peers, if it signs for others. Resolves once that differs from
   # what was current at revision `seen`; 0 is none.

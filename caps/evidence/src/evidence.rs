@@ -501,7 +501,7 @@ fn check_digest(policy: &Policy, body: &QuoteBody<'_>, pcrs: &Pcrs) -> Result<[u
 }
 
 /// The digest that a quote with SHA-256 covers: over the values in ascending order of registers.
-pub(crate) fn pcr_digest<T: AsRef<[u8]>>(values: impl IntoIterator<Item = T>) -> [u8; 32] {
+pub fn pcr_digest<T: AsRef<[u8]>>(values: impl IntoIterator<Item = T>) -> [u8; 32] {
     values.into_iter().fold(Sha256::new(), |hash, value| hash.chain_update(value)).finalize().into()
 }
 

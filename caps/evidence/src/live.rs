@@ -4,6 +4,7 @@
 //! verifier                            collector
 //!    identity  ------------------------->   endorsement key and its certificate, attestation key
 //!    activate: a credential for both  -->   a proof that both are in one TPM, for this verifier alone
+//!    measured: from where on          -->   a part of the kernel's list of files, which nothing proves yet
 //!    evidence: a nonce, registers     -->   a quote bound to verifier, node, session key and nonce; image, logs
 //! ```
 //!
@@ -107,6 +108,8 @@ pub enum Question {
     Identity,
     /// Whether both keys are in one TPM.
     Activate(Credential),
+    /// What the kernel has measured from so many bytes of its list on: what is too long to come with the evidence.
+    Measured(u64),
     /// What the machine is.
     Evidence(Wanted),
 }
@@ -202,6 +205,7 @@ pub fn examine_gpus(
 enum QuestionText {
     Identity {},
     Activate { blob: String, secret: String },
+    Measured { listed: u64 },
     Evidence { nonce: String, pcrs: Vec<u8>, listed: u64 },
 }
 
@@ -265,6 +269,7 @@ impl Question {
                     .map_err(|e| Fault::malformed(format!("the credential is {e}")))?;
                 Question::Activate(credential)
             }
+            QuestionText::Measured { listed } => Question::Measured(listed),
             QuestionText::Evidence { nonce, pcrs, listed } => {
                 let set: PcrSet = pcrs.iter().copied().collect();
                 if set.is_empty() || !pcrs.iter().all(|pcr| set.contains(*pcr)) {
@@ -283,6 +288,7 @@ impl Question {
                 blob: hex::encode(credential.blob()),
                 secret: hex::encode(credential.secret()),
             },
+            Question::Measured(listed) => QuestionText::Measured { listed: *listed },
             Question::Evidence(Wanted { nonce, pcrs, listed }) => QuestionText::Evidence {
                 nonce: hex::encode(nonce),
                 pcrs: pcrs.iter().collect(),

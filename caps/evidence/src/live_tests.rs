@@ -164,9 +164,11 @@ fn a_tpm_without_a_certificate_is_not_checked_and_nothing_is_claimed_of_it() {
 #[test]
 fn questions_and_answers_arrive_as_they_were_sent() {
     let pcrs: PcrSet = [0, 7, 11].into_iter().collect();
-    for question in
-        [Question::Identity, Question::Evidence(Wanted { nonce: [3; 32], pcrs, listed: 17 })]
-    {
+    for question in [
+        Question::Identity,
+        Question::Measured(17),
+        Question::Evidence(Wanted { nonce: [3; 32], pcrs, listed: 17 }),
+    ] {
         assert_eq!(Question::parse(&question.to_bytes()).unwrap(), question);
     }
     let identity = Identity { ek: vec![1], certificate: Some(vec![2]), ak: vec![3] };

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::state::Judged;
-use crate::tpm::{TIMEOUT, TimedFd, TpmError};
+use crate::tpm::{TIMEOUT, TimedFd};
 use crate::verifier::{Answer, Evidence as Good, Kept, Law};
 use distos_appraisal::Policies;
 use distos_evidence::credential::EPHEMERAL_BYTES;
@@ -119,7 +119,7 @@ impl Verifier {
     }
 
     fn bundle(&self, of: &mut Collector<TimedFd>, nonce: u8) -> Result<Bundle, Fault> {
-        let listed = self.kept.listed();
+        let listed = self.kept.listed(self.known.as_ref());
         let wanted = Wanted { nonce: [nonce; 32], pcrs: self.pcrs, listed };
         Bundle::parse(&self.ask(of, Question::Evidence(wanted))?)
     }
@@ -270,8 +270,9 @@ fn another_tpm_in_the_place_of_the_nodes_is_refused() {
     let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
     let new = Kept::default();
     let begun = new.begin(mixed, Zeroizing::new([7; 32]), &ephemeral).unwrap();
-    let answered = verifier.ask(&mut own, Question::Activate(begun.1));
-    assert!(matches!(answered, Err(Fault::Unauthenticated(_))), "{answered:?}");
+    let answered = verifier.ask(&mut own, Question::Activate(begun.1)).unwrap();
+    let refused = Kept::default().enrol(&begun.0, verifier.session, &answered);
+    assert!(matches!(refused, Err(Judged::Bad(_))), "the TPM does not have both keys");
     // An answer for another session, and one by whoever guesses.
     let begun = new.begin(ours, Zeroizing::new([7; 32]), &ephemeral).unwrap();
     let answer = verifier.ask(&mut own, Question::Activate(begun.1)).unwrap();
@@ -454,7 +455,7 @@ mod logs {
         verifier.known = Some(known.collect());
         collector.tpm.pcr_extend(10, &digests[0]).unwrap();
         good(verifier.attest(&mut collector, 1));
-        assert_eq!(verifier.kept.listed(), first.len() as u64);
+        assert_eq!(verifier.kept.listed(verifier.known.as_ref()), first.len() as u64);
         // From where it was: only the new part is read.
         kept.write_all(&whole.as_bytes()[first.len()..]).unwrap();
         collector.tpm.pcr_extend(10, &digests[1]).unwrap();
@@ -463,12 +464,20 @@ mod logs {
         for nonce in 3..5 {
             bad(verifier.attest(&mut collector, nonce), "ima: no policy permits it");
         }
+        // Whatever was measured before is held against files that are named later, too.
+        let named = ENTRIES[1..].iter().map(|path| {
+            use sha2::Digest as _;
+            format!("sha256:{}", hex::encode(sha2::Sha256::digest(path.as_bytes())))
+        });
+        verifier.known = Some(named.collect());
+        assert_eq!(verifier.kept.listed(verifier.known.as_ref()), 0);
+        bad(verifier.attest(&mut collector, 5), "ima: no policy permits it");
         // A register that was extended without an entry.
         let mut strange = Verifier::new();
         strange.pcrs = strange.pcrs.with(10);
         strange.known = Some(ENTRIES.iter().map(|_| "sha256:00".to_owned()).collect());
         collector.tpm.pcr_extend(10, &[1; 32]).unwrap();
-        bad(strange.attest(&mut collector, 5), "ima");
+        bad(strange.attest(&mut collector, 6), "ima");
     }
 }
 

@@ -98,7 +98,14 @@ impl Archive {
         let later = match self.policy.load::<PolicyFile>()? {
             None => None,
             Some(PolicyFile { policy, signature }) => {
-                Some(Policies::open(policy.as_bytes(), &signature, &self.given.signers)?)
+                match Policies::open(policy.as_bytes(), &signature, &self.given.signers) {
+                    Ok(later) => Some(later),
+                    // The image has changed whose policies count.
+                    Err(fault) => {
+                        tracing::warn!(%fault, "the policy that was given later is not used");
+                        None
+                    }
+                }
             }
         };
         let policies = match (later, image) {
@@ -136,14 +143,7 @@ impl Archive {
             return Err(Fault::malformed(format!("a policy has {MAX_POLICY_BYTES} bytes at most")));
         }
         let new = Policies::open(policy, signature, &self.given.signers)?;
-        let known = match self.policy.load::<PolicyFile>()? {
-            None => self.images()?,
-            Some(file) => {
-                let signers = &self.given.signers;
-                Some(Policies::open(file.policy.as_bytes(), &file.signature, signers)?)
-            }
-        };
-        if let Some(known) = known {
+        if let Some(known) = self.read()?.policies {
             new.edition().accepts(known.edition())?;
         }
         let policy = std::str::from_utf8(policy)

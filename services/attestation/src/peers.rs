@@ -9,7 +9,8 @@ use std::time::Duration;
 use distos_abi::{Fault, HolderKey, NodeId};
 use distos_evidence::live::{MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Question, Session};
 use distos_rpc::{Vat, fault_of};
-use distos_schemas::network_capnp::credentials;
+use distos_schemas::network_capnp::{credentials, question};
+use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::server::{Attestation, word_of};
@@ -23,6 +24,8 @@ const SOCKET: &str = "quic";
 const AGAIN: Duration = Duration::from_secs(1);
 /// Nodes that are verified at most.
 const MAX_NODES: u32 = 8192;
+/// How long whoever asks waits for an answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Questions that are taken at a time.
 const MAX_QUESTIONS: u32 = 64;
 
@@ -95,52 +98,66 @@ impl Peers {
 
 /// Answers what verifiers of other nodes ask.
 async fn answer(service: Rc<Attestation>) {
-    let mut answered = Vec::new();
     loop {
-        if let Err(fault) = answer_some(&service, &mut answered).await {
+        if let Err(fault) = exchange(&service, None).await {
             tracing::debug!(%fault, "questions are asked for again");
             tokio::time::sleep(AGAIN).await;
         }
     }
 }
 
-async fn answer_some(
-    service: &Attestation,
-    answered: &mut Vec<(u64, Result<Vec<u8>, Fault>)>,
-) -> Result<(), Fault> {
-    let network: credentials::Client = service.vat.root(EDGE).await?;
-    let mut request = network.questions_request();
-    let done = std::mem::take(answered);
-    let mut list = request.get().init_answered(done.len() as u32);
-    for (index, (id, answer)) in (0..).zip(&done) {
-        let mut to = list.reborrow().get(index);
-        to.set_id(*id);
-        match answer {
-            Ok(answer) => to.set_answer(answer),
-            Err(fault) => to.set_fault(fault.to_string().as_str()),
-        }
-    }
-    let asked = request.send().promise.await.map_err(|e| fault_of(&e))?;
-    let asked = asked.get().and_then(|asked| asked.get_questions()).map_err(|e| fault_of(&e))?;
-    for one in asked.iter().take(MAX_QUESTIONS as usize) {
-        let faulty = |e: capnp::Error| fault_of(&e);
-        let question = one.get_question().map_err(faulty)?;
-        let read = || -> Result<(Question, Session), Fault> {
-            if question.len() > MAX_QUESTION_BYTES {
-                return Err(Fault::malformed("a question that is too long"));
+/// Gives an answer, if there is one, and takes what is asked now: each question is worked on by itself, and its answer sent
+/// when there is one, so that nobody waits for another's.
+fn exchange(
+    service: &Rc<Attestation>,
+    done: Option<(u64, Result<Vec<u8>, Fault>)>,
+) -> LocalBoxFuture<'static, Result<(), Fault>> {
+    let service = service.clone();
+    Box::pin(async move {
+        let network: credentials::Client = service.vat.root(EDGE).await?;
+        let mut request = network.questions_request();
+        if let Some((id, answer)) = done {
+            let mut to = request.get().init_answered(1).get(0);
+            to.set_id(id);
+            match answer {
+                Ok(answer) => to.set_answer(&answer),
+                Err(fault) => to.set_fault(fault.to_wire().as_str()),
             }
-            let verifier = NodeId::try_from(one.get_verifier().map_err(faulty)?)?;
-            let key = HolderKey::try_from(one.get_key().map_err(faulty)?)?;
-            let session = Session { verifier, node: service.vat.node(), key };
-            Ok((Question::parse(question)?, session))
-        };
-        let answer = match read() {
-            Ok((question, session)) => service.answer(question, session).await,
-            Err(fault) => Err(fault),
-        };
-        answered.push((one.get_id(), answer));
+        }
+        let asked = request.send().promise.await.map_err(|e| fault_of(&e))?;
+        let asked =
+            asked.get().and_then(|asked| asked.get_questions()).map_err(|e| fault_of(&e))?;
+        for one in asked.iter().take(MAX_QUESTIONS as usize) {
+            let (id, read) = (one.get_id(), read_question(one, &service.vat));
+            let service = service.clone();
+            tokio::task::spawn_local(async move {
+                let answer = match read {
+                    // Nobody waits for longer.
+                    Ok((question, session)) => {
+                        let answer = service.answer(question, session);
+                        let late = |_| Err(Fault::unavailable(1_000, "the TPM is busy"));
+                        tokio::time::timeout(ANSWER_WAIT, answer).await.unwrap_or_else(late)
+                    }
+                    Err(fault) => Err(fault),
+                };
+                if let Err(fault) = exchange(&service, Some((id, answer))).await {
+                    tracing::debug!(%fault, "an answer was not taken");
+                }
+            });
+        }
+        Ok(())
+    })
+}
+
+fn read_question(one: question::Reader<'_>, vat: &Vat) -> Result<(Question, Session), Fault> {
+    let faulty = |e: capnp::Error| fault_of(&e);
+    let question = one.get_question().map_err(faulty)?;
+    if question.len() > MAX_QUESTION_BYTES {
+        return Err(Fault::malformed("a question that is too long"));
     }
-    Ok(())
+    let verifier = NodeId::try_from(one.get_verifier().map_err(faulty)?)?;
+    let key = HolderKey::try_from(one.get_key().map_err(faulty)?)?;
+    Ok((Question::parse(question)?, Session { verifier, node: vat.node(), key }))
 }
 
 /// Watches the nodes that this one is to verify.
@@ -230,6 +247,11 @@ async fn judge(service: &Attestation, news: &BTreeSet<NodeId>) -> Result<(), Fau
         to.set_epoch(one.epoch);
         to.set_reason(one.reason.as_str());
     }
-    request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    // Who has lost what was kept of a node goes on from what others remember.
+    let epochs = answer.get().and_then(|answer| answer.get_epochs()).map_err(|e| fault_of(&e))?;
+    for (one, epoch) in judgements.iter().zip(epochs.iter()) {
+        service.raise(one.node, epoch);
+    }
     Ok(())
 }

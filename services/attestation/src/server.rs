@@ -37,7 +37,7 @@ use crate::peers::Peers;
 use crate::sealing::{self, Blob};
 use crate::state::{Bounds, Judged, Now, Standing, Unasked};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
-use crate::verifier::{Answer, Evidence, Examined, LIMITS};
+use crate::verifier::{Answer, Evidence, Examined, Kept, LIMITS};
 use crate::watched::{Found, Watched};
 
 const DEFAULT_FRESHNESS_MS: u64 = 300_000;
@@ -56,6 +56,12 @@ const LOOK: Duration = Duration::from_millis(100);
 const WATCH: Duration = Duration::from_secs(10);
 /// How many parts of the kernel's list are asked for at most before it is verified.
 const MAX_PARTS: usize = 256;
+/// How often evidence is asked for whose list of files goes on growing meanwhile.
+const MAX_TRIES: usize = 8;
+/// How many peers are asked at a time.
+const MAX_ASKED: usize = 16;
+/// How long GPUs may take.
+const GPU_WAIT: Duration = Duration::from_secs(15);
 
 /// What the image sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,6 +166,8 @@ pub(crate) struct Attestation {
     own: Rc<Watched>,
     /// The peers that this node verifies.
     pub(crate) peers: Peers,
+    /// Held while a peer is asked.
+    asking: tokio::sync::Semaphore,
     /// Held while the TPM is used: it does one thing at a time.
     turn: tokio::sync::Mutex<()>,
     /// Who waits for the TPM for something else, or has it.
@@ -199,6 +207,7 @@ impl Attestation {
             archive,
             governing: RefCell::new(Arc::new(governing)),
             own: Rc::new(own),
+            asking: tokio::sync::Semaphore::new(MAX_ASKED),
             turn: tokio::sync::Mutex::new(()),
             aside: Cell::new(0),
             changed: watch::Sender::new(1),
@@ -296,6 +305,11 @@ impl Attestation {
             return watched.last.borrow().clone();
         }
         watched.begun.set(arrived + 1);
+        // Its own evidence does not wait for anybody's.
+        let _asking = match self.is_own(&watched) {
+            true => None,
+            false => self.asking.acquire().await.ok(),
+        };
         let result = self.take_evidence(&watched, asker).await;
         *watched.last.borrow_mut() = result.clone();
         self.show(&watched);
@@ -335,11 +349,17 @@ impl Attestation {
         asker: Asker,
     ) -> Result<(), Fault> {
         let now = self.now();
+        if watched.ended.get() {
+            return Err(Fault::not_found("the node is no peer any more"));
+        }
         let (judged, kept, found) = match answered {
             Answered::Refused(judged) => (judged, None, None),
-            Answered::Examined(examined) => {
+            Answered::Examined(examined, governing) => {
                 let Examined { judged, devices, opinion, kept } = *examined;
-                (judged, Some(kept), Some(Found { devices, opinion }))
+                let (edition, digests) = (governing.edition(), governing.digests());
+                // Keys are known from the first good evidence on, and by no other.
+                let kept = matches!(judged, Judged::Good(_)).then_some(kept);
+                (judged, kept, Some(Found { devices, opinion, edition, digests }))
             }
         };
         let detail = describe(&judged, self.settings.label(true));
@@ -416,7 +436,9 @@ impl Attestation {
         };
         // Once, with the last part of the list.
         if let Some(edge) = self.vat.param(GPUS).filter(|_| !bundle.more) {
-            bundle.gpus = Some(gpus(&self.vat, edge, session, &wanted.nonce).await?);
+            let asked = gpus(&self.vat, edge, session, &wanted.nonce);
+            let late = |_| Err(Fault::unavailable(5_000, "the GPUs do not answer"));
+            bundle.gpus = Some(tokio::time::timeout(GPU_WAIT, asked).await.unwrap_or_else(late)?);
         }
         let answer = bundle.to_bytes();
         if answer.len() > MAX_ANSWER_BYTES {
@@ -428,16 +450,18 @@ impl Attestation {
         Ok(answer)
     }
 
-    /// Has a node enrolled if it is not, and its evidence examined.
+    /// Has a node show its keys if it is not known, and its evidence examined.
     async fn evidence_of(&self, watched: &Watched, nonce: &[u8; 32]) -> Result<Answered, Fault> {
-        if !watched.kept.borrow().is_enrolled()
-            && let Err(judged) = self.enrol(watched).await?
+        let mut kept = watched.kept.borrow().clone();
+        if !kept.is_enrolled()
+            && let Err(judged) = self.enrol(watched.node, &mut kept).await?
         {
             return Ok(Answered::Refused(judged));
         }
-        let mut listed = watched.kept.borrow().listed();
+        let governing = self.governing.borrow().clone();
+        let mut listed = kept.listed(governing.law(0).known);
         let mut list: Option<Vec<u8>> = None;
-        for _ in 0..MAX_PARTS {
+        for _ in 0..MAX_TRIES {
             let have = list.as_ref().map_or(0, Vec::len);
             let wanted = Wanted {
                 nonce: *nonce,
@@ -446,86 +470,94 @@ impl Attestation {
             };
             let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
             let bundle = Bundle::parse(&answer)?;
-            if listed > 0 && !self.is_boot_of(watched, &bundle) {
+            if listed > 0 && !is_boot_of(&kept, &bundle) {
                 // The kernel's list begins anew with each boot.
                 (listed, list) = (0, None);
                 continue;
             }
-            if let Some(part) = &bundle.list {
-                let list = list.get_or_insert_default();
-                if list.len() + part.len() > MAX_PART_BYTES {
-                    let why = format!(
-                        "the list of measured files has more than {MAX_PART_BYTES} bytes at once"
-                    );
-                    return Err(Fault::unavailable(60_000, why));
-                }
-                list.extend(part);
-            }
+            let have_now = match &bundle.list {
+                Some(part) => add_part(list.get_or_insert_default(), part)?,
+                None => 0,
+            };
             if !bundle.more {
-                return self.examine(watched, session, nonce, bundle, list).await;
+                let shown = Shown { session, nonce: *nonce, bundle, list };
+                return self.examine(watched, kept, governing, shown).await;
             }
+            // What is long comes without the TPM's doing, and the rest with the next quote.
+            let list = list.get_or_insert_default();
+            self.read_on(watched.node, listed, have_now, list).await?;
         }
         Err(Fault::unavailable(60_000, "the list of measured files does not end"))
     }
 
-    /// Whether a quote, which nobody has verified yet, is of the boot of which the list is known.
-    fn is_boot_of(&self, watched: &Watched, bundle: &Bundle) -> bool {
-        let resets = Attest::parse(&bundle.quote).ok().map(|attest| attest.clock.reset_count);
-        watched.kept.borrow().listed_in() == resets
+    /// Reads on in the kernel's list of a node, as far as it goes now.
+    async fn read_on(
+        &self,
+        node: NodeId,
+        listed: u64,
+        mut have: usize,
+        list: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        for _ in 0..MAX_PARTS {
+            let from = listed.saturating_add(have as u64);
+            let (part, _) = self.ask(node, Question::Measured(from)).await?;
+            if part.is_empty() {
+                return Ok(());
+            }
+            have = add_part(list, &part)?;
+        }
+        Err(Fault::unavailable(60_000, "the list of measured files does not end"))
     }
 
     async fn examine(
         &self,
         watched: &Watched,
-        session: Session,
-        nonce: &[u8; 32],
-        bundle: Bundle,
-        list: Option<Vec<u8>>,
+        kept: Kept,
+        governing: Arc<Governing>,
+        shown: Shown,
     ) -> Result<Answered, Fault> {
         let own = self.is_own(watched).then_some(self.settings.hardware);
-        let (kept, governing) = (watched.kept.borrow().clone(), self.governing.borrow().clone());
-        let (nonce, pcrs, at_s) = (*nonce, self.settings.pcrs, self.vat.now_ms() / 1000);
+        let (pcrs, at_s) = (self.settings.pcrs, self.vat.now_ms() / 1000);
         // A long list takes longer than this thread may be held up.
         let examined = tokio::task::spawn_blocking(move || {
             let law = governing.law(at_s);
-            let list = list.as_deref();
-            kept.examine(Answer { session, nonce, pcrs, bundle: &bundle, list }, own, law)
+            let Shown { session, nonce, bundle, list } = &shown;
+            let (session, nonce, list) = (*session, *nonce, list.as_deref());
+            let examined = kept.examine(Answer { session, nonce, pcrs, bundle, list }, own, law);
+            examined.map(|examined| Answered::Examined(Box::new(examined), governing))
         });
-        let examined = examined.await.map_err(|_| Fault::internal("an examination ended early"))?;
-        Ok(Answered::Examined(Box::new(examined?)))
+        examined.await.map_err(|_| Fault::internal("an examination ended early"))?
     }
 
-    /// Has a node show that its keys are in one TPM, and knows it by these from then on.
-    async fn enrol(&self, watched: &Watched) -> Result<Result<(), Judged<Evidence>>, Fault> {
-        let (answer, _) = self.ask(watched.node, Question::Identity).await?;
+    /// Has a node show that its keys are in one TPM, which is in `kept` then.
+    async fn enrol(
+        &self,
+        node: NodeId,
+        kept: &mut Kept,
+    ) -> Result<Result<(), Judged<Evidence>>, Fault> {
+        let (answer, _) = self.ask(node, Question::Identity).await?;
         let identity = Identity::parse(&answer)?;
         let mut secret = Zeroizing::new([0; 32]);
         let mut ephemeral = Zeroizing::new([0; EPHEMERAL_BYTES]);
         getrandom::fill(&mut *secret).map_err(Fault::internal)?;
         getrandom::fill(&mut *ephemeral).map_err(Fault::internal)?;
-        let begun = watched.kept.borrow().begin(identity, secret, &ephemeral);
-        let (enrolling, credential) = match begun {
+        let (enrolling, credential) = match kept.begin(identity, secret, &ephemeral) {
             Ok(begun) => begun,
             Err(judged) => return Ok(Err(judged)),
         };
-        let asked = self.ask(watched.node, Question::Activate(credential)).await;
-        let (answer, session) = match asked {
-            Ok(answered) => answered,
-            // The TPM says itself that it has not both keys.
-            Err(Fault::Unauthenticated(why)) => return Ok(Err(Judged::Bad(why))),
-            Err(fault) => return Err(fault),
-        };
-        let mut kept = watched.kept.borrow().clone();
+        let (answer, session) = self.ask(node, Question::Activate(credential)).await?;
         if let Err(judged) = kept.enrol(&enrolling, session, &answer) {
             return Ok(Err(judged));
         }
-        watched.keep(kept)?;
-        let whom = if self.is_own(watched) {
-            "this node".to_owned()
-        } else {
-            format!("node/{}", watched.node)
-        };
-        self.report(NOBODY, format!("enrolled {whom}: {}", watched.kept.borrow().named()));
+        // Whoever has one machine must not vouch with it for several nodes.
+        let ek = kept.endorsement();
+        let others = self.peers.all().into_iter().chain([self.own.clone()]);
+        let mut others = others.filter(|other| other.node != node);
+        if let Some(other) = others.find(|other| other.kept.borrow().endorsement() == ek) {
+            let why = format!("its TPM is that of node/{}", other.node);
+            return Ok(Err(Judged::Absent(why)));
+        }
+        self.report(NOBODY, format!("node/{node} shows: {}", kept.named()));
         Ok(Ok(()))
     }
 
@@ -624,7 +656,7 @@ impl Attestation {
             svid_key_hash: Sha256::digest(evidence.session.key.0).into(),
         };
         let limits = LIMITS.map(str::to_owned).to_vec();
-        let collateral = self.governing.borrow().digests();
+        let collateral = found.digests.clone();
         let validity = Validity { from_s, until_s };
         Ear::of(&found.opinion, verifier, bound, collateral, limits, validity)?
             .sign(&self.result_secret)
@@ -654,6 +686,21 @@ impl Attestation {
         })
     }
 
+    /// Somebody remembers a later epoch of a node: this one goes on from there.
+    pub(crate) fn raise(&self, node: NodeId, epoch: u64) {
+        let Ok(watched) = self.watched(node) else { return };
+        if epoch <= watched.state.borrow().epoch() {
+            return;
+        }
+        watched.state.borrow_mut().raise(epoch);
+        let kept = watched.kept.borrow().clone();
+        if let Err(fault) = watched.keep(kept) {
+            tracing::error!(%fault, %node, "an epoch could not be kept");
+        }
+        self.show(&watched);
+        self.peers.tell(node);
+    }
+
     fn report(&self, asker: Asker, detail: String) {
         self.vat.report(AUDIT_KIND, asker.tenant, asker.cap, detail);
     }
@@ -670,9 +717,13 @@ impl Attestation {
         builder.set_good(verdict.taken_ms != 0);
         builder.set_reason(verdict.reason.as_str());
         builder.set_taken_ms(verdict.taken_ms);
-        if let Some(edition) = self.governing.borrow().edition() {
-            builder.set_policy(edition.as_str());
-        }
+        // Of what was found, that by which it was; else what would be gone by.
+        let found = watched.found.borrow();
+        let edition = match &*found {
+            Some(found) => found.edition.clone(),
+            None => self.governing.borrow().edition(),
+        };
+        builder.set_policy(edition.unwrap_or_default().as_str());
         if self.is_own(watched) {
             let present = self.collector.is_some();
             builder.set_tpm(self.settings.label(present));
@@ -693,7 +744,7 @@ impl Attestation {
                 pcrs.set(index, pcr);
             }
         }
-        if let Some(found) = &*watched.found.borrow() {
+        if let Some(found) = &*found {
             write_found(found, builder);
         }
     }
@@ -708,11 +759,36 @@ pub(crate) struct Judgement {
     pub(crate) reason: String,
 }
 
+/// What a node has shown, with the whole of its list.
+struct Shown {
+    session: Session,
+    nonce: [u8; 32],
+    bundle: Bundle,
+    list: Option<Vec<u8>>,
+}
+
 /// What came of asking a node.
 enum Answered {
     /// It is not known by its keys, and why not.
     Refused(Judged<Evidence>),
-    Examined(Box<Examined>),
+    Examined(Box<Examined>, Arc<Governing>),
+}
+
+/// Whether a quote, which nobody has verified yet, is of the boot of which the list is known.
+fn is_boot_of(kept: &Kept, bundle: &Bundle) -> bool {
+    let resets = Attest::parse(&bundle.quote).ok().map(|attest| attest.clock.reset_count);
+    kept.listed_in() == resets
+}
+
+/// Puts a part of the kernel's list behind what came before it; how long that is then.
+fn add_part(list: &mut Vec<u8>, part: &[u8]) -> Result<usize, Fault> {
+    if list.len() + part.len() > MAX_PART_BYTES {
+        let why =
+            format!("the list of measured files has more than {MAX_PART_BYTES} bytes at once");
+        return Err(Fault::unavailable(60_000, why));
+    }
+    list.extend(part);
+    Ok(list.len())
 }
 
 /// A standing, as the schema has it.

@@ -26,7 +26,7 @@ const BOUND_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 pub struct Bounds {
     /// As fresh, in milliseconds: 1 s to a day.
     pub fresh_ms: u64,
-    /// As stale, after that: for so long collateral may be missing, or a TPM silent, before what runs is ended. A day at most.
+    /// As stale, after that: for so long collateral may be missing, or a TPM silent, before what waits is ended. A day at most.
     pub grace_ms: u64,
 }
 
@@ -161,6 +161,11 @@ impl<T: Clone> State<T> {
     /// How often the node's evidence has turned bad.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Somebody remembers a later epoch than this one does.
+    pub fn raise(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch);
     }
 
     /// Opens a challenge made of 32 random bytes, and bound to this node, so that another node's

@@ -13,7 +13,8 @@ use distos_abi::Fault;
 use distos_evidence::credential::{Credential, EndorsementKey, Template};
 use distos_evidence::enrolment::{MAX_ENDORSEMENT_BYTES, certifies, stored};
 use distos_evidence::evidence::{
-    ALG_ECDSA, ALG_NULL, ALG_SHA256, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template,
+    ALG_ECDSA, ALG_NULL, ALG_SHA256, Attest, HIERARCHY_ENDORSEMENT, PcrSet, Pcrs, key_template,
+    pcr_digest,
 };
 use distos_evidence::wire::{Broken, Reader, Writer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,6 +27,8 @@ const MAX_RESPONSE_BYTES: usize = 4096;
 const MAX_COMMAND_BYTES: usize = 1024;
 /// What is read from an NV index at a time: every PC's TPM gives so many bytes.
 const NV_CHUNK_BYTES: usize = 512;
+/// How often registers are quoted that change meanwhile.
+const TRIES: usize = 8;
 /// A TPM that has not answered by then is taken for dead. Real ones take 0.6 s for a quote.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,6 +72,9 @@ pub(crate) enum TpmError {
     /// An answer that is no TPM's.
     #[error("the TPM's answer is {0}")]
     Malformed(#[from] Broken),
+    /// Registers were extended while they were quoted, each time.
+    #[error("registers are extended faster than they can be quoted")]
+    Restless,
     /// What was to be opened is for another key, or for one in another TPM.
     #[error("it is for another TPM, or another key of this one")]
     Another,
@@ -124,6 +130,9 @@ pub(crate) struct Evidence {
     pub(crate) quote_micros: u64,
 }
 
+/// `TPMS_ATTEST`, `TPMT_SIGNATURE`, the registers, and how long it took in microseconds.
+type Quoted = (Vec<u8>, Vec<u8>, Pcrs, u64);
+
 /// A TPM at the other end of `io`.
 #[derive(Debug)]
 pub(crate) struct Tpm<T> {
@@ -157,22 +166,47 @@ impl<T: Read + Write> Tpm<T> {
         }
     }
 
-    /// Quotes `pcrs` with `qualifying` as the challenge, and reads the registers.
+    /// Quotes `pcrs` with `qualifying` as the challenge, and reads the registers. What is extended in between (the kernel
+    /// may measure a file at any time) is no fault of anybody's: then both are done again.
+    ///
+    /// # Errors
+    /// [`TpmError::Restless`] if registers change each time.
     pub(crate) fn evidence(
         &mut self,
         qualifying: &[u8; 32],
         pcrs: PcrSet,
     ) -> Result<Evidence, TpmError> {
-        let values = self.pcr_read(pcrs)?;
         let (handle, ak_public) = self.create_ak()?;
-        let started = Instant::now();
-        let quoted = self.quote(handle, qualifying, pcrs);
-        let quote_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut taken = Err(TpmError::Restless);
+        for _ in 0..TRIES {
+            taken = self.quoted(handle, qualifying, pcrs);
+            if !matches!(taken, Err(TpmError::Restless)) {
+                break;
+            }
+        }
         // Flushed also when the quote failed, or three failures would fill the TPM.
         let flushed = self.flush(handle);
-        let (quote, signature) = quoted?;
+        let (quote, signature, values, quote_micros) = taken?;
         flushed?;
         Ok(Evidence { ak_public, quote, signature, pcrs: values, quote_micros })
+    }
+
+    /// One quote, and the registers that it covers.
+    fn quoted(
+        &mut self,
+        handle: u32,
+        qualifying: &[u8; 32],
+        pcrs: PcrSet,
+    ) -> Result<Quoted, TpmError> {
+        let started = Instant::now();
+        let (quote, signature) = self.quote(handle, qualifying, pcrs)?;
+        let quote_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let values = self.pcr_read(pcrs)?;
+        let body = Attest::parse(&quote)?;
+        if body.quote_body()?.pcr_digest != pcr_digest(values.values()) {
+            return Err(TpmError::Restless);
+        }
+        Ok((quote, signature, values, quote_micros))
     }
 
     /// The endorsement key, the same at every boot: the first that the TPM's maker has certified, else that of the first

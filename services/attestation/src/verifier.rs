@@ -20,6 +20,7 @@ use distos_evidence::live::{
 };
 use distos_evidence::{eventlog, ima::IMA_PCR};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::state::Judged;
@@ -76,6 +77,9 @@ struct Listed {
     progress: Progress,
     /// In which boot.
     resets: u32,
+    /// By which files it was verified, hexadecimal: with other ones it is verified anew.
+    #[serde(default)]
+    known: String,
     /// Entries of files that nobody knows, and the first of these.
     unknown: u64,
     named: BTreeSet<String>,
@@ -132,6 +136,21 @@ pub struct Enrolling {
 }
 
 impl Kept {
+    /// The name of the endorsement key by which the node is known, hexadecimal.
+    pub fn endorsement(&self) -> Option<String> {
+        self.keys().ok().map(|(ek, _, _)| hex::encode(ek.name()))
+    }
+
+    /// Whether what is new in `self` has to be on disk: what else changes with each answer may be that of an earlier one.
+    pub fn matters_after(&self, before: &Kept) -> bool {
+        let boot = |kept: &Kept| {
+            kept.baseline.as_ref().map(|known| (known.clock.reset_count, known.clock.restart_count))
+        };
+        let keys = |kept: &Kept| kept.keys.as_ref().map(|keys| (keys.ek.clone(), keys.ak.clone()));
+        (self.epoch, &self.told, keys(self), boot(self))
+            != (before.epoch, &before.told, keys(before), boot(before))
+    }
+
     /// Whether the node is known by its keys.
     pub fn is_enrolled(&self) -> bool {
         self.keys.is_some()
@@ -160,9 +179,10 @@ impl Kept {
         }
     }
 
-    /// How many bytes of the kernel's list are verified.
-    pub fn listed(&self) -> u64 {
-        self.list.as_ref().map_or(0, |list| list.progress.offset())
+    /// How many bytes of the kernel's list are verified, by these known files.
+    pub fn listed(&self, known: Option<&BTreeSet<String>>) -> u64 {
+        let by_these = self.list.as_ref().filter(|list| list.known == named_by(known));
+        by_these.map_or(0, |list| list.progress.offset())
     }
 
     /// The TPM that answered, if it may be the node's. `random` is for the secret that shows it, and for nothing else; `ephemeral`
@@ -295,7 +315,9 @@ impl Kept {
         resets: Option<u32>,
         known: Option<&BTreeSet<String>>,
     ) -> Findings {
-        let before = self.list.take().filter(|before| Some(before.resets) == resets);
+        let by = named_by(known);
+        let before = self.list.take();
+        let before = before.filter(|before| Some(before.resets) == resets && before.known == by);
         let (mut findings, advance) = match &before {
             Some(before) => ima::verify(&before.progress, list, value, known),
             None => ima::verify_first(list, value, known),
@@ -313,10 +335,19 @@ impl Kept {
             findings.claim(UNKNOWN_FILES, named.clone());
         }
         if let Some(resets) = resets.filter(|_| advance.vouched) {
-            self.list = Some(Listed { progress: advance.progress, resets, unknown, named });
+            self.list =
+                Some(Listed { progress: advance.progress, resets, known: by, unknown, named });
         }
         findings
     }
+}
+
+/// What a set of known files is called.
+fn named_by(known: Option<&BTreeSet<String>>) -> String {
+    let Some(known) = known else { return String::new() };
+    let all =
+        known.iter().fold(Sha256::new(), |hash, one| hash.chain_update(one).chain_update(b"\n"));
+    hex::encode(all.finalize())
 }
 
 /// Adds what was found of each GPU, and of all of them together.

@@ -19,6 +19,9 @@ const NODES: &str = "nodes";
 pub(crate) struct Found {
     pub(crate) devices: BTreeMap<String, Device>,
     pub(crate) opinion: Opinion,
+    /// By which policy, and against what: the SHA-256 of each maker's collateral.
+    pub(crate) edition: Option<String>,
+    pub(crate) digests: Vec<[u8; 32]>,
 }
 
 /// One node.
@@ -36,7 +39,7 @@ pub(crate) struct Watched {
     pub(crate) last: RefCell<Result<(), Fault>>,
     /// What was said last of its standing, and of its epoch.
     pub(crate) shown: Cell<(Standing, u64)>,
-    /// How many more failures of the same cause are not told.
+    /// Whether the node is watched no more: what it still answers is nobody's.
     pub(crate) ended: Cell<bool>,
 }
 
@@ -65,10 +68,10 @@ impl Watched {
         })
     }
 
-    /// Keeps this from now on, durably. An epoch never goes back, whatever is to be kept.
+    /// Keeps this from now on, durably where it matters. An epoch never goes back, whatever is to be kept.
     pub(crate) fn keep(&self, mut kept: Kept) -> Result<(), Fault> {
         kept.epoch = self.state.borrow().epoch().max(kept.epoch);
-        *self.kept.borrow_mut() = kept.clone();
-        self.record.save(&kept)
+        let before = self.kept.replace(kept.clone());
+        if kept.matters_after(&before) { self.record.save(&kept) } else { Ok(()) }
     }
 }

@@ -220,9 +220,15 @@ impl credentials::Server for CredentialsServer {
         self.facet.check(Rights::ATTEST).map_err(fail)?;
         let judgements = read_judgements(params.get()?.get_judgements()?).map_err(fail)?;
         let service = &self.service;
+        let nodes: Vec<NodeId> = judgements.iter().map(|one| one.node).collect();
         let install = |next| self.facet.commit(Rights::ATTEST, NO_BYTES, || service.install(next));
         service.judge(judgements, install).map_err(fail)?;
-        self.facet.reply(&mut results);
+        let state = service.state.borrow();
+        // No more than were judged.
+        let mut epochs = self.facet.reply(&mut results).init_epochs(nodes.len() as u32);
+        for (index, node) in (0..).zip(nodes) {
+            epochs.set(index, state.epoch(node));
+        }
         Ok(())
     }
 

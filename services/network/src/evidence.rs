@@ -114,8 +114,8 @@ impl NetworkService {
     /// so may do so no more.
     ///
     /// # Errors
-    /// [`Fault::Malformed`] if one of the judgements is from before another; the others count all the same. What it
-    /// is if this is not on disk: it is tried again.
+    /// What it is if this is not on disk: it is tried again. A judgement that is from before another is told in the log, and
+    /// the others count.
     pub(crate) fn judge(
         self: &Rc<Self>,
         judgements: Vec<Judgement>,
@@ -139,7 +139,10 @@ impl NetworkService {
             self.is_unsaved.set(true);
             self.save_if_not()?;
         }
-        judged.wrong.map_or(Ok(()), Err)
+        if let Some(fault) = judged.wrong {
+            tracing::warn!(%fault, "a judgement does not count");
+        }
+        Ok(())
     }
 
     /// Tells the auditors whose standing has changed.

@@ -192,13 +192,18 @@ impl Standings {
         all.filter(|(_, past)| past.epoch > 0 || past.bad.is_some())
     }
 
-    /// Takes a judgement; whether something is to be kept that was not.
+    /// Takes a judgement; whether something is to be kept that was not. What is bad counts at whatever epoch it is said:
+    /// that of the node stays the highest of all.
     ///
     /// # Errors
-    /// [`Fault::Malformed`] if its epoch is lower than one that was said of this node: it is from before.
+    /// [`Fault::Malformed`] if it is good, and its epoch lower than one that was said of this node: it is from before, or its
+    /// verifier has lost what it knew.
     pub(crate) fn judge(&mut self, judgement: Judgement, now_s: u64) -> Result<bool, Fault> {
-        let Judgement { node, standing, until_s, epoch, mut reason } = judgement;
+        let Judgement { node, standing, until_s, mut epoch, mut reason } = judgement;
         let known = self.known.get(&node);
+        if standing.is_bad() {
+            epoch = epoch.max(known.map_or(0, |known| known.epoch));
+        }
         if let Some(known) = known.filter(|known| epoch < known.epoch) {
             return Err(Fault::malformed(format!(
                 "node/{node} is judged at epoch {epoch}, and was at {} already",
@@ -234,6 +239,17 @@ impl Standings {
         Some(known.at(now_s).0)
     }
 
+    /// The epoch of a node, as far as it is known.
+    pub(crate) fn epoch(&self, node: NodeId) -> u64 {
+        self.known.get(&node).map_or(0, |known| known.epoch)
+    }
+
+    /// Why a node is not fresh, as it was said, for people: short, and in one line.
+    pub(crate) fn reason(&self, node: NodeId) -> String {
+        let said = self.known.get(&node).and_then(|known| known.said.as_ref());
+        said.map(|said| said.reason.clone()).unwrap_or_default()
+    }
+
     /// Whether something is kept of this node.
     pub(crate) fn knows(&self, node: NodeId) -> bool {
         self.known.contains_key(&node)
@@ -243,11 +259,11 @@ impl Standings {
     ///
     /// # Errors
     /// [`Fault::StaleAttestation`] if its own evidence has failed, or is expired.
-    pub(crate) fn may_vouch(&self, own: NodeId) -> Result<(), Fault> {
-        let said = self.known.get(&own).and_then(|known| known.said.as_ref());
-        match said.filter(|said| self.is_required && said.standing.is_bad()) {
+    pub(crate) fn may_vouch(&self, own: NodeId, now_s: u64) -> Result<(), Fault> {
+        let said = self.known.get(&own).filter(|known| known.said.is_some());
+        match said.map(|known| known.at(now_s)).filter(|(at, _)| self.is_required && at.is_bad()) {
             None => Ok(()),
-            Some(Said { standing, reason, .. }) => Err(Fault::StaleAttestation(format!(
+            Some((standing, reason)) => Err(Fault::StaleAttestation(format!(
                 "this node's own evidence is {standing}, and it signs for nobody: {reason}"
             ))),
         }

@@ -41,7 +41,7 @@ fn where_no_evidence_is_demanded_judgements_are_known_and_nothing_follows() {
         standings.judge(judgement(standing, NOW_S, 1), NOW_S).unwrap();
         standings.judge(Judgement { node: OWN, ..judgement(standing, NOW_S, 1) }, NOW_S).unwrap();
         assert_eq!(standings.last_s(NODE, "memory", NOW_S + GRACE_S), Ok(u64::MAX));
-        assert_eq!(standings.may_vouch(OWN), Ok(()));
+        assert_eq!(standings.may_vouch(OWN, NOW_S), Ok(()));
     }
     assert_eq!(standings.of(NODE, NOW_S), Some(Standing::Failed));
 }
@@ -117,7 +117,7 @@ fn a_node_that_nobody_has_judged_yet_may_be_asked_for_a_day_and_has_nothing_else
 #[test]
 fn a_node_whose_own_evidence_is_bad_signs_for_nobody() {
     let mut standings = required();
-    assert_eq!(standings.may_vouch(OWN), Ok(()), "nothing is known");
+    assert_eq!(standings.may_vouch(OWN, NOW_S), Ok(()), "nothing is known");
     for (standing, vouches) in [
         (Standing::Fresh, true),
         (Standing::Stale, true),
@@ -126,7 +126,7 @@ fn a_node_whose_own_evidence_is_bad_signs_for_nobody() {
         (Standing::Fresh, true),
     ] {
         standings.judge(Judgement { node: OWN, ..judgement(standing, NOW_S, 3) }, NOW_S).unwrap();
-        assert_eq!(standings.may_vouch(OWN).is_ok(), vouches, "{standing}");
+        assert_eq!(standings.may_vouch(OWN, NOW_S).is_ok(), vouches, "{standing}");
     }
 }
 
@@ -138,6 +138,10 @@ fn an_epoch_never_goes_back_whatever_was_said_meanwhile() {
     let old = standings.judge(judgement(Standing::Fresh, NOW_S + 60, 6), NOW_S).unwrap_err();
     assert!(matches!(old, Fault::Malformed(_)), "{old}");
     assert_eq!(standings.of(NODE, NOW_S), Some(Standing::Failed));
+    // What is bad counts, also if whoever says it has lost count.
+    assert!(standings.judge(judgement(Standing::Expired, 0, 0), NOW_S).is_ok());
+    assert!(standings.judge(judgement(Standing::Failed, 0, 0), NOW_S).is_ok());
+    assert_eq!(standings.epoch(NODE), 7);
     // Not by being let in again, nor by a restart, nor while it is away.
     standings.admitted(NODE);
     let mut back = required();
@@ -260,9 +264,10 @@ proptest! {
             match step {
                 Step::Judge(standing, after_s, epoch) => {
                     let taken = standings.judge(judgement(standing, now_s + after_s, epoch), now_s);
-                    prop_assert_eq!(taken.is_ok(), epoch >= highest);
+                    prop_assert_eq!(taken.is_ok(), epoch >= highest || standing.is_bad());
                     if taken.is_ok() {
-                        highest = epoch;
+                        highest = epoch.max(highest);
+                        prop_assert_eq!(standings.epoch(NODE), highest);
                         last = Some((standing, now_s + after_s));
                     }
                 }

@@ -363,7 +363,7 @@ impl State {
         if self.place(asks.node, now_s).is_none() {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
-        self.standings.may_vouch(self.node)?;
+        self.standings.may_vouch(self.node, now_s)?;
         let last_s = self.standings.last_s(asks.node, asks.service, now_s)?;
         let service = VatName::new(asks.service)?;
         let subject = Subject::Service { node: asks.node, service };
@@ -433,7 +433,7 @@ impl State {
         let certificate = self.issuer.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
-        self.standings.may_vouch(self.node)?;
+        self.standings.may_vouch(self.node, at_s)?;
         let issuer = Issuer::new(certificate, secret)?;
         if issuer.until_s() <= at_s.saturating_add(SKEW_S) {
             let why =
@@ -486,7 +486,7 @@ impl State {
         let certificate = self.issuer.clone().ok_or_else(|| {
             Fault::unavailable(60_000, "this node is no issuer: `distos network certify`")
         })?;
-        self.standings.may_vouch(self.node)?;
+        self.standings.may_vouch(self.node, validity.from_s)?;
         let peer = Peer::Node(node);
         let is_in = self.peers.contains_key(&peer) || self.members.standing(node).is_member;
         if is_in && !self.invited.contains_key(&peer) {
@@ -568,8 +568,7 @@ impl State {
             if !own && !is_in && !self.standings.knows(node) {
                 continue;
             }
-            let (has_failed, reason) =
-                (judgement.standing == Standing::Failed, judgement.reason.clone());
+            let has_failed = judgement.standing == Standing::Failed;
             match self.standings.judge(judgement, now_s) {
                 Ok(is_new) => judged.is_new |= is_new,
                 Err(fault) => {
@@ -587,9 +586,14 @@ impl State {
                 Ok(cast) => judged.casts.extend(cast),
                 Err(fault) => judged.wrong = Some(fault),
             }
-            judged.out.push((node, reason));
+            judged.out.push((node, self.standings.reason(node)));
         }
         judged
+    }
+
+    /// The attestation epoch of a node, as far as it is known.
+    pub(crate) fn epoch(&self, node: NodeId) -> u64 {
+        self.standings.epoch(node)
     }
 
     /// What this node's verifier says of a node, if anything.

@@ -69,6 +69,8 @@ pub(crate) struct Scheduler {
     started: Instant,
     pub(crate) setbacks: RefCell<Setbacks>,
     pub(crate) deployments: Deployments,
+    /// Whether this node was said to have failed: whatever else was said a moment before.
+    failed: Cell<bool>,
     /// When new evidence was asked for last, because there was none that is fresh.
     attested: Cell<Option<Instant>>,
     /// What was said last about this node's contact to its cluster.
@@ -123,6 +125,7 @@ impl Scheduler {
             started: Instant::now(),
             setbacks: RefCell::default(),
             deployments,
+            failed: Cell::new(false),
             attested: Cell::new(None),
             contact: Cell::new(None),
             live: RefCell::default(),
@@ -207,16 +210,21 @@ impl Scheduler {
 
     /// Ends at once what runs here when this node's evidence turns bad (A3), and what waits when it is too old for anything.
     async fn follow_standing(self: Rc<Self>) {
-        let mut seen = 0;
+        let (mut seen, mut known) = (0, None);
         loop {
             match self.standing(seen).await {
-                Ok((revision, standing, had, reason)) => {
+                Ok(Reach { revision, standing, epoch, had, reason }) => {
                     seen = revision;
+                    // One that has failed and is good again meanwhile has failed.
+                    let has_failed = known.replace(epoch).is_some_and(|known| known < epoch);
+                    self.failed.set(standing == Standing::Failed);
+                    if has_failed || standing == Standing::Failed {
+                        self.fence(&reason).await;
+                    }
                     match standing {
-                        Standing::Failed => self.fence(&reason).await,
                         // Where there never was any evidence, nothing was placed by any.
                         Standing::Expired if had => self.end_waiting(&reason),
-                        Standing::Expired | Standing::Stale => {}
+                        Standing::Expired | Standing::Stale | Standing::Failed => {}
                         Standing::Fresh => self.work.notify_one(),
                     }
                 }
@@ -229,9 +237,8 @@ impl Scheduler {
         }
     }
 
-    /// How far this node's evidence reaches, once that differs from what it was at `seen`; whether there ever was any, and
-    /// why it does not reach further.
-    async fn standing(&self, seen: u64) -> Result<(u64, Standing, bool, String), Fault> {
+    /// How far this node's evidence reaches, once that differs from what it was at `seen`.
+    async fn standing(&self, seen: u64) -> Result<Reach, Fault> {
         let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
         let mut request = service.watch_request();
         request.get().set_seen(seen);
@@ -240,8 +247,13 @@ impl Scheduler {
             let answer = answer.get()?;
             let verdict = answer.get_verdict()?;
             let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
-            let standing = verdict.get_standing()?;
-            Ok((answer.get_revision(), standing, verdict.get_taken_ms() != 0, reason))
+            Ok(Reach {
+                revision: answer.get_revision(),
+                standing: verdict.get_standing()?,
+                epoch: verdict.get_epoch(),
+                had: verdict.get_taken_ms() != 0,
+                reason,
+            })
         };
         read().map_err(|e| fault_of(&e))
     }
@@ -345,6 +357,14 @@ impl Scheduler {
         Ok(JobServer { scheduler: self, id, facet: facet.clone(), may_cancel: true })
     }
 
+    /// Evidence that was read a moment before may be from before this node failed.
+    fn check_failed(&self) -> Result<(), Fault> {
+        match self.failed.get() {
+            true => Err(Fault::StaleAttestation("this node has failed its attestation".into())),
+            false => Ok(()),
+        }
+    }
+
     /// What a decision rests on, as it is now.
     pub(crate) async fn grounds(&self) -> (Evidence, Contact) {
         futures::join!(self.evidence(), self.contact())
@@ -358,6 +378,7 @@ impl Scheduler {
         evidence: &Evidence,
         contact: Contact,
     ) -> Result<JobId, Fault> {
+        self.check_failed()?;
         let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let admitted = facet.commit(Rights::RUN, EMPTY, || {
             let charge = |tasks| facet.charge(Meter::Tasks, tasks);
@@ -476,6 +497,7 @@ impl Scheduler {
         evidence: &Evidence,
         contact: Contact,
     ) -> Result<Placement, Refusal> {
+        self.check_failed().map_err(Refusal::Fail)?;
         let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let placed = live.facet.commit(Rights::RUN, EMPTY, || {
             self.state.borrow_mut().place(id, now_ms, evidence, &policy)
@@ -567,6 +589,17 @@ impl Scheduler {
             _ => setbacks.failed(tenant, self.uptime_ms(), job.fault()),
         }
     }
+}
+
+/// How far this node's evidence reaches.
+struct Reach {
+    revision: u64,
+    standing: Standing,
+    epoch: u64,
+    /// Whether there ever was any.
+    had: bool,
+    /// Why it does not reach further.
+    reason: String,
 }
 
 /// What a verdict says to whoever places work.

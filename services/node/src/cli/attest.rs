@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use distos_abi::{Fault, HolderKey, NodeId};
 use distos_appraisal::{MAX_POLICY_BYTES, POLICY, Policies};
-use distos_evidence::credential::EndorsementKey;
+use distos_evidence::credential::{EndorsementKey, is_name_long};
 use distos_evidence::enrolment::Origin;
 use distos_evidence::evidence::AttestationKey;
 use distos_evidence::joining::Challenge;
@@ -301,7 +301,12 @@ async fn trust(holder: &Holder, folder: &Path) -> Result<Report, Fault> {
 
 async fn enrol(holder: &Holder, args: &EnrolArgs) -> Result<Report, Fault> {
     let ek = args.tpm.as_deref().map(hex::decode).transpose();
-    let ek = ek.map_err(|_| Fault::malformed("--tpm is not hexadecimal"))?.unwrap_or_default();
+    let ek = ek.map_err(|_| Fault::malformed("--tpm is not hexadecimal"))?;
+    if ek.as_ref().is_some_and(|ek| !is_name_long(ek.len())) {
+        let why = "--tpm is no name of an endorsement key: `distos attest identity` shows it";
+        return Err(Fault::malformed(why));
+    }
+    let ek = ek.unwrap_or_default();
     let client: attestation::Client = holder.root(ENTRY).await?;
     let mut request = client.enrol_request();
     request.get().set_node(&node_bytes(args.node.as_deref())?);

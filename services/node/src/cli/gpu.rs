@@ -91,7 +91,8 @@ async fn evidence(
                 evidence_text(&json)
             )));
         }
-        std::fs::write(path, format!("{}\n", json["evidence"])).map_err(|e| io_fault(path, &e))?;
+        let list = format!("{}\n", json["evidence"]);
+        files::write(path, list.as_bytes(), files::PUBLIC)?;
     }
     Ok(Report { text: evidence_text(&json), json })
 }

@@ -560,7 +560,7 @@ async fn unseal(context: &Context, shares: Vec<PathBuf>) -> Result<Report, Fault
 async fn close(context: &Context) -> Result<Report, Fault> {
     let (_broker, client) = Broker::own(context).await?;
     call(client.seal_request()).await?;
-    let text = "sealed: nothing is given out until it is opened again".to_owned();
+    let text = "sealed: nothing is given out until it is opened again, or started again where the TPM opens it".to_owned();
     Ok(Report { json: json!({ "sealed": true }), text })
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Heard {
     fresh_until_ms: u64,
     /// How often the evidence has turned bad.
     epoch: u64,
+    /// Whether nothing was appraised yet since the attestation service has started.
+    is_unjudged: bool,
     /// Why it is not good, or empty.
     reason: String,
 }
@@ -35,6 +37,7 @@ impl Heard {
             good: verdict.get_good(),
             fresh_until_ms: verdict.get_fresh_until_ms(),
             epoch: verdict.get_epoch(),
+            is_unjudged: verdict.get_standing()? == Standing::Expired && verdict.get_taken_ms() == 0,
             reason: String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned(),
         })
     }
@@ -64,6 +67,10 @@ impl Watch {
     /// each. A node that never had evidence loses nothing. That it turned bad and good again between two answers is seen by
     /// its epoch.
     fn hear(&mut self, heard: &Heard) -> Consequence {
+        // Leases on what is given out on evidence only end with what was said last.
+        if heard.is_unjudged && self.epoch.is_none_or(|epoch| heard.epoch <= epoch) {
+            return Consequence::None;
+        }
         let held = heard.good && matches!(heard.standing, Standing::Fresh | Standing::Stale);
         let failed = heard.standing == Standing::Failed;
         let turned = self.epoch.is_some_and(|epoch| heard.epoch > epoch);
@@ -191,7 +198,14 @@ mod tests {
 
     fn heard(standing: Standing, epoch: u64) -> Heard {
         let good = matches!(standing, Standing::Fresh | Standing::Stale);
-        Heard { standing, good, fresh_until_ms: 0, epoch, reason: String::new() }
+        Heard {
+            standing,
+            good,
+            fresh_until_ms: 0,
+            epoch,
+            is_unjudged: false,
+            reason: String::new(),
+        }
     }
 
     /// After which of these all leases end.
@@ -229,5 +243,17 @@ mod tests {
         let bad = Heard { good: false, ..heard(Fresh, 0) };
         assert_eq!(watch.hear(&bad), Consequence::End);
         assert_eq!(watch.hear(&bad), Consequence::None);
+    }
+
+    /// The attestation service was killed, and its TPM has not answered the new one yet.
+    #[test]
+    fn what_was_not_judged_since_a_start_ends_nothing() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.hear(&heard(Fresh, 1)), Consequence::None);
+        let unjudged = Heard { is_unjudged: true, good: false, ..heard(Expired, 1) };
+        assert_eq!(watch.hear(&unjudged), Consequence::None);
+        assert_eq!(watch.hear(&heard(Fresh, 1)), Consequence::None);
+        let turned = Heard { is_unjudged: true, good: false, ..heard(Expired, 2) };
+        assert_eq!(watch.hear(&turned), Consequence::End, "its epoch is kept");
     }
 }

@@ -206,6 +206,9 @@ async fn first_lost(context: &Context, all: &[Held], lasting_ms: u64) -> (String
     select_all(keeping).await.0
 }
 
+/// How long a revocation may go unnoticed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// Renews a lease for as long as that goes, and says why it does not.
 async fn kept(context: &Context, held: &Held, lasting_ms: u64) -> Fault {
     let mut until_ms = held.until_ms;
@@ -214,14 +217,13 @@ async fn kept(context: &Context, held: &Held, lasting_ms: u64) -> Fault {
         if left_ms == 0 {
             return Fault::Expired { at_ms: until_ms };
         }
-        tokio::time::sleep(Duration::from_millis(left_ms / 2).max(SHORTEST_PAUSE)).await;
+        // Soon: that it was revoked shows when it is asked for.
+        let pause = Duration::from_millis(left_ms / 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        tokio::time::sleep(pause).await;
         match renewed(context, &held.which, held.lease, lasting_ms).await {
             Ok(later_ms) => until_ms = later_ms,
-            // A certificate ends when it says.
-            Err(Fault::Malformed(_)) => {
-                let left_ms = until_ms.saturating_sub(now_ms());
-                tokio::time::sleep(Duration::from_millis(left_ms)).await;
-            }
+            // A certificate ends when it says, and is not renewed: but asked for, in case it was revoked.
+            Err(Fault::Malformed(_)) if now_ms() < until_ms => {}
             // The broker is away, sealed or started again: what it knows of the lease is durable.
             Err(Fault::Unavailable { .. }) if now_ms() < until_ms => {
                 tokio::time::sleep(RETRY_PAUSE.min(Duration::from_millis(left_ms / 8))).await;
