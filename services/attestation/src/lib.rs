@@ -46,6 +46,8 @@ use distos_rpc::boot::Boot;
 
 mod collector;
 mod governing;
+#[cfg(test)]
+mod machines;
 mod peers;
 mod server;
 pub mod state;
