@@ -231,7 +231,7 @@ mod logs {
         for event in parsed.events() {
             if let Some(digest) = event.digest(Bank::Sha256).filter(|_| event.extends()) {
                 let digest = digest.try_into().unwrap();
-                collector.tpm.pcr_extend(u8::try_from(event.pcr).unwrap(), digest).unwrap();
+                collector.tpm.pcr_extend(event.pcr, digest).unwrap();
             }
         }
         let mut verifier = Verifier::new();

@@ -1,6 +1,7 @@
 //! Machines with real software TPMs, and a verifier of one of them: for tests.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -121,7 +122,7 @@ impl Verifier {
         &mut self,
         of: &mut Collector<TimedFd>,
         secret: [u8; 32],
-    ) -> Result<(), Judged<Good>> {
+    ) -> Result<(), Judged<Infallible>> {
         let identity = Identity::parse(&self.ask(of, Question::Identity).unwrap()).unwrap();
         let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
         let begun = self.kept.begin(identity, Zeroizing::new(secret), &ephemeral);
@@ -154,7 +155,7 @@ impl Verifier {
         if !self.kept.is_enrolled()
             && let Err(judged) = self.enrol(of, [7; 32])
         {
-            return judged;
+            return judged.of();
         }
         let bundle = self.bundle(of, [nonce; 32]).unwrap();
         self.judge(&bundle, [nonce; 32])

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -329,7 +330,7 @@ impl Attestation {
     ) -> Result<(), Fault> {
         let now = self.now();
         let (judged, kept, found) = match answered {
-            Answered::Refused(judged) => (judged, None, None),
+            Answered::Refused(judged) => (judged.of(), None, None),
             Answered::Examined(examined) => {
                 let Examined { judged, devices, opinion, kept } = *examined;
                 (judged, Some(kept), Some(Found { devices, opinion }))
@@ -469,7 +470,7 @@ impl Attestation {
     }
 
     /// Has a node show that its keys are in one TPM, and knows it by these from then on.
-    async fn enrol(&self, watched: &Watched) -> Result<Result<(), Judged<Evidence>>, Fault> {
+    async fn enrol(&self, watched: &Watched) -> Result<Result<(), Judged<Infallible>>, Fault> {
         let (answer, _) = self.ask(watched.node, Question::Identity).await?;
         let identity = Identity::parse(&answer)?;
         let mut secret = Zeroizing::new([0; 32]);
@@ -684,7 +685,7 @@ pub(crate) struct Judgement {
 /// What came of asking a node.
 enum Answered {
     /// It is not known by its keys, and why not.
-    Refused(Judged<Evidence>),
+    Refused(Judged<Infallible>),
     Examined(Box<Examined>),
 }
 
@@ -940,7 +941,7 @@ impl attestation::Server for AttestationServer {
         let result = self.service.result(&watched).map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_result(result.as_str());
-        reply.set_key(&self.service.result_secret.key().as_ref());
+        reply.set_key(self.service.result_secret.key().as_ref());
         Ok(())
     }
 

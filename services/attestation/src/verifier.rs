@@ -6,6 +6,7 @@
 //! remembered until the next answer, and across restarts, is [`Kept`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use distos_abi::Fault;
 use distos_appraisal::{Appraised as Opinion, Device, Kind, Policies, Tier, appraise};
@@ -171,7 +172,7 @@ impl Kept {
         identity: Identity,
         random: Zeroizing<[u8; 32]>,
         ephemeral: &Zeroizing<[u8; distos_evidence::credential::EPHEMERAL_BYTES]>,
-    ) -> Result<(Enrolling, Credential), Judged<Evidence>> {
+    ) -> Result<(Enrolling, Credential), Judged<Infallible>> {
         let broken = |what: &str, why| Judged::Absent(format!("the {what} key is {why}"));
         let ek = EndorsementKey::from_public(&identity.ek).map_err(|e| broken("endorsement", e))?;
         let ak = AttestationKey::from_public(&identity.ak).map_err(|e| broken("attestation", e))?;
@@ -194,7 +195,7 @@ impl Kept {
         enrolling: &Enrolling,
         session: Session,
         answer: &[u8],
-    ) -> Result<(), Judged<Evidence>> {
+    ) -> Result<(), Judged<Infallible>> {
         if answer != session.activated(&enrolling.secret) {
             let why = "nothing shows that the attestation key is in the TPM of the endorsement key";
             return Err(Judged::Bad(why.to_owned()));
@@ -333,3 +334,4 @@ pub const LIMITS: [&str; 2] = [
     "A quote shows what registers held when it was made, and not what was never measured into them.",
     "A software TPM proves the protocol and not the machine.",
 ];
+
