@@ -335,3 +335,6 @@ pub const LIMITS: [&str; 2] = [
     "A software TPM proves the protocol and not the machine.",
 ];
 
+#[cfg(test)]
+#[path = "fleet_tests.rs"]
+mod tests;
