@@ -154,7 +154,7 @@ impl<T: Read + Write> Collector<T> {
     }
 
     /// Once in this service's life: a TPM that is reset later loses the measurement and is refused.
-    fn measure_image(&mut self, now_ms: u64) -> Result<(), Fault> {
+    pub(crate) fn measure_image(&mut self, now_ms: u64) -> Result<(), Fault> {
         if !self.measured {
             self.tpm.startup()?;
             if self.tpm.measure_once(IMAGE_PCR, &self.image_hash)? {

@@ -44,6 +44,7 @@ use std::process::ExitCode;
 
 use distos_rpc::boot::Boot;
 
+pub mod answering;
 mod collector;
 mod governing;
 #[cfg(test)]
