@@ -363,7 +363,8 @@ impl Attestation {
                 Ok(())
             }
             Ok(()) => {
-                tracing::debug!(target: TRACE, at, %node, %nonce, good, resets, "verdict");
+                let epoch = watched.state.borrow().epoch();
+                tracing::debug!(target: TRACE, at, %node, %nonce, good, epoch, resets, "verdict");
                 if is_own {
                     self.report(asker, detail);
                 }
