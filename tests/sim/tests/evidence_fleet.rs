@@ -7,7 +7,7 @@ const NODES: usize = 1024;
 fn ran(nodes: usize, seed: u64, seconds: u64, troubles: Troubles) -> Report {
     let plan = Plan { nodes, seed, seconds, troubles };
     let report = run(plan).unwrap_or_else(|violation| panic!("{plan:?}: {violation}"));
-    println!("{nodes} nodes, seed {seed}, {troubles:?}: {report}");
+    eprintln!("{nodes} nodes, seed {seed}, {troubles:?}: {report}");
     report
 }
 
