@@ -45,6 +45,7 @@ Event(e) ==
   \/ e.event = "start"     /\ Restart
   \/ e.event = "challenge" /\ e.nonce = nonces + 1 /\ Challenge(e.node)
   \/ e.event = "verdict"   /\ e.nonce = open[e.node].nonce
+                           /\ e.epoch = epoch[e.node] + (IF e.good THEN 0 ELSE 1)
                            /\ IF e.good
                               THEN \E q \in quotes : q.boot = e.resets /\ AnswerGood(e.node, q, e.resets)
                               ELSE AnswerBad(e.node)

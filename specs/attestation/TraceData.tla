@@ -10,7 +10,7 @@ Traces == << <<
   [event |-> "start",     at |-> 1000, node |-> "7f3a", bound |-> 60000],
   [event |-> "boot",      at |-> 1000, node |-> "7f3a", resets |-> 17, good |-> TRUE],
   [event |-> "challenge", at |-> 1003, node |-> "7f3a", nonce |-> 1],
-  [event |-> "verdict",   at |-> 1021, node |-> "7f3a", nonce |-> 1, good |-> TRUE, resets |-> 17],
+  [event |-> "verdict",   at |-> 1021, node |-> "7f3a", nonce |-> 1, good |-> TRUE, epoch |-> 0, resets |-> 17],
   [event |-> "place",     at |-> 9450, node |-> "7f3a", fresh_until |-> 61003],
   [event |-> "place",     at |-> 9450, node |-> "7f3a", fresh_until |-> 61003],
   \* Half the bound has passed: evidence is renewed, but the TPM is silent at first.
@@ -18,7 +18,7 @@ Traces == << <<
   [event |-> "no_answer", at |-> 41012, node |-> "7f3a"],
   [event |-> "place",     at |-> 42200, node |-> "7f3a", fresh_until |-> 61003],
   [event |-> "challenge", at |-> 46015, node |-> "7f3a", nonce |-> 3],
-  [event |-> "verdict",   at |-> 46040, node |-> "7f3a", nonce |-> 3, good |-> TRUE, resets |-> 17],
+  [event |-> "verdict",   at |-> 46040, node |-> "7f3a", nonce |-> 3, good |-> TRUE, epoch |-> 0, resets |-> 17],
   \* The scheduler had read the verdict before it was replaced.
   [event |-> "place",     at |-> 46041, node |-> "7f3a", fresh_until |-> 61003],
   [event |-> "place",     at |-> 61003, node |-> "7f3a", fresh_until |-> 106015],
@@ -26,12 +26,12 @@ Traces == << <<
   [event |-> "start",     at |-> 70000, node |-> "7f3a", bound |-> 60000],
   [event |-> "boot",      at |-> 70000, node |-> "7f3a", resets |-> 18, good |-> TRUE],
   [event |-> "challenge", at |-> 70004, node |-> "7f3a", nonce |-> 4],
-  [event |-> "verdict",   at |-> 70022, node |-> "7f3a", nonce |-> 4, good |-> TRUE, resets |-> 18],
+  [event |-> "verdict",   at |-> 70022, node |-> "7f3a", nonce |-> 4, good |-> TRUE, epoch |-> 0, resets |-> 18],
   [event |-> "place",     at |-> 70500, node |-> "7f3a", fresh_until |-> 130004],
   \* A register is extended behind the service's back, which the next quote shows.
   [event |-> "tamper",    at |-> 80000, node |-> "7f3a"],
   [event |-> "place",     at |-> 80200, node |-> "7f3a", fresh_until |-> 130004],
   [event |-> "challenge", at |-> 100010, node |-> "7f3a", nonce |-> 5],
-  [event |-> "verdict",   at |-> 100030, node |-> "7f3a", nonce |-> 5, good |-> FALSE, resets |-> 18]
+  [event |-> "verdict",   at |-> 100030, node |-> "7f3a", nonce |-> 5, good |-> FALSE, epoch |-> 1, resets |-> 18]
 >> >>
 =============================================================================

@@ -2,192 +2,21 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use std::collections::BTreeSet;
-use std::path::Path;
 
+use crate::machines::*;
 use crate::state::Judged;
-use crate::tpm::{TIMEOUT, TimedFd};
-use crate::verifier::{Answer, Evidence as Good, Kept, Law};
+use crate::tpm::TimedFd;
+use crate::verifier::Kept;
 use distos_appraisal::Policies;
 use distos_evidence::credential::EPHEMERAL_BYTES;
-use distos_evidence::enrolment::Makers;
-use distos_evidence::evidence::{Appraised, Continuity, Pcrs, extended_once};
+use distos_evidence::evidence::{Continuity, Pcrs, extended_once};
 use zeroize::Zeroizing;
-
-const IMAGE: [u8; 32] = [0x11; 32];
-
-/// A swtpm process that ends when its client goes.
-pub(crate) struct Swtpm(Child);
-
-impl Drop for Swtpm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// swtpm takes no descriptor below 3, so the shell moves it there from standard input.
-fn swtpm(state: &Path) -> (Swtpm, Tpm<TimedFd>) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let script = "exec swtpm socket --tpm2 --tpmstate dir=\"$1\",mode=0600 --fd 3 \
-                  --flags not-need-init,startup-clear 3<&0 </dev/null";
-    let child = Command::new("sh")
-        .args(["-c", script, "sh"])
-        .arg(state)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let swtpm = Swtpm(child);
-    (swtpm, Tpm::new(TimedFd::new(ours.into(), TIMEOUT).unwrap()))
-}
-
-pub(crate) struct Node {
-    state: tempfile::TempDir,
-}
-
-/// A policy that takes a software TPM of whichever maker, and files only if they are known.
-const POLICY: &str = r#"// distos-policy: test
-// version: 1
-
-@id("any-tpm")
-@accepts("software-tpm")
-@unchecked("certificate chain")
-permit (principal, action == Action::"affirm", resource is Tpm)
-when { resource.passed.containsAll(["enrolled keys", "signature", "nonce", "image", "same boot"]) };
-
-@id("log")
-permit (principal, action == Action::"affirm", resource is EventLog)
-when { resource.passed.contains("replay") };
-
-@id("files")
-permit (principal, action == Action::"affirm", resource is Ima)
-when {
-    resource.passed.contains("ima replay") &&
-    resource has ima_unknown_count && resource.ima_unknown_count == 0
-};
-
-@id("tpm")
-permit (principal, action == Action::"admit", resource is Node)
-when { resource.tpm == 1 };
-"#;
-
-const NODE: NodeId = NodeId([2; 32]);
-const VERIFIER: NodeId = NodeId([1; 32]);
-const AT_S: u64 = 1_800_000_000;
-
-/// A verifier, and what it keeps of one node.
-struct Verifier {
-    kept: Kept,
-    policies: Policies,
-    makers: Makers,
-    known: Option<BTreeSet<String>>,
-    pcrs: PcrSet,
-    session: Session,
-}
-
-impl Verifier {
-    fn new() -> Verifier {
-        Verifier {
-            kept: Kept::default(),
-            policies: Policies::unsigned(POLICY.as_bytes()).unwrap(),
-            makers: Makers::default(),
-            known: None,
-            pcrs: PcrSet::parse("0-7,11").unwrap(),
-            session: Session { verifier: VERIFIER, node: NODE, key: HolderKey([3; 32]) },
-        }
-    }
-
-    /// Asks over this verifier's session.
-    fn ask(&self, of: &mut Collector<TimedFd>, question: Question) -> Result<Vec<u8>, Fault> {
-        // As it arrives.
-        let question = Question::parse(&question.to_bytes()).unwrap();
-        of.answer(&question, self.session, 5)
-    }
-
-    fn enrol(&mut self, of: &mut Collector<TimedFd>) -> Result<(), Judged<Good>> {
-        let identity = Identity::parse(&self.ask(of, Question::Identity).unwrap()).unwrap();
-        let ephemeral = Zeroizing::new([9; EPHEMERAL_BYTES]);
-        let begun = self.kept.begin(identity, Zeroizing::new([7; 32]), &ephemeral);
-        let (enrolling, credential) = begun?;
-        let answer = self.ask(of, Question::Activate(credential)).unwrap();
-        self.kept.enrol(&enrolling, self.session, &answer)
-    }
-
-    fn bundle(&self, of: &mut Collector<TimedFd>, nonce: u8) -> Result<Bundle, Fault> {
-        let listed = self.kept.listed(self.known.as_ref());
-        let wanted = Wanted { nonce: [nonce; 32], pcrs: self.pcrs, listed };
-        Bundle::parse(&self.ask(of, Question::Evidence(wanted))?)
-    }
-
-    fn judge(&mut self, bundle: &Bundle, nonce: u8) -> Judged<Good> {
-        let Verifier { policies, makers, known, session, pcrs, .. } = &*self;
-        let law = Law {
-            policies: Some(policies),
-            makers,
-            nvidia: None,
-            known: known.as_ref(),
-            at_s: AT_S,
-        };
-        let answer = Answer {
-            session: *session,
-            nonce: [nonce; 32],
-            pcrs: *pcrs,
-            bundle,
-            list: bundle.list.as_deref(),
-        };
-        let examined = self.kept.examine(answer, None, law).unwrap();
-        self.kept = examined.kept;
-        examined.judged
-    }
-
-    /// Enrols a node that is not, and judges its evidence.
-    fn attest(&mut self, of: &mut Collector<TimedFd>, nonce: u8) -> Judged<Good> {
-        if !self.kept.is_enrolled()
-            && let Err(judged) = self.enrol(of)
-        {
-            return judged;
-        }
-        let bundle = self.bundle(of, nonce).unwrap();
-        self.judge(&bundle, nonce)
-    }
-}
-
-impl Node {
-    pub(crate) fn new() -> Node {
-        let found = Command::new("swtpm").arg("--version").output();
-        assert!(
-            found.is_ok_and(|output| output.status.success()),
-            "swtpm is not installed: run .ci/setup (Debian: apt-get install swtpm)"
-        );
-        Node { state: tempfile::tempdir().unwrap() }
-    }
-
-    pub(crate) fn boot(&self, image: [u8; 32]) -> (Swtpm, Collector<TimedFd>) {
-        self.boot_with(image, Logs::default())
-    }
-
-    fn boot_with(&self, image: [u8; 32], logs: Logs) -> (Swtpm, Collector<TimedFd>) {
-        let (process, tpm) = swtpm(self.state.path());
-        let pcrs = PcrSet::parse("0-7").unwrap();
-        (process, Collector::new(tpm, image, pcrs, logs))
-    }
-}
-
-fn good(judged: Judged<Good>) -> Appraised {
-    match judged {
-        Judged::Good(evidence) => evidence.appraised,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn bad(judged: Judged<Good>, why: &str) {
-    assert!(matches!(&judged, Judged::Bad(told) if told.contains(why)), "{judged:?}");
-}
 
 #[test]
 fn a_node_is_enrolled_once_and_good_ever_after() {
@@ -318,16 +147,16 @@ fn an_answer_that_was_given_before_or_by_another_node_is_refused() {
     let mut verifier = Verifier::new();
     let (_swtpm, mut collector) = node.boot(IMAGE);
     good(verifier.attest(&mut collector, 1));
-    let old = verifier.bundle(&mut collector, 1).unwrap();
-    bad(verifier.judge(&old, 2), "replay");
+    let old = verifier.bundle(&mut collector, [1; 32]).unwrap();
+    bad(verifier.judge(&old, [2; 32]), "replay");
     let (_swtpm, mut theirs) = other.boot(IMAGE);
-    let foreign = verifier.bundle(&mut theirs, 2).unwrap();
-    bad(verifier.judge(&foreign, 2), "signature");
+    let foreign = verifier.bundle(&mut theirs, [2; 32]).unwrap();
+    bad(verifier.judge(&foreign, [2; 32]), "signature");
     // What the same TPM said to another verifier.
     let session = Session { verifier: NODE, ..verifier.session };
     let wanted = Wanted { nonce: [3; 32], pcrs: verifier.pcrs, listed: 0 };
     let told = collector.answer(&Question::Evidence(wanted), session, 5).unwrap();
-    bad(verifier.judge(&Bundle::parse(&told).unwrap(), 3), "replay");
+    bad(verifier.judge(&Bundle::parse(&told).unwrap(), [3; 32]), "replay");
     good(verifier.attest(&mut collector, 4));
 }
 
@@ -354,10 +183,10 @@ fn a_software_tpm_is_good_only_by_a_policy_that_says_so() {
     let (_swtpm, mut collector) = node.boot(IMAGE);
     let mut verifier = Verifier::new();
     let strict = POLICY.replace("@accepts(\"software-tpm\")\n", "");
-    verifier.policies = Policies::unsigned(strict.as_bytes()).unwrap();
+    verifier.policies = Arc::new(Policies::unsigned(strict.as_bytes()).unwrap());
     bad(verifier.attest(&mut collector, 1), "not known to be hardware");
     let checked = POLICY.replace("@unchecked(\"certificate chain\")\n", "");
-    verifier.policies = Policies::unsigned(checked.as_bytes()).unwrap();
+    verifier.policies = Arc::new(Policies::unsigned(checked.as_bytes()).unwrap());
     let judged = verifier.attest(&mut collector, 2);
     assert!(
         matches!(&judged, Judged::Absent(why) if why.contains("certificate chain")),
@@ -403,7 +232,7 @@ mod logs {
         for event in parsed.events() {
             if let Some(digest) = event.digest(Bank::Sha256).filter(|_| event.extends()) {
                 let digest = digest.try_into().unwrap();
-                collector.tpm.pcr_extend(u8::try_from(event.pcr).unwrap(), digest).unwrap();
+                collector.tpm.pcr_extend(event.pcr, digest).unwrap();
             }
         }
         let mut verifier = Verifier::new();
@@ -490,7 +319,7 @@ fn a_killed_tpm_is_unavailable_and_stays_so() {
     swtpm.0.kill().unwrap();
     swtpm.0.wait().unwrap();
     for _ in 0..2 {
-        let fault = verifier.bundle(&mut collector, 2).unwrap_err();
+        let fault = verifier.bundle(&mut collector, [2; 32]).unwrap_err();
         assert!(matches!(fault, Fault::Unavailable { .. }), "{fault}");
     }
 }

@@ -47,8 +47,11 @@ use std::process::ExitCode;
 
 use distos_rpc::boot::Boot;
 
+pub mod answering;
 mod collector;
 mod governing;
+#[cfg(test)]
+mod machines;
 mod peers;
 mod sealing;
 mod server;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -353,7 +354,7 @@ impl Attestation {
             return Err(Fault::not_found("the node is no peer any more"));
         }
         let (judged, kept, found) = match answered {
-            Answered::Refused(judged) => (judged, None, None),
+            Answered::Refused(judged) => (judged.of(), None, None),
             Answered::Examined(examined, governing) => {
                 let Examined { judged, devices, opinion, kept } = *examined;
                 let (edition, digests) = (governing.edition(), governing.digests());
@@ -389,7 +390,8 @@ impl Attestation {
                 Ok(())
             }
             Ok(()) => {
-                tracing::debug!(target: TRACE, at, %node, %nonce, good, resets, "verdict");
+                let epoch = watched.state.borrow().epoch();
+                tracing::debug!(target: TRACE, at, %node, %nonce, good, epoch, resets, "verdict");
                 if is_own {
                     self.report(asker, detail);
                 }
@@ -534,7 +536,7 @@ impl Attestation {
         &self,
         node: NodeId,
         kept: &mut Kept,
-    ) -> Result<Result<(), Judged<Evidence>>, Fault> {
+    ) -> Result<Result<(), Judged<Infallible>>, Fault> {
         let (answer, _) = self.ask(node, Question::Identity).await?;
         let identity = Identity::parse(&answer)?;
         let mut secret = Zeroizing::new([0; 32]);
@@ -770,7 +772,7 @@ struct Shown {
 /// What came of asking a node.
 enum Answered {
     /// It is not known by its keys, and why not.
-    Refused(Judged<Evidence>),
+    Refused(Judged<Infallible>),
     Examined(Box<Examined>, Arc<Governing>),
 }
 
@@ -1085,7 +1087,7 @@ impl attestation::Server for AttestationServer {
         let result = self.service.result(&watched).map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_result(result.as_str());
-        reply.set_key(&self.service.result_secret.key().as_ref());
+        reply.set_key(self.service.result_secret.key().as_ref());
         Ok(())
     }
 

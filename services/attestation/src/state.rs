@@ -11,6 +11,8 @@
 //! silent, or whose evidence cannot be held against anything because that is missing, ages; evidence that contradicts what
 //! is demanded ends integrity and freshness at once (A3). Evidence that was asked for later, and is good, mends that.
 
+use std::convert::Infallible;
+
 use distos_abi::NodeId;
 use sha2::{Digest, Sha256};
 
@@ -69,6 +71,16 @@ pub enum Judged<T> {
     Absent(String),
     /// It contradicts what is demanded.
     Bad(String),
+}
+
+impl Judged<Infallible> {
+    /// The same of an answer that may say something: this one is not good.
+    pub fn of<T>(self) -> Judged<T> {
+        match self {
+            Judged::Absent(why) => Judged::Absent(why),
+            Judged::Bad(why) => Judged::Bad(why),
+        }
+    }
 }
 
 /// How far a node's evidence reaches.

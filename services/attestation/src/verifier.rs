@@ -6,6 +6,7 @@
 //! remembered until the next answer, and across restarts, is [`Kept`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use distos_abi::Fault;
 use distos_appraisal::{Appraised as Opinion, Device, Kind, Policies, Tier, appraise};
@@ -195,7 +196,7 @@ impl Kept {
         identity: Identity,
         random: Zeroizing<[u8; 32]>,
         ephemeral: &Zeroizing<[u8; distos_evidence::credential::EPHEMERAL_BYTES]>,
-    ) -> Result<(Enrolling, Credential), Judged<Evidence>> {
+    ) -> Result<(Enrolling, Credential), Judged<Infallible>> {
         let broken = |what: &str, why| Judged::Absent(format!("the {what} key is {why}"));
         let ek = EndorsementKey::from_public(&identity.ek).map_err(|e| broken("endorsement", e))?;
         let ak = AttestationKey::from_public(&identity.ak).map_err(|e| broken("attestation", e))?;
@@ -218,7 +219,7 @@ impl Kept {
         enrolling: &Enrolling,
         session: Session,
         answer: &[u8],
-    ) -> Result<(), Judged<Evidence>> {
+    ) -> Result<(), Judged<Infallible>> {
         if answer != session.activated(&enrolling.secret) {
             let why = "nothing shows that the attestation key is in the TPM of the endorsement key";
             return Err(Judged::Bad(why.to_owned()));
@@ -396,3 +397,7 @@ pub const LIMITS: [&str; 3] = [
     "A software TPM proves the protocol and not the machine.",
     "A GPU's report does not show in which machine the GPU is: it can be relayed until GPUs and hosts authenticate each other (TDISP).",
 ];
+
+#[cfg(test)]
+#[path = "fleet_tests.rs"]
+mod tests;

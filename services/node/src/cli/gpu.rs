@@ -8,7 +8,7 @@ use distos_evidence::nvidia::machine::Answer;
 use distos_schemas::gpu_capnp::{GpuState, gpu, gpu_evidence, gpus};
 use serde_json::{Value, json};
 
-use super::files::io_fault;
+use super::files;
 use super::holder::{call, read};
 use super::text::{self, row};
 use super::{Context, Report};

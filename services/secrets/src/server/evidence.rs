@@ -37,7 +37,8 @@ impl Heard {
             good: verdict.get_good(),
             fresh_until_ms: verdict.get_fresh_until_ms(),
             epoch: verdict.get_epoch(),
-            is_unjudged: verdict.get_standing()? == Standing::Expired && verdict.get_taken_ms() == 0,
+            is_unjudged: verdict.get_standing()? == Standing::Expired
+                && verdict.get_taken_ms() == 0,
             reason: String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned(),
         })
     }

@@ -7,6 +7,7 @@ mod call;
 mod chain;
 mod check;
 mod evidence;
+mod join;
 mod lease;
 mod page;
 mod remote;
@@ -59,6 +60,11 @@ pub const ALL: &[Measurement] = &[
         name: "evidence",
         about: "verifying a TPM's quote with its log, and a GPU's report, beside their signatures",
         run: evidence::all,
+    },
+    Measurement {
+        name: "join",
+        about: "one node's way from its TPM's start to its SVID, beside the bare quote",
+        run: join::all,
     },
     Measurement {
         name: "page",

@@ -187,6 +187,10 @@ fn forged(events: &[Value]) -> (Forged, Forged) {
             then(events, bad - 1, with(&answer, "resets", resets.clone()))
         }),
         ("a verdict is good though something else was booted", bad_boot),
+        ("evidence that was refused begins no epoch", {
+            let epoch = Value::from(events[bad].at("epoch").int() - 1);
+            then(events, bad - 1, with(&events[bad], "epoch", epoch))
+        }),
         (
             "work is placed on evidence that was refused",
             then(events, bad, place(at(bad), at(bad) + FRESH_MS as i64)),

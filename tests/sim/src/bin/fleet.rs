@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use distos_sim::fleet::evidence::{self, Troubles};
 use distos_sim::fleet::{Plan, Report, joining, run};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -20,6 +21,8 @@ Examples:
   distos-fleet --seeds 100 --large 0            100 small ones
   distos-fleet --seed 7 --nodes 5 --seconds 60  one again
   distos-fleet --seed 7 --nodes 5 --joining     one of those in which nodes join and leave
+  distos-fleet --seed 7 --nodes 8 --evidence several --seconds 300
+                                                one of those in which nodes are verified
 
 Exit codes: 0 no promise was broken, 1 one was, 2 wrong arguments."
 )]
@@ -48,6 +51,9 @@ struct Args {
     /// Nodes join it and are put out, and do nothing else
     #[arg(long, requires = "seed", conflicts_with_all = ["shared", "seconds"])]
     joining: bool,
+    /// Its nodes are verified, and do nothing else; what goes wrong meanwhile
+    #[arg(long, requires = "seed", conflicts_with_all = ["shared", "calm", "joining"])]
+    evidence: Option<Troubles>,
 }
 
 const SMALL_S: u64 = 60;
@@ -59,10 +65,14 @@ fn main() -> ExitCode {
     if let Some(seed) = args.seed {
         let (nodes, seconds) = (args.nodes.max(2), args.seconds);
         let (troubles, shared) = (!args.calm, args.shared);
-        let report = match args.joining {
-            true => one_joining(joining::Plan { nodes: nodes.max(4), seed, troubles })
+        let report = match (args.joining, args.evidence) {
+            (true, _) => one_joining(joining::Plan { nodes: nodes.max(4), seed, troubles })
                 .map(|report| println!("{}", joining_text(&[report]))),
-            false => one(Plan { nodes, seed, seconds, troubles, shared })
+            (false, Some(troubles)) => {
+                one_verified(evidence::Plan { nodes, seed, seconds, troubles })
+                    .map(|report| println!("{report}"))
+            }
+            (false, None) => one(Plan { nodes, seed, seconds, troubles, shared })
                 .map(|report| println!("{report}")),
         };
         return report.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
@@ -109,6 +119,20 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    let plan =
+        |nodes, seconds, troubles| move |seed| evidence::Plan { nodes, seed, seconds, troubles };
+    let several = Troubles::Several;
+    let all = [
+        ("small fleets that are verified", (0..args.seeds).map(plan(8, 3_000, several)).collect()),
+        ("1,024 nodes", (0..args.large).map(plan(LARGE, 600, several)).collect::<Vec<_>>()),
+        ("and a verifier dies", (0..args.large).map(plan(LARGE, 600, Troubles::Death)).collect()),
+        ("and nothing", (0..args.large.min(1)).map(plan(LARGE, 600, Troubles::None)).collect()),
+    ];
+    for (what, plans) in all {
+        if many(what, &plans, one_verified, verified_text).is_none() {
+            return ExitCode::FAILURE;
+        }
+    }
     println!("no promise was broken, in {:.0} s", begun.elapsed().as_secs_f64());
     ExitCode::SUCCESS
 }
@@ -127,6 +151,12 @@ fn one_joining(plan: joining::Plan) -> Option<joining::Report> {
     let calm = if troubles { "" } else { " --calm" };
     let again = format!("--seed {seed} --nodes {nodes} --joining{calm}");
     told(&again, || joining::run(plan).map_err(|violation| violation.to_string()))
+}
+
+fn one_verified(plan: evidence::Plan) -> Option<evidence::Report> {
+    let evidence::Plan { nodes, seed, seconds, troubles } = plan;
+    let again = format!("--seed {seed} --nodes {nodes} --seconds {seconds} --evidence {troubles}");
+    told(&again, || evidence::run(plan).map_err(|violation| violation.to_string()))
 }
 
 fn told<R>(again: &str, run: impl Fn() -> Result<R, String> + UnwindSafe) -> Option<R> {
@@ -216,4 +246,24 @@ fn joining_text(reports: &[joining::Report]) -> String {
         }
     }
     text
+}
+
+fn verified_text(reports: &[evidence::Report]) -> String {
+    if let [report] = reports {
+        return report.to_string();
+    }
+    let sum = |count: fn(&evidence::Report) -> u64| reports.iter().map(count).sum::<u64>();
+    let share = reports.iter().map(evidence::Report::fresh_share).fold(1.0, f64::min);
+    format!(
+        "{} questions, {} answers good and {} bad, {} machines tampered with, {} crashes, \
+         {} clocks set, {} reboots; {:.3} % fresh at least",
+        sum(|r| r.asked),
+        sum(|r| r.good),
+        sum(|r| r.bad),
+        sum(|r| r.tampered),
+        sum(|r| r.crashes),
+        sum(|r| r.set),
+        sum(|r| r.reboots),
+        share * 100.0,
+    )
 }

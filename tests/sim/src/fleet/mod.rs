@@ -10,10 +10,11 @@
 //! once, unchanged, and within five minutes (N3).
 //!
 //! **What is not here:** connections, facets, guards and disks, which the rest of this crate runs; who waits how long
-//! for whom, and what `revoke` answers. Who belongs to the cluster is in [`joining`]; evidence (A1) is in neither,
-//! for nothing about it travels between nodes.
+//! for whom, and what `revoke` answers. Who belongs to the cluster is in [`joining`], what verifiers know of nodes in
+//! [`evidence`].
 
 mod clock;
+pub mod evidence;
 pub mod joining;
 mod kernel;
 mod network;

@@ -1,8 +1,8 @@
 //! The trace of one node's verifier and scheduler, as `specs/attestation/Trace.tla` reads it.
 //!
 //! What processes write is in terms of what they know: times since the Unix epoch, nonces as
-//! they are drawn, a boot without the number that only a quote tells. The model's terms are times
-//! since the run began, nonces numbered in the order of their challenges, and boots by number.
+//! they are drawn, a boot without the number that only a quote tells, epochs since the node was first watched. The model's
+//! terms are times and epochs since the run began, nonces numbered in the order of their challenges, and boots by number.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const KINDS: &[Kind] = &[
     ("start", &["at", "bound"]),
     ("boot", &["at"]),
     ("challenge", &["at", "nonce"]),
-    ("verdict", &["at", "nonce", "good"]),
+    ("verdict", &["at", "nonce", "good", "epoch"]),
     ("too_old", &["at", "nonce"]),
     ("no_answer", &["at"]),
     ("place", &["at", "fresh_until"]),
@@ -55,7 +55,7 @@ fn kind(event: &Value) -> &str {
 /// The same in the model's terms.
 pub fn trace(events: &[Value]) -> Trace {
     let begin = events.first().map_or(0, |event| event.at("at").int());
-    let boots = resets(events);
+    let (boots, before) = (resets(events), epoch(events));
     let mut nonces = BTreeMap::new();
     let one = |(event, boot): (&Value, &i64)| {
         let Value::Record(fields) = event else { return event.clone() };
@@ -67,6 +67,9 @@ pub fn trace(events: &[Value]) -> Trace {
         if let Some(nonce) = fields.get_mut("nonce") {
             *nonce = Value::from(number_of(&mut nonces, nonce.clone()));
         }
+        if let Some(epoch) = fields.get_mut("epoch") {
+            *epoch = Value::from(epoch.int() - before);
+        }
         if kind(event) == "boot" {
             fields.entry("good".to_owned()).or_insert(Value::Bool(true));
             fields.insert("resets".to_owned(), Value::from(*boot));
@@ -74,6 +77,14 @@ pub fn trace(events: &[Value]) -> Trace {
         Value::Record(fields)
     };
     Trace::of(events.iter().zip(&boots).map(one).collect())
+}
+
+/// How often evidence had turned bad before the run.
+fn epoch(events: &[Value]) -> i64 {
+    let first = events.iter().find(|event| kind(event) == "verdict");
+    first.map_or(0, |verdict| {
+        verdict.at("epoch").int() - i64::from(*verdict.at("good") == Value::Bool(false))
+    })
 }
 
 /// The reset count that the TPM has at each event: that of the next good verdict in this boot, or,
@@ -104,11 +115,11 @@ x DEBUG distos::trace::attestation: start at=1700000000000 bound=60000
 x DEBUG distos::trace::attestation: challenge at=1700000000005 nonce=00aa
 x DEBUG distos::trace::attestation: boot at=1700000000005
 x DEBUG distos::trace::attestation: place at=1700000000009 fresh_until=1700000060005
-x DEBUG distos::trace::attestation: verdict at=1700000000009 nonce=00aa good=true resets=17
+x DEBUG distos::trace::attestation: verdict at=1700000000009 nonce=00aa good=true epoch=3 resets=17
 x DEBUG distos::trace::attestation: start at=1700000000020 bound=60000
 x DEBUG distos::trace::attestation: challenge at=1700000000021 nonce=bb00
 x DEBUG distos::trace::attestation: boot at=1700000000021
-x DEBUG distos::trace::attestation: verdict at=1700000000030 nonce=bb00 good=false
+x DEBUG distos::trace::attestation: verdict at=1700000000030 nonce=bb00 good=false epoch=4
 ";
 
     #[test]
@@ -127,5 +138,6 @@ x DEBUG distos::trace::attestation: verdict at=1700000000030 nonce=bb00 good=fal
         assert_eq!(shown[7], boot(21, 18), "no verdict tells the number of this boot");
         assert!(shown[8].contains("tamper"), "{}", shown[8]);
         assert!(shown[9].contains("nonce |-> 2"), "{}", shown[9]);
+        assert!(shown[3].contains("epoch |-> 0") && shown[9].contains("epoch |-> 1"), "{shown:?}");
     }
 }
