@@ -182,4 +182,4 @@ impl<T: Read + Write> Collector<T> {
 
 #[cfg(test)]
 #[path = "collector_tests.rs"]
-pub(crate) mod tests;
+mod tests;

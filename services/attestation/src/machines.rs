@@ -136,7 +136,8 @@ impl Verifier {
         of: &mut Collector<TimedFd>,
         nonce: [u8; 32],
     ) -> Result<Bundle, Fault> {
-        let wanted = Wanted { nonce, pcrs: self.pcrs, listed: self.kept.listed() };
+        let wanted =
+            Wanted { nonce, pcrs: self.pcrs, listed: self.kept.listed(self.known.as_ref()) };
         Bundle::parse(&self.ask(of, Question::Evidence(wanted))?)
     }
 

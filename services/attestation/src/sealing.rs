@@ -277,7 +277,7 @@ impl<T: Read + Write> Collector<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collector::tests::Node;
+    use crate::machines::Node;
     use proptest::prelude::*;
 
     const SECRET: [u8; SECRET_BYTES] = [0x5e; SECRET_BYTES];
