@@ -739,7 +739,9 @@ fn when_a_register_is_extended_behind_the_nodes_back_all_its_leases_end_and_the_
     kill(node.pid_of("secrets"));
     let status = status_when(&node, "the TPM's refusal", |status| status["why"] != "");
     assert_eq!(status["sealed"], true, "{status}");
-    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17);
+    // Sealed, and on a node that has failed: whichever is seen first.
+    let refused = get(&node, &["db", "--as", "red.cap"]);
+    assert!([14, 17].contains(&refused.code), "{}", refused.stderr);
 }
 
 #[test]

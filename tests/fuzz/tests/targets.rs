@@ -27,6 +27,7 @@ targets!(
     regionlog,
     evidence,
     joining,
+    live,
     eventlog,
     ima,
     device,

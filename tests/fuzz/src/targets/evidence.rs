@@ -6,7 +6,12 @@ use distos_abi::{Fault, HolderKey, NodeId};
 use distos_evidence::credential::{EndorsementKey, Template};
 use distos_evidence::enrolment::{Makers, Origin, stored};
 use distos_evidence::evidence::{Attest, AttestationKey, PcrSet, Pcrs, Policy, appraise};
+use distos_evidence::findings::Findings;
 use distos_evidence::joining::{Challenge, Expected, IMAGE_PCR, Request, Sealed, admit};
+use distos_evidence::live::{
+    Bundle, Expected as Wants, Identity, Question, Session, Wanted, examine, examine_gpus,
+};
+use distos_evidence::pki::Anchors;
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};
@@ -176,4 +181,58 @@ pub(super) fn joining(bytes: &[u8]) {
         };
         assert!(admit(&read, &expected).is_err(), "its quote answers another challenge");
     }
+}
+
+/// What verifiers and collectors of other nodes say.
+pub(super) fn live_seeds() -> Vec<(String, Vec<u8>)> {
+    let wanted = Wanted { nonce: NONCE, pcrs: (0..8).collect(), listed: 17 };
+    let Request { ek, certificate, ak, quote, signature, pcrs, .. } = request();
+    let identity = Identity { ek, certificate, ak };
+    let gpu = distos_evidence::live::Gpu {
+        arch: "HOPPER".to_owned(),
+        chain: String::new(),
+        report: "11e0".to_owned(),
+        mode: "on".to_owned(),
+        fault: String::new(),
+    };
+    let bundle = Bundle {
+        image: [9; 32],
+        quote,
+        signature,
+        pcrs,
+        quote_micros: 850,
+        log: Some(b"log".to_vec()),
+        list: Some(b"10 list".to_vec()),
+        more: true,
+        gpus: Some(vec![gpu]),
+    };
+    vec![
+        seed("identity", identity.to_bytes()),
+        seed("question", Question::Evidence(wanted).to_bytes()),
+        seed("who", Question::Identity.to_bytes()),
+        seed("bundle", bundle.to_bytes()),
+    ]
+}
+
+/// What is read is written again as the same, and evidence that answers something else is never good.
+pub(super) fn live(bytes: &[u8]) {
+    if let Ok(read) = Question::parse(bytes) {
+        assert_eq!(Question::parse(&read.to_bytes()), Ok(read));
+    }
+    if let Ok(read) = Identity::parse(bytes) {
+        assert_eq!(Identity::parse(&read.to_bytes()), Ok(read));
+    }
+    let Ok(read) = Bundle::parse(bytes) else { return };
+    let session = Session { verifier: ONE, node: ONE, key: HolderKey([3; 32]) };
+    let key = AttestationKey::from_public(&public()).expect("a key");
+    let qualifying = session.qualifying(&[8; 32]);
+    let pcrs = (0..8).collect();
+    let wants = Wants { key: &key, qualifying: &qualifying, pcrs, baseline: None };
+    assert!(examine(&read, wants, &mut Findings::default()).is_none());
+    let anchors = Anchors { roots: &[], others: &[], crls: &[], at_s: 1 };
+    let gpus = read.gpus.as_deref().unwrap_or_default();
+    if let Ok(machine) = examine_gpus(gpus, &session, &[8; 32], anchors, &[]) {
+        assert_eq!(machine.devices.len(), gpus.len());
+    }
+    assert_eq!(Bundle::parse(&read.to_bytes()), Ok(read));
 }

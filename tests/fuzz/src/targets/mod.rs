@@ -47,6 +47,7 @@ pub const TARGETS: &[Target] = &[
         seeds: evidence::joining_seeds,
         max_bytes: 8_000,
     },
+    Target { name: "live", run: evidence::live, seeds: evidence::live_seeds, max_bytes: 12_000 },
     Target {
         name: "eventlog",
         run: logs::eventlog,
