@@ -39,7 +39,7 @@
 //! `image_hash` (64 hexadecimal digits, required with a TPM), `tpm` (`hardware` or `software`), `freshness_ms`
 //! (default 300000), `grace_ms` (how long evidence counts as stale after that; default: as long as fresh), `pcrs` (default `0-7`; the image's register is
 //! always added, and the kernel's if there is its list), `policy` (its text), `policy_signature`, and `policy_signers` (keys whose policies are
-//! taken, apart by spaces). Devices beside the TPM: `boot-log` and `measured-files`.
+//! taken, apart by spaces), `gpus` (the edge to the service whose GPUs are asked, too). Devices beside the TPM: `boot-log` and `measured-files`.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -48,6 +48,7 @@ use std::process::ExitCode;
 use distos_rpc::boot::Boot;
 
 pub mod answering;
+mod asking;
 mod collector;
 mod governing;
 #[cfg(test)]
@@ -55,6 +56,8 @@ mod machines;
 mod peers;
 mod sealing;
 mod server;
+mod service;
+mod settings;
 pub mod state;
 mod tpm;
 pub mod verifier;
@@ -66,5 +69,5 @@ const TRACE: &str = "distos::trace::attestation";
 
 /// The whole life of the attestation vat: serves until its kernel ends.
 pub fn run(boot: Boot) -> ExitCode {
-    distos_rpc::run(boot, server::Attestation::start)
+    distos_rpc::run(boot, service::Attestation::start)
 }

@@ -13,7 +13,8 @@ use distos_schemas::network_capnp::{credentials, question};
 use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
-use crate::server::{Attestation, word_of};
+use crate::server::word_of;
+use crate::service::Attestation;
 use crate::watched::Watched;
 
 /// The edge to the network service.

@@ -1,0 +1,379 @@
+//! How a node is asked for its evidence, and what is made of what it answers.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distos_abi::{Fault, NodeId};
+use distos_evidence::credential::EPHEMERAL_BYTES;
+use distos_evidence::evidence::{Attest, Continuity};
+use distos_evidence::ima::MAX_PART_BYTES;
+use distos_evidence::live::{Bundle, Gpu, Identity, MAX_ANSWER_BYTES, Question, Session, Wanted};
+use distos_evidence::nvidia::MAX_DEVICES;
+use distos_rpc::{Vat, fault_of};
+use distos_schemas::gpu_capnp::{gpu_evidence, gpus};
+use zeroize::Zeroizing;
+
+use crate::TRACE;
+use crate::governing::Governing;
+use crate::service::{Asker, Attestation, NOBODY};
+use crate::settings::GPUS;
+use crate::state::{Judged, Unasked};
+use crate::verifier::{Answer, Evidence, Examined, Kept};
+use crate::watched::{Found, Watched};
+
+/// How many parts of the kernel's list are asked for at most before it is verified.
+const MAX_PARTS: usize = 256;
+/// How often evidence is asked for whose list of files goes on growing meanwhile.
+const MAX_TRIES: usize = 8;
+/// How long GPUs may take.
+const GPU_WAIT: Duration = Duration::from_secs(15);
+
+impl Attestation {
+    /// Challenges a node, and takes what it answers.
+    pub(crate) async fn take_evidence(&self, watched: &Watched, asker: Asker) -> Result<(), Fault> {
+        let mut random = [0u8; 32];
+        getrandom::fill(&mut random).map_err(Fault::internal)?;
+        let opened = self.now();
+        let challenge = watched.state.borrow_mut().challenge(random, opened);
+        let nonce = Nonce(&challenge);
+        let is_own = self.is_own(watched);
+        let node = watched.node;
+        tracing::debug!(target: TRACE, at = opened.unix_ms, %node, %nonce, "challenge");
+        let answered = match self.evidence_of(watched, &challenge).await {
+            Ok(answered) => answered,
+            Err(fault) => {
+                // It is tried every few seconds: one event for one cause.
+                let is_new = watched.state.borrow_mut().no_answer(fault.to_string());
+                tracing::debug!(target: TRACE, at = self.now().unix_ms, %node, "no_answer");
+                if is_own && (is_new || asker.cap != NOBODY.cap) {
+                    self.report(asker, format!("no evidence: {fault}"));
+                }
+                return Err(fault);
+            }
+        };
+        self.take_answer(watched, &challenge, answered, asker)
+    }
+
+    fn take_answer(
+        &self,
+        watched: &Watched,
+        challenge: &[u8; 32],
+        answered: Answered,
+        asker: Asker,
+    ) -> Result<(), Fault> {
+        let now = self.now();
+        if watched.ended.get() {
+            return Err(Fault::not_found("the node is no peer any more"));
+        }
+        let (judged, kept, found) = match answered {
+            Answered::Refused(judged) => (judged.of(), None, None),
+            Answered::Examined(examined, governing) => {
+                let Examined { judged, devices, opinion, kept } = *examined;
+                let (edition, digests) = (governing.edition(), governing.digests());
+                // Keys are known from the first good evidence on, and by no other.
+                let kept = matches!(judged, Judged::Good(_)).then_some(kept);
+                (judged, kept, Some(Found { devices, opinion, edition, digests }))
+            }
+        };
+        let detail = describe(&judged, self.settings.label(true));
+        let resets = match &judged {
+            Judged::Good(evidence) => Some(evidence.appraised.clock.reset_count),
+            _ => None,
+        };
+        let (at, nonce, good) = (now.unix_ms, Nonce(challenge), resets.is_some());
+        let (node, is_absent) = (watched.node, matches!(judged, Judged::Absent(_)));
+        let is_own = self.is_own(watched);
+        let taken = watched.state.borrow_mut().answer(challenge, judged, now);
+        // What is remembered is what the state knows, also of an epoch that began: the file follows it.
+        if taken.is_ok() {
+            *watched.found.borrow_mut() = found;
+            let kept = kept.unwrap_or_else(|| watched.kept.borrow().clone());
+            if let Err(fault) = watched.keep(kept) {
+                // What ends acts first; that it does not survive a restart is for the operator to know.
+                tracing::error!(%fault, %node, "what is known of a node could not be kept");
+            }
+        }
+        match taken {
+            Ok(()) if is_absent => {
+                tracing::debug!(target: TRACE, at, %node, "no_answer");
+                if is_own {
+                    self.report(asker, detail);
+                }
+                Ok(())
+            }
+            Ok(()) => {
+                let epoch = watched.state.borrow().epoch();
+                tracing::debug!(target: TRACE, at, %node, %nonce, good, epoch, resets, "verdict");
+                if is_own {
+                    self.report(asker, detail);
+                }
+                Ok(())
+            }
+            Err(unasked) => {
+                // What answers no open challenge changes nothing.
+                if unasked == Unasked::TooOld {
+                    tracing::debug!(target: TRACE, at, %node, %nonce, "too_old");
+                }
+                self.report(asker, format!("refused: {unasked}"));
+                Err(Fault::unavailable(1_000, unasked.to_string()))
+            }
+        }
+    }
+
+    /// Asks a node, over whatever is between: the answer, and the session that it is bound to.
+    async fn ask(&self, node: NodeId, question: Question) -> Result<(Vec<u8>, Session), Fault> {
+        if node == self.vat.node() {
+            let session = Session::own(node);
+            let answer = self.answer(question, session).await?;
+            return Ok((answer, session));
+        }
+        let (answer, key) = self.peers.ask(&self.vat, node, &question.to_bytes()).await?;
+        Ok((answer, Session { verifier: self.vat.node(), node, key }))
+    }
+
+    /// Has this node's machine answer, in turn.
+    pub(crate) async fn answer(
+        &self,
+        question: Question,
+        session: Session,
+    ) -> Result<Vec<u8>, Fault> {
+        let now_ms = self.vat.now_ms();
+        let Question::Evidence(wanted) = question else {
+            let _turn = self.turn.lock().await;
+            return self
+                .with_tpm(move |collector| collector.answer(&question, session, now_ms))
+                .await;
+        };
+        let mut bundle = {
+            let _turn = self.turn.lock().await;
+            self.with_tpm(move |collector| collector.evidence(wanted, session, now_ms)).await?
+        };
+        // Once, with the last part of the list.
+        if let Some(edge) = self.vat.param(GPUS).filter(|_| !bundle.more) {
+            let asked = gpus(&self.vat, edge, session, &wanted.nonce);
+            let late = |_| Err(Fault::unavailable(5_000, "the GPUs do not answer"));
+            bundle.gpus = Some(tokio::time::timeout(GPU_WAIT, asked).await.unwrap_or_else(late)?);
+        }
+        let answer = bundle.to_bytes();
+        if answer.len() > MAX_ANSWER_BYTES {
+            return Err(Fault::unavailable(
+                60_000,
+                "this node has more to show than fits an answer",
+            ));
+        }
+        Ok(answer)
+    }
+
+    /// Has a node show its keys if it is not known, and its evidence examined.
+    async fn evidence_of(&self, watched: &Watched, nonce: &[u8; 32]) -> Result<Answered, Fault> {
+        let mut kept = watched.kept.borrow().clone();
+        if !kept.is_enrolled()
+            && let Err(judged) = self.enrol(watched.node, &mut kept).await?
+        {
+            return Ok(Answered::Refused(judged));
+        }
+        let governing = self.governing.borrow().clone();
+        let mut listed = kept.listed(governing.law(0).known);
+        let mut list: Option<Vec<u8>> = None;
+        for _ in 0..MAX_TRIES {
+            let have = list.as_ref().map_or(0, Vec::len);
+            let wanted = Wanted {
+                nonce: *nonce,
+                pcrs: self.settings.pcrs,
+                listed: listed.saturating_add(have as u64),
+            };
+            let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
+            let bundle = Bundle::parse(&answer)?;
+            if listed > 0 && !is_boot_of(&kept, &bundle) {
+                // The kernel's list begins anew with each boot.
+                (listed, list) = (0, None);
+                continue;
+            }
+            let have_now = match &bundle.list {
+                Some(part) => add_part(list.get_or_insert_default(), part)?,
+                None => 0,
+            };
+            if !bundle.more {
+                let shown = Shown { session, nonce: *nonce, bundle, list };
+                return self.examine(watched, kept, governing, shown).await;
+            }
+            // What is long comes without the TPM's doing, and the rest with the next quote.
+            let list = list.get_or_insert_default();
+            self.read_on(watched.node, listed, have_now, list).await?;
+        }
+        Err(Fault::unavailable(60_000, "the list of measured files does not end"))
+    }
+
+    /// Reads on in the kernel's list of a node, as far as it goes now.
+    async fn read_on(
+        &self,
+        node: NodeId,
+        listed: u64,
+        mut have: usize,
+        list: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        for _ in 0..MAX_PARTS {
+            let from = listed.saturating_add(have as u64);
+            let (part, _) = self.ask(node, Question::Measured(from)).await?;
+            if part.is_empty() {
+                return Ok(());
+            }
+            have = add_part(list, &part)?;
+        }
+        Err(Fault::unavailable(60_000, "the list of measured files does not end"))
+    }
+
+    async fn examine(
+        &self,
+        watched: &Watched,
+        kept: Kept,
+        governing: Arc<Governing>,
+        shown: Shown,
+    ) -> Result<Answered, Fault> {
+        let own = self.is_own(watched).then_some(self.settings.hardware);
+        let (pcrs, at_s) = (self.settings.pcrs, self.vat.now_ms() / 1000);
+        // A long list takes longer than this thread may be held up.
+        let examined = tokio::task::spawn_blocking(move || {
+            let law = governing.law(at_s);
+            let Shown { session, nonce, bundle, list } = &shown;
+            let (session, nonce, list) = (*session, *nonce, list.as_deref());
+            let examined = kept.examine(Answer { session, nonce, pcrs, bundle, list }, own, law);
+            examined.map(|examined| Answered::Examined(Box::new(examined), governing))
+        });
+        examined.await.map_err(|_| Fault::internal("an examination ended early"))?
+    }
+
+    /// Has a node show that its keys are in one TPM, which is in `kept` then.
+    async fn enrol(
+        &self,
+        node: NodeId,
+        kept: &mut Kept,
+    ) -> Result<Result<(), Judged<Infallible>>, Fault> {
+        let (answer, _) = self.ask(node, Question::Identity).await?;
+        let identity = Identity::parse(&answer)?;
+        let mut secret = Zeroizing::new([0; 32]);
+        let mut ephemeral = Zeroizing::new([0; EPHEMERAL_BYTES]);
+        getrandom::fill(&mut *secret).map_err(Fault::internal)?;
+        getrandom::fill(&mut *ephemeral).map_err(Fault::internal)?;
+        let (enrolling, credential) = match kept.begin(identity, secret, &ephemeral) {
+            Ok(begun) => begun,
+            Err(judged) => return Ok(Err(judged)),
+        };
+        let (answer, session) = self.ask(node, Question::Activate(credential)).await?;
+        if let Err(judged) = kept.enrol(&enrolling, session, &answer) {
+            return Ok(Err(judged));
+        }
+        // Whoever has one machine must not vouch with it for several nodes.
+        let ek = kept.endorsement();
+        let others = self.peers.all().into_iter().chain([self.own.clone()]);
+        let mut others = others.filter(|other| other.node != node);
+        if let Some(other) = others.find(|other| other.kept.borrow().endorsement() == ek) {
+            let why = format!("its TPM is that of node/{}", other.node);
+            return Ok(Err(Judged::Absent(why)));
+        }
+        self.report(NOBODY, format!("node/{node} shows: {}", kept.named()));
+        Ok(Ok(()))
+    }
+}
+
+/// What a node has shown, with the whole of its list.
+struct Shown {
+    session: Session,
+    nonce: [u8; 32],
+    bundle: Bundle,
+    list: Option<Vec<u8>>,
+}
+
+/// What came of asking a node.
+enum Answered {
+    /// It is not known by its keys, and why not.
+    Refused(Judged<Infallible>),
+    Examined(Box<Examined>, Arc<Governing>),
+}
+
+/// Whether a quote, which nobody has verified yet, is of the boot of which the list is known.
+fn is_boot_of(kept: &Kept, bundle: &Bundle) -> bool {
+    let resets = Attest::parse(&bundle.quote).ok().map(|attest| attest.clock.reset_count);
+    kept.listed_in() == resets
+}
+
+/// Puts a part of the kernel's list behind what came before it; how long that is then.
+fn add_part(list: &mut Vec<u8>, part: &[u8]) -> Result<usize, Fault> {
+    if list.len() + part.len() > MAX_PART_BYTES {
+        let why =
+            format!("the list of measured files has more than {MAX_PART_BYTES} bytes at once");
+        return Err(Fault::unavailable(60_000, why));
+    }
+    list.extend(part);
+    Ok(list.len())
+}
+
+/// What a challenge is called in the trace: enough of it to tell it from every other.
+struct Nonce<'a>(&'a [u8; 32]);
+
+impl fmt::Display for Nonce<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0[..8]))
+    }
+}
+
+/// What this machine's GPUs answer, each to a nonce of its own.
+async fn gpus(
+    vat: &Vat,
+    edge: &str,
+    session: Session,
+    nonce: &[u8; 32],
+) -> Result<Vec<Gpu>, Fault> {
+    let service: gpus::Client = vat.root(edge).await?;
+    let listed = service.list_request().send().promise.await.map_err(|e| fault_of(&e))?;
+    let count = listed.get().and_then(|one| Ok(one.get_gpus()?.len())).map_err(|e| fault_of(&e))?;
+    if count as usize > MAX_DEVICES {
+        return Err(Fault::malformed(format!("a node has {MAX_DEVICES} GPUs at most")));
+    }
+    let mut request = service.evidence_request();
+    let mut nonces = request.get().init_nonces(count);
+    for number in 0..count {
+        nonces.set(number, &session.device_nonce(nonce, number));
+    }
+    let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
+    let read = || -> capnp::Result<Vec<Gpu>> {
+        let text =
+            |text: capnp::text::Reader<'_>| String::from_utf8_lossy(text.as_bytes()).into_owned();
+        let one = |gpu: gpu_evidence::Reader<'_>| {
+            Ok(Gpu {
+                arch: text(gpu.get_arch()?),
+                chain: String::from_utf8_lossy(gpu.get_chain()?).into_owned(),
+                report: hex::encode(gpu.get_report()?),
+                mode: text(gpu.get_mode()?),
+                fault: text(gpu.get_fault()?),
+            })
+        };
+        answer.get()?.get_gpus()?.iter().map(one).collect()
+    };
+    read().map_err(|e| fault_of(&e))
+}
+
+/// One line for the audit log.
+fn describe(judged: &Judged<Evidence>, label: &str) -> String {
+    match judged {
+        Judged::Good(Evidence { appraised, quote_micros, ak_name, .. }) => {
+            let boot = match appraised.continuity {
+                Continuity::First => "first evidence",
+                Continuity::SameBoot => "same boot",
+                Continuity::NewBoot => "new boot, appraised in full",
+            };
+            let clock = appraised.clock;
+            format!(
+                "good: PCR digest {}; {boot}; resets {}; restarts {}; quote took {quote_micros} us; key {}; {label}",
+                hex::encode(appraised.pcr_digest),
+                clock.reset_count,
+                clock.restart_count,
+                hex::encode(ak_name),
+            )
+        }
+        Judged::Absent(why) => format!("not shown: {why}; {label}"),
+        Judged::Bad(why) => format!("refused: {why}; {label}"),
+    }
+}
