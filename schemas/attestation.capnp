@@ -46,6 +46,7 @@ struct Verdict {
   policy       @16 :Text;    # The policy by which it was appraised, NAME@VERSION; empty without one.
   tier         @17 :Text;    # What that says of the whole.
   submods      @18 :List(Submod);
+  ek           @19 :Data;    # The name of the endorsement key by which the node is known; empty if it is not.
 }
 
 struct File {

@@ -72,6 +72,15 @@ pub fn document(key: HolderKey) -> Value {
     })
 }
 
+/// The DID document of a node that is known by a TPM: [`document`] of its kernel's key, and as another name of the same
+/// (`alsoKnownAs`, DID Core, 5.1.3) that of the TPM's endorsement key, `urn:distos:tpm-ek:` and hexadecimal. Whoever makes it
+/// has had the TPM show that it has that key.
+pub fn document_of_node(node: NodeId, ek_name: &[u8]) -> Value {
+    let mut document = document(HolderKey(node.0));
+    document["alsoKnownAs"] = json!([format!("urn:distos:tpm-ek:{}", hex::encode(ek_name))]);
+    document
+}
+
 #[cfg(test)]
 mod tests {
     use distos_types::HolderSecret;
@@ -90,6 +99,13 @@ mod tests {
         assert_eq!(document["id"], VECTOR);
         assert_eq!(document["verificationMethod"][0]["controller"], VECTOR);
         assert_eq!(document["capabilityInvocation"][0], document["verificationMethod"][0]["id"]);
+    }
+
+    #[test]
+    fn a_nodes_document_names_the_tpm_by_which_it_is_known() {
+        let document = document_of_node(NodeId([1; 32]), &[0, 11, 0xab]);
+        assert_eq!(document["id"], of_node(NodeId([1; 32])));
+        assert_eq!(document["alsoKnownAs"], json!(["urn:distos:tpm-ek:000bab"]));
     }
 
     #[test]

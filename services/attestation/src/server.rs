@@ -36,6 +36,7 @@ impl Attestation {
         builder.set_node(&watched.node.0);
         builder.set_standing(word_of(verdict.standing));
         builder.set_epoch(state.epoch());
+        builder.set_ek(&watched.kept.borrow().endorsement().unwrap_or_default());
         builder.set_fresh_until_ms(verdict.fresh_until_ms);
         builder.set_expires_ms(verdict.expires_ms);
         builder.set_good(verdict.taken_ms != 0);

@@ -137,9 +137,9 @@ pub struct Enrolling {
 }
 
 impl Kept {
-    /// The name of the endorsement key by which the node is known, hexadecimal.
-    pub fn endorsement(&self) -> Option<String> {
-        self.keys().ok().map(|(ek, _, _)| hex::encode(ek.name()))
+    /// The name of the endorsement key by which the node is known.
+    pub fn endorsement(&self) -> Option<Vec<u8>> {
+        self.keys().ok().map(|(ek, _, _)| ek.name())
     }
 
     /// Whether what is new in `self` has to be on disk: what else changes with each answer may be that of an earlier one.

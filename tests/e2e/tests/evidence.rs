@@ -100,6 +100,11 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
             (says(verifier, node).as_deref() == Some("fresh")).then_some(())
         });
     }
+    // What home knows the other by is what that says of itself.
+    let document = home.node.json(&["attest", "did", &other.number]);
+    let identity = other.node.json(&["attest", "identity"]);
+    let named = format!("urn:distos:tpm-ek:{}", identity["endorsement_key"].as_str().unwrap());
+    assert_eq!(document["alsoKnownAs"][0], named.as_str());
     // A tenant's job at the other node works with what is kept at home.
     for member in [&home, &other] {
         member.node.tenants(&["red"]);

@@ -11,7 +11,7 @@ use distos_evidence::enrolment::Origin;
 use distos_evidence::evidence::AttestationKey;
 use distos_evidence::joining::Challenge;
 use distos_evidence::pki::Certificate;
-use distos_identity::{DetachedSignature, MAX_SIGNATURE_BYTES};
+use distos_identity::{DetachedSignature, MAX_SIGNATURE_BYTES, did};
 use distos_schemas::attestation_capnp::{Standing, attestation, verdict};
 use serde_json::{Value, json};
 
@@ -44,6 +44,13 @@ certified the key, the node can be invited by that instead (`--tpm-roots`), and 
         after_help = "Example:\n  distos attest nodes\nEach standing is this node's own word. See docs/attestation.md for what follows from it."
     )]
     Nodes,
+    /// A node's DID document, with the TPM by which this node knows it
+    #[command(after_help = "Example:\n  distos attest did > node.did.json\nIt says what this node's verifier has had the TPM show. Nobody has signed it.")]
+    Did {
+        /// Of this node [default: the one that is asked]
+        #[arg(value_name = "NODE")]
+        node: Option<String>,
+    },
     /// A signed result (EAR) of the last evidence, while it is fresh
     #[command(
         after_help = "Example:\n  distos attest result > ear.jwt\nIt is made only by a policy that somebody has signed, and holds for five minutes at most."
@@ -180,6 +187,7 @@ pub(super) async fn command(context: &Context, command: AttestCommand) -> Result
         AttestCommand::Now => now(&holder).await?,
         AttestCommand::Identity => return identity(&holder).await,
         AttestCommand::Nodes => return nodes(&holder).await,
+        AttestCommand::Did { node } => return did(&holder, node.as_deref()).await,
         AttestCommand::Result { node } => return result(&holder, node.as_deref()).await,
         AttestCommand::Policy { policy } => return govern(&holder, &policy).await,
         AttestCommand::Trust { folder } => return trust(&holder, &folder).await,
@@ -238,6 +246,27 @@ async fn nodes(holder: &Holder) -> Result<Report, Fault> {
         rows.push(text::row(cells));
     }
     Ok(Report { text: text::table(&rows), json: json!({ "nodes": verdicts }) })
+}
+
+async fn did(holder: &Holder, node: Option<&str>) -> Result<Report, Fault> {
+    let wanted = node_bytes(node)?;
+    let client: attestation::Client = holder.root(ENTRY).await?;
+    let answer = call(client.verdicts_request()).await?;
+    let known = read(|| {
+        let list = answer.get()?.get_verdicts()?;
+        let each = list.iter().map(|one| Ok((one.get_node()?.to_vec(), one.get_ek()?.to_vec())));
+        each.collect::<capnp::Result<Vec<_>>>()
+    })?;
+    // The first is that of the node that is asked.
+    let found = known.into_iter().find(|(node, _)| wanted.is_empty() || *node == wanted);
+    let (node, ek) = found.ok_or_else(|| Fault::not_found("this node verifies no such node"))?;
+    if ek.is_empty() {
+        let why = "no TPM of it is known: it has shown no good evidence yet";
+        return Err(Fault::StaleAttestation(why.to_owned()));
+    }
+    let document = did::document_of_node(NodeId::try_from(&node[..])?, &ek);
+    let text = serde_json::to_string_pretty(&document).map_err(Fault::internal)?;
+    Ok(Report { text, json: document })
 }
 
 async fn result(holder: &Holder, node: Option<&str>) -> Result<Report, Fault> {
