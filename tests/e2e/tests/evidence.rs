@@ -105,6 +105,13 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     let identity = other.node.json(&["attest", "identity"]);
     let named = format!("urn:distos:tpm-ek:{}", identity["endorsement_key"].as_str().unwrap());
     assert_eq!(document["alsoKnownAs"][0], named.as_str());
+    // And by no other: whoever names another TPM has it refused until the right one is named.
+    let ek = identity["endorsement_key"].as_str().unwrap();
+    home.node.ok(&["attest", "enrol", &other.number, "--tpm", ek]);
+    assert_ne!(home.node.cli(&["attest", "enrol", &other.number, "--tpm", ""]).code, 0);
+    eventually("it has shown itself again", LONG, || {
+        (says(&home, &other).as_deref() == Some("fresh")).then_some(())
+    });
     // A tenant's job at the other node works with what is kept at home.
     for member in [&home, &other] {
         member.node.tenants(&["red"]);

@@ -45,11 +45,13 @@ certified the key, the node can be invited by that instead (`--tpm-roots`), and 
     )]
     Nodes,
     /// A node's DID document, with the TPM by which this node knows it
-    #[command(after_help = "Example:\n  distos attest did > node.did.json\nIt says what this node's verifier has had the TPM show. Nobody has signed it.")]
+    #[command(
+        after_help = "Example:\n  distos attest did > node.did.json\nIt says what this node's verifier has had the TPM show. Nobody has signed it."
+    )]
     Did {
         /// Of this node [default: the one that is asked]
         #[arg(value_name = "NODE")]
-        node: Option<String>,
+        whose: Option<String>,
     },
     /// A signed result (EAR) of the last evidence, while it is fresh
     #[command(
@@ -58,7 +60,7 @@ certified the key, the node can be invited by that instead (`--tpm-roots`), and 
     Result {
         /// Of this node [default: the one that is asked]
         #[arg(value_name = "NODE")]
-        node: Option<String>,
+        whose: Option<String>,
     },
     /// Sign a policy, without a node
     #[command(after_help = "\
@@ -112,7 +114,7 @@ or its certificate has to lead to a root that is trusted.")]
 pub struct EnrolArgs {
     /// The node [default: the one that is asked]
     #[arg(value_name = "NODE")]
-    node: Option<String>,
+    whose: Option<String>,
     /// The name of its TPM's endorsement key, in hexadecimal
     #[arg(long, value_name = "HEX", required_unless_present = "again")]
     tpm: Option<String>,
@@ -187,8 +189,8 @@ pub(super) async fn command(context: &Context, command: AttestCommand) -> Result
         AttestCommand::Now => now(&holder).await?,
         AttestCommand::Identity => return identity(&holder).await,
         AttestCommand::Nodes => return nodes(&holder).await,
-        AttestCommand::Did { node } => return did(&holder, node.as_deref()).await,
-        AttestCommand::Result { node } => return result(&holder, node.as_deref()).await,
+        AttestCommand::Did { whose } => return did(&holder, whose.as_deref()).await,
+        AttestCommand::Result { whose } => return result(&holder, whose.as_deref()).await,
         AttestCommand::Policy { policy } => return govern(&holder, &policy).await,
         AttestCommand::Trust { folder } => return trust(&holder, &folder).await,
         AttestCommand::Enrol(args) => return enrol(&holder, &args).await,
@@ -338,7 +340,7 @@ async fn enrol(holder: &Holder, args: &EnrolArgs) -> Result<Report, Fault> {
     let ek = ek.unwrap_or_default();
     let client: attestation::Client = holder.root(ENTRY).await?;
     let mut request = client.enrol_request();
-    request.get().set_node(&node_bytes(args.node.as_deref())?);
+    request.get().set_node(&node_bytes(args.whose.as_deref())?);
     request.get().set_ek(&ek);
     call(request).await?;
     let text = match &args.tpm {

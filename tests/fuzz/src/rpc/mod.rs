@@ -94,11 +94,18 @@ mod tests {
         (after.redeemed - before.redeemed, after.served - before.served)
     }
 
+    /// A script waits for each answer only so long, and leaves: on a machine that is busy with other things that may be
+    /// before the vat has come to its last call.
+    fn plays(name: &str, wanted: (u64, u64)) {
+        let reached = (0..10).any(|_| played(name) == wanted);
+        assert!(reached, "{name} reaches {:?}, and was to reach {wanted:?}", played(name));
+    }
+
     #[test]
     fn the_seeds_reach_the_service_that_their_mutations_are_to_break() {
-        assert_eq!(played("reads"), (1, 1));
-        assert_eq!(played("writes"), (1, 2));
-        assert_eq!(played("large"), (1, 2));
+        plays("reads", (1, 1));
+        plays("writes", (1, 2));
+        plays("large", (1, 2));
         assert_eq!(played("attenuates").0, 1);
         // The read is sent before the revocation is answered, so it may still be served.
         assert_eq!(played("revokes").0, 1);
