@@ -13,13 +13,14 @@ use distos_evidence::live::{Bundle, Gpu, Identity, MAX_ANSWER_BYTES, Question, S
 use distos_evidence::nvidia::MAX_DEVICES;
 use distos_rpc::{Vat, fault_of};
 use distos_schemas::gpu_capnp::{gpu_evidence, gpus};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::TRACE;
 use crate::governing::Governing;
 use crate::service::{Asker, Attestation, NOBODY};
 use crate::settings::GPUS;
-use crate::state::{Judged, Unasked};
+use crate::state::{CHALLENGE_MS, Judged, Unasked};
 use crate::verifier::{Answer, Evidence, Examined, Kept};
 use crate::watched::{Found, Watched};
 
@@ -201,9 +202,26 @@ impl Attestation {
             }
             // What is long comes without the TPM's doing, and the rest with the next quote.
             let list = list.get_or_insert_default();
-            self.read_on(watched.node, listed, have_now, list).await?;
+            let _reading = self.place_in(&self.reading, watched).await;
+            let read = self.read_on(watched.node, listed, have_now, list);
+            // What comes later than that answers no challenge any more.
+            let late =
+                |_| Err(Fault::unavailable(5_000, "the list of measured files comes too slowly"));
+            tokio::time::timeout(Duration::from_millis(CHALLENGE_MS), read)
+                .await
+                .unwrap_or_else(late)?;
         }
         Err(Fault::unavailable(60_000, "the list of measured files does not end"))
+    }
+
+    /// A place among those for peers. This node's own evidence waits for nobody's.
+    async fn place_in<'a>(
+        &self,
+        places: &'a Semaphore,
+        watched: &Watched,
+    ) -> Option<SemaphorePermit<'a>> {
+        // They are there as long as the service.
+        if self.is_own(watched) { None } else { places.acquire().await.ok() }
     }
 
     /// Reads on in the kernel's list of a node, as far as it goes now.
@@ -232,6 +250,7 @@ impl Attestation {
         governing: Arc<Governing>,
         shown: Shown,
     ) -> Result<Answered, Fault> {
+        let _examining = self.place_in(&self.examining, watched).await;
         let own = self.is_own(watched).then_some(self.settings.hardware);
         let (pcrs, at_s) = (self.settings.pcrs, self.vat.now_ms() / 1000);
         // A long list takes longer than this thread may be held up.

@@ -29,8 +29,10 @@ const AUDIT_KIND: &str = "attestation";
 const MAX_ASIDE: usize = 2;
 /// How often it is looked whether evidence has aged.
 const LOOK: Duration = Duration::from_millis(100);
-/// How many peers are asked at a time.
-const MAX_ASKED: usize = 16;
+/// How many peers' answers are examined at a time.
+const MAX_EXAMINED: usize = 4;
+/// Of how many peers long lists are read at a time.
+const MAX_LONG: usize = 4;
 
 /// Who asked for an attestation, for the audit log.
 #[derive(Clone, Copy)]
@@ -54,8 +56,10 @@ pub(crate) struct Attestation {
     pub(crate) own: Rc<Watched>,
     /// The peers that this node verifies.
     pub(crate) peers: Peers,
-    /// Held while a peer is asked.
-    asking: tokio::sync::Semaphore,
+    /// Held while a peer's answer is examined, and never while one is waited for: whoever is silent holds up nobody.
+    pub(crate) examining: tokio::sync::Semaphore,
+    /// Held while a peer's list is read that is too long for one answer.
+    pub(crate) reading: tokio::sync::Semaphore,
     /// Held while the TPM is used: it does one thing at a time.
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Who waits for the TPM for something else, or has it.
@@ -95,7 +99,8 @@ impl Attestation {
             archive,
             governing: RefCell::new(Arc::new(governing)),
             own: Rc::new(own),
-            asking: tokio::sync::Semaphore::new(MAX_ASKED),
+            examining: tokio::sync::Semaphore::new(MAX_EXAMINED),
+            reading: tokio::sync::Semaphore::new(MAX_LONG),
             turn: tokio::sync::Mutex::new(()),
             aside: Cell::new(0),
             changed: watch::Sender::new(1),
@@ -197,11 +202,6 @@ impl Attestation {
             return watched.last.borrow().clone();
         }
         watched.begun.set(arrived + 1);
-        // Its own evidence does not wait for anybody's.
-        let _asking = match self.is_own(&watched) {
-            true => None,
-            false => self.asking.acquire().await.ok(),
-        };
         let result = self.take_evidence(&watched, asker).await;
         *watched.last.borrow_mut() = result.clone();
         self.show(&watched);

@@ -31,6 +31,8 @@ pub(crate) struct Watched {
     pub(crate) kept: RefCell<Kept>,
     pub(crate) found: RefCell<Option<Found>>,
     record: Record,
+    /// Whether something that matters is not on disk yet.
+    unsaved: Cell<bool>,
     /// Held while it is asked.
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// How many times it was begun to be asked.
@@ -61,6 +63,7 @@ impl Watched {
             kept: RefCell::new(kept),
             found: RefCell::default(),
             record,
+            unsaved: Cell::new(false),
             turn: tokio::sync::Mutex::new(()),
             begun: Cell::new(0),
             last: RefCell::new(Ok(())),
@@ -68,10 +71,42 @@ impl Watched {
         })
     }
 
-    /// Keeps this from now on, durably where it matters. An epoch never goes back, whatever is to be kept.
+    /// Keeps this from now on, durably where it matters: what the disk had no room for is tried again with the next. An epoch
+    /// never goes back, whatever is to be kept.
     pub(crate) fn keep(&self, mut kept: Kept) -> Result<(), Fault> {
         kept.epoch = self.state.borrow().epoch().max(kept.epoch);
         let before = self.kept.replace(kept.clone());
-        if kept.matters_after(&before) { self.record.save(&kept) } else { Ok(()) }
+        if kept.matters_after(&before) {
+            self.unsaved.set(true);
+        }
+        if self.unsaved.get() {
+            self.record.save(&kept)?;
+            self.unsaved.set(false);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or an epoch that began while the disk was full is gone with the next restart.
+    #[test]
+    fn what_could_not_be_kept_is_kept_with_the_next_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let bounds = Bounds { fresh_ms: 60_000, grace_ms: 0 };
+        let node = NodeId([1; 32]);
+        let watched = Watched::open(node, bounds, directory.path()).unwrap();
+        watched.state.borrow_mut().raise(3);
+        // A folder stands where the new file is written.
+        let beside = directory.path().join(NODES).join(node.to_string()).with_extension("new");
+        std::fs::create_dir(&beside).unwrap();
+        assert!(watched.keep(Kept::default()).is_err());
+        let known = || Watched::open(node, bounds, directory.path()).unwrap().kept.borrow().epoch;
+        assert_eq!((watched.kept.borrow().epoch, known()), (3, 0), "it counts, and is not kept");
+        std::fs::remove_dir(&beside).unwrap();
+        watched.keep(Kept::default()).unwrap();
+        assert_eq!(known(), 3);
     }
 }
