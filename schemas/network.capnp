@@ -189,12 +189,20 @@ struct Judgement {
   untilS   @2 :UInt64;   # Nothing that is signed for it holds longer; seconds since the Unix epoch.
   epoch    @3 :UInt64;   # How often its evidence has turned bad.
   reason   @4 :Text;     # Why it is not fresh, or empty.
+  key      @5 :Data;     # To which key of its network service's SVID the last good evidence was bound: to connections with another
+                         # nothing is signed for its services. Empty if there is none.
 }
 
 struct Since {
   # A node that was invited.
   node @0 :Data;
   atS  @1 :UInt64;  # When, in seconds since the Unix epoch.
+}
+
+struct NodeEpoch {
+  # How often a node's evidence has turned bad, or it was put out, as this node knows it.
+  node   @0 :Data;
+  number @1 :UInt64;
 }
 
 interface Credentials extends(Cap.Capability) {
@@ -205,12 +213,14 @@ interface Credentials extends(Cap.Capability) {
   # Fails: "unavailable" (in no cluster yet, or no issuer can be reached).
   trust @1 (seen :UInt64, port :UInt16)
       -> (revision :UInt64, bundle :Text, peers :List(Text), hybridOnly :Bool, since :List(Since),
-          freshS :UInt64);
+          freshS :UInt64, epochs :List(NodeEpoch));
   # Needs "read". Whom to let in. Resolves once that differs from what was current at revision `seen`;
   # 0 is none. Whoever asks with a revision has put it into effect. `port` is the UDP port at which it
   # lets them in, and 0 if it lets nobody in: other nodes' services are told it. With `hybridOnly`, no connection
   # is to be whose keys were not agreed on with X25519MLKEM768. Of the nodes in `since`, SVIDs that hold from before
   # then are not to be taken. An SVID of the caller's own from before `freshS` others may not take: it is to ask for another.
+  # What a node holds of the caller's objects that was given to it at a lower epoch than the one in `epochs` has ended, and so
+  # have its connections. Nodes that are not in there are at 0; it never goes back.
   locate @2 (node :Data, service :Text) -> (address :Text);
   # Needs "read". Where a service of another node listens, "HOST:PORT" in numbers, as that node's network
   # service says. Nothing is to be believed of whoever answers there but what its handshake shows. Fails:
@@ -236,9 +246,10 @@ interface Credentials extends(Cap.Capability) {
   # Nodes that are not let in, and of which nothing is kept, are passed over. What is said of a node at an epoch before the
   # one that is known does not count, unless it is bad. `epochs` are those that are known then, in the same order: a verifier
   # that has lost what it knew goes on from there.
-  attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data));
+  attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data), again :List(Data));
   # Needs "attest". The nodes that this one is to verify: its peers, if it signs for others. Resolves once that differs from
-  # what was current at revision `seen`; 0 is none.
+  # what was current at revision `seen` (0 is none), or one is to be asked at once: it is in `again`, once, because its network
+  # service has come with another key than that to which its evidence is bound.
 }
 
 interface Member extends(Heard) {

@@ -66,6 +66,9 @@ pub struct Peers {
     /// Of nodes that were invited, since when, in seconds since the Unix epoch: whoever was let in before and comes back
     /// comes with new SVIDs.
     pub since_s: BTreeMap<NodeId, u64>,
+    /// The attestation epochs of nodes, whether or not they are let in, as far as they are not the first: what was given to
+    /// one in an earlier epoch, or opened by it, is over.
+    pub epochs: BTreeMap<NodeId, u64>,
 }
 
 impl Peers {
@@ -74,6 +77,14 @@ impl Peers {
         match Peer::of(subject) {
             Peer::Node(node) => self.nodes.contains(&node),
             Peer::Tenant(tenant) => self.tenants.contains(&tenant),
+        }
+    }
+
+    /// The attestation epoch of what `subject` is part of.
+    pub fn epoch(&self, subject: &Subject) -> u64 {
+        match Peer::of(subject) {
+            Peer::Node(node) => self.epochs.get(&node).copied().unwrap_or(0),
+            Peer::Tenant(_) => 0,
         }
     }
 

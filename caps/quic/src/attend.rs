@@ -29,6 +29,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest list of peers.
 const MAX_PEERS: u32 = 8192;
+/// The longest list of nodes' epochs: of those that are let in, and of others.
+const MAX_EPOCHS: u32 = 16_384;
 /// Revocations that are kept for one node.
 const MAX_REVOCATIONS: u32 = 256;
 
@@ -114,8 +116,13 @@ impl Attendant {
         Ok(self.socket.local_addr().map_err(Fault::internal)?.port())
     }
 
-    /// Puts into effect what was told last. Whoever is nobody any more lets nobody in.
+    /// Puts into effect what was told last. Whoever is nobody any more lets nobody in. What a node holds here of an earlier
+    /// attestation epoch ends first, with one store for all of it (A3); then its connections are closed.
     fn apply(&self) {
+        let epochs = self.trust.iter().flat_map(|trust| &trust.peers.epochs);
+        for (node, number) in epochs {
+            self.vat.raise_epoch(&Peer::Node(*node).to_string(), *number);
+        }
         let (Some(endpoint), Some(trust)) = (&self.endpoint, &self.trust) else { return };
         let mut trust = trust.clone();
         self.lapsed.set(self.until_s < self.now_s());
@@ -316,6 +323,14 @@ async fn trust(
         for one in since {
             let node = NodeId::try_from(one.get_node().map_err(faulty)?)?;
             peers.since_s.insert(node, one.get_at_s());
+        }
+        let epochs = answer.get_epochs().map_err(faulty)?;
+        if epochs.len() > MAX_EPOCHS {
+            return Err(Fault::malformed("the list of nodes' epochs is too long"));
+        }
+        for one in epochs {
+            let node = NodeId::try_from(one.get_node().map_err(faulty)?)?;
+            peers.epochs.insert(node, one.get_number());
         }
         let exchange = match answer.get_hybrid_only() {
             true => KeyExchange::HybridOnly,

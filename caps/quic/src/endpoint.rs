@@ -181,7 +181,8 @@ impl Endpoint {
         self.room.own.send_replace(own);
     }
 
-    /// Trusts these from now on. When it returns, the connections of others are closed, and nothing
+    /// Trusts these from now on. When it returns, the connections of others are closed, as are those that were opened in an
+    /// earlier attestation epoch of a node, and nothing
     /// that they have sent and that was not read will be. If keys have to be agreed on in another way than before, so
     /// are those of everybody who has connected before: they connect again.
     pub fn trust(&self, trust: Trust) {

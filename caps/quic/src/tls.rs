@@ -82,6 +82,11 @@ impl Shared {
         trust.admit_once(chain, now_s, usage, &self.checked)
     }
 
+    /// The attestation epoch of whoever that is.
+    pub(crate) fn epoch(&self, who: &SpiffeId) -> u64 {
+        self.trust.read().unwrap_or_else(PoisonError::into_inner).peers.epoch(&who.subject)
+    }
+
     fn exchange(&self) -> KeyExchange {
         self.trust.read().unwrap_or_else(PoisonError::into_inner).exchange
     }

@@ -43,6 +43,8 @@ pub(crate) struct Known {
     id: SpiffeId,
     /// How keys had to be agreed on when it was opened.
     exchange: KeyExchange,
+    /// In which attestation epoch of its node it was.
+    epoch: u64,
     shown: RefCell<Shown>,
 }
 
@@ -70,9 +72,10 @@ impl Known {
         }
     }
 
-    /// Whether one of the SVIDs that the peer has shown lets it in. The others are forgotten.
+    /// Whether one of the SVIDs that the peer has shown lets it in, and its node is as it was when this was opened: whoever was put
+    /// out and let in again meanwhile connects again (A3). The other SVIDs are forgotten.
     pub(crate) fn is_admitted(&self, room: &Room) -> bool {
-        if !room.shared.allows(self.exchange) {
+        if !room.shared.allows(self.exchange) || room.shared.epoch(&self.id) != self.epoch {
             return false;
         }
         let now_s = room.shared.now_s();
@@ -121,7 +124,8 @@ impl Opening {
         let mut shown = Shown { chains: vec![chain], until_s: 0, until: Instant::now() };
         shown.lasts(peer.until_s, now_s);
         let (id, shown) = (peer.id.clone(), RefCell::new(shown));
-        let known = Rc::new(Known { connection, usage, id, exchange, shown });
+        let epoch = room.shared.epoch(&id);
+        let known = Rc::new(Known { connection, usage, id, exchange, epoch, shown });
         let number = room.next.replace(room.next.get() + 1);
         room.open.borrow_mut().insert(number, known.clone());
         let (held, dropped) = oneshot::channel();

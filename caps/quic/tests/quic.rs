@@ -439,6 +439,36 @@ fn a_configuration_can_require_the_hybrid_key_exchange_also_of_those_who_are_con
     });
 }
 
+/// A3: who is put out and let in again between two words of the network service's would go on as if nothing had been.
+#[test]
+fn a_connection_ends_with_the_attestation_epoch_in_which_it_was_opened() {
+    test(async {
+        let cluster = Cluster::new("demo", 1);
+        let trust = || cluster.trust(&[ONE, TWO]);
+        let (one, mut arrivals) = cluster.endpoint(cluster.svid(&cluster.node(ONE)), trust());
+        let (two, _) = cluster.endpoint(cluster.svid(&cluster.node(TWO)), trust());
+        let link = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
+        let (_door, _task) = door(link);
+        let met = arrivals.recv().await.unwrap().unwrap();
+        let at = |epoch| {
+            let mut trust = trust();
+            trust.peers.epochs.insert(TWO, epoch);
+            trust
+        };
+        one.trust(trust());
+        assert!(met.connection().close_reason().is_none());
+        one.trust(at(2));
+        assert!(met.connection().close_reason().is_some(), "it is let in, and of another epoch");
+        let again = two.connect(one.address().unwrap(), &cluster.node(ONE)).await.unwrap();
+        let (_door, _task) = door(again);
+        let met = arrivals.recv().await.unwrap().unwrap();
+        one.trust(at(2));
+        assert!(met.connection().close_reason().is_none());
+        one.trust(at(3));
+        assert!(met.connection().close_reason().is_some());
+    });
+}
+
 #[test]
 fn a_connection_ends_with_its_peers_svid_and_goes_on_with_a_newer_one() {
     test(async {

@@ -110,7 +110,7 @@ impl Base {
             if receiver.len() > MAX_NAME_BYTES {
                 return Err(malformed("receiver"));
             }
-            let receiver = gift::receiver(receiver).map_err(fail)?;
+            let receiver = gift::receiver(receiver, facet.vat().epochs()).map_err(fail)?;
             (receiver, authority_of(params.get_rights(), params.get_caveats()?))
         };
         facet.check(Rights::NONE).map_err(fail)?;

@@ -194,7 +194,9 @@ impl Door {
         // Whoever has shown nothing is counted, too: each refusal goes to the audit log.
         self.ask_once_more()?;
         let none = || Fault::not_found("nothing is left here for whoever has shown no SVID");
-        let receiver = gift::receiver_of(self.peer.as_deref().ok_or_else(none)?)?;
+        let peer = self.peer.as_deref().ok_or_else(none)?;
+        let epoch = self.vat.epoch_of(self.session).filter(|epoch| !epoch.is_over());
+        let receiver = gift::receiver_of(peer, epoch.ok_or(Fault::Revoked)?.number())?;
         let _asking = self.stranger.asking();
         gift::withdraw(&self.vat, self.session, receiver.as_str(), ticket).await
     }

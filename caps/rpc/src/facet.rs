@@ -16,10 +16,12 @@ use distos_abi::{
 use distos_schemas::{capability_capnp, kernel_capnp};
 use distos_table::Ancestry;
 
+use crate::epoch::Epoch;
 use crate::faults::{authority_of, fault_of, write_caveats};
 use crate::gift;
 use crate::lending::boot_ns;
 use crate::meters::Limits;
+use crate::transport::Tag;
 use crate::vat::{Vat, Whence};
 
 /// What a revocation did.
@@ -57,6 +59,8 @@ struct Inner {
     origin: Origin,
     /// Whose edge it is, if it is one's root.
     edge: Option<String>,
+    /// In which epoch of its holder's node it was given, if that is another node.
+    epoch: Option<Epoch>,
 }
 
 /// Where a facet's capability comes from, and so what ends with it.
@@ -118,6 +122,7 @@ impl Facet {
                     lasting,
                     origin,
                     edge: None,
+                    epoch: vat.epoch_of(session),
                 }),
             })
         };
@@ -155,6 +160,7 @@ impl Facet {
                 lasting: cap,
                 origin: Origin::Lasting,
                 edge: Some(peer.to_owned()),
+                epoch: None,
             }),
         }
     }
@@ -275,7 +281,8 @@ impl Facet {
     /// and not a byte of the reply. Use it in place of `results.get()`, and before it.
     pub fn reply<'a, T: Owned>(&self, results: &'a mut Results<T>) -> T::Builder<'a> {
         let checker = self.inner.vat.checker();
-        checker.tag.set(Some(self.inner.slot));
+        let (slot, epoch) = (self.inner.slot, self.inner.epoch.clone());
+        checker.tag.set(Some(Tag { slot, epoch }));
         let builder = results.get();
         checker.tag.set(None);
         builder
@@ -436,9 +443,12 @@ impl Facet {
         write_caveats(inner.authority.caveats, info.init_caveats());
     }
 
-    /// Alive, in time, and sufficient for `need`.
+    /// Alive, in time, and sufficient for `need`; and given in the present epoch of its holder's node (A3).
     pub(crate) fn permits(&self, need: Rights, range: ByteRange) -> Result<(), Fault> {
         let view = &self.inner.vat.checker().view;
+        if self.inner.epoch.as_ref().is_some_and(Epoch::is_over) {
+            return Err(Fault::Revoked);
+        }
         if !self.ancestry().is_some_and(|ancestry| view.holds(ancestry)) {
             return Err(Fault::Revoked);
         }

@@ -8,6 +8,7 @@ use distos_abi::{Fault, NodeId, SessionId, VatName};
 use distos_schemas::capability_capnp;
 
 use crate::borrowing::Held;
+use crate::epoch::Epochs;
 use crate::facet::{Facet, Origin};
 use crate::faults::fault_of;
 use crate::lending::{boot_ns, name_of};
@@ -77,9 +78,14 @@ pub(crate) fn traced(ticket: &[u8]) -> String {
 /// a name of this form only: the kernel knows of no network, and that it is this one who connects is the
 /// home's to see. It stands for the whole of `peer`: to make another one with the same name takes 2^128 tries.
 /// No vat of a node is called so, for no image may name a template `peer`.
-pub(crate) fn receiver_of(peer: &str) -> Result<VatName, Fault> {
+///
+/// What was left for somebody in one attestation epoch is for nobody in the next: from the second on its number is part of
+/// the name.
+pub(crate) fn receiver_of(peer: &str, epoch: u64) -> Result<VatName, Fault> {
     const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let hash = blake3::derive_key("distos 2026-11 receiver of a gift", peer.as_bytes());
+    // No path has a sign that is no letter, digit or slash at its end.
+    let named = if epoch == 0 { peer.to_owned() } else { format!("{peer}#{epoch}") };
+    let hash = blake3::derive_key("distos 2026-11 receiver of a gift", named.as_bytes());
     let bits = hash.iter().take(16).fold(0u128, |bits, byte| bits << 8 | u128::from(*byte));
     let letter = |index: u32| char::from(LETTERS[(bits >> (5 * index) & 31) as usize]);
     VatName::new(&format!("{REMOTE}/{}", (0..26).map(letter).collect::<String>()))
@@ -88,8 +94,8 @@ pub(crate) fn receiver_of(peer: &str) -> Result<VatName, Fault> {
 /// The template that no image has.
 pub const REMOTE: &str = "peer";
 
-/// The receiver that a giver names: a vat of this node, or the path of somebody's SPIFFE id.
-pub(crate) fn receiver(named: &str) -> Result<VatName, Fault> {
+/// The receiver that a giver names: a vat of this node, or the path of somebody's SPIFFE id, as whoever has it is now.
+pub(crate) fn receiver(named: &str, epochs: &Epochs) -> Result<VatName, Fault> {
     let parts: Vec<&str> = named.splitn(4, '/').collect();
     let [kind, of, what, who] = parts[..] else { return VatName::new(named) };
     let digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
@@ -110,7 +116,7 @@ pub(crate) fn receiver(named: &str) -> Result<VatName, Fault> {
             "a receiver is a vat of this node, node/N/service/S or tenant/T/agent/A",
         ));
     }
-    receiver_of(named)
+    receiver_of(named, epochs.of(named).number())
 }
 
 /// Has the kernel hand over a gift to `receiver`, whom the connection of this session has shown; the facet
@@ -201,14 +207,16 @@ mod tests {
     #[test]
     fn whoever_comes_over_the_network_has_one_name_that_no_vat_of_the_node_has() {
         let node = |digit: &str| format!("node/{}/service/executor/red", digit.repeat(64));
+        let epochs = Epochs::default();
+        let receiver = |named: &str| receiver(named, &epochs);
         let (one, other) = (receiver(&node("1")).unwrap(), receiver(&node("2")).unwrap());
         assert_eq!(one.as_str().len(), "peer/".len() + 26);
         assert_ne!(one, other);
-        assert_eq!(one, receiver_of(&node("1")).unwrap());
+        assert_eq!(one, receiver_of(&node("1"), 0).unwrap());
         assert_eq!(receiver("executor/red").unwrap().as_str(), "executor/red");
         assert!(receiver("").is_err() && receiver("Executor").is_err());
         // 26 letters of five bits hold all of the 128.
-        let known = receiver_of("tenant/red/agent/z6Mk").unwrap();
+        let known = receiver_of("tenant/red/agent/z6Mk", 0).unwrap();
         assert_eq!(known.as_str(), KNOWN);
         // Whoever misspells is told, and not the receiver.
         let upper = node("1").replace("1", "A");
@@ -217,5 +225,9 @@ mod tests {
             assert!(matches!(receiver(wrong), Err(Fault::Malformed(_))), "{wrong}");
         }
         assert!(receiver("tenant/red/agent/z6Mk").is_ok());
+        epochs.raise(&format!("node/{}", "1".repeat(64)), 1);
+        assert_ne!(receiver(&node("1")).unwrap(), one, "what was left before is nobody's");
+        assert_eq!(receiver(&node("1")), receiver_of(&node("1"), 1));
+        assert_eq!(receiver(&node("2")).unwrap(), other);
     }
 }

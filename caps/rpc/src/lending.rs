@@ -15,6 +15,7 @@ use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
+use crate::epoch::Epoch;
 use crate::facet::Facet;
 use crate::faults::fail;
 use crate::vat::{Vat, WeakVat};
@@ -94,6 +95,8 @@ struct Told {
     /// By which it knows what was lent over its own connection.
     token: u64,
     link: String,
+    /// In which epoch of its node it has come, if that is another: in the next it is lent nothing, and renewed nothing.
+    epoch: Option<Epoch>,
     /// It is being told.
     busy: Cell<bool>,
     /// Somebody has waited for it in vain: it is not waited for again until it answers.
@@ -140,7 +143,8 @@ impl Lending {
         getrandom::fill(&mut token).map_err(Fault::internal)?;
         let token = u64::from_le_bytes(token);
         let (busy, silent, renewed_ms) = (Cell::new(false), Cell::new(false), Cell::new(0));
-        let told = Rc::new(Told { lessee, token, link: link_of(token), busy, silent, renewed_ms });
+        let (link, epoch) = (link_of(token), vat.epoch_of(session));
+        let told = Rc::new(Told { lessee, token, link, epoch, busy, silent, renewed_ms });
         self.told.borrow_mut().insert(of(session), told);
         self.home.borrow_mut().arrive(of(session));
         // Weak: the connection, which holds this, must not keep the vat.
@@ -387,7 +391,11 @@ impl lessor::Server for Lessor {
         tokio::time::sleep(Duration::from_millis(turn_ms - now_ms)).await;
         let alive = |slot| vat.checker().view.stands(slot);
         let at = boot_ns();
-        let renewed = lending.home.borrow_mut().renew(self.lessee, alive, millis(at));
+        let is_over = told.epoch.as_ref().is_some_and(Epoch::is_over);
+        let renewed = match is_over {
+            true => Err(Refused::Ended),
+            false => lending.home.borrow_mut().renew(self.lessee, alive, millis(at)),
+        };
         let refuse = |fault: Fault| {
             tracing::debug!(target: TRACE, at, vat = %vat_name, %link, "renewal_refused");
             fail(fault)

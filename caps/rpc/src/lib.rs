@@ -11,6 +11,9 @@
 //! is checked once more, under a guard, at the moment at which it enters the writer
 //! ([`Facet::reply`]). A capability that is revoked in between yields a fault in place of the
 //! reply.
+//!
+//! How A3 is kept here: what a peer is given carries the attestation epoch in which it was given, and the same checks
+//! ask whether that is over ([`Vat::raise_epoch`]).
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -22,6 +25,7 @@ mod budget;
 pub mod control;
 mod door;
 mod doorkeeper;
+mod epoch;
 mod facet;
 mod faults;
 mod framing;

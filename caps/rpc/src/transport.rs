@@ -25,6 +25,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::admission::Stranger;
+use crate::epoch::Epoch;
 use crate::framing::{Framed, Lengths, Longest};
 
 /// A call or reply that moves 64 KiB, with its table and its first segment, passes in one system
@@ -66,12 +67,19 @@ impl Bounds {
     };
 }
 
-/// What a vat checks capabilities with. The `tag` is the slot in whose name the reply that is
-/// being started right now is made.
+/// In whose name a reply is made.
+#[derive(Clone)]
+pub(crate) struct Tag {
+    pub(crate) slot: SlotRef,
+    /// In which epoch of its holder's node that was given, if it is another node.
+    pub(crate) epoch: Option<Epoch>,
+}
+
+/// What a vat checks capabilities with. The `tag` is in whose name the reply is made that is being started right now.
 pub(crate) struct Checker {
     pub(crate) view: View,
     pub(crate) guards: Seat,
-    pub(crate) tag: Cell<Option<SlotRef>>,
+    pub(crate) tag: Cell<Option<Tag>>,
 }
 
 /// Takes a connection's books apart when it is dropped: a system that is merely dropped keeps the calls
@@ -448,7 +456,7 @@ impl capnp_rpc::Connection<Side> for Connection {
 struct Outgoing {
     inner: Box<dyn OutgoingMessage>,
     connection: Weak<RefCell<DynConnection>>,
-    tag: Option<SlotRef>,
+    tag: Option<Tag>,
     ledger: Rc<Ledger>,
 }
 
@@ -504,14 +512,17 @@ impl Outgoing {
         if let Err(fault) = self.ledger.note_exports(reply.answer, reply.caps) {
             return self.refuse(reply, &fault);
         }
-        let (Some(checker), Some(slot)) = (self.ledger.checker.clone(), self.tag) else {
+        let (Some(checker), Some(by)) = (self.ledger.checker.clone(), self.tag.clone()) else {
             return dispatch(self.inner, &self.ledger);
         };
+        if by.epoch.as_ref().is_some_and(Epoch::is_over) {
+            return self.refuse(reply, &Fault::Revoked);
+        }
         // The commit of a reply (C2): alive, under a guard, into the write queue.
         let Outgoing { inner, connection, tag, ledger } = self;
         let mut inner = Some(inner);
         let commit = || inner.take().map(|message| dispatch(message, &ledger));
-        if let Some(Some(sent)) = checker.guards.commit(&checker.view, slot, commit) {
+        if let Some(Some(sent)) = checker.guards.commit(&checker.view, by.slot, commit) {
             return sent;
         }
         let inner = inner.expect("a refused commit does not run its action");
@@ -601,7 +612,7 @@ mod tests {
             _: door::ChallengeParams,
             mut results: door::ChallengeResults,
         ) -> Result<(), capnp::Error> {
-            self.checker.tag.set(Some(self.slot));
+            self.checker.tag.set(Some(Tag { slot: self.slot, epoch: None }));
             results.get().set_nonce(b"a secret that must not leave");
             self.checker.tag.set(None);
             tokio::task::yield_now().await;

@@ -30,6 +30,7 @@ use crate::borrowing::Borrowing;
 use crate::control::Control;
 use crate::door::{Door, EdgeHome};
 use crate::doorkeeper::{Arrival, Doorkeeper};
+use crate::epoch::{Epoch, Epochs};
 use crate::facet::{Facet, Revoked};
 use crate::faults::{fail, fault_of};
 use crate::gift;
@@ -84,6 +85,8 @@ struct Caller {
 struct Known {
     /// The path of its SPIFFE id, if its handshake has shown one.
     name: Option<String>,
+    /// In which epoch of that node or tenant it has come.
+    epoch: Option<Epoch>,
     /// Tells whether the holder is encrypted to this vat, behind whatever that is.
     stranger: Rc<Stranger>,
 }
@@ -133,6 +136,8 @@ struct Core {
     /// The edges that others hold to this vat, by the number of their session: whose each is, and to
     /// what kind of object.
     served: RefCell<BTreeMap<u64, (String, Kind)>>,
+    /// In which epoch those are who come over the network.
+    epochs: Epochs,
     /// Connections from holders, by the number of their session.
     callers: RefCell<BTreeMap<u64, Known>>,
     events: mpsc::Sender<Event>,
@@ -330,6 +335,7 @@ impl Vat {
                 edges: RefCell::default(),
                 edges_changed: Notify::new(),
                 served: RefCell::default(),
+                epochs: Epochs::default(),
                 callers: RefCell::default(),
                 events,
                 suppressed: Cell::new(0),
@@ -733,7 +739,8 @@ impl Vat {
             restores: restores.clone(),
             stranger: stranger.clone(),
         };
-        let known = Known { name: from.name, stranger: stranger.clone() };
+        let epoch = from.name.as_deref().map(|name| self.core.epochs.of(name));
+        let known = Known { name: from.name, epoch, stranger: stranger.clone() };
         self.core.callers.borrow_mut().insert(session.0, known);
         let start = move || async move { door.welcome(reader, writer).await };
         let arrived = Arrived::new(self.clone(), session, stranger.clone());
@@ -760,6 +767,23 @@ impl Vat {
             vat.core.parted.set(vat.core.parted.get() + 1);
         });
         arrived
+    }
+
+    /// Begins an attestation epoch of a peer, if it is a later one: of a node with all its services ("node/N"), or of a tenant
+    /// with all its agents ("tenant/T"). When this returns, nothing has an effect any more that it was given here before:
+    /// neither a capability that it holds over a connection, nor a loan, nor a gift that waits for it. Its connections are
+    /// for others to close.
+    pub fn raise_epoch(&self, peer: &str, number: u64) {
+        self.core.epochs.raise(peer, number);
+    }
+
+    pub(crate) fn epochs(&self) -> &Epochs {
+        &self.core.epochs
+    }
+
+    /// The epoch in which a session has come over the network.
+    pub(crate) fn epoch_of(&self, session: SessionId) -> Option<Epoch> {
+        self.core.callers.borrow().get(&session.0)?.epoch.clone()
     }
 
     /// Where a session's calls come from. One that has ended says that it was anywhere.

@@ -14,7 +14,7 @@ use futures::future::LocalBoxFuture;
 use tokio::sync::Notify;
 
 use crate::server::word_of;
-use crate::service::Attestation;
+use crate::service::{Attestation, NOBODY};
 use crate::watched::Watched;
 
 /// The edge to the network service.
@@ -166,9 +166,16 @@ async fn follow(service: Rc<Attestation>) {
     let mut seen = 0;
     loop {
         match nodes(&service.vat, seen).await {
-            Ok((revision, nodes)) => {
+            Ok(ToVerify { revision, nodes, again }) => {
                 seen = revision;
                 watch(&service, &nodes);
+                for watched in again.into_iter().filter_map(|node| service.peers.get(node)) {
+                    let service = service.clone();
+                    // What it comes to is in its state and in the audit log.
+                    tokio::task::spawn_local(
+                        async move { drop(service.attest(watched, NOBODY).await) },
+                    );
+                }
             }
             Err(fault) => {
                 tracing::debug!(%fault, "whom to verify is asked again");
@@ -202,18 +209,30 @@ fn watch(service: &Rc<Attestation>, nodes: &BTreeSet<NodeId>) {
     }
 }
 
-async fn nodes(vat: &Vat, seen: u64) -> Result<(u64, BTreeSet<NodeId>), Fault> {
+/// Whom to verify.
+struct ToVerify {
+    revision: u64,
+    nodes: BTreeSet<NodeId>,
+    /// Of these, whom to ask at once.
+    again: BTreeSet<NodeId>,
+}
+
+async fn nodes(vat: &Vat, seen: u64) -> Result<ToVerify, Fault> {
     let network: credentials::Client = vat.root(EDGE).await?;
     let mut request = network.attested_request();
     request.get().set_seen(seen);
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
     let answer = answer.get().map_err(|e| fault_of(&e))?;
-    let list = answer.get_nodes().map_err(|e| fault_of(&e))?;
-    if list.len() > MAX_NODES {
-        return Err(Fault::malformed("the list of nodes is too long"));
-    }
-    let node = |one: capnp::Result<&[u8]>| NodeId::try_from(one.map_err(|e| fault_of(&e))?);
-    Ok((answer.get_revision(), list.iter().map(node).collect::<Result<_, Fault>>()?))
+    let read = |list: capnp::Result<capnp::data_list::Reader<'_>>| {
+        let list = list.map_err(|e| fault_of(&e))?;
+        if list.len() > MAX_NODES {
+            return Err(Fault::malformed("the list of nodes is too long"));
+        }
+        let node = |one: capnp::Result<&[u8]>| NodeId::try_from(one.map_err(|e| fault_of(&e))?);
+        list.iter().map(node).collect::<Result<_, Fault>>()
+    };
+    let (nodes, again) = (read(answer.get_nodes())?, read(answer.get_again())?);
+    Ok(ToVerify { revision: answer.get_revision(), nodes, again })
 }
 
 /// Tells the network service what this verifier says of nodes.
@@ -247,6 +266,9 @@ async fn judge(service: &Attestation, news: &BTreeSet<NodeId>) -> Result<(), Fau
         to.set_until_s(one.until_s);
         to.set_epoch(one.epoch);
         to.set_reason(one.reason.as_str());
+        if let Some(key) = one.key {
+            to.set_key(&key.0);
+        }
     }
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
     // Who has lost what was kept of a node goes on from what others remember.

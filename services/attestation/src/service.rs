@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use distos_abi::{CapId, Fault, NodeId, TenantId};
+use distos_abi::{CapId, Fault, HolderKey, NodeId, TenantId};
 use distos_appraisal::{Bound, Ear, MAX_EAR_LIFETIME_S, VerifierId};
 use distos_identity::{TokenSecret, Validity};
 use distos_rpc::{Service, Vat};
@@ -331,6 +331,7 @@ impl Attestation {
             until_s: verdict.fresh_until_ms / 1000,
             epoch: state.epoch(),
             reason: verdict.reason,
+            key: verdict.evidence.map(|evidence| evidence.session.key),
         })
     }
 
@@ -361,6 +362,7 @@ pub(crate) struct Judgement {
     pub(crate) until_s: u64,
     pub(crate) epoch: u64,
     pub(crate) reason: String,
+    pub(crate) key: Option<HolderKey>,
 }
 
 fn collector(fd: OwnedFd, settings: &Settings, logs: Logs) -> Result<SharedCollector, Fault> {

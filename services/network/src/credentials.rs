@@ -107,6 +107,13 @@ impl credentials::Server for CredentialsServer {
             one.set_node(&node.0);
             one.set_at_s(*at_s);
         }
+        // No more are known.
+        let mut epochs = reply.reborrow().init_epochs(trust.peers.epochs.len() as u32);
+        for (index, (node, number)) in (0..).zip(&trust.peers.epochs) {
+            let mut one = epochs.reborrow().get(index);
+            one.set_node(&node.0);
+            one.set_number(*number);
+        }
         reply.set_bundle(trust.bundle.to_json());
         reply.set_hybrid_only(trust.exchange == KeyExchange::HybridOnly);
         let nodes = trust.peers.nodes.iter().map(|node| Peer::Node(*node));
@@ -239,16 +246,23 @@ impl credentials::Server for CredentialsServer {
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ATTEST).map_err(fail)?;
         let (service, seen) = (&self.service, params.get()?.get_seen());
-        let mut revision = service.revision.subscribe();
-        // The sender lives as long as this service.
-        let current = revision.wait_for(|revision| *revision != seen).await;
-        let current = current.map_or(0, |revision| *revision);
+        let (mut revision, mut again) = (service.revision.subscribe(), service.again.subscribe());
+        // Both senders live as long as this service.
+        let current = tokio::select! {
+            current = revision.wait_for(|revision| *revision != seen) => current.map_or(0, |now| *now),
+            _ = again.wait_for(|again| !again.is_empty()) => *service.revision.borrow(),
+        };
+        let again = service.again.send_replace(BTreeSet::new());
         let issues = service.state.borrow().issues();
         let nodes = if issues { service.let_in() } else { BTreeSet::new() };
         let mut reply = self.facet.reply(&mut results);
         reply.set_revision(current);
-        let mut list = reply.init_nodes(nodes.len() as u32);
+        let mut list = reply.reborrow().init_nodes(nodes.len() as u32);
         for (index, node) in (0..).zip(&nodes) {
+            list.set(index, &node.0);
+        }
+        let mut list = reply.init_again(again.len() as u32);
+        for (index, node) in (0..).zip(&again) {
             list.set(index, &node.0);
         }
         Ok(())

@@ -74,12 +74,15 @@ pub(crate) fn read_judgements(
             attestation_capnp::Standing::Failed => Standing::Failed,
         };
         let reason = one.get_reason().map_err(faulty)?.to_str();
+        let key = one.get_key().map_err(faulty)?;
+        let key = if key.is_empty() { None } else { Some(HolderKey::try_from(key)?) };
         Ok(Judgement {
             node: NodeId::try_from(one.get_node().map_err(faulty)?)?,
             standing,
             until_s: one.get_until_s(),
             epoch: one.get_epoch(),
             reason: reason.map_err(|e| fault_of(&e.into()))?.to_owned(),
+            key,
         })
     };
     list.iter().map(read).collect()
@@ -107,6 +110,15 @@ impl NetworkService {
             Ok((answer.to_vec(), link.key))
         })
         .await
+    }
+
+    /// A node's network service has come with this key. If its evidence is bound to another, its verifier is to ask at once, over a
+    /// new connection: the one there is may be from before it changed its key.
+    pub(crate) fn note_key(&self, node: NodeId, by: HolderKey) {
+        if self.state.borrow_mut().asks_again(node, by, self.now_s()) {
+            self.members.borrow_mut().remove(&node);
+            self.again.send_if_modified(|again| again.insert(node));
+        }
     }
 
     /// Goes by what this node's verifier says. It holds whether or not there is room on the disk: who has failed does not

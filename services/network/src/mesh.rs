@@ -339,7 +339,8 @@ impl NetworkService {
                     Subject::Service { node, service } if service.as_str() == SERVICE => {
                         self.note_where(*node, link.connection().remote_address());
                         let (service, key) = (self.clone(), self.secret().key());
-                        let server = MemberServer { service, node: *node, key };
+                        let by = link.peer().key;
+                        let server = MemberServer { service, node: *node, by, key };
                         tokio::task::spawn_local(serve(link, server));
                     }
                     other => {
@@ -391,6 +392,8 @@ struct MemberServer {
     service: Rc<NetworkService>,
     /// That node.
     node: NodeId,
+    /// The key of its SVID when it connected.
+    by: HolderKey,
     /// The key of this node's SVID when it connected.
     key: HolderKey,
 }
@@ -540,12 +543,14 @@ impl member::Server for MemberServer {
         let service = &self.service;
         let asks = Request {
             node: self.node,
+            by: self.by,
             service: params.get_service()?.to_str()?,
             key: HolderKey::try_from(params.get_key()?).map_err(fail)?,
             proof: params.get_proof()?,
         };
         let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
         self.once_more(Question::Sign)?;
+        service.note_key(self.node, self.by);
         let signed = service.state.borrow().sign(
             &service.issuer_secret,
             &asks,

@@ -152,6 +152,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         lifetime_s,
         state: RefCell::new(state),
         revision: watch::Sender::new(1),
+        again: watch::Sender::default(),
         attending: RefCell::default(),
         endpoint: RefCell::default(),
         address: Cell::new(None),
@@ -242,6 +243,8 @@ pub(crate) struct NetworkService {
     pub(crate) state: RefCell<State>,
     /// The number of the present list. It begins anew with the service.
     pub(crate) revision: watch::Sender<u64>,
+    /// Nodes that this node's verifier is to ask at once.
+    pub(crate) again: watch::Sender<BTreeSet<NodeId>>,
     pub(crate) attending: RefCell<BTreeMap<String, Attending>>,
     pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
     pub(crate) address: Cell<Option<SocketAddr>>,
@@ -836,6 +839,8 @@ impl network::Server for NetworkServer {
         if let Some(endpoint) = &*service.endpoint.borrow() {
             endpoint.renew(shown);
         }
+        // Others are asked over new connections, on which it shows the new key: evidence is bound to that from now on.
+        service.members.borrow_mut().clear();
         service.report(format!("changed its key to {}", next.key()));
         self.facet.reply(&mut results).set_key(&next.key().0);
         Ok(())

@@ -4,7 +4,7 @@
 //!
 //! | standing | SVIDs of its services | SVID of its network service |
 //! |---|---|---|
-//! | fresh | until its evidence is not fresh any more | as long as any |
+//! | fresh | until its evidence is not fresh any more, over connections with the key to which it was bound | as long as any |
 //! | stale, or nobody has judged it yet | none | as long as any |
 //! | expired, failed | none | none |
 //!
@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use distos_abi::{Fault, NodeId};
+use distos_abi::{Fault, HolderKey, NodeId};
 use distos_identity::MAX_SVID_LIFETIME_S;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,8 @@ use crate::state::SERVICE;
 pub(crate) const EVIDENCE: &str = "evidence";
 /// How long a node is stale of which nothing is said, before it is expired: as long as an SVID may hold.
 pub(crate) const GRACE_S: u64 = MAX_SVID_LIFETIME_S;
+/// Between two times that a node is asked again because it has come with another key.
+const AGAIN_S: u64 = 10;
 /// Nodes of which something is kept: those that a node lets in, and as many that were put out.
 const MAX_KNOWN: usize = 8192;
 /// What is kept of a reason.
@@ -85,10 +87,12 @@ pub(crate) struct Judgement {
     pub(crate) standing: Standing,
     /// Nothing that is signed for it holds longer; seconds since the Unix epoch.
     pub(crate) until_s: u64,
-    /// How often its evidence has turned bad.
+    /// How often its evidence has turned bad, or it was put out.
     pub(crate) epoch: u64,
     /// Why it is not fresh, or empty.
     pub(crate) reason: String,
+    /// The key of its network service's SVID to which its last good evidence was bound.
+    pub(crate) key: Option<HolderKey>,
 }
 
 /// What is to be remembered of a node when this service is started again. That it was fresh is not: it is judged anew.
@@ -114,6 +118,7 @@ struct Said {
     /// When.
     at_s: u64,
     reason: String,
+    key: Option<HolderKey>,
 }
 
 /// What is known of one node.
@@ -124,6 +129,8 @@ struct Known {
     said: Option<Said>,
     /// Since when it is waited for the first word; `None` is not yet.
     since_s: Option<u64>,
+    /// When it was asked again for the sake of its key.
+    again_s: Option<u64>,
     /// What auditors were told.
     told: Option<(Standing, u64)>,
 }
@@ -181,7 +188,7 @@ impl Standings {
     pub(crate) fn restore(&mut self, node: NodeId, past: Past) {
         let said = past.bad.map(|(standing, reason)| {
             // It holds until something else is said.
-            Said { standing, until_s: 0, at_s: 0, reason }
+            Said { standing, until_s: 0, at_s: 0, reason, key: None }
         });
         self.known.insert(node, Known { epoch: past.epoch, said, ..Known::default() });
     }
@@ -199,7 +206,7 @@ impl Standings {
     /// [`Fault::Malformed`] if it is good, and its epoch lower than one that was said of this node: it is from before, or its
     /// verifier has lost what it knew.
     pub(crate) fn judge(&mut self, judgement: Judgement, now_s: u64) -> Result<bool, Fault> {
-        let Judgement { node, standing, until_s, mut epoch, mut reason } = judgement;
+        let Judgement { node, standing, until_s, mut epoch, mut reason, key } = judgement;
         let known = self.known.get(&node);
         if standing.is_bad() {
             epoch = epoch.max(known.map_or(0, |known| known.epoch));
@@ -219,7 +226,7 @@ impl Standings {
         reason.retain(|c| !c.is_control());
         let known = self.known.entry(node).or_default();
         known.epoch = epoch;
-        known.said = Some(Said { standing, until_s, at_s: now_s, reason });
+        known.said = Some(Said { standing, until_s, at_s: now_s, reason, key });
         Ok(before.unwrap_or(Past { epoch: 0, bad: None }) != known.past())
     }
 
@@ -237,6 +244,17 @@ impl Standings {
     pub(crate) fn of(&self, node: NodeId, now_s: u64) -> Option<Standing> {
         let known = self.known.get(&node).filter(|known| known.said.is_some())?;
         Some(known.at(now_s).0)
+    }
+
+    /// A node was put out, for whatever reason: what it was given until now is of an epoch that is over.
+    pub(crate) fn put_out(&mut self, node: NodeId) {
+        let known = self.known.entry(node).or_default();
+        known.epoch = known.epoch.saturating_add(1);
+    }
+
+    /// The epochs of all nodes that are not in their first.
+    pub(crate) fn epochs(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        self.known.iter().map(|(node, known)| (*node, known.epoch)).filter(|(_, epoch)| *epoch > 0)
     }
 
     /// The epoch of a node, as far as it is known.
@@ -269,11 +287,32 @@ impl Standings {
         }
     }
 
-    /// The last second in which what is signed for a service of another node may hold.
+    /// Whether a node is to be asked again at once: its evidence is good, and bound to another key than that with which it has
+    /// come. Not every time: whoever has a key that was the node's before may come with it as often as it likes.
+    pub(crate) fn asks_again(&mut self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+        let is_fresh = self.is_required && self.of(node, now_s) == Some(Standing::Fresh);
+        let Some(known) = self.known.get_mut(&node).filter(|_| is_fresh) else { return false };
+        let is_another = known.said.as_ref().is_some_and(|said| said.key != Some(by));
+        let is_time = known.again_s.is_none_or(|at_s| now_s.abs_diff(at_s) >= AGAIN_S);
+        if is_another && is_time {
+            known.again_s = Some(now_s);
+        }
+        is_another && is_time
+    }
+
+    /// The last second in which what is signed for a service of another node may hold. `by` is the key of its network
+    /// service's SVID on the connection over which it is asked for: evidence vouches for whoever has the key to which it is
+    /// bound, and not for somebody who has one that was the node's before.
     ///
     /// # Errors
     /// [`Fault::StaleAttestation`], with the reason, if nothing is signed for it.
-    pub(crate) fn last_s(&self, node: NodeId, service: &str, now_s: u64) -> Result<u64, Fault> {
+    pub(crate) fn last_s(
+        &self,
+        node: NodeId,
+        service: &str,
+        by: HolderKey,
+        now_s: u64,
+    ) -> Result<u64, Fault> {
         if !self.is_required {
             return Ok(u64::MAX);
         }
@@ -282,6 +321,12 @@ impl Standings {
         let (standing, reason) = known.at(now_s);
         match (standing, &known.said) {
             (Standing::Fresh | Standing::Stale, _) if service == SERVICE => Ok(u64::MAX),
+            (Standing::Fresh, Some(said)) if said.key != Some(by) => {
+                Err(Fault::StaleAttestation(format!(
+                    "node/{node}'s evidence is bound to another key of its network service than \
+                     that with which it asks: it is asked again"
+                )))
+            }
             // An SVID holds to the end of its last second.
             (Standing::Fresh, Some(said)) => Ok(said.until_s.saturating_sub(1)),
             _ => Err(Fault::StaleAttestation(format!("node/{node} is {standing}: {reason}"))),

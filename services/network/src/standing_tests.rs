@@ -5,9 +5,12 @@ use super::*;
 const NOW_S: u64 = 1_800_000_000;
 const OWN: NodeId = NodeId([1; 32]);
 const NODE: NodeId = NodeId([2; 32]);
+/// Of its network service's SVID.
+const KEY: HolderKey = HolderKey([7; 32]);
 
 fn judgement(standing: Standing, until_s: u64, epoch: u64) -> Judgement {
-    Judgement { node: NODE, standing, until_s, epoch, reason: "PCR 11 differs".into() }
+    let reason = "PCR 11 differs".into();
+    Judgement { node: NODE, standing, until_s, epoch, reason, key: Some(KEY) }
 }
 
 fn required() -> Standings {
@@ -22,7 +25,7 @@ fn let_in() -> BTreeSet<NodeId> {
 
 /// What may be signed for the network service and for another one, at that time.
 fn signs(standings: &Standings, now_s: u64) -> (bool, bool) {
-    let signs = |service| standings.last_s(NODE, service, now_s).is_ok();
+    let signs = |service| standings.last_s(NODE, service, KEY, now_s).is_ok();
     (signs(SERVICE), signs("memory"))
 }
 
@@ -33,6 +36,58 @@ fn only_what_is_known_is_demanded() {
     assert!(matches!(&refused, Fault::Malformed(why) if why.contains("evidence")), "{refused}");
 }
 
+/// Whoever has stolen a key that the node has changed since is not the node.
+#[test]
+fn evidence_vouches_for_the_key_to_which_it_is_bound_and_for_no_other() {
+    let other = HolderKey([8; 32]);
+    let mut standings = required();
+    assert!(!standings.asks_again(NODE, other, NOW_S), "nothing is known yet");
+    standings.judge(judgement(Standing::Fresh, NOW_S + 60, 0), NOW_S).unwrap();
+    assert_eq!(standings.last_s(NODE, "memory", KEY, NOW_S), Ok(NOW_S + 59));
+    let refused = standings.last_s(NODE, "memory", other, NOW_S).unwrap_err();
+    let says = "bound to another key";
+    assert!(matches!(&refused, Fault::StaleAttestation(why) if why.contains(says)), "{refused}");
+    assert_eq!(
+        standings.last_s(NODE, SERVICE, other, NOW_S),
+        Ok(u64::MAX),
+        "it is asked over that"
+    );
+    let mut asks = |now_s| [KEY, other].map(|key| standings.asks_again(NODE, key, now_s));
+    assert_eq!(asks(NOW_S), [false, true]);
+    assert_eq!(asks(NOW_S + 9), [false, false], "whoever comes often has its TPM sign often");
+    assert_eq!(asks(NOW_S + 10), [false, true]);
+    assert_eq!(asks(NOW_S + 60), [false, false], "it is asked anyway");
+    let bound = Judgement { key: Some(other), ..judgement(Standing::Fresh, NOW_S + 60, 0) };
+    standings.judge(bound, NOW_S).unwrap();
+    assert!(standings.last_s(NODE, "memory", other, NOW_S).is_ok());
+    assert!(standings.last_s(NODE, "memory", KEY, NOW_S).is_err(), "it has another now");
+    standings
+        .judge(Judgement { key: None, ..judgement(Standing::Fresh, NOW_S + 60, 0) }, NOW_S)
+        .unwrap();
+    assert!(standings.last_s(NODE, "memory", KEY, NOW_S).is_err(), "nobody says to which");
+}
+
+/// What it was given before must not come back to life with it.
+#[test]
+fn a_node_that_is_put_out_comes_back_in_another_epoch_that_is_kept() {
+    let mut standings = required();
+    assert_eq!(standings.epochs().count(), 0);
+    standings.put_out(NODE);
+    standings.judge(judgement(Standing::Failed, 0, 2), NOW_S).unwrap();
+    standings.put_out(NODE);
+    assert_eq!(standings.epochs().collect::<Vec<_>>(), [(NODE, 3)]);
+    let mut back = required();
+    for (node, past) in standings.keep() {
+        back.restore(node, past);
+    }
+    assert_eq!(back.epoch(NODE), 3);
+    back.admitted(NODE);
+    assert_eq!(back.epoch(NODE), 3);
+    // Its verifier, which has counted evidence alone, goes on from there.
+    assert!(back.judge(judgement(Standing::Fresh, NOW_S + 60, 2), NOW_S).is_err());
+    assert!(back.judge(judgement(Standing::Fresh, NOW_S + 60, 3), NOW_S).is_ok());
+}
+
 /// Or a cluster that has no verifiers yet stands still.
 #[test]
 fn where_no_evidence_is_demanded_judgements_are_known_and_nothing_follows() {
@@ -40,7 +95,7 @@ fn where_no_evidence_is_demanded_judgements_are_known_and_nothing_follows() {
     for standing in [Standing::Fresh, Standing::Stale, Standing::Expired, Standing::Failed] {
         standings.judge(judgement(standing, NOW_S, 1), NOW_S).unwrap();
         standings.judge(Judgement { node: OWN, ..judgement(standing, NOW_S, 1) }, NOW_S).unwrap();
-        assert_eq!(standings.last_s(NODE, "memory", NOW_S + GRACE_S), Ok(u64::MAX));
+        assert_eq!(standings.last_s(NODE, "memory", KEY, NOW_S + GRACE_S), Ok(u64::MAX));
         assert_eq!(standings.may_vouch(OWN, NOW_S), Ok(()));
     }
     assert_eq!(standings.of(NODE, NOW_S), Some(Standing::Failed));
@@ -50,9 +105,13 @@ fn where_no_evidence_is_demanded_judgements_are_known_and_nothing_follows() {
 fn a_fresh_node_has_all_services_signed_and_none_of_them_beyond_its_evidence() {
     let mut standings = required();
     standings.judge(judgement(Standing::Fresh, NOW_S + 60, 0), NOW_S).unwrap();
-    assert_eq!(standings.last_s(NODE, "memory", NOW_S), Ok(NOW_S + 59), "a second is a whole one");
-    assert_eq!(standings.last_s(NODE, "attestation", NOW_S), Ok(NOW_S + 59));
-    assert_eq!(standings.last_s(NODE, SERVICE, NOW_S), Ok(u64::MAX), "it is asked over that");
+    assert_eq!(
+        standings.last_s(NODE, "memory", KEY, NOW_S),
+        Ok(NOW_S + 59),
+        "a second is a whole one"
+    );
+    assert_eq!(standings.last_s(NODE, "attestation", KEY, NOW_S), Ok(NOW_S + 59));
+    assert_eq!(standings.last_s(NODE, SERVICE, KEY, NOW_S), Ok(u64::MAX), "it is asked over that");
     assert_eq!(signs(&standings, NOW_S + 59), (true, true));
     assert_eq!(signs(&standings, NOW_S + 60), (true, false), "its evidence has run out");
 }
@@ -62,7 +121,7 @@ fn a_stale_node_keeps_the_way_over_which_it_is_asked_and_becomes_fresh_again_by_
     let mut standings = required();
     standings.judge(judgement(Standing::Stale, 0, 0), NOW_S).unwrap();
     assert_eq!(signs(&standings, NOW_S), (true, false));
-    let refused = standings.last_s(NODE, "memory", NOW_S).unwrap_err();
+    let refused = standings.last_s(NODE, "memory", KEY, NOW_S).unwrap_err();
     assert!(
         matches!(&refused, Fault::StaleAttestation(why) if why.contains("PCR 11 differs")),
         "{refused}"
@@ -161,7 +220,7 @@ fn what_was_said_against_a_node_is_known_after_a_restart_until_its_operator_lets
     standings.keep().for_each(|(node, past)| back.restore(node, past));
     back.review(OWN, &BTreeSet::new(), NOW_S);
     assert_eq!(back.of(NODE, NOW_S), Some(Standing::Failed));
-    let refused = back.last_s(NODE, SERVICE, NOW_S).unwrap_err();
+    let refused = back.last_s(NODE, SERVICE, KEY, NOW_S).unwrap_err();
     assert!(refused.to_string().contains("PCR 11 differs"), "{refused}");
     back.admitted(NODE);
     assert_eq!((back.of(NODE, NOW_S), signs(&back, NOW_S)), (None, (true, false)));
@@ -290,7 +349,7 @@ proptest! {
                     }
                 }
             }
-            match (standings.last_s(NODE, "memory", now_s), last) {
+            match (standings.last_s(NODE, "memory", KEY, now_s), last) {
                 (Ok(last_s), Some((Standing::Fresh, until_s))) => {
                     prop_assert!(now_s <= last_s && last_s < until_s);
                 }
@@ -299,7 +358,7 @@ proptest! {
                 (Err(_), _) => {}
             }
             if let Some((Standing::Expired | Standing::Failed, _)) = last {
-                prop_assert!(standings.last_s(NODE, SERVICE, now_s).is_err());
+                prop_assert!(standings.last_s(NODE, SERVICE, KEY, now_s).is_err());
             }
         }
     }

@@ -364,7 +364,7 @@ impl State {
             return Err(Fault::Unauthenticated("this node is no peer any more".into()));
         }
         self.standings.may_vouch(self.node, now_s)?;
-        let last_s = self.standings.last_s(asks.node, asks.service, now_s)?;
+        let last_s = self.standings.last_s(asks.node, asks.service, asks.by, now_s)?;
         let service = VatName::new(asks.service)?;
         let subject = Subject::Service { node: asks.node, service };
         verify_proof(&subject, asks.key, asks.proof)?;
@@ -596,6 +596,11 @@ impl State {
         self.standings.epoch(node)
     }
 
+    /// Whether a node is to be asked again at once, because it has come with this key.
+    pub(crate) fn asks_again(&mut self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+        self.standings.asks_again(node, by, now_s)
+    }
+
     /// What this node's verifier says of a node, if anything.
     pub(crate) fn standing(&self, node: NodeId, now_s: u64) -> Option<Standing> {
         self.standings.of(node, now_s)
@@ -626,7 +631,8 @@ impl State {
         let nodes: BTreeSet<NodeId> = self.nodes(now_s).into_keys().collect();
         let since_s = nodes.iter().map(|node| (*node, self.since_s(*node)));
         let since_s = since_s.filter(|(_, since_s)| *since_s > 0).collect();
-        let peers = Peers { nodes, tenants: tenants.collect(), since_s };
+        let epochs = self.standings.epochs().collect();
+        let peers = Peers { nodes, tenants: tenants.collect(), since_s, epochs };
         let (bundle, exchange) = (self.bundle()?.clone(), self.members.key_exchange());
         Ok(Trust { bundle, peers, own: Some(self.node), exchange })
     }
@@ -642,7 +648,8 @@ impl State {
         known.into_iter().filter_map(|node| Some((node, self.place(node, now_s)?))).collect()
     }
 
-    /// Notes those who were let in `before` and are not any more; whether there are any. Where voters are against one, it
+    /// Notes those who were let in `before` and are not any more; whether there are any. What they were given is of an epoch that
+    /// is over. Where voters are against one, it
     /// is since the last of them has said so, which is the same at all nodes.
     pub(crate) fn note_put_out(&mut self, before: &BTreeSet<NodeId>, now_s: u64) -> bool {
         let now = self.nodes(now_s);
@@ -654,6 +661,7 @@ impl State {
             let at_s = last_s.unwrap_or(now_s).min(now_s);
             let known = self.put_out.entry(*node).or_insert(at_s);
             *known = at_s.max(*known);
+            self.standings.put_out(*node);
             any = true;
         }
         // What was signed before that is over anyway.
@@ -952,6 +960,8 @@ fn number_of(tenant: &TenantName) -> ObjectId {
 /// What a network service asks another node's for.
 pub(crate) struct Request<'a> {
     pub(crate) node: NodeId,
+    /// The key of the SVID that it has shown on the connection over which it asks.
+    pub(crate) by: HolderKey,
     pub(crate) service: &'a str,
     pub(crate) key: HolderKey,
     pub(crate) proof: &'a [u8],

@@ -5,6 +5,8 @@ use super::*;
 const NOW_S: u64 = 1_800_000_000;
 const NODE: NodeId = NodeId([1; 32]);
 const OTHER: NodeId = NodeId([2; 32]);
+/// Of its network service's SVID.
+const BY: HolderKey = HolderKey([6; 32]);
 
 fn secret(seed: u8) -> HolderSecret {
     HolderSecret::from_seed([seed; 32])
@@ -212,7 +214,7 @@ fn an_issuer_signs_for_services_of_the_peer_that_asks_and_for_nobody_else() {
     let service: Subject = format!("node/{OTHER}/service/memory").parse().unwrap();
     let key = secret(40);
     let proof = distos_identity::prove(&service, &key);
-    let asks = |node, service, proof| Request { node, service, key: key.key(), proof };
+    let asks = |node, service, proof| Request { node, by: BY, service, key: key.key(), proof };
     let sign = |state: &State, asks| state.sign(&issuer, &asks, 60, NOW_S, Serial([5; 16]));
     assert!(sign(&state, asks(OTHER, "memory", &proof)).is_err(), "it is no issuer");
     let mut certify = |certificate| state.certify(certificate, &issuer, NOW_S, Serial([6; 16]));
@@ -301,7 +303,7 @@ fn an_invitation_is_for_one_key_and_ends_unless_the_node_comes() {
     assert_eq!(restarted.expire(until_s - 1), []);
     let service: Subject = format!("node/{OTHER}/service/network").parse().unwrap();
     let proof = distos_identity::prove(&service, &secret(40));
-    let asks = Request { node: OTHER, service: SERVICE, key, proof: &proof };
+    let asks = Request { node: OTHER, by: BY, service: SERVICE, key, proof: &proof };
     let sign = |state: &State, at| state.sign(&issuer, &asks, 60, at, Serial([9; 16]));
     assert!(sign(&restarted, until_s).is_err(), "late, and not yet off the list");
     let listed = |at| restarted.trust(at).unwrap().peers.nodes.contains(&OTHER);
@@ -326,7 +328,7 @@ fn who_comes_back_by_an_invitation_does_so_with_nothing_that_was_signed_for_it_b
     let signed = |state: &State, at_s| {
         let memory: Subject = format!("node/{OTHER}/service/memory").parse().unwrap();
         let (key, proof) = (secret(43).key(), distos_identity::prove(&memory, &secret(43)));
-        let asks = Request { node: OTHER, service: "memory", key, proof: &proof };
+        let asks = Request { node: OTHER, by: BY, service: "memory", key, proof: &proof };
         state.sign(&issuer, &asks, 600, at_s, Serial([9; 16])).unwrap()
     };
     let admit = |state: &State, chain: &[Vec<u8>], at_s| {
@@ -508,7 +510,8 @@ fn demanding(cluster: &Cluster) -> State {
 }
 
 fn said(node: NodeId, standing: Standing, until_s: u64, epoch: u64) -> Vec<Judgement> {
-    vec![Judgement { node, standing, until_s, epoch, reason: "PCR 11 differs".into() }]
+    let reason = "PCR 11 differs".into();
+    vec![Judgement { node, standing, until_s, epoch, reason, key: Some(BY) }]
 }
 
 fn judged(state: &mut State, judgements: Vec<Judgement>) -> Judged {
@@ -519,7 +522,7 @@ fn judged(state: &mut State, judgements: Vec<Judgement>) -> Judged {
 fn signed_for(state: &State, service: &str, at_s: u64) -> Result<Vec<Vec<u8>>, Fault> {
     let subject: Subject = format!("node/{OTHER}/service/{service}").parse().unwrap();
     let (key, proof) = (secret(43).key(), distos_identity::prove(&subject, &secret(43)));
-    let asks = Request { node: OTHER, service, key, proof: &proof };
+    let asks = Request { node: OTHER, by: BY, service, key, proof: &proof };
     state.sign(&secret(11), &asks, 600, at_s, Serial([9; 16]))
 }
 
@@ -550,10 +553,13 @@ fn a_node_that_has_failed_is_put_out_and_comes_back_by_its_operators_word_until_
     assert_eq!((out.out.len(), out.is_new, out.wrong), (1, true, None));
     assert!(state.note_put_out(&before, NOW_S), "what is signed later does not hold from before");
     assert!(state.nodes(NOW_S).is_empty());
+    let epoch = state.trust(NOW_S).unwrap().peers.epochs[&OTHER];
+    assert!(epoch > 0, "what it holds at other services of this node ends");
     assert!(signed_for(&state, SERVICE, NOW_S).is_err());
     let mut state = restored(&state, keys());
     state.require_evidence();
     assert_eq!(state.standing(OTHER, NOW_S), Some(Standing::Failed));
+    assert_eq!(state.trust(NOW_S).unwrap().peers.epochs[&OTHER], epoch);
     // It is said once more of one that is not there: nothing follows.
     assert!(judged(&mut state, said(OTHER, Standing::Failed, 0, 1)).out.is_empty());
     state.add(Peer::Node(OTHER), None).unwrap();

@@ -196,10 +196,10 @@ impl Member {
         }
     }
 
-    /// Judges a node.
+    /// Judges a node, by evidence that is bound to this key; which epoch it is in.
     async fn judge(
         &self,
-        node: NodeId,
+        (node, key): (NodeId, HolderKey),
         (standing, until_s, epoch): (Standing, u64, u64),
     ) -> Result<u64, Fault> {
         let mut request = self.verifier.judge_request();
@@ -209,6 +209,7 @@ impl Member {
         one.set_until_s(until_s);
         one.set_epoch(epoch);
         one.set_reason("PCR 11 differs");
+        one.set_key(&key.0);
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         answer.get().and_then(|one| Ok(one.get_epochs()?.get(0))).map_err(|e| fault_of(&e))
     }
@@ -255,13 +256,21 @@ impl Member {
 
     /// The nodes that it is to verify, once they are others than at this revision.
     async fn attested(&self, seen: u64) -> (u64, Vec<NodeId>) {
+        let (revision, nodes, _) = self.verifies(seen).await;
+        (revision, nodes)
+    }
+
+    /// The same, and which of them it is to ask at once.
+    async fn verifies(&self, seen: u64) -> (u64, Vec<NodeId>, Vec<NodeId>) {
         let mut request = self.verifier.attested_request();
         request.get().set_seen(seen);
         let answer = request.send().promise.await.expect("the nodes");
         let answer = answer.get().expect("the nodes");
-        let nodes = answer.get_nodes().expect("the nodes").iter();
-        let nodes = nodes.map(|node| NodeId::try_from(node.expect("a number")).expect("a number"));
-        (answer.get_revision(), nodes.collect())
+        let read = |list: capnp::Result<capnp::data_list::Reader<'_>>| -> Vec<NodeId> {
+            let list = list.expect("nodes").iter();
+            list.map(|node| NodeId::try_from(node.expect("a number")).expect("a number")).collect()
+        };
+        (answer.get_revision(), read(answer.get_nodes()), read(answer.get_again()))
     }
 
     /// Asks a node's machine.
@@ -425,7 +434,7 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
     test(async {
         let cluster = Cluster::boot().await;
         let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
-        let (revision, nodes) = first.attested(0).await;
+        let (_, nodes) = first.attested(0).await;
         let mut others = vec![second.id, third.id];
         others.sort();
         assert_eq!(nodes, others, "it verifies those that it signs for");
@@ -435,18 +444,32 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
         assert_eq!(first.standing(second.id).await, "");
         // The network service's own is signed all the same: by it the node is asked.
         let rotated = second.operator.rotate_request().send().promise.await;
-        rotated.expect("it gets an SVID for another key");
+        let rotated = rotated.expect("it gets an SVID for another key");
+        let key = rotated.get().and_then(|rotated| rotated.get_key()).expect("a key");
+        let key = HolderKey::try_from(key).expect("a key");
+        let (stolen, second_now) = ((second.id, second.key), (second.id, key));
         let until_s = now_s() + 30;
-        first.judge(second.id, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
+        // Whoever has its old key has no evidence, and evidence for that key is not the node's.
+        first.judge(stolen, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
         assert_eq!(first.standing(second.id).await, "fresh");
+        let (revision, _, again) = first.verifies(0).await;
+        assert_eq!(again, [], "nobody has come with another key");
+        let refused = second.memory_svid(&cluster.bundle).await.unwrap_err();
+        assert!(refused.to_string().contains("another key"), "{refused}");
+        assert_eq!(first.verifies(revision).await.2, [second.id], "it is to be asked at once");
+        let answering = second.answers(1, |_, bound_to, _| Ok(bound_to.0.to_vec()));
+        let (asked, ()) = futures::join!(first.ask(second.id, b"who are you now?"), answering);
+        assert_eq!(asked, Ok((key.0.to_vec(), key)), "over a connection with the new key");
+        first.judge(second_now, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
         let holds_s = second.memory_svid(&cluster.bundle).await.expect("it is signed");
         assert!(holds_s < until_s && holds_s + 2 > until_s, "{holds_s} and {until_s}");
-        let old = first.judge(second.id, (Standing::Fresh, until_s + 60, 2)).await;
+        let old = first.judge(second_now, (Standing::Fresh, until_s + 60, 2)).await;
         assert_eq!(old, Ok(3), "it is told which epoch it is");
         let holds_s = second.memory_svid(&cluster.bundle).await.expect("it is signed");
         assert!(holds_s < until_s, "an epoch went back");
 
-        first.judge(second.id, (Standing::Failed, 0, 4)).await.expect("it is judged");
+        let epoch = first.judge(second_now, (Standing::Failed, 0, 4)).await.expect("it is judged");
+        assert!(epoch > 4, "it was put out, too");
         assert!(!first.lets_in(second.id).await);
         assert_eq!(first.standing(second.id).await, "failed");
         assert!(first.sees(second.id, |peer| peer.get_put_out()).await);
@@ -464,12 +487,16 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
         assert_eq!(first.standing(second.id).await, "");
         until("the others hear of that, too", async || third.lets_in(second.id).await).await;
         let until_s = now_s() + 30;
-        first.judge(second.id, (Standing::Fresh, until_s, 4)).await.expect("it is judged");
+        let fresh = (Standing::Fresh, until_s, epoch);
+        first.judge(second_now, fresh).await.expect("it is judged");
         until("it is signed again", async || second.memory_svid(&cluster.bundle).await.is_ok())
             .await;
 
         // A node that has failed itself vouches for nobody.
-        first.judge(first.id, (Standing::Failed, 0, 1)).await.expect("it judges itself");
+        first
+            .judge((first.id, first.key), (Standing::Failed, 0, 1))
+            .await
+            .expect("it judges itself");
         let refused = second.memory_svid(&cluster.bundle).await.unwrap_err();
         assert!(matches!(refused, Fault::Unavailable { .. }), "{refused}");
     });

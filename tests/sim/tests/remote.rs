@@ -1,6 +1,7 @@
 //! A holder on another machine: it reaches a service over QUIC, and has there what it was given, and
 //! nothing else.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use distos_client::{Connection, Held};
 use distos_identity::Subject;
 use distos_quic::Endpoint;
 use distos_rpc::transport::{self, Bounds};
-use distos_rpc::{Facet, Faceted, Service, fault_of, serve_capability};
+use distos_rpc::{Facet, Faceted, Service, Vat, fault_of, serve_capability};
 use distos_schemas::capability_capnp::{capability, lessee, lessor};
 use distos_schemas::memory_capnp::{region, regions};
 use distos_sim::far::{HOME, World, memory, tenant, tenants, test};
@@ -297,6 +298,61 @@ fn a_gift_ends_with_the_capability_that_it_was_given_from_and_not_with_another_o
         let late: Result<region::Client, Fault> = away.withdraw(&waiting).await;
         assert!(matches!(late.err(), Some(Fault::NotFound(_))));
         assert_eq!(read(&one).await, Ok(DATA.to_vec()), "that one was not given up");
+    });
+}
+
+/// A3: whoever was put out, and let in again before its connections were closed, must not go on with what it had. One store ends
+/// all of it; nothing is closed here, so that nothing else can be what ended it.
+#[test]
+fn what_a_peer_was_given_ends_with_its_attestation_epoch_though_its_connection_goes_on() {
+    test(async {
+        let home: Rc<RefCell<Option<Vat>>> = Rc::default();
+        let known = home.clone();
+        let world = World::boot_with(move |vat| {
+            *known.borrow_mut() = Some(vat.clone());
+            Box::pin(distos_memory::start(vat))
+        })
+        .await;
+        let home = home.borrow().clone().expect("it has started");
+        let (red, blue) = (HolderSecret::from_seed([11; 32]), HolderSecret::from_seed([12; 32]));
+        let chain = world.delegated(&red);
+        let reds = world.agent("red", &red, 61);
+        let connection = world.connect(&reds).await.expect("red is let in");
+        let regions: regions::Client = connection.restore(&chain, &red).await.expect("red's");
+        let region = create(&regions).await.expect("a region");
+        let given = again(&connection, region.clone(), &red).await;
+        let lease = connection.hold(&given).await.expect("a lease");
+        let blues = world.agent("blue", &blue, 62);
+        let away = world.connect(&blues).await.expect("blue is let in");
+        let receiver = Subject::Agent { tenant: tenant("blue"), agent: blue.key() };
+        let taken = give(&given, &receiver).await.expect("a gift");
+        let taken: region::Client = away.withdraw(&taken).await.expect("blue's");
+        let waiting = give(&given, &receiver).await.expect("a gift");
+
+        home.raise_epoch("tenant/blue", 1);
+        assert_eq!(read(&taken).await, Err(Fault::Revoked));
+        let late: Result<region::Client, Fault> = away.withdraw(&waiting).await;
+        assert_eq!(late.err(), Some(Fault::Revoked), "its connection is of an earlier epoch");
+        let anew = world.connect(&blues).await.expect("blue is let in");
+        let late: Result<region::Client, Fault> = anew.withdraw(&waiting).await;
+        assert!(matches!(late.err(), Some(Fault::NotFound(_))), "it was left for it before");
+        // What it is given from now on is its own, and nobody else has lost anything.
+        let now = give(&given, &receiver).await.expect("a gift");
+        let now: region::Client = anew.withdraw(&now).await.expect("blue's");
+        assert_eq!(read(&now).await, Ok(DATA.to_vec()));
+        for mine in [&region, &given] {
+            assert_eq!(read(mine).await, Ok(DATA.to_vec()));
+        }
+        assert_eq!(lease.check(), Ok(()));
+
+        home.raise_epoch("tenant/red", 7);
+        for mine in [&region, &given] {
+            assert_eq!(read(mine).await, Err(Fault::Revoked));
+        }
+        let refused = connection.hold(&given).await.err();
+        assert_eq!(refused, Some(Fault::Revoked), "nothing more is lent");
+        // What was lent is not renewed: it runs out within its term.
+        assert!(tokio::time::timeout(EARLIER, lease.lost()).await.is_ok());
     });
 }
 
