@@ -42,6 +42,7 @@ mod heard;
 mod inviting;
 mod keys;
 mod mesh;
+mod operator;
 mod probes;
 mod questions;
 mod revocations;
