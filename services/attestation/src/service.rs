@@ -21,7 +21,6 @@ use crate::peers::Peers;
 use crate::settings::{BOOT, FILES, Settings};
 use crate::state::{Now, Standing};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
-use crate::verifier::LIMITS;
 use crate::watched::Watched;
 
 const AUDIT_KIND: &str = "attestation";
@@ -303,11 +302,9 @@ impl Attestation {
             nonce_hash: Sha256::digest(evidence.nonce).into(),
             svid_key_hash: Sha256::digest(evidence.session.key.0).into(),
         };
-        let limits = LIMITS.map(str::to_owned).to_vec();
         let collateral = found.digests.clone();
         let validity = Validity { from_s, until_s };
-        Ear::of(&found.opinion, verifier, bound, collateral, limits, validity)?
-            .sign(&self.result_secret)
+        Ear::of(&found.opinion, verifier, bound, collateral, validity)?.sign(&self.result_secret)
     }
 
     /// Goes by another policy, or trusts others, from now on; evidence is taken anew by it.

@@ -391,13 +391,6 @@ fn why(opinion: &Opinion, devices: &BTreeMap<String, Device>) -> String {
     said
 }
 
-/// What evidence of a TPM does not show, for whoever reads a result.
-pub const LIMITS: [&str; 3] = [
-    "A quote shows what registers held when it was made, and not what was never measured into them.",
-    "A software TPM proves the protocol and not the machine.",
-    "A GPU's report does not show in which machine the GPU is: it can be relayed until GPUs and hosts authenticate each other (TDISP).",
-];
-
 #[cfg(test)]
 #[path = "fleet_tests.rs"]
 mod tests;

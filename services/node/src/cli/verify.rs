@@ -258,6 +258,9 @@ fn told(
             && let Some((_, of_device)) = appraised.submods().get(name)
         {
             let _ = writeln!(out, "  {:12} {}", of_device.tier().name(), of_device.reason());
+            for accepted in of_device.accepted() {
+                let _ = writeln!(out, "  {:12} accepted by name: {accepted}", "");
+            }
         }
     }
     for note in notes {
@@ -331,6 +334,9 @@ fn told_json(
             "kind": device.kind.name(), "checks": device.findings.checks, "claims": device.findings.claims,
             "status": tier.map(|(_, of_device)| of_device.tier().name()),
             "reason": tier.map(|(_, of_device)| of_device.reason()),
+            "unchecked": tier.map(|(_, of_device)| of_device.unchecked()),
+            "accepted": tier.map(|(_, of_device)| of_device.accepted()),
+            "limits": device.kind.limits(),
         });
         (name.clone(), value)
     });
