@@ -18,6 +18,7 @@ use crate::TRACE;
 use crate::collector::{Collector, Log, Logs};
 use crate::governing::{Archive, Governing};
 use crate::peers::Peers;
+use crate::registry::Registry;
 use crate::settings::{BOOT, FILES, Settings};
 use crate::state::{Now, Standing};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
@@ -53,6 +54,8 @@ pub(crate) struct Attestation {
     pub(crate) archive: Archive,
     pub(crate) governing: RefCell<Arc<Governing>>,
     pub(crate) own: Rc<Watched>,
+    /// Which node has shown which device.
+    pub(crate) devices: RefCell<Registry>,
     /// The peers that this node verifies.
     pub(crate) peers: Peers,
     /// Held while a peer's answer is examined, and never while one is waited for: whoever is silent holds up nobody.
@@ -90,7 +93,10 @@ impl Attestation {
         getrandom::fill(&mut *seed).map_err(Fault::internal)?;
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
+        let mut devices = Registry::new(own.node);
+        devices.hold(own.node, own.kept.borrow().devices());
         let service = Rc::new(Attestation {
+            devices: RefCell::new(devices),
             peers: Peers::new(&vat),
             vat,
             settings,
