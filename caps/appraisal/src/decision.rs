@@ -10,7 +10,7 @@ use distos_abi::{Fault, NodeId};
 use distos_evidence::findings::{Claim, Findings, Outcome};
 
 use crate::kind::{ACTION, Kind, MAX_TEXTS, NODE, Shown, Unshown, VERIFIER, checks, texts, uid};
-use crate::policy::{Action, Edition, Policies, is_name};
+use crate::policy::{Action, Edition, Policies, SOFTWARE_TPM, is_name};
 use crate::tier::Tier;
 
 /// How many submodules a node may have.
@@ -36,6 +36,8 @@ pub struct Appraisal {
     tier: Tier,
     reason: String,
     policies: BTreeSet<String>,
+    unchecked: BTreeSet<&'static str>,
+    accepted: BTreeSet<&'static str>,
 }
 
 impl Appraisal {
@@ -55,17 +57,30 @@ impl Appraisal {
         &self.policies
     }
 
+    /// The names of the checks for which there was nothing to check against. Of a device that is permitted, the policies
+    /// have put up with each of them.
+    pub fn unchecked(&self) -> &BTreeSet<&'static str> {
+        &self.unchecked
+    }
+
+    /// What the policies have accepted by name: `software-tpm`, where it rests on a TPM that is not known to be hardware.
+    pub fn accepted(&self) -> &BTreeSet<&'static str> {
+        &self.accepted
+    }
+
     fn new(tier: Tier, reason: impl Into<String>) -> Appraisal {
         let mut reason = reason.into();
         while reason.len() > MAX_REASON_BYTES {
             reason.pop();
         }
-        Appraisal { tier, reason, policies: BTreeSet::new() }
+        let (unchecked, accepted) = (BTreeSet::new(), BTreeSet::new());
+        Appraisal { tier, reason, policies: BTreeSet::new(), unchecked, accepted }
     }
 
     fn by(tier: Tier, reason: impl Into<String>, answer: &Answer) -> Appraisal {
         let policies = answer.determining.iter().map(ToString::to_string).collect();
-        Appraisal { policies, ..Appraisal::new(tier, reason) }
+        let accepted = answer.accepted.clone();
+        Appraisal { policies, accepted, ..Appraisal::new(tier, reason) }
     }
 }
 
@@ -131,7 +146,8 @@ pub fn appraise(
     let desk = policies.map(|policies| Desk::new(policies, verifier));
     let mut submods = BTreeMap::new();
     for (name, device) in devices {
-        let appraisal = of_device(desk.as_ref(), name, device)?;
+        let mut appraisal = of_device(desk.as_ref(), name, device)?;
+        appraisal.unchecked = checks(&device.findings, Outcome::NotChecked);
         submods.insert(name.clone(), (device.kind, appraisal));
     }
     let admission = of_node(desk.as_ref(), node, &submods)?;
@@ -249,6 +265,8 @@ struct Answer {
     determining: BTreeSet<PolicyId>,
     /// The policies that could not be evaluated. Cedar passes over them, and so over what they forbid.
     errors: BTreeSet<PolicyId>,
+    /// What those that permit it have accepted by name, and had to.
+    accepted: BTreeSet<&'static str>,
 }
 
 /// A device, as it is put to policies.
@@ -315,13 +333,14 @@ impl<'a> Desk<'a> {
             permitted: response.decision() == Decision::Allow,
             determining: diagnostics.reason().cloned().collect(),
             errors: errors.cloned().collect(),
+            accepted: BTreeSet::new(),
         })
     }
 
     /// Whether policies permit this of a device, and may: what they put up with is what each of them says.
     fn judge(&self, action: Action, case: &Case<'_>) -> Result<Result<Answer, Refused>, Fault> {
         let entity = case.shown.entity(case.passed, case.unchecked)?;
-        let answer = self.ask(action, &case.shown.uid, entity)?;
+        let mut answer = self.ask(action, &case.shown.uid, entity)?;
         let refused = |rank, tier, reason: String| {
             let appraisal = Appraisal::by(tier, reason, &answer);
             Ok(Err(Refused { rank, appraisal }))
@@ -348,6 +367,9 @@ impl<'a> Desk<'a> {
                 let reason = format!("not checked: {name}, which {id} does not put up with");
                 return refused(Rank::Unchecked, Tier::None, reason);
             }
+        }
+        if is_software_tpm(case) {
+            answer.accepted.insert(SOFTWARE_TPM);
         }
         Ok(Ok(answer))
     }

@@ -9,6 +9,7 @@ use cedar_policy::{
 };
 use distos_abi::Fault;
 use distos_evidence::findings::{Claim, Findings, Outcome};
+use distos_evidence::{enrolment, nvidia, pki, quote, snp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -109,15 +110,74 @@ impl Kind {
         }
     }
 
-    /// What a tier says of which facets. It follows from the tier, so it is never better and never worse.
-    pub(crate) fn vector(self, tier: Tier) -> Vector {
+    /// What a tier says of which facets, where these checks were not made. It follows from the tier, so it is never better and
+    /// never worse. Of a facet that rests on a check that was not made nothing good is claimed, whoever has put up with it.
+    pub(crate) fn vector(self, tier: Tier, unchecked: &BTreeSet<String>) -> Vector {
         let facets = self.facets().iter();
         match tier {
-            Tier::Affirming => facets.copied().collect(),
+            Tier::Affirming => {
+                facets.copied().filter(|(facet, _)| Kind::may_affirm(*facet, unchecked)).collect()
+            }
             Tier::Warning => facets.take(1).map(|(facet, _)| (*facet, WARNING)).collect(),
             Tier::None => Vector::new(),
             Tier::Contraindicated => facets.map(|(facet, _)| (*facet, CONTRAINDICATED)).collect(),
         }
+    }
+
+    /// Whether something good may be claimed of a facet, where these checks were not made.
+    pub(crate) fn may_affirm(facet: Facet, unchecked: &BTreeSet<String>) -> bool {
+        !unchecked.iter().any(|check| bears_on(check).contains(&facet))
+    }
+
+    /// What evidence of this kind does not show, in words, for whoever reads a result.
+    pub fn limits(self) -> &'static [&'static str] {
+        const RELAY: &str = "A device's report does not show in which machine the device is: it can be relayed until devices and hosts authenticate each other (TDISP).";
+        match self {
+            Kind::Tpm => &[
+                "A quote shows what registers held when it was made, and not what was never measured into them.",
+            ],
+            Kind::EventLog => &[
+                "A log shows what was measured at boot: that something was read, and not that it ran.",
+            ],
+            Kind::Ima => &[
+                "A list shows which files were measured before they were used, and not what programs do with what they are given.",
+            ],
+            Kind::NvidiaGpu => &[
+                RELAY,
+                "Confidential mode and developer tools are the driver's word: the report does not say so.",
+            ],
+            Kind::NvidiaSwitch | Kind::NvidiaMachine => &[RELAY],
+            Kind::Snp => &[
+                "A report shows what a virtual machine was started with, and not what it has run since.",
+            ],
+        }
+    }
+}
+
+/// The facets of which nothing can be claimed where the check of that name was not made. What shows who made a device, and
+/// which one it is, says nothing of how it is configured, and the other way round; on any other check everything rests.
+fn bears_on(check: &str) -> &'static [Facet] {
+    match check {
+        pki::CHAIN
+        | pki::REVOCATION
+        | enrolment::ENDORSEMENT
+        | quote::KEY
+        | nvidia::FIRMWARE_ID
+        | nvidia::DEVICE_ID
+        | snp::CHIP => &[Facet::InstanceIdentity, Facet::Hardware],
+        quote::DIGEST | nvidia::GOLDEN_VALUES | nvidia::machine::TOPOLOGY => {
+            &[Facet::Configuration]
+        }
+        _ => &[
+            Facet::InstanceIdentity,
+            Facet::Configuration,
+            Facet::Executables,
+            Facet::FileSystem,
+            Facet::Hardware,
+            Facet::RuntimeOpaque,
+            Facet::StorageOpaque,
+            Facet::SourcedData,
+        ],
     }
 }
 
@@ -365,6 +425,12 @@ mod tests {
                     ("migration-allowed", Bool),
                     ("smt-allowed", Bool),
                     ("single-socket", Bool),
+                    ("smt-enabled", Bool),
+                    ("tsme-enabled", Bool),
+                    ("ecc-enabled", Bool),
+                    ("rapl-disabled", Bool),
+                    ("ciphertext-hidden", Bool),
+                    ("alias-check-complete", Bool),
                     ("signing-key", Text),
                     ("measurement", Text),
                     ("chip-id", Text),
@@ -406,10 +472,48 @@ mod tests {
     fn a_vector_is_of_its_tier() {
         for kind in Kind::ALL {
             for tier in [Tier::Affirming, Tier::Warning, Tier::Contraindicated] {
-                let vector = kind.vector(tier);
+                let vector = kind.vector(tier, &BTreeSet::new());
                 assert_eq!(Tier::worst(vector.into_values().map(tier_of)), tier, "{kind:?}");
             }
-            assert!(kind.vector(Tier::None).is_empty());
+            assert!(kind.vector(Tier::None, &BTreeSet::new()).is_empty());
+        }
+    }
+
+    /// Whoever relies on a result would take a chip for genuine that nobody has looked up, because a policy has put up with it.
+    #[test]
+    fn nothing_good_is_claimed_of_what_rests_on_a_check_that_was_not_made() {
+        let facets = |kind: Kind, tier, unchecked: &[&str]| {
+            let unchecked = unchecked.iter().map(|name| (*name).to_owned()).collect();
+            kind.vector(tier, &unchecked).into_keys().collect::<Vec<_>>()
+        };
+        use Facet::{Configuration, Hardware, InstanceIdentity};
+        let affirmed = |kind, unchecked: &[&str]| facets(kind, Tier::Affirming, unchecked);
+        assert_eq!(affirmed(Kind::Tpm, &[]), [InstanceIdentity, Configuration]);
+        assert_eq!(affirmed(Kind::Tpm, &["certificate chain"]), [Configuration]);
+        assert_eq!(affirmed(Kind::Tpm, &["register values"]), [InstanceIdentity]);
+        assert_eq!(affirmed(Kind::NvidiaGpu, &["revocation"]), [Configuration]);
+        assert_eq!(affirmed(Kind::NvidiaGpu, &["golden values"]), [Hardware]);
+        assert_eq!(affirmed(Kind::NvidiaMachine, &["topology"]), []);
+        assert_eq!(affirmed(Kind::Snp, &["chip id"]), [Configuration]);
+        for kind in Kind::ALL {
+            // One that no line speaks of.
+            assert_eq!(affirmed(kind, &["nonce"]), [], "{kind:?}");
+            assert_eq!(affirmed(kind, &["the moon's phase"]), [], "{kind:?}");
+            // What is bad stays so.
+            for tier in [Tier::Warning, Tier::Contraindicated] {
+                assert_eq!(facets(kind, tier, &["nonce"]), facets(kind, tier, &[]));
+            }
+        }
+    }
+
+    /// Or whoever relies on a result takes a GPU of another machine for this one's.
+    #[test]
+    fn of_every_kind_is_said_what_its_evidence_does_not_show() {
+        for kind in Kind::ALL {
+            assert!(!kind.limits().is_empty(), "{kind:?}");
+        }
+        for kind in [Kind::NvidiaGpu, Kind::NvidiaSwitch, Kind::NvidiaMachine] {
+            assert!(kind.limits().iter().any(|limit| limit.contains("TDISP")), "{kind:?}");
         }
     }
 

@@ -47,7 +47,8 @@ const MAX_WORDS: usize = 1000;
 const MAX_NAME_BYTES: usize = 64;
 const NAME: &str = "// distos-policy: ";
 const VERSION: &str = "// version: ";
-const SOFTWARE_TPM: &str = "software-tpm";
+/// What a policy accepts by name that takes a TPM which is not known to be hardware.
+pub(crate) const SOFTWARE_TPM: &str = "software-tpm";
 
 /// Which policy file it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

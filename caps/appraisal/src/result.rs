@@ -12,23 +12,29 @@
 //!   ear_status                 its tier
 //!   ear_trustworthiness_vector what that says of which facet; absent if nothing
 //!   ear_appraisal_policy_ids   NAME@VERSION/ID of the policies that determined it; absent if none did
-//!   ear_verifier_claims        { distos_kind, distos_reason }
+//!   ear_verifier_claims
+//!     distos_kind, distos_reason  its kind, and why it has this tier
+//!     distos_unchecked            names of checks for which there was nothing to check against; absent if there is none
+//!     distos_accepted             what a policy accepted by name, "software-tpm"; absent if nothing
+//!     distos_limits               what evidence of this kind does not show, in words
 //! distos_node                  the node, in hexadecimal
 //! distos_boot, distos_epoch    its boot, and its attestation epoch: numbers
 //! distos_nonce_hash            of the nonce that the evidence is fresh by, in hexadecimal
 //! distos_svid_key_hash         of the key that the evidence is bound to, in hexadecimal
 //! distos_policy                { name, version, sha256 } of the policy file; absent if there was none
 //! distos_collateral            SHA-256 of the collateral that was used, in hexadecimal, each
-//! distos_limits                what the evidence does not show, in words
 //! distos_reason                why the node was admitted, or not
 //! ```
+//!
+//! AR4SI makes no difference between "nothing can be concluded" and no claim: a facet that rests on a check that was not made
+//! is left out of the vector. If nothing is left that way, the tier is none, although a policy has affirmed it.
 //!
 //! Claims that begin with `distos_` are ours. Whoever reads a result passes over claims that it does not know.
 //!
 //! What it does not do: a result names no audience, and whoever has it can show it. It says what was found, and is no
 //! key to anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -37,17 +43,17 @@ use distos_identity::{Compact, Flaw, TokenKey, TokenSecret, Validity, sign_compa
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::decision::{Appraised, MAX_REASON_BYTES, MAX_SUBMODS};
+use crate::decision::{Appraisal, Appraised, MAX_REASON_BYTES, MAX_SUBMODS};
 use crate::kind::Kind;
 use crate::policy::{Edition, is_name};
-use crate::tier::{Tier, Vector, tier_of};
+use crate::tier::{Facet, Tier, Vector, tier_of};
 
 /// The profile of draft-ietf-rats-ear-04.
 pub const PROFILE: &str = "tag:ietf.org,2026:rats/ear#04";
 /// The longest that a result may hold, in seconds. One that says more is refused, whoever signed it.
 pub const MAX_EAR_LIFETIME_S: u64 = 300;
 /// The longest result that is looked at, in bytes: more than all that a result may say takes.
-pub const MAX_EAR_BYTES: usize = 192 << 10;
+pub const MAX_EAR_BYTES: usize = 384 << 10;
 /// The type of the token (RFC 9782): no token of another type is taken for a result, nor a result for one.
 const TYPE: &str = "eat+jwt";
 /// How far clocks may differ, in seconds: from so long ahead a result is taken.
@@ -56,7 +62,11 @@ const SKEW_S: u64 = 60;
 const MAX_POLICY_IDS: usize = 8;
 const MAX_POLICY_ID_BYTES: usize = 160;
 const MAX_COLLATERAL: usize = 128;
-const MAX_LIMITS: usize = 16;
+/// How many limits a result names of one submodule.
+const MAX_LIMITS: usize = 2;
+/// How many checks, or accepted things, a result names of one submodule, and how long each name is at most, in bytes.
+const MAX_NAMES: usize = 16;
+const MAX_NAME_BYTES: usize = 32;
 /// The longest other text in a result, in bytes.
 const MAX_TEXT_BYTES: usize = 200;
 
@@ -89,9 +99,32 @@ pub struct Submod {
     status: Tier,
     reason: String,
     policies: Vec<String>,
+    unchecked: BTreeSet<String>,
+    accepted: BTreeSet<String>,
+    limits: Vec<String>,
 }
 
 impl Submod {
+    fn of(kind: Kind, appraisal: &Appraisal, policies: Vec<String>) -> Submod {
+        let names = |names: &BTreeSet<&str>| names.iter().map(|name| (*name).to_owned()).collect();
+        let unchecked = names(appraisal.unchecked());
+        let (mut status, mut reason) = (appraisal.tier(), appraisal.reason().to_owned());
+        if status == Tier::Affirming && kind.vector(status, &unchecked).is_empty() {
+            status = Tier::None;
+            reason =
+                "permitted, and nothing good is known of it: see what was not checked".to_owned();
+        }
+        Submod {
+            kind,
+            status,
+            reason,
+            policies,
+            unchecked,
+            accepted: names(appraisal.accepted()),
+            limits: kind.limits().iter().map(|limit| (*limit).to_owned()).collect(),
+        }
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -111,6 +144,22 @@ impl Submod {
     pub fn policies(&self) -> &[String] {
         &self.policies
     }
+
+    /// The names of the checks for which there was nothing to check against, and with which a policy has put up, if it is
+    /// affirming or warning.
+    pub fn unchecked(&self) -> &BTreeSet<String> {
+        &self.unchecked
+    }
+
+    /// What a policy has accepted by name: `software-tpm`.
+    pub fn accepted(&self) -> &BTreeSet<String> {
+        &self.accepted
+    }
+
+    /// What evidence of this kind does not show.
+    pub fn limits(&self) -> &[String] {
+        &self.limits
+    }
 }
 
 /// An attestation result. Its status is computed from what was appraised, and never said.
@@ -122,7 +171,6 @@ pub struct Ear {
     bound: Bound,
     policy: Option<Edition>,
     collateral: Vec<[u8; 32]>,
-    limits: Vec<String>,
     status: Tier,
     reason: String,
     submods: BTreeMap<String, Submod>,
@@ -171,8 +219,7 @@ impl From<Refusal> for Fault {
 }
 
 impl Ear {
-    /// The result of an appraisal. `collateral` are the SHA-256 of what the evidence was verified against, `limits` says
-    /// in words what the evidence does not show.
+    /// The result of an appraisal. `collateral` are the SHA-256 of what the evidence was verified against.
     ///
     /// [`Fault::Unauthenticated`] if nobody has signed the policies. [`Fault::Malformed`] if it would hold longer than
     /// a result may, or says more than fits.
@@ -181,7 +228,6 @@ impl Ear {
         verifier: VerifierId,
         bound: Bound,
         collateral: Vec<[u8; 32]>,
-        limits: Vec<String>,
         validity: Validity,
     ) -> Result<Ear, Fault> {
         let policy = appraised.policy().cloned();
@@ -192,24 +238,20 @@ impl Ear {
         let named = |id: &String| policy.as_ref().map(|policy| format!("{policy}/{id}"));
         let submods = appraised.submods().iter().map(|(name, (kind, appraisal))| {
             let policies = appraisal.policies().iter().filter_map(named).take(MAX_POLICY_IDS);
-            let submod = Submod {
-                kind: *kind,
-                status: appraisal.tier(),
-                reason: appraisal.reason().to_owned(),
-                policies: policies.collect(),
-            };
+            let submod = Submod::of(*kind, appraisal, policies.collect());
             (name.clone(), submod)
         });
+        let submods: BTreeMap<String, Submod> = submods.collect();
+        let tiers = submods.values().map(Submod::status);
         let ear = Ear {
             validity,
             verifier,
             node: appraised.node(),
             bound,
             collateral,
-            limits,
-            status: appraised.tier(),
+            status: Tier::worst(tiers.chain([appraised.tier()])),
             reason: appraised.admission().reason().to_owned(),
-            submods: submods.collect(),
+            submods,
             policy,
         };
         ear.check().map_err(|refusal| Fault::malformed(refusal.to_string()))?;
@@ -266,11 +308,6 @@ impl Ear {
         &self.collateral
     }
 
-    /// What the evidence does not show.
-    pub fn limits(&self) -> &[String] {
-        &self.limits
-    }
-
     /// Signs it. [`Fault::Internal`] if it would be longer than [`MAX_EAR_BYTES`], which it cannot be.
     pub fn sign(&self, secret: &TokenSecret) -> Result<String, Fault> {
         let text = sign_compact(&Claims::from(self), TYPE, secret)?;
@@ -317,8 +354,15 @@ impl Ear {
         let fits =
             |text: &str, max: usize| text.len() <= max && !text.chars().any(char::is_control);
         let short = |text: &String| fits(text, MAX_TEXT_BYTES);
+        let named = |names: &BTreeSet<String>| {
+            names.len() <= MAX_NAMES && names.iter().all(|name| is_check(name))
+        };
         let submod_fits = |(name, submod): (&String, &Submod)| {
             is_name(name)
+                && named(&submod.unchecked)
+                && named(&submod.accepted)
+                && submod.limits.len() <= MAX_LIMITS
+                && submod.limits.iter().all(short)
                 && fits(&submod.reason, MAX_REASON_BYTES)
                 && submod.policies.len() <= MAX_POLICY_IDS
                 && submod.policies.iter().all(|id| fits(id, MAX_POLICY_ID_BYTES))
@@ -328,7 +372,6 @@ impl Ear {
             (short(&self.verifier.developer) && short(&self.verifier.build), "its verifier"),
             (self.policy.as_ref().is_none_or(|policy| is_name(&policy.name)), "its policy"),
             (self.collateral.len() <= MAX_COLLATERAL, "its collateral"),
-            (self.limits.len() <= MAX_LIMITS && self.limits.iter().all(short), "its limits"),
             (fits(&self.reason, MAX_REASON_BYTES), "its reason"),
             (self.submods.len() <= MAX_SUBMODS, "its submodules are too many"),
             (self.submods.iter().all(submod_fits), "a submodule"),
@@ -366,8 +409,6 @@ struct Claims {
     #[serde(default)]
     distos_collateral: Vec<Hex>,
     #[serde(default)]
-    distos_limits: Vec<String>,
-    #[serde(default)]
     distos_reason: String,
 }
 
@@ -387,6 +428,12 @@ struct VerifierClaims {
     distos_kind: Kind,
     #[serde(default)]
     distos_reason: String,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    distos_unchecked: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    distos_accepted: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    distos_limits: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -419,6 +466,12 @@ impl TryFrom<String> for Hex {
             false => Err("not in lower case"),
         }
     }
+}
+
+/// Whether this is the name of a check, or of something that a policy accepts.
+fn is_check(name: &str) -> bool {
+    let fits = |c: u8| c.is_ascii_alphanumeric() || [b' ', b'-'].contains(&c);
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(fits)
 }
 
 fn none() -> Tier {
@@ -460,11 +513,14 @@ impl From<&Ear> for Claims {
         let submods = ear.submods.iter().map(|(name, submod)| {
             let claims = SubmodClaims {
                 ear_status: submod.status,
-                ear_trustworthiness_vector: submod.kind.vector(submod.status),
+                ear_trustworthiness_vector: submod.kind.vector(submod.status, &submod.unchecked),
                 ear_appraisal_policy_ids: submod.policies.clone(),
                 ear_verifier_claims: VerifierClaims {
                     distos_kind: submod.kind,
                     distos_reason: submod.reason.clone(),
+                    distos_unchecked: submod.unchecked.clone(),
+                    distos_accepted: submod.accepted.clone(),
+                    distos_limits: submod.limits.clone(),
                 },
             };
             (name.clone(), claims)
@@ -487,7 +543,6 @@ impl From<&Ear> for Claims {
                 sha256: Hex(policy.digest),
             }),
             distos_collateral: ear.collateral.iter().copied().map(Hex).collect(),
-            distos_limits: ear.limits.clone(),
             distos_reason: ear.reason.clone(),
         }
     }
@@ -518,7 +573,6 @@ impl Claims {
                 digest: policy.sha256.0,
             }),
             collateral: self.distos_collateral.into_iter().map(|hex| hex.0).collect(),
-            limits: self.distos_limits,
             status: self.ear_status,
             reason: self.distos_reason,
             submods,
@@ -530,11 +584,24 @@ impl Claims {
 
 impl SubmodClaims {
     fn read(self, name: String) -> Result<Submod, Refusal> {
-        let VerifierClaims { distos_kind: kind, distos_reason: reason } = self.ear_verifier_claims;
-        let claimed = self.ear_trustworthiness_vector.values().map(|claim| tier_of(*claim));
+        let VerifierClaims {
+            distos_kind: kind,
+            distos_reason: reason,
+            distos_unchecked: unchecked,
+            distos_accepted: accepted,
+            distos_limits: limits,
+        } = self.ear_verifier_claims;
+        let claimed = || self.ear_trustworthiness_vector.iter();
         // A facet of which nothing is claimed takes nothing away; a status of which no facet speaks says nothing.
-        let worst = Tier::worst(claimed.filter(|tier| *tier != Tier::None));
-        if self.ear_status < worst {
+        let tiers = claimed().map(|(_, claim)| tier_of(*claim));
+        let worst = Tier::worst(tiers.filter(|tier| *tier != Tier::None));
+        // What was not checked is nothing to affirm by, whatever the vector says.
+        let affirms = |facet: &Facet, claim: &i8| {
+            tier_of(*claim) == Tier::Affirming && !Kind::may_affirm(*facet, &unchecked)
+        };
+        let is_empty = self.ear_status == Tier::Affirming
+            && kind.vector(Tier::Affirming, &unchecked).is_empty();
+        if self.ear_status < worst || is_empty || claimed().any(|(f, claim)| affirms(f, claim)) {
             return Err(Refusal::Better(name));
         }
         Ok(Submod {
@@ -542,6 +609,9 @@ impl SubmodClaims {
             status: self.ear_status,
             reason,
             policies: self.ear_appraisal_policy_ids,
+            unchecked,
+            accepted,
+            limits,
         })
     }
 }

@@ -61,8 +61,7 @@ const BOUND: Bound = Bound { boot: 5, epoch: 9, nonce_hash: [6; 32], svid_key_ha
 const VALIDITY: Validity = Validity { from_s: NOW_S, until_s: NOW_S + 300 };
 
 fn of(appraised: &Appraised) -> Ear {
-    let limits = vec!["a report can be relayed until TDISP".to_owned()];
-    Ear::of(appraised, verifier(), BOUND, vec![[8; 32]], limits, VALIDITY).unwrap()
+    Ear::of(appraised, verifier(), BOUND, vec![[8; 32]], VALIDITY).unwrap()
 }
 
 fn verify(text: &str) -> Result<Ear, Refusal> {
@@ -102,7 +101,11 @@ fn a_result_is_written_as_its_documentation_says() {
             "ear_status": status,
             "ear_trustworthiness_vector": vector,
             "ear_appraisal_policy_ids": policies,
-            "ear_verifier_claims": { "distos_kind": kind, "distos_reason": reason },
+            "ear_verifier_claims": {
+                "distos_kind": kind,
+                "distos_reason": reason,
+                "distos_limits": Kind::of(kind).unwrap().limits(),
+            },
         })
     };
     let hardware = json!({ "configuration": 2, "hardware": 2 });
@@ -129,10 +132,84 @@ fn a_result_is_written_as_its_documentation_says() {
             "name": "test", "version": 7, "sha256": hex::encode(POLICIES.edition().digest),
         },
         "distos_collateral": [hex(8)],
-        "distos_limits": ["a report can be relayed until TDISP"],
         "distos_reason": "admitted",
     });
     assert_eq!(claims(&of(&appraised(false))), expected);
+}
+
+/// A node whose TPM is a program that nobody vouches for, and a GPU of which nobody knows whether it was revoked: a policy
+/// has put up with both. The other GPU's golden values are not known either, so nothing is left to affirm.
+fn put_up_with() -> Appraised {
+    let file = r#"// distos-policy: lax
+// version: 1
+@id("tpm") @accepts("software-tpm") @unchecked("certificate chain")
+permit (principal, action == Action::"affirm", resource is Tpm);
+@id("gpu") @unchecked("revocation, golden values")
+permit (principal, action == Action::"affirm", resource is NvidiaGpu);
+@id("node") permit (principal, action == Action::"admit", resource);
+"#;
+    let by = HolderSecret::from_seed([3; 32]);
+    let signature = DetachedSignature::sign(POLICY, file.as_bytes(), &by).to_text();
+    let policies = Policies::open(file.as_bytes(), &signature, &[by.key()]).unwrap();
+    let mut devices = BTreeMap::from([
+        ("tpm".to_owned(), device(Kind::Tpm, true)),
+        ("gpu-0".to_owned(), device(Kind::NvidiaGpu, true)),
+        ("gpu-1".to_owned(), device(Kind::NvidiaGpu, true)),
+    ]);
+    let mut not_checked = |name: &str, check| {
+        devices.get_mut(name).unwrap().findings.not_checked(check, "");
+    };
+    not_checked("tpm", "certificate chain");
+    not_checked("gpu-0", "revocation");
+    not_checked("gpu-1", "revocation");
+    not_checked("gpu-1", "golden values");
+    devices.get_mut("tpm").unwrap().findings.claim("tpm", "software");
+    appraise(Some(&policies), VERIFIER, NODE, &devices).unwrap()
+}
+
+/// Whoever gives a key to this node for a result that says "affirming" would not know that a program has signed for it.
+#[test]
+fn what_a_policy_has_put_up_with_stands_in_the_result() {
+    let appraised = put_up_with();
+    assert_eq!(appraised.tier(), Tier::Affirming, "by the policy");
+    let ear = verify(&of(&appraised).sign(&secret(9)).unwrap()).unwrap();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let (tpm, gpu) = (&ear.submods()["tpm"], &ear.submods()["gpu-0"]);
+    assert_eq!(*tpm.unchecked(), names(&["certificate chain"]));
+    assert_eq!(*tpm.accepted(), names(&["software-tpm"]));
+    assert_eq!(*gpu.unchecked(), names(&["revocation"]));
+    assert_eq!(*gpu.accepted(), names(&[]));
+    assert!(gpu.limits().iter().any(|limit| limit.contains("TDISP")), "{gpu:?}");
+    // Of what was not checked nothing good is claimed, and of a part of which nothing is claimed nothing is said.
+    let claims = claims(&ear);
+    let vector = |name: &str| claims["submods"][name]["ear_trustworthiness_vector"].clone();
+    assert_eq!(vector("tpm"), json!({ "configuration": 2 }));
+    assert_eq!(vector("gpu-0"), json!({ "configuration": 2 }));
+    assert_eq!(vector("gpu-1"), Value::Null);
+    assert_eq!(ear.status_of("gpu-1"), Tier::None);
+    assert_eq!(ear.status(), Tier::None, "the whole is as good as its worst part");
+    // A hardware TPM needs nobody's acceptance, whatever a policy would accept.
+    assert!(of(&self::appraised(true)).submods()["tpm"].accepted().is_empty());
+}
+
+/// Or a result that says itself that a check was not made vouches for what rests on it.
+#[test]
+fn no_result_affirms_what_it_says_was_not_checked() {
+    let good = claims(&of(&appraised(true)));
+    let with = |unchecked: &[&str], vector: Value| {
+        let mut claims = good.clone();
+        let submod = &mut claims["submods"]["gpu-0"];
+        submod["ear_verifier_claims"]["distos_unchecked"] = json!(unchecked);
+        submod["ear_trustworthiness_vector"] = vector;
+        verify(&forged(&claims))
+    };
+    let better = Err(Refusal::Better("gpu-0".to_owned()));
+    let both = json!({ "configuration": 2, "hardware": 2 });
+    assert!(with(&[], both.clone()).is_ok());
+    assert!(with(&["revocation"], json!({ "configuration": 2 })).is_ok());
+    assert_eq!(with(&["revocation"], both.clone()), better);
+    assert_eq!(with(&["golden values"], both), better);
+    assert_eq!(with(&["revocation", "golden values"], json!({ "sourced-data": 2 })), better);
 }
 
 #[test]
@@ -272,12 +349,12 @@ fn a_signed_token_that_is_none_of_ours_is_refused_and_unknown_claims_are_passed_
         ("/distos_policy/name", json!("Test")),
         ("/distos_reason", json!(long)),
         ("/distos_reason", json!("a\nb")),
-        ("/distos_limits", json!([long])),
-        ("/distos_limits", json!(vec!["a"; MAX_LIMITS + 1])),
         ("/distos_collateral", json!(vec!["00".repeat(32); MAX_COLLATERAL + 1])),
         ("/ear_verifier_id/build", json!(long)),
         ("/submods/tpm/ear_verifier_claims/distos_kind", json!("tdx")),
         ("/submods/tpm/ear_verifier_claims/distos_reason", json!(long)),
+        ("/submods/tpm/ear_verifier_claims/distos_limits", json!([long])),
+        ("/submods/tpm/ear_verifier_claims/distos_limits", json!(vec!["a"; MAX_LIMITS + 1])),
         ("/submods/tpm/ear_appraisal_policy_ids", json!(vec!["a"; MAX_POLICY_IDS + 1])),
         ("/submods/tpm/ear_trustworthiness_vector", json!({ "hardware": 128 })),
         ("/submods/tpm/ear_trustworthiness_vector", json!({ "beauty": 2 })),
@@ -287,6 +364,21 @@ fn a_signed_token_that_is_none_of_ours_is_refused_and_unknown_claims_are_passed_
         *claims.pointer_mut(pointer).unwrap() = value;
         let refused = verify(&forged(&claims));
         assert!(matches!(refused, Err(Refusal::Form(_))), "{pointer}: {refused:?}");
+    }
+    // Of a part that claims nothing, so that it is for this alone.
+    let mut silent = good.clone();
+    silent["ear_status"] = "none".into();
+    silent["submods"]["tpm"] =
+        json!({ "ear_verifier_claims": { "distos_kind": "tpm", "distos_unchecked": ["nonce"] } });
+    assert!(verify(&forged(&silent)).is_ok());
+    let many: Vec<String> = (0..=MAX_NAMES).map(|number| number.to_string()).collect();
+    for names in [json!([""]), json!(["a\"b"]), json!(["a".repeat(33)]), json!(many), json!("a")] {
+        for claim in ["distos_unchecked", "distos_accepted"] {
+            let mut claims = silent.clone();
+            claims["submods"]["tpm"]["ear_verifier_claims"][claim] = names.clone();
+            let refused = verify(&forged(&claims));
+            assert!(matches!(refused, Err(Refusal::Form(_))), "{claim} {names}: {refused:?}");
+        }
     }
     let mut many = good.clone();
     many["submods"] = (0..=MAX_SUBMODS)
@@ -322,24 +414,22 @@ fn no_result_is_made_by_unsigned_policies_or_of_more_than_fits() {
     let unsigned = Policies::unsigned(POLICY_FILE.as_bytes()).unwrap();
     let devices = BTreeMap::from([("tpm".to_owned(), device(Kind::Tpm, true))]);
     let by_unsigned = appraise(Some(&unsigned), VERIFIER, NODE, &devices).unwrap();
-    let make = |appraised: &Appraised, collateral: usize, limits: Vec<String>, until_s: u64| {
+    let make = |appraised: &Appraised, collateral: usize, until_s: u64| {
         let validity = Validity { from_s: NOW_S, until_s };
-        Ear::of(appraised, verifier(), BOUND, vec![[0; 32]; collateral], limits, validity)
+        Ear::of(appraised, verifier(), BOUND, vec![[0; 32]; collateral], validity)
     };
-    let fault = make(&by_unsigned, 0, Vec::new(), NOW_S + 1).unwrap_err();
+    let fault = make(&by_unsigned, 0, NOW_S + 1).unwrap_err();
     assert_eq!(fault.code(), 22);
     // Without any policy there is a result, and it says nothing.
     let by_none = appraise(None, VERIFIER, NODE, &devices).unwrap();
-    let ear = make(&by_none, 0, Vec::new(), NOW_S + 1).unwrap();
+    let ear = make(&by_none, 0, NOW_S + 1).unwrap();
     assert_eq!(verify(&ear.sign(&secret(9)).unwrap()).unwrap().status(), Tier::None);
     let good = appraised(true);
-    assert!(make(&good, MAX_COLLATERAL, vec!["a".to_owned(); MAX_LIMITS], NOW_S + 300).is_ok());
+    assert!(make(&good, MAX_COLLATERAL, NOW_S + 300).is_ok());
     for bad in [
-        make(&good, MAX_COLLATERAL + 1, Vec::new(), NOW_S + 1),
-        make(&good, 0, vec!["a".to_owned(); MAX_LIMITS + 1], NOW_S + 1),
-        make(&good, 0, vec!["a\u{7}".to_owned()], NOW_S + 1),
-        make(&good, 0, Vec::new(), NOW_S + 301),
-        make(&good, 0, Vec::new(), NOW_S),
+        make(&good, MAX_COLLATERAL + 1, NOW_S + 1),
+        make(&good, 0, NOW_S + 301),
+        make(&good, 0, NOW_S),
     ] {
         assert_eq!(bad.unwrap_err().code(), 16);
     }
@@ -353,11 +443,13 @@ fn the_fullest_result_fits() {
         status: Tier::Contraindicated,
         reason: "\"".repeat(MAX_REASON_BYTES),
         policies: vec!["p".repeat(MAX_POLICY_ID_BYTES); MAX_POLICY_IDS],
+        unchecked: (0..MAX_NAMES).map(|number| format!("{number:0MAX_NAME_BYTES$}")).collect(),
+        accepted: (0..MAX_NAMES).map(|number| format!("{number:0MAX_NAME_BYTES$}")).collect(),
+        limits: vec!["\"".repeat(MAX_TEXT_BYTES); MAX_LIMITS],
     };
     let name = |number: usize| format!("{number:064}");
     let ear = Ear {
         collateral: vec![[0; 32]; MAX_COLLATERAL],
-        limits: vec!["\"".repeat(MAX_TEXT_BYTES); MAX_LIMITS],
         status: Tier::Contraindicated,
         reason: "\"".repeat(MAX_REASON_BYTES),
         submods: (0..MAX_SUBMODS).map(|number| (name(number), submod.clone())).collect(),

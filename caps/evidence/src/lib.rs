@@ -6,6 +6,7 @@
 //! - [`bank`]: registers by hash algorithm, and what extending them does.
 //! - [`eventlog`]: logs of measured boots, replayed to what a quote proves, and what they then say of the boot.
 //! - [`ima`]: the kernel's list of the files that it has measured since, replayed as it grows.
+//! - [`devices`]: which devices a machine has shown, held on to by its TPM.
 //! - [`nvidia`]: reports of GPUs and switches, and whether those of one machine are each other's.
 //! - [`snp`]: reports of AMD's secure processor on the virtual machine that it protects.
 //! - [`pki`]: chains of certificates up to pinned roots, as makers of devices issue them.
@@ -25,6 +26,7 @@
 
 pub mod bank;
 pub mod credential;
+pub mod devices;
 pub mod enrolment;
 pub mod eventlog;
 pub mod evidence;

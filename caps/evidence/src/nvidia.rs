@@ -9,7 +9,8 @@
 //! # What it does not show
 //!
 //! - **Where the device is.** A report can be relayed from another machine until devices and hosts authenticate each
-//!   other (TDISP). It shows that such a device exists and answered this nonce.
+//!   other (TDISP). It shows that such a device exists and answered this nonce. What limits that lies elsewhere: a TPM
+//!   holds on to which devices a machine has ([`devices`](crate::devices)), and a verifier takes none of two machines.
 //! - **Confidential mode and developer tools.** The report carries no such bit: a driver says so. The claims
 //!   `confidential-mode` and `developer-tools` are the driver's word ([`DriverWord`]), worth as much as the evidence for
 //!   the host. `mode`, where there is one, is signed by the device.
@@ -295,7 +296,7 @@ impl Device {
             key,
             product: product_of(&name),
             firmware_id: firmware_id(leaf),
-            device_id: path.certificates.iter().skip(1).find_map(device_id),
+            device_id: number_of(&path.certificates),
             certificate: leaf.digest(),
             until_s: path.until_s,
         })
@@ -475,6 +476,11 @@ fn product_of(name: &str) -> String {
 fn firmware_id(leaf: &Certificate) -> Option<Vec<u8>> {
     let value = FIRMWARE_ID_OIDS.iter().find_map(|oid| leaf.extension(*oid))?;
     Some(value.last_chunk::<48>()?.to_vec())
+}
+
+/// The number by which a chain names its device, the device's own certificate first. Nothing of the chain is verified here.
+pub fn number_of(chain: &[Certificate]) -> Option<[u8; 8]> {
+    chain.iter().skip(1).find_map(device_id)
 }
 
 /// The boot ROM's certificate names the device by a serial number: a byte of type, then eight that switches and GPUs

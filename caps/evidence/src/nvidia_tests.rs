@@ -513,6 +513,38 @@ fn files_of_evidence_are_read_whole_or_refused_with_a_reason() {
     assert!(one("HOPPER", &pem, "", "00").contains("nonce"));
 }
 
+/// A machine measures what its devices say they are, and a verifier goes by what their certificates prove: of a good device
+/// both are the same.
+#[test]
+fn the_number_that_a_machine_measures_is_the_one_that_is_proven() {
+    let made = made();
+    let (report, arch) = (made.good().report, "HOPPER".to_owned());
+    let gpu = crate::live::Gpu {
+        arch,
+        chain: made.pem.clone(),
+        report: hex::encode(&report),
+        mode: "on".to_owned(),
+        fault: String::new(),
+    };
+    let named = crate::devices::named(std::slice::from_ref(&gpu)).unwrap();
+    let answer = Answer { chain: gpu.chain.as_bytes(), report: &report, ..NO_ANSWER };
+    let machine = machine::verify_live(&[answer], anchors(&made.roots), &[]).unwrap();
+    assert_eq!(machine.devices["gpu-0"].number.into_iter().collect::<BTreeSet<_>>(), named);
+    // Of a chain that leads nowhere, or a report that another key has signed, nothing is proven.
+    let other = self::made();
+    for (roots, report) in [(&[][..], report.clone()), (&made.roots[..], other.good().report)] {
+        let answer = Answer { report: &report, ..answer };
+        let machine = machine::verify_live(&[answer], anchors(roots), &[]).unwrap();
+        assert_eq!(machine.devices["gpu-0"].number, None);
+    }
+    // One that is silent, or there twice, leaves nothing to be measured.
+    let silent = crate::live::Gpu { fault: "it does not answer".to_owned(), ..gpu.clone() };
+    let strange = crate::live::Gpu { chain: "no chain".to_owned(), ..gpu.clone() };
+    for gpus in [&[][..], &[gpu.clone(), silent], &[gpu.clone(), strange], &[gpu.clone(), gpu]] {
+        assert_eq!(crate::devices::named(gpus), None);
+    }
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_report_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {

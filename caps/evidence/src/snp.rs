@@ -133,6 +133,49 @@ impl GuestPolicy {
     }
 }
 
+/// How the host has set up the processor and its memory. Reports of every version have the field, and firmware has given
+/// its bits a meaning one after another, without another version: a bit that a firmware does not know is 0. So 1 says that
+/// something is so, and 0 that it is not known to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlatformInfo(u64);
+
+impl PlatformInfo {
+    /// Whether a core runs several threads, which can observe each other.
+    pub fn is_smt_enabled(self) -> bool {
+        self.bit(0)
+    }
+
+    /// Whether all of the memory is encrypted, also what is not the guest's.
+    pub fn is_tsme_enabled(self) -> bool {
+        self.bit(1)
+    }
+
+    /// Whether the memory corrects errors, which makes it harder to change bits by reading beside them.
+    pub fn is_ecc_enabled(self) -> bool {
+        self.bit(2)
+    }
+
+    /// Whether nobody can measure how much power the processor takes, by which secrets leak.
+    pub fn is_rapl_disabled(self) -> bool {
+        self.bit(3)
+    }
+
+    /// Whether the host cannot read the guest's memory as it lies there encrypted.
+    pub fn is_ciphertext_hidden(self) -> bool {
+        self.bit(4)
+    }
+
+    /// Whether the firmware has looked since the last reset that no two addresses lead to the same memory, as a module
+    /// that lies about its size makes them (CVE-2024-21944).
+    pub fn is_alias_check_complete(self) -> bool {
+        self.bit(5)
+    }
+
+    fn bit(self, at: u32) -> bool {
+        self.0 >> at & 1 == 1
+    }
+}
+
 /// What a report says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -148,6 +191,8 @@ pub struct Report {
     pub image_id: [u8; 16],
     /// The privilege of whoever asked for the report: 0 is the highest.
     pub vmpl: u32,
+    /// How the host has set up the machine.
+    pub platform: PlatformInfo,
     /// Who signed.
     pub signing_key: SigningKey,
     /// What whoever asked gave: a nonce, or the hash of something.
@@ -193,7 +238,7 @@ impl Report {
             return Err(Broken("signatureAlgo"));
         }
         r.array::<8>("currentTcb")?;
-        r.array::<8>("platformInfo")?;
+        let platform = PlatformInfo(u64::from_le_bytes(r.array("platformInfo")?));
         let flags = r.u32_le("flags")?;
         let signing_key = match flags >> 2 & 7 {
             0 => SigningKey::Vcek,
@@ -229,6 +274,7 @@ impl Report {
             family_id,
             image_id,
             vmpl,
+            platform,
             signing_key,
             report_data,
             measurement,
@@ -359,6 +405,13 @@ fn claim(report: &Report, findings: &mut Findings) {
     findings.claim("migration-allowed", report.policy.is_migration_allowed());
     findings.claim("debug-allowed", report.policy.is_debug_allowed());
     findings.claim("single-socket", report.policy.is_single_socket());
+    let platform = report.platform;
+    findings.claim("smt-enabled", platform.is_smt_enabled());
+    findings.claim("tsme-enabled", platform.is_tsme_enabled());
+    findings.claim("ecc-enabled", platform.is_ecc_enabled());
+    findings.claim("rapl-disabled", platform.is_rapl_disabled());
+    findings.claim("ciphertext-hidden", platform.is_ciphertext_hidden());
+    findings.claim("alias-check-complete", platform.is_alias_check_complete());
     findings.claim("signing-key", report.signing_key.name());
     findings.claim("measurement", hex::encode(report.measurement));
     findings.claim("report-data", hex::encode(report.report_data));

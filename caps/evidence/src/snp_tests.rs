@@ -64,6 +64,13 @@ fn a_real_processors_report_is_good_and_says_what_amds_own_library_reads() {
     assert_eq!(report.policy.is_smt_allowed(), peer.policy.smt_allowed());
     assert_eq!(report.policy.is_migration_allowed(), peer.policy.migrate_ma_allowed());
     assert_eq!(report.policy.is_single_socket(), peer.policy.single_socket_required());
+    let (ours, theirs) = (report.platform, peer.plat_info);
+    assert_eq!(ours.is_smt_enabled(), theirs.smt_enabled());
+    assert_eq!(ours.is_tsme_enabled(), theirs.tsme_enabled());
+    assert_eq!(ours.is_ecc_enabled(), theirs.ecc_enabled());
+    assert_eq!(ours.is_rapl_disabled(), theirs.rapl_disabled());
+    assert_eq!(ours.is_ciphertext_hidden(), theirs.ciphertext_hiding_enabled());
+    assert_eq!(ours.is_alias_check_complete(), theirs.alias_check_complete());
     let tcb = peer.reported_tcb;
     let said = Tcb {
         fmc: None,
@@ -173,6 +180,39 @@ fn newer_processors_have_other_versions_and_shorter_numbers() {
     assert_eq!(findings.outcome(CHIP), Outcome::Passed);
     let short = made(VERSIONS_SAID, Some((&[4], &[5; 3])));
     assert_eq!(short.findings(&short.report(0, &[5, 5, 5])).outcome(CHIP), Outcome::Failed);
+}
+
+/// Or a policy demands one thing of the host, and is shown another.
+#[test]
+fn each_bit_of_how_the_host_has_set_up_the_machine_is_a_claim_of_its_own() {
+    const NAMES: [&str; 6] = [
+        "smt-enabled",
+        "tsme-enabled",
+        "ecc-enabled",
+        "rapl-disabled",
+        "ciphertext-hidden",
+        "alias-check-complete",
+    ];
+    let (mut bytes, ..) = real();
+    for (bit, name) in NAMES.into_iter().enumerate() {
+        bytes[0x40..0x48].copy_from_slice(&(1u64 << bit).to_le_bytes());
+        let report = Report::parse(&bytes).unwrap();
+        let peer = sev::firmware::guest::AttestationReport::from_bytes(&bytes).unwrap();
+        let peers = [
+            peer.plat_info.smt_enabled(),
+            peer.plat_info.tsme_enabled(),
+            peer.plat_info.ecc_enabled(),
+            peer.plat_info.rapl_disabled(),
+            peer.plat_info.ciphertext_hiding_enabled(),
+            peer.plat_info.alias_check_complete(),
+        ];
+        let mut findings = Findings::default();
+        claim(&report, &mut findings);
+        for (other, peers) in NAMES.into_iter().zip(peers) {
+            assert_eq!(findings.claims[other], Claim::from(peers), "{other}");
+            assert_eq!(peers, other == name, "{other} by bit {bit}");
+        }
+    }
 }
 
 #[test]

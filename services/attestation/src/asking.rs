@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use distos_abi::{Fault, NodeId};
 use distos_evidence::credential::EPHEMERAL_BYTES;
+use distos_evidence::devices::{self, DEVICES_PCR, Elsewhere, Holder, Numbers};
 use distos_evidence::evidence::{Attest, Continuity};
 use distos_evidence::ima::MAX_PART_BYTES;
 use distos_evidence::live::{Bundle, Gpu, Identity, MAX_ANSWER_BYTES, Question, Session, Wanted};
@@ -17,17 +19,21 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use zeroize::Zeroizing;
 
 use crate::TRACE;
+use crate::collector::Collector;
 use crate::governing::Governing;
 use crate::service::{Asker, Attestation, NOBODY};
 use crate::settings::GPUS;
-use crate::state::{CHALLENGE_MS, Judged, Unasked};
-use crate::verifier::{Answer, Evidence, Examined, Kept};
+use crate::state::{CHALLENGE_MS, Judged, Standing, Unasked};
+use crate::tpm::TimedFd;
+use crate::verifier::{Answer, Evidence, Examined, Kept, Law};
 use crate::watched::{Found, Watched};
 
 /// How many parts of the kernel's list are asked for at most before it is verified.
 const MAX_PARTS: usize = 256;
 /// How often evidence is asked for whose list of files goes on growing meanwhile.
 const MAX_TRIES: usize = 8;
+/// How often evidence is examined whose devices others show or give up meanwhile.
+const MAX_LOOKS: usize = 4;
 /// How long GPUs may take.
 const GPU_WAIT: Duration = Duration::from_secs(15);
 
@@ -71,7 +77,7 @@ impl Attestation {
         let (judged, kept, found) = match answered {
             Answered::Refused(judged) => (judged.of(), None, None),
             Answered::Examined(examined, governing) => {
-                let Examined { judged, devices, opinion, kept } = *examined;
+                let Examined { judged, devices, opinion, kept, .. } = *examined;
                 let (edition, digests) = (governing.edition(), governing.digests());
                 // Keys are known from the first good evidence on, and by no other.
                 let kept = matches!(judged, Judged::Good(_)).then_some(kept);
@@ -91,6 +97,7 @@ impl Attestation {
         if taken.is_ok() {
             *watched.found.borrow_mut() = found;
             let kept = kept.unwrap_or_else(|| watched.kept.borrow().clone());
+            self.devices.borrow_mut().hold(node, kept.devices());
             if let Err(fault) = watched.keep(kept) {
                 // What ends acts first; that it does not survive a restart is for the operator to know.
                 tracing::error!(%fault, %node, "what is known of a node could not be kept");
@@ -155,7 +162,19 @@ impl Attestation {
         if let Some(edge) = self.vat.param(GPUS).filter(|_| !bundle.more) {
             let asked = gpus(&self.vat, edge, session, &wanted.nonce);
             let late = |_| Err(Fault::unavailable(5_000, "the GPUs do not answer"));
-            bundle.gpus = Some(tokio::time::timeout(GPU_WAIT, asked).await.unwrap_or_else(late)?);
+            let gpus = tokio::time::timeout(GPU_WAIT, asked).await.unwrap_or_else(late)?;
+            // The first time in a boot that all of them have shown which they are, the TPM holds on to that.
+            let is_first = bundle.pcrs.get(&DEVICES_PCR) == Some(&[0; 32]);
+            if let Some(numbers) = devices::named(&gpus).filter(|_| is_first) {
+                let _turn = self.turn.lock().await;
+                let again = move |collector: &mut Collector<TimedFd>| {
+                    collector.measure_devices(&numbers)?;
+                    collector.evidence(wanted, session, now_ms)
+                };
+                bundle = self.with_tpm(again).await?;
+            }
+            // If the list has grown meanwhile, this is asked again.
+            bundle.gpus = Some(gpus).filter(|_| !bundle.more);
         }
         let answer = bundle.to_bytes();
         if answer.len() > MAX_ANSWER_BYTES {
@@ -182,7 +201,7 @@ impl Attestation {
             let have = list.as_ref().map_or(0, Vec::len);
             let wanted = Wanted {
                 nonce: *nonce,
-                pcrs: self.settings.pcrs,
+                pcrs: self.settings.asked(),
                 listed: listed.saturating_add(have as u64),
             };
             let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
@@ -252,16 +271,47 @@ impl Attestation {
     ) -> Result<Answered, Fault> {
         let _examining = self.place_in(&self.examining, watched).await;
         let own = self.is_own(watched).then_some(self.settings.hardware);
-        let (pcrs, at_s) = (self.settings.pcrs, self.vat.now_ms() / 1000);
-        // A long list takes longer than this thread may be held up.
-        let examined = tokio::task::spawn_blocking(move || {
-            let law = governing.law(at_s);
-            let Shown { session, nonce, bundle, list } = &shown;
-            let (session, nonce, list) = (*session, *nonce, list.as_deref());
-            let examined = kept.examine(Answer { session, nonce, pcrs, bundle, list }, own, law);
-            examined.map(|examined| Answered::Examined(Box::new(examined), governing))
-        });
-        examined.await.map_err(|_| Fault::internal("an examination ended early"))?
+        let (pcrs, at_s) = (self.settings.asked(), self.vat.now_ms() / 1000);
+        let (kept, shown) = (Arc::new(kept), Arc::new(shown));
+        let mut elsewhere = Elsewhere::new();
+        for _ in 0..MAX_LOOKS {
+            let (kept, shown, governing) = (kept.clone(), shown.clone(), governing.clone());
+            let others = elsewhere.clone();
+            // A long list takes longer than this thread may be held up.
+            let examined = tokio::task::spawn_blocking(move || {
+                let law = Law { elsewhere: Some(&others), ..governing.law(at_s) };
+                let Shown { session, nonce, bundle, list } = &*shown;
+                let (session, nonce, list) = (*session, *nonce, list.as_deref());
+                let examined =
+                    kept.examine(Answer { session, nonce, pcrs, bundle, list }, own, law);
+                examined.map(|examined| (examined, governing))
+            });
+            let (examined, governing) =
+                examined.await.map_err(|_| Fault::internal("an examination ended early"))??;
+            // Whose devices they are is looked up when it is known which they are; from here on nothing is waited for until
+            // they are held.
+            let others = self.elsewhere(watched.node, &examined.shown);
+            if others == elsewhere {
+                return Ok(Answered::Examined(Box::new(examined), governing));
+            }
+            elsewhere = others;
+        }
+        Err(Fault::unavailable(
+            1_000,
+            "others show its devices, or give them up, while it is examined",
+        ))
+    }
+
+    /// Which of these devices another node has shown last, and whether that one's evidence is fresh.
+    fn elsewhere(&self, node: NodeId, numbers: &Numbers) -> Elsewhere {
+        let now = self.now();
+        let is_fresh = |node| {
+            let standing = |watched: Rc<Watched>| watched.state.borrow().verdict(now).standing;
+            self.watched(node).is_ok_and(|watched| standing(watched) == Standing::Fresh)
+        };
+        let holders = self.devices.borrow().elsewhere(node, numbers);
+        let holder = |(number, node)| (number, Holder { node, is_fresh: is_fresh(node) });
+        holders.into_iter().map(holder).collect()
     }
 
     /// Has a node show that its keys are in one TPM, which is in `kept` then.

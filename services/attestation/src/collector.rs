@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use distos_abi::{Fault, HolderKey, NodeId};
 use distos_evidence::credential::EndorsementKey;
+use distos_evidence::devices::{DEVICES_PCR, Numbers, digest};
 use distos_evidence::evidence::PcrSet;
 use distos_evidence::joining::{IMAGE_PCR, Request, Sealed, qualifying};
 use distos_evidence::live::{
@@ -165,6 +166,12 @@ impl<T: Read + Write> Collector<T> {
         self.tpm.startup()?;
         let secret = self.tpm.activate(&sealed.credential)?;
         sealed.open(&secret)
+    }
+
+    /// Has the TPM hold on to the devices that this machine has shown, once in a boot: what is measured is not judged.
+    pub(crate) fn measure_devices(&mut self, numbers: &Numbers) -> Result<(), Fault> {
+        self.tpm.measure_once(DEVICES_PCR, &digest(numbers))?;
+        Ok(())
     }
 
     /// Once in this service's life: a TPM that is reset later loses the measurement and is refused.

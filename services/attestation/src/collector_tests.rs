@@ -195,6 +195,51 @@ fn a_software_tpm_is_good_only_by_a_policy_that_says_so() {
     assert!(verifier.kept.is_enrolled(), "it is known by its keys, and not good");
 }
 
+/// Or the GPUs that a machine has shown could be exchanged for others, or for relayed ones, between two quotes.
+#[test]
+fn a_tpm_holds_on_to_the_devices_that_were_measured_until_the_next_boot() {
+    use distos_evidence::devices::{self, DEVICES_PCR, MEASURED, digest};
+    use distos_evidence::findings::{Findings, Outcome};
+    use distos_evidence::nvidia::machine::{Found, Machine};
+    let (ours, others) = (Numbers::from([[1; 8], [2; 8]]), Numbers::from([[1; 8], [3; 8]]));
+    let node = Node::new();
+    let mut verifier = Verifier::new();
+    verifier.pcrs = verifier.pcrs.with(DEVICES_PCR);
+    // What a verifier makes of these devices, by a quote that it has found good.
+    let mut outcome = |collector: &mut Collector<TimedFd>, numbers: &Numbers, nonce: u8| {
+        good(verifier.attest(collector, nonce));
+        let bundle = verifier.bundle(collector, [nonce; 32]).unwrap();
+        let found = |number: &[u8; 8]| Found {
+            is_switch: false,
+            number: Some(*number),
+            findings: Findings::default(),
+        };
+        let named = numbers.iter().map(|number| (hex::encode(number), found(number)));
+        let mut machine = Machine { devices: named.collect(), ..Machine::default() };
+        devices::check(&mut machine, bundle.pcrs.get(&DEVICES_PCR));
+        machine.devices[&hex::encode([1; 8])].findings.outcome(MEASURED)
+    };
+    {
+        let (_swtpm, mut collector) = node.boot(IMAGE);
+        assert_eq!(outcome(&mut collector, &ours, 1), Outcome::NotChecked, "not yet measured");
+        collector.measure_devices(&ours).unwrap();
+        assert_eq!(outcome(&mut collector, &ours, 2), Outcome::Passed);
+        assert_eq!(outcome(&mut collector, &others, 3), Outcome::Failed);
+        // A collector that is asked again, or restarted, measures no others over them.
+        collector.measure_devices(&others).unwrap();
+        assert_eq!(outcome(&mut collector, &others, 4), Outcome::Failed);
+        assert_eq!(outcome(&mut collector, &ours, 5), Outcome::Passed);
+        // And whoever does it by hand spoils both.
+        collector.tpm.pcr_extend(DEVICES_PCR, &digest(&others)).unwrap();
+        assert_eq!(outcome(&mut collector, &others, 6), Outcome::Failed);
+        assert_eq!(outcome(&mut collector, &ours, 7), Outcome::Failed);
+    }
+    let (_swtpm, mut collector) = node.boot(IMAGE);
+    assert_eq!(outcome(&mut collector, &others, 8), Outcome::NotChecked);
+    collector.measure_devices(&others).unwrap();
+    assert_eq!(outcome(&mut collector, &others, 9), Outcome::Passed);
+}
+
 /// The log of another machine's boot, extended into this TPM as that machine's firmware did.
 mod logs {
     use distos_evidence::bank::Bank;

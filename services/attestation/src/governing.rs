@@ -59,7 +59,8 @@ impl Governing {
     pub(crate) fn law(&self, at_s: u64) -> Law<'_> {
         let Governing { policies, makers, known, collateral } = self;
         let nvidia = collateral.get(&Maker::Nvidia);
-        Law { policies: policies.as_ref(), makers, nvidia, known: known.as_ref(), at_s }
+        let (policies, known) = (policies.as_ref(), known.as_ref());
+        Law { policies, makers, nvidia, known, elsewhere: None, at_s }
     }
 
     /// The policy's name and version; `None` if there is none.

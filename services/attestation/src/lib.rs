@@ -54,6 +54,7 @@ mod governing;
 #[cfg(test)]
 mod machines;
 mod peers;
+mod registry;
 mod sealing;
 mod server;
 mod service;

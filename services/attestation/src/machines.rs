@@ -148,6 +148,7 @@ impl Verifier {
             makers,
             nvidia: None,
             known: known.as_ref(),
+            elsewhere: None,
             at_s: AT_S,
         };
         let answer =

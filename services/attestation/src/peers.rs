@@ -191,6 +191,9 @@ fn watch(service: &Rc<Attestation>, nodes: &BTreeSet<NodeId>) {
     peers.nodes.borrow_mut().retain(|node, watched| {
         let stays = nodes.contains(node);
         watched.ended.set(!stays);
+        if !stays {
+            service.devices.borrow_mut().release(*node);
+        }
         stays
     });
     for node in nodes {
@@ -201,6 +204,7 @@ fn watch(service: &Rc<Attestation>, nodes: &BTreeSet<NodeId>) {
         match Watched::open(*node, settings.bounds, &settings.data_dir) {
             Ok(watched) => {
                 let watched = Rc::new(watched);
+                service.devices.borrow_mut().hold(*node, watched.kept.borrow().devices());
                 peers.nodes.borrow_mut().insert(*node, watched.clone());
                 tokio::task::spawn_local(service.clone().renew(watched));
             }

@@ -356,6 +356,7 @@ impl attestation::Server for AttestationServer {
             kept.expect(ek.as_deref());
             watched.state.borrow_mut().forget();
             *watched.found.borrow_mut() = None;
+            self.service.devices.borrow_mut().release(watched.node);
             watched.keep(kept)
         });
         drop(turn);

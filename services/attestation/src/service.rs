@@ -18,10 +18,10 @@ use crate::TRACE;
 use crate::collector::{Collector, Log, Logs};
 use crate::governing::{Archive, Governing};
 use crate::peers::Peers;
+use crate::registry::Registry;
 use crate::settings::{BOOT, FILES, Settings};
 use crate::state::{Now, Standing};
 use crate::tpm::{TIMEOUT, TimedFd, Tpm};
-use crate::verifier::LIMITS;
 use crate::watched::Watched;
 
 const AUDIT_KIND: &str = "attestation";
@@ -54,6 +54,8 @@ pub(crate) struct Attestation {
     pub(crate) archive: Archive,
     pub(crate) governing: RefCell<Arc<Governing>>,
     pub(crate) own: Rc<Watched>,
+    /// Which node has shown which device.
+    pub(crate) devices: RefCell<Registry>,
     /// The peers that this node verifies.
     pub(crate) peers: Peers,
     /// Held while a peer's answer is examined, and never while one is waited for: whoever is silent holds up nobody.
@@ -91,7 +93,10 @@ impl Attestation {
         getrandom::fill(&mut *seed).map_err(Fault::internal)?;
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
+        let mut devices = Registry::new(own.node);
+        devices.hold(own.node, own.kept.borrow().devices());
         let service = Rc::new(Attestation {
+            devices: RefCell::new(devices),
             peers: Peers::new(&vat),
             vat,
             settings,
@@ -303,11 +308,9 @@ impl Attestation {
             nonce_hash: Sha256::digest(evidence.nonce).into(),
             svid_key_hash: Sha256::digest(evidence.session.key.0).into(),
         };
-        let limits = LIMITS.map(str::to_owned).to_vec();
         let collateral = found.digests.clone();
         let validity = Validity { from_s, until_s };
-        Ear::of(&found.opinion, verifier, bound, collateral, limits, validity)?
-            .sign(&self.result_secret)
+        Ear::of(&found.opinion, verifier, bound, collateral, validity)?.sign(&self.result_secret)
     }
 
     /// Goes by another policy, or trusts others, from now on; evidence is taken anew by it.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use distos_abi::{Fault, HolderKey};
+use distos_evidence::devices::DEVICES_PCR;
 use distos_evidence::evidence::PcrSet;
 use distos_evidence::ima::IMA_PCR;
 use distos_evidence::joining::IMAGE_PCR;
@@ -84,6 +85,11 @@ impl Settings {
         let signers = signers.collect::<Result<_, _>>()?;
         let given = Given { policy: text("policy"), signature: text("policy_signature"), signers };
         Ok(Settings { hardware, bounds, image_hash, pcrs, data_dir, given })
+    }
+
+    /// The registers that nodes are asked for: beside those, the one that holds on to their devices.
+    pub(crate) fn asked(&self) -> PcrSet {
+        self.pcrs.with(DEVICES_PCR)
     }
 
     /// What kind of TPM it is, for people.

@@ -12,6 +12,7 @@ use distos_abi::Fault;
 use distos_appraisal::{Appraised as Opinion, Device, Kind, Policies, Tier, appraise};
 use distos_collateral::Collateral;
 use distos_evidence::credential::{Credential, EndorsementKey, make_credential};
+use distos_evidence::devices::{self, DEVICES_PCR, Elsewhere, Numbers};
 use distos_evidence::enrolment::Makers;
 use distos_evidence::evidence::{Appraised, AttestationKey, PcrSet};
 use distos_evidence::findings::{Claim, Findings, Outcome};
@@ -45,6 +46,8 @@ pub struct Law<'a> {
     pub nvidia: Option<&'a Collateral>,
     /// Digests of the files that are known, if anybody has said which are.
     pub known: Option<&'a BTreeSet<String>>,
+    /// Which of its devices other nodes have shown last; `None` if nobody has looked.
+    pub elsewhere: Option<&'a Elsewhere>,
     /// Unix seconds.
     pub at_s: u64,
 }
@@ -59,6 +62,9 @@ pub struct Kept {
     keys: Option<Keys>,
     baseline: Option<Baseline>,
     list: Option<Listed>,
+    /// The devices that its last good evidence has shown, and that were no other node's.
+    #[serde(default)]
+    devices: Numbers,
 }
 
 /// The keys by which a node is known, hexadecimal.
@@ -125,6 +131,8 @@ pub struct Examined {
     pub devices: BTreeMap<String, Device>,
     /// What policies say of it.
     pub opinion: Opinion,
+    /// The devices of which it has shown that they are what they say.
+    pub shown: Numbers,
     /// What is to be remembered from now on.
     pub kept: Kept,
 }
@@ -148,8 +156,13 @@ impl Kept {
             kept.baseline.as_ref().map(|known| (known.clock.reset_count, known.clock.restart_count))
         };
         let keys = |kept: &Kept| kept.keys.as_ref().map(|keys| (keys.ek.clone(), keys.ak.clone()));
-        (self.epoch, &self.told, keys(self), boot(self))
-            != (before.epoch, &before.told, keys(before), boot(before))
+        (self.epoch, &self.told, keys(self), boot(self), &self.devices)
+            != (before.epoch, &before.told, keys(before), boot(before), &before.devices)
+    }
+
+    /// The numbers of the devices that are this node's.
+    pub fn devices(&self) -> &Numbers {
+        &self.devices
     }
 
     /// Whether the node is known by its keys.
@@ -287,13 +300,16 @@ impl Kept {
             let findings = kept.listed_on(list, value, resets, law.known);
             devices.insert(LIST.to_owned(), Device { kind: Kind::Ima, findings });
         }
+        let (mut shown, mut here) = (Numbers::new(), Numbers::new());
         if let Some(gpus) = &bundle.gpus {
-            examine_each(gpus, session, &nonce, law, &mut devices)?;
+            let register = bundle.pcrs.get(&DEVICES_PCR).filter(|_| proven);
+            (shown, here) = examine_each(gpus, session, &nonce, law, register, &mut devices)?;
         }
         let opinion = appraise(law.policies, session.verifier, session.node, &devices)?;
         let judged = match (opinion.tier(), good) {
             (Tier::Affirming | Tier::Warning, Some((appraised, baseline))) => {
                 kept.baseline = Some(baseline);
+                kept.devices = here;
                 let quote_micros = bundle.quote_micros;
                 let ak_name = ak.name();
                 Judged::Good(Evidence { appraised, quote_micros, ak_name, session, nonce })
@@ -305,7 +321,7 @@ impl Kept {
             // Nothing is built on what is not good: the next answer is held against what this one was.
             kept = self.clone();
         }
-        Ok(Examined { judged, devices, opinion, kept })
+        Ok(Examined { judged, devices, opinion, shown, kept })
     }
 
     /// Goes on with the kernel's list from where it was verified, if that was in this boot.
@@ -351,20 +367,25 @@ fn named_by(known: Option<&BTreeSet<String>>) -> String {
     hex::encode(all.finalize())
 }
 
-/// Adds what was found of each GPU, and of all of them together.
+/// Adds what was found of each GPU, and of all of them together. Returns the devices that are what they say, and those of them
+/// that no other node shows. `register` is what the quote proves of the register in which they are measured.
 fn examine_each(
     gpus: &[Gpu],
     session: Session,
     nonce: &[u8; 32],
     law: Law<'_>,
+    register: Option<&[u8; 32]>,
     devices: &mut BTreeMap<String, Device>,
-) -> Result<(), Fault> {
+) -> Result<(Numbers, Numbers), Fault> {
     let nothing = Collateral::default();
     let collateral = law.nvidia.unwrap_or(&nothing);
     // Documents whose signatures do not hold are not used: then "golden values" is not checked.
     let (golden, _) = collateral.golden(law.at_s);
-    let found = examine_gpus(gpus, &session, nonce, collateral.anchors(law.at_s), &golden)
+    let mut found = examine_gpus(gpus, &session, nonce, collateral.anchors(law.at_s), &golden)
         .map_err(Fault::malformed)?;
+    devices::check(&mut found, register);
+    let here = devices::check_place(&mut found, law.elsewhere);
+    let shown = found.devices.values().filter_map(|one| one.number).collect();
     for (name, one) in found.devices {
         let kind = if one.is_switch { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
         devices.insert(name, Device { kind, findings: one.findings });
@@ -372,7 +393,7 @@ fn examine_each(
     if let Some(findings) = found.together {
         devices.insert(MACHINE.to_owned(), Device { kind: Kind::NvidiaMachine, findings });
     }
-    Ok(())
+    Ok((shown, here))
 }
 
 /// Why a node is not good, for people: the first device that is not, with the first check of it that did not pass.
@@ -390,13 +411,6 @@ fn why(opinion: &Opinion, devices: &BTreeMap<String, Device>) -> String {
     }
     said
 }
-
-/// What evidence of a TPM does not show, for whoever reads a result.
-pub const LIMITS: [&str; 3] = [
-    "A quote shows what registers held when it was made, and not what was never measured into them.",
-    "A software TPM proves the protocol and not the machine.",
-    "A GPU's report does not show in which machine the GPU is: it can be relayed until GPUs and hosts authenticate each other (TDISP).",
-];
 
 #[cfg(test)]
 #[path = "fleet_tests.rs"]

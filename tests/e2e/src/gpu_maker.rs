@@ -40,6 +40,7 @@ pub struct GpuMaker {
 /// The GPUs of one machine. They stop answering when this is dropped.
 pub struct Gpus {
     directory: PathBuf,
+    keys: Arc<Vec<EcdsaKeyPair>>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -78,18 +79,7 @@ impl GpuMaker {
                 key
             })
             .collect();
-        let ended = Arc::new(AtomicBool::new(false));
-        let (watched, until) = (directory.to_owned(), ended.clone());
-        let answer = move || {
-            while !until.load(Ordering::Relaxed) {
-                answer(&watched, &keys);
-                std::thread::sleep(POLL);
-            }
-        };
-        let thread = Some(std::thread::spawn(answer));
-        let gpus = Gpus { directory: directory.to_owned(), ended, thread };
-        gpus.says(says);
-        gpus
+        Gpus::start(directory, Arc::new(keys), says)
     }
 
     /// A GPU's certificates, as a library has them, and its key.
@@ -116,6 +106,35 @@ impl GpuMaker {
 }
 
 impl Gpus {
+    fn start(directory: &Path, keys: Arc<Vec<EcdsaKeyPair>>, says: &str) -> Gpus {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (watched, until, own) = (directory.to_owned(), ended.clone(), keys.clone());
+        let answer = move || {
+            while !until.load(Ordering::Relaxed) {
+                answer(&watched, &own);
+                std::thread::sleep(POLL);
+            }
+        };
+        let thread = Some(std::thread::spawn(answer));
+        let gpus = Gpus { directory: directory.to_owned(), keys, ended, thread };
+        gpus.says(says);
+        gpus
+    }
+
+    /// The same GPUs in another machine, as if each question there was passed on to them: they answer both. The library
+    /// is put into `directory` as well.
+    ///
+    /// # Panics
+    /// As [`GpuMaker::supply`].
+    pub fn relayed_to(&self, directory: &Path, says: &str) -> Gpus {
+        build_library(directory);
+        for index in 0..self.keys.len() {
+            let name = format!("chain-{index}");
+            fs::copy(self.directory.join(&name), directory.join(&name)).expect("a file");
+        }
+        Gpus::start(directory, self.keys.clone(), says)
+    }
+
     /// From now on: how many GPUs there are, how many processes on each, how many bytes in use, and a word for how they
     /// attest themselves (`services/gpu/tests/fake-nvml/nvml.c`).
     ///

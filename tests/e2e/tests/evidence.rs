@@ -219,32 +219,54 @@ fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
     assert!(shown.contains("ima (ima): contraindicated"), "{shown}");
 }
 
-#[test]
-fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
-    let mut node = Node::boot();
-    node.down();
-    let maker = GpuMaker::found();
+/// Where a node's GPU service finds the library, and what its GPUs answer.
+fn gpu_place(node: &Node) -> PathBuf {
     let place = node.directory().join("vats/gpu");
     fs::create_dir_all(&place).unwrap();
-    let gpus = maker.supply(&place, 2, "2 0 0 on");
-    let image =
-        with_settings(&single_image(), "gpu", &format!("nvml = \"{}\"", library(&place).display()));
+    place
+}
+
+/// The image with GPUs there, which its attestation service asks, and of which a policy demands confidential mode.
+fn with_gpus(image: &str, place: &Path) -> String {
+    let image = with_settings(image, "gpu", &format!("nvml = \"{}\"", library(place).display()));
     let image = with_settings(&image, "attestation", "gpus = \"gpu\"");
-    let image = replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\""));
     let image = replaced(
         &image,
         "  # No rights: an executor only withdraws",
         "  { to = \"attestation\", name = \"gpu\", of = \"gpu/gpus\", rights = [\"list\", \"attest\"] },\n  # No rights: an executor only withdraws",
     );
-    let image = replaced(
-        &image,
-        "@id(\"a-tpm\")",
-        "@id(\"gpu\")\n@unchecked(\"revocation, golden values\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaGpu)\nwhen { resource.passed.containsAll([\"signature\", \"certificate chain\", \"nonce\"]) && resource has confidential_mode && resource.confidential_mode && resource has developer_tools && !resource.developer_tools };\n\n@id(\"machine\")\n@unchecked(\"topology\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaMachine)\nwhen { resource.passed.containsAll([\"one nonce\", \"distinct devices\"]) };\n\n@id(\"a-tpm\")",
-    );
-    node.write_image(&image);
-    node.reboot();
-    // Their maker's root is not known yet.
-    assert_ne!(standing(&node), "fresh");
+    replaced(&image, "@id(\"a-tpm\")", &format!("{GPU_RULE}{MACHINE_RULE}@id(\"a-tpm\")"))
+}
+
+/// GPUs in confidential mode, of which no reference values are known.
+const GPU_RULE: &str = r#"@id("gpu")
+@unchecked("revocation, golden values")
+permit (principal, action == Action::"affirm", resource is NvidiaGpu)
+when {
+    resource.passed.containsAll(["signature", "certificate chain", "nonce"]) &&
+    resource has confidential_mode && resource.confidential_mode &&
+    resource has developer_tools && !resource.developer_tools
+};
+
+"#;
+
+/// Several of them, without switches.
+const MACHINE_RULE: &str = r#"@id("machine")
+@unchecked("topology")
+permit (principal, action == Action::"affirm", resource is NvidiaMachine)
+when { resource.passed.containsAll(["one nonce", "distinct devices"]) };
+
+"#;
+
+/// What somebody goes by who looks at nothing.
+const ANY_GPU_RULE: &str = r#"@id("gpu")
+@unchecked("certificate chain, measured devices, one node")
+permit (principal, action == Action::"affirm", resource is NvidiaGpu);
+
+"#;
+
+/// Has the node trust this maker's GPUs.
+fn trust(node: &Node, maker: &GpuMaker) {
     let trust = tempfile::tempdir().unwrap();
     let folder = trust.path().join("nvidia");
     fs::create_dir_all(&folder).unwrap();
@@ -253,6 +275,21 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
         fs::copy(file.path(), folder.join(file.file_name())).unwrap();
     }
     node.ok(&["attest", "trust", trust.path().to_str().unwrap()]);
+}
+
+#[test]
+fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
+    let mut node = Node::boot();
+    node.down();
+    let maker = GpuMaker::found();
+    let place = gpu_place(&node);
+    let gpus = maker.supply(&place, 2, "2 0 0 on");
+    let image = with_gpus(&single_image(), &place);
+    node.write_image(&replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\"")));
+    node.reboot();
+    // Their maker's root is not known yet.
+    assert_ne!(standing(&node), "fresh");
+    trust(&node, &maker);
     node.cli(&["attest", "now"]);
     until(&node, "fresh");
     let shown = node.json(&["attest", "status"]);
@@ -268,6 +305,73 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
     gpus.says("2 0 0 on");
     until(&node, "fresh");
     assert_eq!(count(&node).code, 0);
+}
+
+/// Or whoever runs a machine shows real GPUs of its own until it has work, and then has another machine's answer.
+#[test]
+fn gpus_that_are_exchanged_within_a_boot_fail_their_node_until_the_next() {
+    let mut node = Node::boot();
+    node.down();
+    let maker = GpuMaker::found();
+    let place = gpu_place(&node);
+    let gpus = maker.supply(&place, 2, "2 0 0 on");
+    let image = with_gpus(&single_image(), &place);
+    node.write_image(&replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\"")));
+    node.reboot();
+    trust(&node, &maker);
+    until(&node, "fresh");
+    let shown = node.ok(&["attest", "status"]).text();
+    for check in ["measured devices: PCR 15: 2 devices", "one node: no other node shows it"] {
+        assert_eq!(shown.matches(check).count(), 2, "{check}: {shown}");
+    }
+    // As good as those before, by the same maker, and not those before.
+    drop(gpus);
+    let others = maker.supply(&place, 2, "2 0 0 on");
+    until(&node, "failed");
+    let shown = node.ok(&["attest", "status"]).text();
+    assert!(shown.contains("measured devices: PCR 15 does not hold"), "{shown}");
+    node.down();
+    node.reboot();
+    until(&node, "fresh");
+    drop(others);
+}
+
+/// Or one GPU vouches for every machine of a cluster.
+#[test]
+fn a_gpu_that_two_nodes_show_is_taken_of_the_first_alone() {
+    let desk = Desk::set_up();
+    let maker = GpuMaker::found();
+    let join = |rule: &str| {
+        let (mut node, ports) =
+            alone_with(3600, |image| replaced(image, "\"60000\"", &format!("\"{FRESH_MS}\"")));
+        node.down();
+        let place = gpu_place(&node);
+        let gpus = maker.supply(&place, 1, "1 0 0 on");
+        let image = with_gpus(&fs::read_to_string(node.image()).unwrap(), &place);
+        node.write_image(&replaced(&image, GPU_RULE, rule));
+        node.reboot();
+        (Member::of(&desk, node, LOOPBACK, ports), gpus)
+    };
+    // The other one is content with any GPU, also with one at home that it shows as its own.
+    let ((home, at_home), (mut other, at_other)) = (join(GPU_RULE), join(ANY_GPU_RULE));
+    trust(&home.node, &maker);
+    until(&home.node, "fresh");
+    acquaint(&home, &other);
+    eventually("the other has shown a GPU of its own", LONG, || {
+        (says(&home, &other).as_deref() == Some("fresh")).then_some(())
+    });
+    // In a new boot, which the TPM knows no devices of yet, it passes on what it is asked to the GPU at home.
+    other.node.down();
+    drop(at_other);
+    let relayed = at_home.relayed_to(&gpu_place(&other.node), "1 0 0 on");
+    other.node.reboot();
+    let why = format!("one node: node/{} shows it as well", home.number);
+    eventually("what it passes on is not taken for its own", LONG, || {
+        audited(&home.node, "attestation", &why).then_some(())
+    });
+    assert_eq!(says(&home, &other).as_deref().unwrap_or("failed"), "failed");
+    assert_eq!(standing(&home.node), "fresh", "whose GPU it is");
+    drop(relayed);
 }
 
 #[test]

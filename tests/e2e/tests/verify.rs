@@ -197,7 +197,26 @@ fn whoever_gives_the_wrong_files_is_told_which() {
     let trust = ["--trust", empty.path().to_str().unwrap()];
     let output = verify("nvidia", &[&path], &trust);
     assert!(output.stderr.contains("holds no root"), "{}", output.stderr);
-    assert_eq!(verify("tdx", &[&path], &[]).code, 2, "not supported");
+}
+
+/// An auditor would take silence for a verdict: that it cannot be verified here is neither good nor bad.
+#[test]
+fn kinds_that_are_not_supported_are_named_and_say_so() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("quote");
+    fs::write(&path, [4; 1020]).unwrap();
+    for (kind, says) in
+        [("tdx", "Intel TDX quotes are not supported"), ("cca", "Arm CCA tokens are not supported")]
+    {
+        // Nor does what else was given change that.
+        for options in [&[][..], &["--json"], &["--nonce", "00", "--nonce", "01"]] {
+            let output = verify(kind, &[&path], options);
+            assert_eq!(output.code, MALFORMED, "{kind}: {}", output.text());
+            assert!(output.stderr.contains(says), "{kind}: {}", output.stderr);
+            assert!(output.stdout.is_empty(), "no verdict: {}", output.text());
+        }
+    }
+    assert_eq!(verify("sgx", &[&path], &[]).code, 2, "nobody has heard of it");
 }
 
 /// A software TPM for others' tools.

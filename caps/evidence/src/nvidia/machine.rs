@@ -76,6 +76,8 @@ pub struct Answer<'a> {
 pub struct Found {
     /// Whether it is a switch, and no GPU.
     pub is_switch: bool,
+    /// The number by which its certificates know it, if its report is signed by the key that they lead to.
+    pub number: Option<[u8; 8]>,
     /// The checks and claims.
     pub findings: Findings,
 }
@@ -108,8 +110,9 @@ pub fn verify_shown(
         {
             findings.failed(NONCE, "the report answers another nonce than its file says");
         }
+        let number = device.as_ref().and_then(|(device, _)| device.device_id());
         verified.extend(device);
-        machine.add(one.evidence.architecture.is_switch(), findings);
+        machine.add(one.evidence.architecture.is_switch(), number, findings);
     }
     machine.put_together(&verified, asking);
     machine
@@ -133,19 +136,16 @@ pub fn verify_live(
     let mut verified = Vec::new();
     for answer in answers {
         let is_switch = Architecture::parse(answer.arch).is_some_and(Architecture::is_switch);
-        let mut findings = match answer.evidence() {
-            Ok(evidence) => {
-                let (findings, device) =
-                    super::verify(&evidence, anchors, Some(&answer.nonce), golden);
-                verified.extend(device);
-                findings
-            }
-            Err(findings) => findings,
+        let (mut findings, device) = match answer.evidence() {
+            Ok(evidence) => super::verify(&evidence, anchors, Some(&answer.nonce), golden),
+            Err(findings) => (findings, None),
         };
+        let number = device.as_ref().and_then(|(device, _)| device.device_id());
+        verified.extend(device);
         if is_sample_nonce(&answer.nonce) {
             findings.failed(NONCE, "it is one of published samples: anybody can answer it");
         }
-        machine.add(is_switch, findings);
+        machine.add(is_switch, number, findings);
     }
     machine.put_together(&verified, Asking::Apart);
     Ok(machine)
@@ -201,10 +201,10 @@ impl Answer<'_> {
 }
 
 impl Machine {
-    fn add(&mut self, is_switch: bool, findings: Findings) {
+    fn add(&mut self, is_switch: bool, number: Option<[u8; 8]>, findings: Findings) {
         let word = if is_switch { "switch" } else { "gpu" };
         let at = self.devices.values().filter(|one| one.is_switch == is_switch).count();
-        self.devices.insert(format!("{word}-{at}"), Found { is_switch, findings });
+        self.devices.insert(format!("{word}-{at}"), Found { is_switch, number, findings });
     }
 
     fn put_together(&mut self, verified: &[(Device, Report)], asking: Asking) {

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use super::files;
 use super::holder::{call, read};
 use super::text::{self, row};
-use super::{Context, Report};
+use super::{Context, Report, Stop};
+
+/// Exit code of `gpu evidence` if a GPU has shown nothing.
+const PARTIAL: u8 = 33;
 
 /// Commands about GPUs.
 #[derive(Subcommand)]
@@ -25,7 +28,10 @@ Examples:
   distos gpu evidence --out evidence.json
   distos gpu evidence --json | jq .gpus
 What is written is what `distos attest verify --kind nvidia` reads. Nothing of it is verified here, and a nonce that this
-command has chosen shows freshness to whoever ran it alone: give your own, one for each GPU, to show it to somebody else.")]
+command has chosen shows freshness to whoever ran it alone: give your own, one for each GPU, to show it to somebody else.
+
+Exit code 0: every GPU has signed. 33: not every one has; those that have not are listed with the reason, and are not among the
+evidence.")]
     Evidence {
         /// What to ask with, 32 bytes in hexadecimal: one for each GPU, in its order [default: random]
         #[arg(long, value_name = "HEX")]
@@ -36,13 +42,28 @@ command has chosen shows freshness to whoever ran it alone: give your own, one f
     },
 }
 
-pub(super) async fn command(context: &Context, command: GpuCommand) -> Result<Report, Fault> {
+/// A report, or one with an exit code of its own.
+pub(super) async fn command(
+    context: &Context,
+    command: GpuCommand,
+) -> Result<Result<Report, Stop>, Fault> {
     let holder = context.holder()?;
     let client: gpus::Client = holder.root("gpus").await?;
     match command {
-        GpuCommand::List => list(&client).await,
-        GpuCommand::Evidence { nonce, out } => evidence(&client, &nonce, out).await,
+        GpuCommand::List => list(&client).await.map(Ok),
+        GpuCommand::Evidence { nonce, out } => {
+            let report = evidence(&client, &nonce, out).await?;
+            Ok(match is_whole(&report.json) {
+                true => Ok(report),
+                false => Err(Stop::Verdict { report, code: PARTIAL }),
+            })
+        }
     }
+}
+
+/// Whether every GPU has signed something: whoever counts on the evidence of a machine must not miss one that has not.
+fn is_whole(json: &Value) -> bool {
+    json["gpus"].as_array().is_some_and(|gpus| gpus.iter().all(|gpu| gpu["fault"] == ""))
 }
 
 async fn list(client: &gpus::Client) -> Result<Report, Fault> {
@@ -209,6 +230,17 @@ mod tests {
         let text = evidence_text(&json);
         assert!(text.contains("it did not answer in time"), "{text}");
         assert!(text.contains("devtools") && text.contains("4.2 KiB"), "{text}");
+    }
+
+    #[test]
+    fn evidence_is_whole_if_no_gpu_is_missing_in_it() {
+        let of = |faults: &[&str]| {
+            let gpus: Vec<Value> = faults.iter().map(|fault| json!({ "fault": fault })).collect();
+            is_whole(&json!({ "gpus": gpus }))
+        };
+        assert!(of(&[]) && of(&["", ""]), "a machine without a GPU misses none");
+        assert!(!of(&["", "it did not answer in time"]) && !of(&["off", "off"]));
+        assert!(!is_whole(&json!({})));
     }
 
     #[test]

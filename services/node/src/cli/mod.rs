@@ -293,7 +293,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Report, Stop> {
             Ok(attest::sign(&policy, &key)?)
         }
         Command::Attest(command) => interruptible(attest::command(context, command)).await,
-        Command::Gpu(command) => interruptible(gpu::command(context, command)).await,
+        Command::Gpu(command) => interruptible(gpu::command(context, command)).await?,
     }
 }
 

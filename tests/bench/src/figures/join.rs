@@ -159,6 +159,7 @@ impl Cluster {
             makers: &self.makers,
             nvidia: None,
             known: None,
+            elsewhere: None,
             at_s: AT_S,
         };
         let answer = Answer { session, nonce, pcrs: self.pcrs, bundle: &bundle, list: None };

@@ -112,9 +112,8 @@ static RESULTS: LazyLock<Vec<(String, Ear)>> = LazyLock::new(|| {
         let appraised = asked(&policies.unwrap(), &devices());
         let verifier = VerifierId { developer: "DistOS".to_owned(), build: "0".to_owned() };
         let bound = Bound { boot: 1, epoch: 2, nonce_hash: [3; 32], svid_key_hash: [4; 32] };
-        let limits = vec!["a report can be relayed".to_owned()];
         let validity = Validity { from_s: NOW_S, until_s: NOW_S + 300 };
-        let ear = Ear::of(&appraised, verifier, bound, vec![[5; 32]], limits, validity).unwrap();
+        let ear = Ear::of(&appraised, verifier, bound, vec![[5; 32]], validity).unwrap();
         (ear.sign(&token_secret()).unwrap(), ear)
     };
     EXAMPLES.iter().map(result).collect()
