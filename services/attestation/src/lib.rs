@@ -57,6 +57,7 @@ mod peers;
 mod sealing;
 mod server;
 mod service;
+mod session;
 mod settings;
 pub mod state;
 mod tpm;
