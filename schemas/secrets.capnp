@@ -93,8 +93,8 @@ interface Secrets extends(Cap.Capability) {
   # ("stale-attestation", "unauthenticated"), "not-found" (it is sealed to no TPM).
 
   seal @4 () -> ();
-  # Needs "admin". Forgets the root key, and shares that were given. The TPM opens it again only when it is asked to
-  # (`unseal`), or when the broker is started again.
+  # Needs "admin". Forgets the root key, and shares that were given. Durable: the TPM opens it again only when it is asked to
+  # (`unseal`), also after a restart. If it cannot be recorded, they are forgotten all the same ("unavailable").
 
   put @5 (name :Text, kind :SecretKind, value :Data, attested :Bool, leaseMs :UInt64, accounts :Accounts)
       -> (secret :Secret, chain :Data);

@@ -82,6 +82,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let committer = Committer::start(log).map_err(Fault::internal)?;
     reconcile(&vat, &state).await?;
     distos_noise::seal(&vat);
+    let asked = if state.is_closed() { Asked::closed() } else { Asked::default() };
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     let broker = Rc::new(Broker {
         vat,
@@ -91,7 +92,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         committer,
         barrier: RefCell::default(),
         given: RefCell::default(),
-        asked: RefCell::default(),
+        asked: RefCell::new(asked),
         contradicted: RefCell::default(),
         own: RefCell::default(),
         accounts: RefCell::default(),

@@ -15,7 +15,7 @@ use distos_abi::{CapId, Fault, HolderKey, Meter, NodeId, ObjectId, TenantId};
 
 use crate::barrier::{Binding, Owner, RootFacts};
 use crate::record::{
-    Facts, Holder, LeaseId, MAX_NAME_BYTES, MAX_VALUE_BYTES, NewLease, Record, SecretKind,
+    Facts, Heard, Holder, LeaseId, MAX_NAME_BYTES, MAX_VALUE_BYTES, NewLease, Record, SecretKind,
 };
 
 /// The longest a lease runs, and an old version can be read, in milliseconds: 30 days.
@@ -277,6 +277,8 @@ pub struct State {
     limits: Limits,
     root: Option<RootFacts>,
     bound: Option<Binding>,
+    closed: bool,
+    heard: Option<Heard>,
     secrets: BTreeMap<ObjectId, Secret>,
     names: BTreeMap<(TenantId, String), ObjectId>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -302,6 +304,8 @@ impl State {
             limits,
             root: None,
             bound: None,
+            closed: false,
+            heard: None,
             secrets: BTreeMap::new(),
             names: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -326,6 +330,16 @@ impl State {
     /// How a TPM opens the root key, if one does.
     pub fn bound(&self) -> Option<&Binding> {
         self.bound.as_ref()
+    }
+
+    /// Whether an operator has sealed the broker, so that it is not to be opened but by one.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// What was heard last of the evidence about the broker's node, if anything was.
+    pub fn heard(&self) -> Option<Heard> {
+        self.heard
     }
 
     /// Whether something was ever encrypted under the root key. Until then there may be another: whoever has lost the
@@ -647,6 +661,8 @@ impl State {
             return Err(format!("two secrets have the name of {object}"));
         }
         self.names.insert(name, object);
+            Record::Closed(closed) => self.closed = closed,
+            Record::Evidence(heard) => self.heard = Some(heard),
         self.usage.entry(facts.tenant).or_default().secrets += 1;
         self.next_object = self.next_object.max(object.0.saturating_add(1));
         self.secrets.insert(object, Secret { facts, versions: Vec::new(), epoch: 0, leases: 0 });
@@ -837,8 +853,12 @@ fn find(secret: &Secret, version: u32) -> Option<&Version> {
         0 => secret.versions.last(),
         number => secret.versions.iter().find(|version| version.number == number),
     }
+        let closed = self.closed.then_some(Record::Closed(true));
+        let heard = self.heard.map(Record::Evidence);
 }
 
+            .chain(closed)
+            .chain(heard)
 #[cfg(test)]
 #[path = "state_tests.rs"]
 pub(crate) mod tests;

@@ -464,11 +464,19 @@ fn a_node_that_booted_another_image_is_opened_by_shares_alone_until_it_is_bound_
     node.ok(&["secret", "bind"]);
     kill(node.pid_of("secrets"));
     status_when(&node, "the broker's return", |status| status["sealed"] == false);
+    // Nor does a restart undo that.
+    kill(node.pid_of("secrets"));
+    let status = status_when(&node, "the broker's return", |s| s["why"] == "an operator sealed it");
+    assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
 }
 
 /// Blue's program: says what it was given where it can be read, and goes on until it is asked to end.
 const PROGRAM: &str = "cat \"$1\" > seen; env > environment; tr '\\0' '\\n' < /proc/$$/cmdline > words; \
+    kill(node.pid_of("secrets"));
+    status_when(&node, "the broker's return", |status| status["sealed"] == false);
                        trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done";
 
 fn program(node: &Node, options: &[&str]) -> Watched {

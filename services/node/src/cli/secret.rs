@@ -67,7 +67,7 @@ Example:
         #[arg(long, conflicts_with = "shares")]
         tpm: bool,
     },
-    /// Have the broker forget its root key
+    /// Have the broker forget its root key, until operators unseal it
     #[command(after_help = "Example:\n  distos secret seal")]
     Seal,
     /// Keep a new secret
@@ -560,7 +560,7 @@ async fn unseal(context: &Context, shares: Vec<PathBuf>) -> Result<Report, Fault
 async fn close(context: &Context) -> Result<Report, Fault> {
     let (_broker, client) = Broker::own(context).await?;
     call(client.seal_request()).await?;
-    let text = "sealed: nothing is given out until it is opened again, or started again where the TPM opens it".to_owned();
+    let text = "sealed: nothing is given out until it is opened again (distos secret unseal), also after a restart".to_owned();
     Ok(Report { json: json!({ "sealed": true }), text })
 }
 

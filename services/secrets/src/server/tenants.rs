@@ -141,6 +141,8 @@ impl secrets::Server for SecretsServer {
         };
         broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
         given.map_err(fail)?;
+        let this = self.clone();
+        to_its_end(async move { this.broker.note_opened().await }).await?;
         SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
         Ok(())
     }
@@ -151,8 +153,8 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::SealResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let close = || self.broker.close();
-        self.facet.commit(Rights::ADMIN, NO_BYTES, close).map_err(fail)?;
+        let this = self.clone();
+        to_its_end(async move { this.broker.close(&this.facet).await }).await?;
         self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), "sealed".into());
         self.facet.reply(&mut results);
         Ok(())
