@@ -285,6 +285,38 @@ fn a_secret_is_never_shown_to_a_terminal_or_written_where_others_may_write() {
 }
 
 #[test]
+#[test]
+fn a_lease_on_a_value_that_could_not_be_written_is_given_back() {
+    let (node, _) = open();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let mut command = node.command(&["secret", "get", "db", "--as", "red.cap", "--out", "-"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert!(!command.stdout(full).status().unwrap().success());
+    assert_eq!(leases(&node), 0);
+}
+
+#[test]
+fn each_operator_gets_a_share_in_a_file_and_none_is_shown() {
+    let node = Node::boot();
+    node.tenants(&["red"]);
+    let init = |files: &[&str]| {
+        let files = files.iter().flat_map(|file| ["--share-to", file]);
+        let args = ["secret", "init", "--threshold", "2", "--shares", "2"];
+        node.cli(&args.into_iter().chain(files).collect::<Vec<_>>())
+    };
+    assert_eq!(init(&["a"]).code, 16, "fewer files than shares");
+    assert_eq!(init(&["a", "a"]).code, 19);
+    let made = init(&["a", "b"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert!(!made.text().contains("distos-share-") && !made.stderr.contains("distos-share-"));
+    node.ok(&["secret", "seal"]);
+    for file in ["a", "b"] {
+        assert_eq!(fs::metadata(node.file(file)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    node.ok(&["secret", "unseal", "a", "b"]);
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+}
+
 fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
     if !is_root() {
         println!("NOT TESTED: only root reads another process's memory");
