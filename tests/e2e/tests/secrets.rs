@@ -20,6 +20,7 @@ use distos_e2e::holder::{Holder, in_this_process};
 use distos_e2e::images::{with_tpm, with_tpm_args};
 use distos_e2e::watch::Watched;
 use distos_e2e::{Node, Output, eventually, is_root, kill, signal, single_image};
+use distos_schemas::attestation_capnp::attestation;
 use distos_schemas::secrets_capnp::{SecretKind, accounts, secrets};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -484,6 +485,40 @@ fn a_node_that_booted_another_image_is_opened_by_shares_alone_until_it_is_bound_
     // Its TPM is reset with the node, and measures another image.
     node.write_image(&with_tpm(61_000, "/usr/bin/swtpm"));
     node.reboot();
+/// Else whoever has a capability to the attestation service has the TPM open what it keeps for the broker.
+#[test]
+fn whoever_has_no_edge_of_the_nodes_image_has_nothing_sealed_or_opened_by_the_tpm() {
+    let image = with_tpm(60_000, "/usr/bin/swtpm");
+    let rights = r#"rights = ["read", "list", "attest", "admin"] }"#;
+    let node = Node::boot_with(&image.replacen(
+        rights,
+        r#"rights = ["read", "list", "attest", "admin", "create"] }"#,
+        1,
+    ));
+    for ending in ["cap", "key"] {
+        let own = node.directory().join(format!("operator/operator.{ending}"));
+        fs::copy(own, node.file(&format!("operator.{ending}"))).unwrap();
+    }
+    let codes: Vec<u8> = in_this_process(async {
+        let operator = Holder::load(&node, "operator");
+        let chain = operator.chain("attestation");
+        assert!(
+            chain.authority().rights.contains(distos_abi::Rights::CREATE),
+            "the image gives it"
+        );
+        let (_connection, client) = operator.restore::<attestation::Client>(chain).await.unwrap();
+        let mut seal = client.seal_request();
+        seal.get().set_to(&[9; 32]);
+        let mut unseal = client.unseal_request();
+        unseal.get().set_to(&[9; 32]);
+        unseal.get().set_blob(&[2]);
+        let sealed = seal.send().promise.await.map(drop);
+        let unsealed = unseal.send().promise.await.map(drop);
+        [sealed, unsealed].map(|done| distos_rpc::fault_of(&done.unwrap_err()).code()).into()
+    });
+    assert_eq!(codes, [10, 10], "denied");
+}
+
     let status = status_when(&node, "the TPM's refusal", |s| s["why"] != "");
     assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()), "{status}");
     assert!(status["why"].as_str().unwrap().contains("registers"), "{status}");
