@@ -525,6 +525,23 @@ impl State {
         self.own(object, id, holder, now_ms).map(drop)
     }
 
+    /// Whether a tenant's holders have leases by this capability that were not cleared away.
+    pub fn is_lessee(&self, tenant: TenantId, cap: CapId) -> bool {
+        self.holders_by(tenant, cap).next().is_some()
+    }
+
+    /// Those who have leases by this capability.
+    fn holders_by(&self, tenant: TenantId, cap: CapId) -> impl Iterator<Item = &Holder> {
+        let first = Holder { tenant, cap, key: HolderKey([0; 32]) };
+        let last = Holder { tenant, cap, key: HolderKey([0xff; 32]) };
+        self.holders.numbers.range(first..=last).map(|(holder, _)| holder)
+    }
+
+    /// Until when a lease runs by itself, if there is one.
+    pub fn until_ms(&self, id: LeaseId) -> Option<u64> {
+        self.leases.get(&id).map(|lease| lease.until_ms)
+    }
+
     fn own(
         &self,
         object: ObjectId,
@@ -644,6 +661,8 @@ impl State {
                 self.refused.remove(&node);
             }
             Record::Time(now_ms) => self.reached(now_ms),
+            Record::Closed(closed) => self.closed = closed,
+            Record::Evidence(heard) => self.heard = Some(heard),
             Record::Owed { object, id } => {
                 self.owed.insert((object, id));
             }
@@ -661,8 +680,6 @@ impl State {
             return Err(format!("two secrets have the name of {object}"));
         }
         self.names.insert(name, object);
-            Record::Closed(closed) => self.closed = closed,
-            Record::Evidence(heard) => self.heard = Some(heard),
         self.usage.entry(facts.tenant).or_default().secrets += 1;
         self.next_object = self.next_object.max(object.0.saturating_add(1));
         self.secrets.insert(object, Secret { facts, versions: Vec::new(), epoch: 0, leases: 0 });
@@ -737,9 +754,7 @@ impl State {
     }
 
     fn end_cap(&mut self, tenant: TenantId, cap: CapId) -> u64 {
-        let first = Holder { tenant, cap, key: HolderKey([0; 32]) };
-        let last = Holder { tenant, cap, key: HolderKey([0xff; 32]) };
-        let keys: Vec<Holder> = self.holders.numbers.range(first..=last).map(|(h, _)| *h).collect();
+        let keys: Vec<Holder> = self.holders_by(tenant, cap).copied().collect();
         keys.iter().map(|holder| self.holders.end(holder)).sum()
     }
 
@@ -838,8 +853,12 @@ impl State {
                 until_ms: lease.until_ms,
             }))
         });
+        let closed = self.closed.then_some(Record::Closed(true));
+        let heard = self.heard.map(Record::Evidence);
         root.into_iter()
             .chain(bound)
+            .chain(closed)
+            .chain(heard)
             .chain([counters, time])
             .chain(refused)
             .chain(secrets)
@@ -853,12 +872,8 @@ fn find(secret: &Secret, version: u32) -> Option<&Version> {
         0 => secret.versions.last(),
         number => secret.versions.iter().find(|version| version.number == number),
     }
-        let closed = self.closed.then_some(Record::Closed(true));
-        let heard = self.heard.map(Record::Evidence);
 }
 
-            .chain(closed)
-            .chain(heard)
 #[cfg(test)]
 #[path = "state_tests.rs"]
 pub(crate) mod tests;

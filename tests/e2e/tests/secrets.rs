@@ -286,7 +286,6 @@ fn a_secret_is_never_shown_to_a_terminal_or_written_where_others_may_write() {
 }
 
 #[test]
-#[test]
 fn a_lease_on_a_value_that_could_not_be_written_is_given_back() {
     let (node, _) = open();
     assert_eq!(put(&node, "db", PASSWORD).code, 0);
@@ -318,6 +317,7 @@ fn each_operator_gets_a_share_in_a_file_and_none_is_shown() {
     assert_eq!(put(&node, "db", PASSWORD).code, 0);
 }
 
+#[test]
 fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
     if !is_root() {
         println!("NOT TESTED: only root reads another process's memory");
@@ -464,11 +464,19 @@ fn the_tpm_opens_the_broker_after_every_start_and_not_after_an_operator_sealed_i
     node.ok(&["secret", "seal"]);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
+    // Nor does a restart undo that.
+    kill(node.pid_of("secrets"));
+    let status = status_when(&node, "the broker's return", |s| s["why"] == "an operator sealed it");
+    assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
     // A tenant cannot have it opened.
     node.refused(&["secret", "unseal", "--tpm", "--as", "red.cap"], 10);
     node.refused(&["secret", "bind"], 17);
     node.ok(&["secret", "unseal", "--tpm"]);
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    kill(node.pid_of("secrets"));
+    status_when(&node, "the broker's return", |status| status["sealed"] == false);
     // Its making, and each opening, is on record.
     eventually("the audit log", LONG, || {
         let log = node.ok(&["audit", "list", "--json"]).text();
@@ -477,14 +485,6 @@ fn the_tpm_opens_the_broker_after_every_start_and_not_after_an_operator_sealed_i
     });
 }
 
-#[test]
-fn a_node_that_booted_another_image_is_opened_by_shares_alone_until_it_is_bound_again() {
-    let (mut node, shares) = open_by_tpm();
-    assert_eq!(put(&node, "db", PASSWORD).code, 0);
-    node.down();
-    // Its TPM is reset with the node, and measures another image.
-    node.write_image(&with_tpm(61_000, "/usr/bin/swtpm"));
-    node.reboot();
 /// Else whoever has a capability to the attestation service has the TPM open what it keeps for the broker.
 #[test]
 fn whoever_has_no_edge_of_the_nodes_image_has_nothing_sealed_or_opened_by_the_tpm() {
@@ -519,6 +519,14 @@ fn whoever_has_no_edge_of_the_nodes_image_has_nothing_sealed_or_opened_by_the_tp
     assert_eq!(codes, [10, 10], "denied");
 }
 
+#[test]
+fn a_node_that_booted_another_image_is_opened_by_shares_alone_until_it_is_bound_again() {
+    let (mut node, shares) = open_by_tpm();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    node.down();
+    // Its TPM is reset with the node, and measures another image.
+    node.write_image(&with_tpm(61_000, "/usr/bin/swtpm"));
+    node.reboot();
     let status = status_when(&node, "the TPM's refusal", |s| s["why"] != "");
     assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()), "{status}");
     assert!(status["why"].as_str().unwrap().contains("registers"), "{status}");
@@ -531,19 +539,11 @@ fn whoever_has_no_edge_of_the_nodes_image_has_nothing_sealed_or_opened_by_the_tp
     node.ok(&["secret", "bind"]);
     kill(node.pid_of("secrets"));
     status_when(&node, "the broker's return", |status| status["sealed"] == false);
-    // Nor does a restart undo that.
-    kill(node.pid_of("secrets"));
-    let status = status_when(&node, "the broker's return", |s| s["why"] == "an operator sealed it");
-    assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()));
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
 }
 
 /// Blue's program: says what it was given where it can be read, and goes on until it is asked to end.
 const PROGRAM: &str = "cat \"$1\" > seen; env > environment; tr '\\0' '\\n' < /proc/$$/cmdline > words; \
-    kill(node.pid_of("secrets"));
-    status_when(&node, "the broker's return", |status| status["sealed"] == false);
                        trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done";
 
 fn program(node: &Node, options: &[&str]) -> Watched {
@@ -599,6 +599,135 @@ fn a_program_is_asked_to_end_when_its_lease_is_ended() {
     let ended = running.finish(LONG);
     assert_eq!(ended.code, 11, "{}", ended.stderr);
     assert!(ended.stderr.contains("asked to end"), "{}", ended.stderr);
+}
+
+/// A program of red's: says what is in the file `db` of its private directory, each byte one more than it is, and waits for so
+/// many seconds before it ends; or that there is none.
+fn reading_program(wait_s: u64) -> Vec<u8> {
+    let wait_ns = wait_s * 1_000_000_000;
+    let text = format!(
+        r#"(module
+        (import "wasi_snapshot_preview1" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 32) "db")
+        (data (i32.const 40) "none")
+        (func $print (param $at i32) (param $len i32)
+          (i32.store (i32.const 0) (local.get $at))
+          (i32.store (i32.const 4) (local.get $len))
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+        (func (export "_start") (local $at i32)
+          (if (call $open (i32.const 3) (i32.const 0) (i32.const 32) (i32.const 2) (i32.const 0)
+                          (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 16))
+            (then (call $print (i32.const 40) (i32.const 4)) return))
+          (i32.store (i32.const 0) (i32.const 4096))
+          (i32.store (i32.const 4) (i32.const 1024))
+          (if (call $read (i32.load (i32.const 16)) (i32.const 0) (i32.const 1) (i32.const 8))
+            (then unreachable))
+          (local.set $at (i32.const 4096))
+          (loop $again
+            (i32.store8 (local.get $at) (i32.add (i32.load8_u (local.get $at)) (i32.const 1)))
+            (local.set $at (i32.add (local.get $at) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $at) (i32.add (i32.const 4096) (i32.load (i32.const 8))))))
+          (call $print (i32.const 4096) (i32.load (i32.const 8)))
+          (i32.store (i32.const 144) (i32.const 1))
+          (i64.store (i32.const 152) (i64.const {wait_ns}))
+          (drop (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 12)))))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+/// As that program says it.
+fn said(secret: &str) -> String {
+    secret.bytes().map(|byte| char::from(byte + 1)).collect()
+}
+
+/// Input for programs, of so many pages, and programs that wait for so long.
+fn programs(node: &Node, pages: usize, waits: &[u64]) {
+    fs::write(node.file("input"), vec![b'x'; pages << 16]).unwrap();
+    for tenant in ["red.cap", "blue.cap"] {
+        node.ok(&["region", "put", "input", "input", "--as", tenant]);
+    }
+    for wait_s in waits {
+        fs::write(node.file(&format!("read{wait_s}.wasm")), reading_program(*wait_s)).unwrap();
+    }
+}
+
+#[test]
+fn each_task_of_a_program_finds_reds_secret_as_a_file_of_its_own_and_it_stands_nowhere_else() {
+    let (node, _) = open();
+    assert_eq!(put(&node, "db/password", PASSWORD).code, 0);
+    assert_eq!(put(&node, "other", SECOND).code, 0);
+    programs(&node, 3, &[0]);
+    let run = ["run", "read0.wasm", "--input", "input", "--pages-per-task", "1"];
+    let with = |more: &[&str]| node.cli(&[&run[..], more].concat());
+    let given = with(&["--secret", "db/password=db", "--as", "red.cap"]);
+    assert_eq!((given.code, given.text()), (0, said(PASSWORD).repeat(3)), "{}", given.stderr);
+    // A job has what it was given, and no more; another tenant's has nothing.
+    assert_eq!(with(&["--as", "red.cap"]).text(), "none".repeat(3));
+    assert_eq!(with(&["--secret", "other", "--as", "red.cap"]).text(), "none".repeat(3));
+    let both = ["--secret", "other=db", "--secret", "db/password", "--as", "red.cap"];
+    assert_eq!(with(&both).text(), said(SECOND).repeat(3));
+    assert_eq!(with(&["--secret", "db/password=db", "--as", "blue.cap"]).code, 15);
+    let twice = ["--secret", "other", "--secret", "db/password=other", "--as", "red.cap"];
+    assert_eq!(with(&twice).code, 16, "two files of one name");
+    assert_eq!(with(&["--secret", "other=../db", "--as", "red.cap"]).code, 16);
+    // Each task had a lease of its own, and has given it back.
+    eventually("the end of all leases", LONG, || {
+        let list = node.json(&["secret", "list", "--as", "red.cap"]);
+        list["secrets"].as_array().unwrap().iter().all(|one| one["leases"] == 0).then_some(())
+    });
+    eventually("the audit log", LONG, || {
+        let log = node.ok(&["audit", "list", "--json"]).text();
+        (log.matches("'db/password' version 1 read").count() == 6).then_some(())
+    });
+    for process in node.processes() {
+        for file in ["environ", "cmdline"] {
+            let bytes = fs::read(format!("/proc/{}/{file}", process.pid)).unwrap_or_default();
+            assert!(!contains(&bytes, &traces(PASSWORD)), "{}: {file}", process.command);
+        }
+    }
+    if is_root() {
+        // No task runs any more. What programs call stands in their executor's memory.
+        holds_none(node.pid_of("executor/red"), &traces(PASSWORD), b"wasi_snapshot_preview1");
+    }
+}
+
+#[test]
+fn a_task_keeps_its_lease_while_it_runs_and_ends_with_it() {
+    let (node, _) = open();
+    let args = ["secret", "put", "db", "-", "--lease", "4s", "--as", "red.cap"];
+    assert_eq!(node.cli_with(&args, PASSWORD.as_bytes(), LONG).code, 0);
+    programs(&node, 1, &[10, 50]);
+    let run = |program| {
+        let args = ["run", program, "--input", "input", "--secret", "db", "--as", "red.cap"];
+        Watched::spawn(node.command(&args))
+    };
+    // Longer than a lease.
+    let ended = run("read10.wasm").finish(LONG);
+    assert_eq!((ended.code, ended.text()), (0, said(PASSWORD)), "{}", ended.stderr);
+    let has_one = || {
+        eventually("the task's lease", LONG, || (leases(&node) == 1).then_some(()));
+    };
+    for end in [&["--leases"][..], &[]] {
+        let running = run("read50.wasm");
+        has_one();
+        node.ok(&[&["secret", "revoke", "db", "--as", "red.cap"][..], end].concat());
+        // It waits for much longer.
+        let ended = running.finish(Duration::from_secs(20));
+        assert_eq!(ended.code, 11, "{}", ended.stderr);
+    }
+    // Whoever gave it is killed, and gives nothing back.
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let running = run("read50.wasm");
+    has_one();
+    running.signal(Signal::KILL);
+    running.finish(LONG);
+    eventually("the end of what a killed command gave", LONG, || {
+        (leases(&node) == 0).then_some(())
+    });
 }
 
 #[test]
@@ -945,6 +1074,7 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
     in_this_process(async {
         let red = Holder::load(&node, "red");
         let get = ["secret", "get", "login", "--out", "-", "--as", "red.cap"];
+        let mut passwords: Vec<Vec<u8>> = Vec::new();
         {
             let (_connection, client) =
                 red.restore::<secrets::Client>(red.chain("secrets")).await.unwrap();
@@ -962,6 +1092,7 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
             let two = meanwhile(&node, &get).await.text();
             assert_ne!(one, two);
             assert_eq!(database.0.borrow().len(), 2);
+            passwords.extend(database.0.borrow().values().flat_map(|one| traces(one)));
             // The oldest cannot be removed for a while, and keeps the other waiting no longer.
             *database.1.borrow_mut() = Some(name.to_owned());
             let end = ["secret", "revoke", "login", "--leases", "--as", "red.cap"];
@@ -980,6 +1111,11 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
         // Red's program is gone, and with it what makes accounts; then the broker is killed.
         assert_eq!(database.0.borrow().len(), 1);
         assert_eq!(meanwhile(&node, &get).await.code, 17);
+        if is_root() {
+            // Nor does the connection's buffer, in which the last one stood.
+            assert_eq!(put(&node, CANARY, PASSWORD).code, 0);
+            holds_none(node.pid_of("secrets"), &passwords, CANARY.as_bytes());
+        }
         let end = ["secret", "revoke", "login", "--leases", "--as", "red.cap"];
         assert_eq!(meanwhile(&node, &end).await.code, 0);
         let dropping = ["secret", "revoke", "login", "--as", "red.cap"];
@@ -1008,10 +1144,3 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
         assert_eq!(meanwhile(&node, &get).await.code, 0);
     });
 }
-        let mut passwords: Vec<Vec<u8>> = Vec::new();
-            passwords.extend(database.0.borrow().values().flat_map(|one| traces(one)));
-        if is_root() {
-            // Nor does the connection's buffer, in which the last one stood.
-            assert_eq!(put(&node, CANARY, PASSWORD).code, 0);
-            holds_none(node.pid_of("secrets"), &passwords, CANARY.as_bytes());
-        }

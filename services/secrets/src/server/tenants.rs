@@ -209,6 +209,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::OpenResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
+        keyed(&self.facet).map_err(fail)?;
         let name = name_of(params.get()?.get_name()).map_err(fail)?;
         let object = self.broker.state.borrow().by_name(self.facet.tenant(), &name);
         let object = object.map_err(|fault| fail(self.facet.refused(fault)))?;
