@@ -10,8 +10,8 @@ struct Segment {
 }
 
 interface Executor extends(Cap.Capability) {
-  load @0 (job :UInt64, module :Data, input :Cap.Gift, output :Cap.Gift) -> ();
-  # Needs "run". Compiles a module for a job and withdraws the job's two gifts, each where it waits: over
+  load @0 (job :UInt64, module :Data, input :Cap.Gift, output :Cap.Gift, secrets :List(Sched.JobSecret)) -> ();
+  # Needs "run". Compiles a module for a job and withdraws the job's gifts, each where it waits: over
   # the executor's own edge to a vat of this node, or at a vat of another one, in its own name. Fails:
   # "malformed" (not a WASI command), "not-found" (a gift), "unavailable" or "unauthenticated" (another
   # node).
@@ -19,7 +19,7 @@ interface Executor extends(Cap.Capability) {
   run @1 (job :UInt64, task :UInt32, args :List(Text), stdinFromOutput :Bool,
           stdin :List(Segment), outputOffset :UInt64, limits :Sched.Limits)
       -> (outputBytes :UInt32, fuel :UInt64, micros :UInt64);
-  # Needs "run". Runs one task. Its sandbox holds a read-only capability to exactly its stdin
+  # Needs "run". Runs one task, with new readings of the job's secrets. Its sandbox holds a read-only capability to exactly its stdin
   # segments (of the input, or of the output when `stdinFromOutput`: a reduce) and a write
   # capability to its own output page. Fails: "limit-exceeded", "program-failed", "revoked", …
 

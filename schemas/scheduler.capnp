@@ -25,6 +25,14 @@ struct JobSpec {
   limits      @9 :Limits;
   outputName  @10 :Text;        # By what name whoever fetches the result finds the output region; empty, or 1 to 64 printable
                                 # bytes. Nothing is done with it but telling it.
+  secrets     @11 :List(JobSecret);   # At most 16.
+}
+
+struct JobSecret {
+  # A secret that each task of a job draws for itself when it begins, under a lease of its own, and finds as a file that it can
+  # only read in its directory /secrets. The task ends when that lease does, and the job with what was given here.
+  file @0 :Text;       # Its name: 1 to 64 of a-z A-Z 0-9 . _ -, unlike that of the job's others.
+  gift @1 :Cap.Gift;   # For the tenant's executor: "read" on the secret.
 }
 
 enum TaskState { queued @0; running @1; done @2; failed @3; cancelled @4; }

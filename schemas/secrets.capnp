@@ -4,7 +4,8 @@
 # Values travel in parcels (docs/foreign.md, "Parcels"): HPKE, sealed to one key for one purpose, so that whoever passes
 # a call on reads none. A parcel to the broker is sealed to the key of its card (`Secrets.card`); a parcel from it to
 # the `key` of a `Recipient`. Whoever sends a parcel or gets one is a holder with a key of its own: the edge of a vat has
-# none, and every call that takes or gives one fails with "denied" there.
+# none, and every call that takes or gives one fails with "denied" there. One secret can be given to a vat
+# (`Capability.gift`): what it reads is sealed to whatever key it asks for, over the connection by which it took that.
 #
 # The broker starts sealed, without the root key that everything it keeps is encrypted under. If that is sealed to the
 # node's TPM (`Secrets.init`, `Secrets.bind`), the broker has the TPM open it, which takes a moment. Else, and if what the
@@ -18,7 +19,7 @@ using Cap = import "capability.capnp";
 struct Recipient {
   # To whom an answer is sealed. Made for one call: whoever gets the holder's lasting key later opens no recording.
   key       @0 :Data;   # X25519, 32 bytes.
-  signature @1 :Data;
+  signature @1 :Data;   # Empty from whoever took the capability as a gift: it has no key.
   # Ed25519, by the capability's holder, over "distos-parcel-request-v1" ‖ node (32 bytes) ‖ the object's number (8 bytes,
   # little endian) ‖ key ‖ the vat's name. Fails: "unauthenticated".
 }
@@ -93,8 +94,8 @@ interface Secrets extends(Cap.Capability) {
   # ("stale-attestation", "unauthenticated"), "not-found" (it is sealed to no TPM).
 
   seal @4 () -> ();
-  # Needs "admin". Forgets the root key, and shares that were given. The TPM opens it again only when it is asked to
-  # (`unseal`), or when the broker is started again.
+  # Needs "admin". Forgets the root key, and shares that were given. Durable: the TPM opens it again only when it is asked to
+  # (`unseal`), also after a restart. If it cannot be recorded, they are forgotten all the same ("unavailable").
 
   put @5 (name :Text, kind :SecretKind, value :Data, attested :Bool, leaseMs :UInt64, accounts :Accounts)
       -> (secret :Secret, chain :Data);
@@ -142,7 +143,8 @@ interface Secret extends(Cap.Capability) {
   # keeps its holder from reading and renewing, and lets its leases, and their accounts, run out: `Secrets.endCap` ends
   # them. Fails: "not-found" (no such
   # version), "stale-attestation", "expired" (what was to be read ended meanwhile), "unavailable" (the tenant has as many leases as it may, or
-  # the caller by this capability: an eighth of the tenant's).
+  # the caller by this capability: an eighth of the tenant's). A parcel to whoever took the capability as a gift has 32 zero
+  # bytes for its holder's key.
 
   renew @1 (lease :UInt64, ttlMs :UInt64) -> (untilMs :UInt64);
   # Needs "read". Of the caller's own lease. A lease on an older version runs no longer than that can be read. Fails:
@@ -172,4 +174,8 @@ interface Secret extends(Cap.Capability) {
 
   attach @7 (accounts :Accounts) -> ();
   # Needs "write". For an `account`: where its accounts are made and removed from now on. Fails: "malformed" for others.
+
+  watch @8 (lease :UInt64) -> (untilMs :UInt64);
+  # Needs "read". Of the caller's own lease: returns after ten seconds if it holds, with until when it runs. Fails as soon as
+  # it does not: "revoked" (it has ended, or is not the caller's).
 }

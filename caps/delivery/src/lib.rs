@@ -14,8 +14,8 @@
 //!   ([`request_message`]); a vat's node signs the vat's (a card of `distos_noise`).
 //! - It is not post-quantum: whoever records a parcel may open it with a quantum computer, unless the connection below
 //!   agreed on its keys with ML-KEM.
-//! - The library works on copies of what is sealed and opened, in buffers that it frees without erasing them. Until the
-//!   allocator uses these again, a plain text stands in the memory of whoever sealed or opened it.
+//! - The library works on copies of what is sealed and opened, in buffers that it frees without erasing them. Whoever handles
+//!   many secrets has an allocator that does (`distos_erasing`).
 //! - The same parcel opens twice. What must happen once is its user's to see to.
 //!
 //! Randomness is the library's own (aws-lc), everything else is a function of its arguments.

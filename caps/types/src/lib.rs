@@ -30,4 +30,4 @@ pub use key::{
 };
 pub use order::{MAX_ORDER_BYTES, ORDER_DRIFT_US, Order, OrderId};
 pub use revocation::{MAX_REVOCATION_BYTES, REVOCATION_LASTS_MS, Revocation, Signer};
-pub use secret::{SECRET_BYTES, SecretPage, SecretPages};
+pub use secret::{SECRET_BYTES, SecretBytes, SecretPage, SecretPages};

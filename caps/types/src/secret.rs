@@ -14,57 +14,80 @@ use zeroize::Zeroize;
 /// Bytes of a secret: a symmetric key, or the seed of a key pair.
 pub const SECRET_BYTES: usize = 32;
 
-/// A secret in a page that holds nothing else. Linux may refuse to protect the page; the secret
-/// works then all the same, and [`SecretPage::exposure`] and [`SecretPages::now`] say so.
-pub struct SecretPage {
-    /// [`SECRET_BYTES`] long, so that the rest of the page stays out of reach.
-    page: MmapMut,
+/// A secret of any length, in pages that hold nothing else. Linux may refuse to protect them; the secret works then all the
+/// same, and [`SecretBytes::exposure`] and [`SecretPages::now`] say so.
+pub struct SecretBytes {
+    /// As long as the secret, so that the rest of the last page stays out of reach; one byte if that is empty.
+    pages: MmapMut,
+    len: usize,
     exposure: Option<String>,
 }
 
-impl SecretPage {
-    /// Lets `fill` write the secret where it stays, so that no copy is left on the way. The page
-    /// is protected before. An error of `fill` is passed on, and what it wrote is erased.
+impl SecretBytes {
+    /// Lets `fill` write a secret of so many bytes where it stays, so that no copy is left on the way. The pages are
+    /// protected before. An error of `fill` is passed on, and what it wrote is erased.
     ///
-    /// Without memory for one more page the process ends, as for any other memory.
+    /// Without memory for the pages the process ends, as for any other memory: whoever calls bounds `len`.
     pub fn fill<E>(
-        fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>,
-    ) -> Result<SecretPage, E> {
-        let page = MmapMut::map_anon(SECRET_BYTES)
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<SecretBytes, E> {
+        let pages = MmapMut::map_anon(len.max(1))
             .unwrap_or_else(|_| handle_alloc_error(Layout::new::<[u8; SECRET_BYTES]>()));
-        let exposure = protect(&page);
+        let exposure = protect(&pages);
         tally().count(exposure.as_deref());
-        let mut secret = SecretPage { page, exposure };
-        fill(secret.bytes_mut()).map(|()| secret)
+        let mut secret = SecretBytes { pages, len, exposure };
+        fill(&mut secret.pages[..len]).map(|()| secret)
     }
 
     /// The secret.
-    pub fn expose(&self) -> &[u8; SECRET_BYTES] {
-        self.page.first_chunk().expect("the page has this length")
+    pub fn expose(&self) -> &[u8] {
+        &self.pages[..self.len]
     }
 
-    /// Why the page is not protected; `None` if it is.
+    /// Why the pages are not protected; `None` if they are.
     pub fn exposure(&self) -> Option<&str> {
         self.exposure.as_deref()
     }
-
-    fn bytes_mut(&mut self) -> &mut [u8; SECRET_BYTES] {
-        self.page.first_chunk_mut().expect("the page has this length")
-    }
 }
 
-impl Drop for SecretPage {
+impl Drop for SecretBytes {
     fn drop(&mut self) {
-        self.bytes_mut().zeroize();
+        self.pages.zeroize();
         let mut tally = tally();
         tally.held -= 1;
         tally.exposed -= usize::from(self.exposure.is_some());
     }
 }
 
-impl std::fmt::Debug for SecretPage {
+impl std::fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretPage(…)")
+        f.write_str("SecretBytes(…)")
+    }
+}
+
+/// A secret of [`SECRET_BYTES`] in a page that holds nothing else, protected as [`SecretBytes`] are.
+#[derive(Debug)]
+pub struct SecretPage(SecretBytes);
+
+impl SecretPage {
+    /// As [`SecretBytes::fill`].
+    pub fn fill<E>(
+        fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>,
+    ) -> Result<SecretPage, E> {
+        let of_its_length =
+            |place: &mut [u8]| fill(place.first_chunk_mut().expect("the page has this length"));
+        SecretBytes::fill(SECRET_BYTES, of_its_length).map(SecretPage)
+    }
+
+    /// The secret.
+    pub fn expose(&self) -> &[u8; SECRET_BYTES] {
+        self.0.expose().first_chunk().expect("the page has this length")
+    }
+
+    /// Why the page is not protected; `None` if it is.
+    pub fn exposure(&self) -> Option<&str> {
+        self.0.exposure()
     }
 }
 

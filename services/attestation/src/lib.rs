@@ -58,6 +58,7 @@ mod registry;
 mod sealing;
 mod server;
 mod service;
+mod session;
 mod settings;
 pub mod state;
 mod tpm;

@@ -8,8 +8,9 @@
 //!
 //! - The registers say what was measured at boot, and nothing of what happened since: whoever has this node's TPM while it
 //!   runs unchanged (its superuser, say) can have it open a blob as well as this service.
-//! - Secrets cross the descriptor to the TPM in the clear. Whoever listens on the bus of a discrete TPM reads them: sessions
-//!   that encrypt parameters are not built.
+//! - Secrets cross the descriptor to the TPM encrypted (`session.rs`), so that whoever listens on the bus of a discrete TPM reads
+//!   none. Whoever stands in between when something is sealed can give a storage key of its own for the TPM's, and read it; what
+//!   was sealed under the TPM's own opens under no other.
 //! - It knows no password of the owner hierarchy: a TPM whose owner has set one refuses.
 
 use std::io::{Read, Write};
@@ -24,16 +25,15 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::collector::Collector;
-use crate::tpm::{
-    Auth, CC_LOAD, Command, HIERARCHY_OWNER, Tpm, TpmError, is_parameters, parameters_of, selection,
-};
+use crate::session::{Kind, SaltKey, name};
+use crate::tpm::{CC_LOAD, Command, HIERARCHY_OWNER, Tpm, TpmError, is_parameters, selection};
 
 /// The longest blob that is read. Ours has about 300 bytes.
 pub(crate) const MAX_BLOB_BYTES: usize = 2048;
 /// The firmware's registers on a PC, which the image's joins.
 const FIRMWARE_PCRS: std::ops::RangeInclusive<u8> = 0..=7;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const OWNER_DOMAIN: &[u8] = b"distos-sealed-v1";
 const OWNER_BYTES: usize = 32;
 
@@ -51,6 +51,8 @@ const SEALED_ATTRIBUTES: u32 = 0x0000_0492;
 /// What opens in one TPM alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blob {
+    /// The name of the storage key that it is under.
+    storage: Vec<u8>,
     /// `TPMT_PUBLIC`.
     public: Vec<u8>,
     /// `TPM2B_PRIVATE`'s content: encrypted by the TPM.
@@ -67,15 +69,17 @@ impl Blob {
         if r.u8("the blob's version")? != VERSION {
             return Err(Broken("the blob's version"));
         }
+        let storage = r.sized("the blob's storage key")?.to_vec();
         let public = r.sized("the blob's public part")?.to_vec();
         let private = r.sized("the blob's private part")?.to_vec();
         r.end("the blob's end")?;
-        Ok(Blob { public, private })
+        Ok(Blob { storage, public, private })
     }
 
     /// As [`Blob::parse`] reads it.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default().u8(VERSION).sized(&self.public).sized(&self.private).done()
+        let start = Writer::default().u8(VERSION).sized(&self.storage);
+        start.sized(&self.public).sized(&self.private).done()
     }
 }
 
@@ -133,6 +137,35 @@ fn is_policy_failure(code: u32) -> bool {
     code & 0xff == 0x9d
 }
 
+/// The key of this TPM under which objects are kept, while it is loaded.
+struct Storage {
+    handle: u32,
+    /// `TPMT_PUBLIC`.
+    public: Vec<u8>,
+    x: [u8; 32],
+    y: [u8; 32],
+}
+
+impl Storage {
+    /// [`Broken`] if it is no key of the template.
+    fn of(handle: u32, public: Vec<u8>) -> Result<Storage, Broken> {
+        let template = storage_template();
+        // Up to its point, of which the template has none.
+        let shape = &template[..template.len() - 2 * size_of::<u16>()];
+        let field = "the storage key";
+        let mut r = Reader::new(public.strip_prefix(shape).ok_or(Broken(field))?);
+        let (x, y) = (r.sized(field)?, r.sized(field)?);
+        let whole = |number: &[u8]| number.try_into().map_err(|_| Broken(field));
+        let (x, y) = (whole(x)?, whole(y)?);
+        r.end(field)?;
+        Ok(Storage { handle, public, x, y })
+    }
+
+    fn salt_key(&self) -> SaltKey<'_> {
+        SaltKey { handle: self.handle, point: (&self.x, &self.y) }
+    }
+}
+
 impl<T: Read + Write> Tpm<T> {
     /// Seals `data`, of at most 128 bytes, to the values that these registers have.
     fn seal(&mut self, data: &[u8], pcrs: PcrSet) -> Result<Blob, TpmError> {
@@ -146,8 +179,11 @@ impl<T: Read + Write> Tpm<T> {
     /// [`TpmError::Registers`] if these have other values than then, [`TpmError::Another`] if it is another TPM's.
     fn unseal(&mut self, blob: &Blob, pcrs: PcrSet) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         self.with_storage_key(|tpm, key| {
-            let object = tpm.load(key, blob)?;
-            let opened = tpm.unseal_loaded(object, pcrs);
+            if name(&key.public) != blob.storage {
+                return Err(TpmError::Another);
+            }
+            let object = tpm.load(key.handle, blob)?;
+            let opened = tpm.unseal_loaded(key, (object, &name(&blob.public)), pcrs);
             let flushed = tpm.flush(object);
             opened.and_then(|data| flushed.map(|()| data))
         })
@@ -155,29 +191,37 @@ impl<T: Read + Write> Tpm<T> {
 
     fn with_storage_key<R>(
         &mut self,
-        act: impl FnOnce(&mut Self, u32) -> Result<R, TpmError>,
+        act: impl FnOnce(&mut Self, &Storage) -> Result<R, TpmError>,
     ) -> Result<R, TpmError> {
-        let (key, _) = self.create_primary_in(HIERARCHY_OWNER, &storage_template())?;
-        let done = act(self, key);
+        let (handle, public) = self.create_primary_in(HIERARCHY_OWNER, &storage_template())?;
+        let done = match Storage::of(handle, public) {
+            Ok(key) => act(self, &key),
+            Err(broken) => Err(broken.into()),
+        };
         // Flushed also when that failed, or three failures would fill the TPM.
-        let flushed = self.flush(key);
+        let flushed = self.flush(handle);
         done.and_then(|result| flushed.map(|()| result))
     }
 
-    fn create(&mut self, key: u32, data: &[u8], policy: &[u8; 32]) -> Result<Blob, TpmError> {
-        // Its size, no password, and the size of the data.
-        let room = 3 * size_of::<u16>() + data.len();
-        let sensitive = Writer::with_room(room).sized(&[]).sized(data).done();
-        let sensitive = Zeroizing::new(sensitive);
+    fn create(&mut self, key: &Storage, data: &[u8], policy: &[u8; 32]) -> Result<Blob, TpmError> {
+        // No password, and the data.
+        let room = 2 * size_of::<u16>() + data.len();
+        let sensitive = Zeroizing::new(Writer::with_room(room).sized(&[]).sized(data).done());
         let public = sealed_template(policy);
         // No further data and no registers to be noted as those at its making.
         let rest = Writer::default().sized(&public).sized(&[]).u32(0).done();
-        let parameters = Writer::with_room(room + rest.len()).sized(&sensitive).bytes(&rest);
-        let response = self.call(&Command::authorized(CC_CREATE, key, parameters))?;
-        let mut made = parameters_of(&response, "the sealed object's parameters")?;
+        let storage = name(&key.public);
+        let session = self.start_salted(Kind::Hmac, key.salt_key())?;
+        let handle = session.handle;
+        let created = session
+            .sending(CC_CREATE, (key.handle, &storage), sensitive, &rest)
+            .and_then(|command| self.call_with_secret(command));
+        self.used(handle, created.is_ok());
+        let parameters = created?;
+        let mut made = Reader::new(&parameters);
         let private = made.sized("outPrivate")?.to_vec();
         let public = made.sized("outPublic")?.to_vec();
-        Ok(Blob { public, private })
+        Ok(Blob { storage, public, private })
     }
 
     fn load(&mut self, key: u32, blob: &Blob) -> Result<u32, TpmError> {
@@ -191,23 +235,27 @@ impl<T: Read + Write> Tpm<T> {
         self.made(&response)
     }
 
-    fn unseal_loaded(&mut self, object: u32, pcrs: PcrSet) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        let session = self.start_policy(ALG_SHA256)?;
+    fn unseal_loaded(
+        &mut self,
+        key: &Storage,
+        object: (u32, &[u8]),
+        pcrs: PcrSet,
+    ) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        let session = self.start_salted(Kind::Policy, key.salt_key())?;
+        let handle = session.handle;
         // Without a digest the TPM takes the registers as they are.
-        let parameters = Writer::default().u32(session).sized(&[]).bytes(&selection(pcrs).done());
-        let unsealed = self.call(&Command::plain(CC_POLICY_PCR, parameters)).and_then(|_| {
-            let auths = [Auth::Session(session)];
-            self.call(&Command::new(CC_UNSEAL, &[object], &auths, Writer::default()))
-        });
-        self.used(session, unsealed.is_ok());
-        let response = unsealed.map_err(|error| match error {
+        let parameters = Writer::default().u32(handle).sized(&[]).bytes(&selection(pcrs).done());
+        let unsealed = self
+            .call(&Command::plain(CC_POLICY_PCR, parameters))
+            .and_then(|_| session.fetching(CC_UNSEAL, object))
+            .and_then(|command| self.call_for_secret(command));
+        self.used(handle, unsealed.is_ok());
+        unsealed.map_err(|error| match error {
             TpmError::Refused { command: CC_UNSEAL, code } if is_policy_failure(code) => {
                 TpmError::Registers
             }
             error => error,
-        })?;
-        let data = parameters_of(&response, "the unsealed parameters")?.sized("outData")?.to_vec();
-        Ok(Zeroizing::new(data))
+        })
     }
 }
 
@@ -277,7 +325,8 @@ impl<T: Read + Write> Collector<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machines::Node;
+    use crate::machines::{Node, Swtpm, swtpm};
+    use crate::tpm::{Auth, TimedFd};
     use proptest::prelude::*;
 
     const SECRET: [u8; SECRET_BYTES] = [0x5e; SECRET_BYTES];
@@ -333,7 +382,7 @@ mod tests {
     fn a_sealed_secret_opens_after_every_boot_of_the_same_image_and_fills_no_tpm() {
         let node = Node::new();
         let blob = sealed(&node);
-        assert!(blob.len() < 400 && !blob.windows(8).any(|w| w == &SECRET[..8]));
+        assert!(blob.len() < 440 && !blob.windows(8).any(|w| w == &SECRET[..8]));
         assert_eq!(opened(&node, IMAGE, "secrets", &blob).unwrap(), SECRET);
         let (_swtpm, mut collector) = node.boot(IMAGE);
         let blob = Blob::parse(&blob).unwrap();
@@ -364,6 +413,101 @@ mod tests {
                 assert!(opens || matches!(again, Err(Fault::StaleAttestation(_))));
             }
         }
+    }
+
+    /// What stands between this process and a TPM: keeps what passes, and changes one byte of one answer if it is to.
+    struct Between {
+        io: TimedFd,
+        passed: Vec<u8>,
+        answers: usize,
+        change: Option<(usize, usize)>,
+    }
+
+    impl Read for Between {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let read = self.io.read(buffer)?;
+            self.answers += 1;
+            match self.change {
+                Some((answer, at)) if answer == self.answers && at < read => buffer[at] ^= 1,
+                _ => {}
+            }
+            self.passed.extend(&buffer[..read]);
+            Ok(read)
+        }
+    }
+
+    impl Write for Between {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let written = self.io.write(bytes)?;
+            self.passed.extend(&bytes[..written]);
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            self.io.flush()
+        }
+    }
+
+    fn listened(node: &Node) -> (Swtpm, Tpm<Between>) {
+        let (process, tpm) = swtpm(node.state.path());
+        let io = Between { io: tpm.into_io(), passed: Vec::new(), answers: 0, change: None };
+        (process, Tpm::new(io))
+    }
+
+    fn has_passed(tpm: &Tpm<Between>) -> bool {
+        tpm.io().passed.windows(SECRET.len()).any(|window| window == SECRET)
+    }
+
+    #[test]
+    fn whoever_listens_between_this_service_and_the_tpm_hears_no_secret() {
+        let node = Node::new();
+        let (_swtpm, mut tpm) = listened(&node);
+        let blob = tpm.seal(&SECRET, registers()).unwrap();
+        assert_eq!(*tpm.unseal(&blob, registers()).unwrap(), SECRET);
+        assert!(tpm.io().passed.len() > 1000 && !has_passed(&tpm));
+        // Without a session that encrypts, the same TPM gives it to whoever listens.
+        let plain = tpm.with_storage_key(|tpm, key| {
+            let object = tpm.load(key.handle, &blob)?;
+            let session = tpm.start_policy(ALG_SHA256)?;
+            let parameters =
+                Writer::default().u32(session).sized(&[]).bytes(&selection(registers()).done());
+            tpm.call(&Command::plain(CC_POLICY_PCR, parameters))?;
+            let auths = [Auth::Session(session)];
+            let command = Command::new(CC_UNSEAL, &[object], &auths, Writer::default());
+            let response = tpm.call(&command);
+            tpm.used(session, response.is_ok());
+            tpm.flush(object)?;
+            response
+        });
+        assert!(plain.is_ok() && has_passed(&tpm), "{plain:?}");
+    }
+
+    #[test]
+    fn an_answer_that_was_changed_on_its_way_from_the_tpm_is_no_secret() {
+        let node = Node::new();
+        let (_swtpm, mut tpm) = listened(&node);
+        let blob = tpm.seal(&SECRET, registers()).unwrap();
+        // The key, the object, the session and the policy come before the secret; then objects are flushed.
+        let before = tpm.io().answers;
+        assert!(tpm.unseal(&blob, registers()).is_ok());
+        let secret = tpm.io().answers - before - 2;
+        // A byte of what is encrypted, and one of the session's nonce.
+        for at in [20, 60] {
+            let begun = tpm.io().answers;
+            tpm.io_mut().change = Some((begun + secret, at));
+            let opened = tpm.unseal(&blob, registers());
+            assert!(matches!(opened, Err(TpmError::Malformed(_))), "byte {at}: {opened:?}");
+        }
+    }
+
+    /// Else whoever stands in between agrees on the session's key with us in its place.
+    #[test]
+    fn nothing_is_asked_for_by_another_storage_key_than_that_it_was_sealed_under() {
+        let node = Node::new();
+        let (_swtpm, mut tpm) = listened(&node);
+        let mut blob = tpm.seal(&SECRET, registers()).unwrap();
+        blob.storage[20] ^= 1;
+        assert!(matches!(tpm.unseal(&blob, registers()), Err(TpmError::Another)));
     }
 
     #[test]
@@ -400,7 +544,8 @@ mod tests {
         fn a_blob_of_arbitrary_bytes_never_panics_and_has_one_encoding(
             bytes in prop::collection::vec(any::<u8>(), 0..64), cut in 0usize..64,
         ) {
-            let blob = Blob { public: bytes.clone(), private: bytes.iter().rev().copied().collect() };
+            let private = bytes.iter().rev().copied().collect();
+            let blob = Blob { storage: vec![7; 34], public: bytes.clone(), private };
             let encoded = blob.encode();
             prop_assert_eq!(Blob::parse(&encoded), Ok(blob));
             prop_assert!(Blob::parse(&encoded[..cut.min(encoded.len() - 1)]).is_err());

@@ -37,7 +37,7 @@ const TAG_NO_SESSIONS: u16 = 0x8001;
 const TAG_SESSIONS: u16 = 0x8002;
 const SESSION_PASSWORD: u32 = 0x4000_0009;
 const SESSION_POLICY: u8 = 0x01;
-const HANDLE_NULL: u32 = 0x4000_0007;
+pub(crate) const HANDLE_NULL: u32 = 0x4000_0007;
 const HEADER_BYTES: usize = 10;
 
 const CC_CREATE_PRIMARY: u32 = 0x0131;
@@ -50,7 +50,7 @@ const CC_QUOTE: u32 = 0x0158;
 const CC_FLUSH_CONTEXT: u32 = 0x0165;
 const CC_NV_READ_PUBLIC: u32 = 0x0169;
 const CC_POLICY_OR: u32 = 0x0171;
-const CC_START_AUTH_SESSION: u32 = 0x0176;
+pub(crate) const CC_START_AUTH_SESSION: u32 = 0x0176;
 const CC_PCR_READ: u32 = 0x017e;
 const CC_PCR_EXTEND: u32 = 0x0182;
 
@@ -156,6 +156,21 @@ enum Talk {
 impl<T: Read + Write> Tpm<T> {
     pub(crate) fn new(io: T) -> Self {
         Tpm { io, talk: Talk::Settled, there: Vec::new() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn io(&self) -> &T {
+        &self.io
+    }
+
+    #[cfg(test)]
+    pub(crate) fn io_mut(&mut self) -> &mut T {
+        &mut self.io
+    }
+
+    #[cfg(test)]
+    pub(crate) fn into_io(self) -> T {
+        self.io
     }
 
     /// `TPM2_Startup(CLEAR)`; a TPM that is started already says so, which is well.
@@ -607,12 +622,23 @@ impl Command {
         Command { tag: TAG_SESSIONS, code, handles, authorization, parameters }
     }
 
+    /// On one object, with what a session says of it.
+    pub(crate) fn in_session(
+        code: u32,
+        handle: u32,
+        authorization: Vec<u8>,
+        parameters: &[u8],
+    ) -> Command {
+        let parameters = Zeroizing::new(parameters.to_vec());
+        Command { tag: TAG_SESSIONS, code, handles: vec![handle], authorization, parameters }
+    }
+
     fn bytes(&self) -> Zeroizing<Vec<u8>> {
         let handles = self.handles.iter().fold(Writer::default(), |all, handle| all.u32(*handle));
         let authorization = match self.authorization.len() {
             0 => handles.done(),
             len => {
-                let len = u32::try_from(len).expect("each session is 9 bytes");
+                let len = u32::try_from(len).expect("each session is under 100 bytes");
                 handles.u32(len).bytes(&self.authorization).done()
             }
         };

@@ -10,8 +10,8 @@ use distos_abi::Fault;
 use wasmtime::{Config, EngineWeak, ExternType, InstancePre, Linker, Module};
 use wasmtime_wasi::p1;
 
-use crate::program;
 use crate::sandbox::Cell;
+use crate::{private, program};
 
 /// How often running code is interrupted, to give up its processor to whom it is due. By itself Linux
 /// looks when somebody wakes and four milliseconds later, so that a service which is not due for a
@@ -40,6 +40,7 @@ impl Engine {
         let engine = wasmtime::Engine::new(&config()).map_err(internal)?;
         let mut linker = Linker::new(&engine);
         p1::add_to_linker_async(&mut linker, |cell: &mut Cell| &mut cell.wasi).map_err(internal)?;
+        private::shadow(&mut linker).map_err(internal)?;
         let ticker = Ticker::start(engine.weak()).map_err(internal)?;
         Ok(Engine { engine, linker, ticker })
     }

@@ -5,14 +5,16 @@
 //!
 //! **Authority it holds.** An edge to the memory service, which by itself reaches no region: the
 //! regions of a job arrive as one-shot gifts, and each task gets an attenuation to exactly its
-//! bytes (C1). On a node of a cluster, an edge to the network service and a UDP socket that lets nobody in,
+//! bytes (C1). An edge to the secret broker, which by itself reads nothing: the secrets of a job arrive in the same way, and
+//! each task has a lease of its own on each. On a node of a cluster, an edge to the network service and a UDP socket that lets nobody in,
 //! by which it takes gifts at other nodes in its own name. No data directory, no listening socket. It may map
 //! memory as executable, which compiled code needs.
 //!
-//! A job holds what it was given by a lease: it ends when the home of a region says that it may not use it any
-//! more, and five seconds after it last said that it may.
+//! A job holds what it was given by a lease: it ends when the home of a region or secret says that it may not use it any
+//! more, and five seconds after it last said that it may. A task ends when a lease on a secret of its own does.
 //!
-//! **Authority it refuses.** A program gets stdin, stdout, stderr and its arguments. It has no
+//! **Authority it refuses.** A program gets stdin, stdout, stderr, its arguments, and its job's secrets in a private
+//! directory (`private.rs`). It has no other
 //! file, no socket, no environment, no real clock and no true randomness (see `sandbox.rs`), and it
 //! ends at its fuel, time, memory or output limit (S2). Nothing of a task is left for the next
 //! one: each has its own store and memory. Compiled programs are kept for the tenant's next jobs;
@@ -23,14 +25,17 @@
 mod cache;
 mod engine;
 mod feed;
+mod private;
 mod program;
 mod sandbox;
+mod secrets;
 mod server;
 mod stdio;
 
 use std::process::ExitCode;
 
 pub use engine::{Engine, Program};
+pub use private::{DIRECTORY, Secret};
 pub use sandbox::{Limits, Outcome, Task};
 pub use stdio::{Feed, Stdin, stdin};
 

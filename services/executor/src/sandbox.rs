@@ -1,5 +1,5 @@
-//! One task in one sandbox (S2). A sandbox has stdin, stdout, stderr and arguments, and nothing
-//! else: no environment, no file, no socket. Its clocks and its randomness are made up:
+//! One task in one sandbox (S2). A sandbox has stdin, stdout, stderr, arguments, and the secrets that its job was given
+//! (`private.rs`), and nothing else: no environment, no other file, no socket. Its clocks and its randomness are made up:
 //!
 //! - the wall clock stands still at the Unix epoch, and the monotonic clock moves on by a
 //!   millisecond each time it is read, so a program cannot time its neighbours;
@@ -8,6 +8,7 @@
 //!
 //! Every task has a store, a memory and tables of its own, which end with it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use wasmtime_wasi::{
 };
 
 use crate::engine::{Engine, Program};
+use crate::private::{Private, Secret};
 use crate::stdio::{Beyond, Sink, Stdin};
 
 /// What one task may use.
@@ -44,6 +46,8 @@ pub struct Task {
     pub limits: Limits,
     /// Where its random bytes start: same seed, same bytes.
     pub seed: u64,
+    /// What it finds in its private directory.
+    pub secrets: Arc<[Secret]>,
 }
 
 /// A task that ended well.
@@ -74,6 +78,7 @@ const RANDOM_CYCLE_BYTES: usize = 4096;
 /// What the store of a task holds.
 pub(crate) struct Cell {
     pub(crate) wasi: WasiP1Ctx,
+    pub(crate) private: Private,
     bounds: Bounds,
 }
 
@@ -183,7 +188,8 @@ fn cell(task: &Task, streams: &Streams) -> Cell {
         .allow_ip_name_lookup(false);
     let mut wasi = wasi.build_p1();
     wasi.ctx().table.set_max_capacity(MAX_HANDLES);
-    Cell { wasi, bounds: Bounds { memory_bytes: task.limits.memory_bytes, refused: false } }
+    let bounds = Bounds { memory_bytes: task.limits.memory_bytes, refused: false };
+    Cell { wasi, private: Private::new(Arc::clone(&task.secrets)), bounds }
 }
 
 /// How a run came to its end.

@@ -12,7 +12,7 @@ use distos_abi::{ByteRange, Fault, ObjectId, Rights};
 use distos_rpc::{Facet, Faceted, Gift, Received, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::executor_capnp::executor;
 use distos_schemas::memory_capnp::{PAGE_BYTES, region};
-use distos_schemas::scheduler_capnp::limits;
+use distos_schemas::scheduler_capnp::{job_secret, limits};
 use distos_types::kind;
 use futures::future::LocalBoxFuture;
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -22,6 +22,7 @@ use crate::engine::{Engine, Program};
 use crate::feed;
 use crate::program::MAX_MODULE_BYTES;
 use crate::sandbox::{Limits, Outcome, Task};
+use crate::secrets::{self, Lent, MAX_SECRETS, Named};
 use crate::stdio;
 
 /// Tasks that run at the same time, unless the image's `workers` says otherwise.
@@ -56,11 +57,12 @@ pub(crate) struct Executor {
     idle: Notify,
 }
 
-/// A loaded job: its program and its two gifts. Dropping it ends its tasks.
+/// A loaded job: its program and what it was given. Dropping it ends its tasks.
 struct Job {
     program: Program,
     input: Rc<Received<region::Client>>,
     output: Rc<Received<region::Client>>,
+    secrets: Vec<Rc<Lent>>,
     ended: Rc<Ended>,
 }
 
@@ -122,6 +124,7 @@ impl Executor {
         module: Vec<u8>,
         input: &Gift,
         output: &Gift,
+        secrets: Vec<Named>,
     ) -> Result<(), Fault> {
         // A job of the same number belongs to a scheduler that is gone: its tasks end.
         self.unload(job);
@@ -138,16 +141,19 @@ impl Executor {
         let (input, output): (Received<region::Client>, Received<region::Client>) =
             futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
         let (input, output) = (Rc::new(input), Rc::new(output));
+        let taken = secrets.into_iter().map(|named| Lent::take(&self.vat, named));
+        let secrets = futures::future::try_join_all(taken).await?;
+        let secrets: Vec<Rc<Lent>> = secrets.into_iter().map(Rc::new).collect();
         // From then on it is known whether it may still be used, also while the compiler works.
         let ended = Rc::new(Ended::new(None));
         let regions = [input.clone(), output.clone()];
-        tokio::task::spawn_local(lose(regions, Rc::downgrade(&ended)));
+        tokio::task::spawn_local(lose(regions, secrets.clone(), Rc::downgrade(&ended)));
         let mut over = ended.subscribe();
         let program = tokio::select! {
             program = self.program(module) => program?,
             fault = until(&mut over) => return Err(fault),
         };
-        let loaded = Rc::new(Job { program, input, output, ended });
+        let loaded = Rc::new(Job { program, input, output, secrets, ended });
         self.jobs.borrow_mut().insert(job, loaded);
         Ok(())
     }
@@ -189,6 +195,7 @@ impl Executor {
         // Nothing begins by a lease that is over, whoever has been told of it.
         job.input.lease.check()?;
         job.output.lease.check()?;
+        job.secrets.iter().try_for_each(|lent| lent.secret.lease.check())?;
         let mut ended = job.ended.subscribe();
         let _running = Running::start(self);
         tokio::select! {
@@ -204,6 +211,12 @@ impl Executor {
             let _waiting = Counted::one_more(&self.waiting);
             Arc::clone(&self.workers).acquire_owned().await.map_err(Fault::internal)?
         };
+        // For as long as it runs, and not while it waits for its turn.
+        let drawing = job.secrets.iter().map(|lent| lent.draw());
+        let (drawn, files): (Vec<_>, Vec<_>) =
+            futures::future::try_join_all(drawing).await?.into_iter().unzip();
+        let mut run = run;
+        run.task.secrets = files.into();
         let narrowed = feed::attenuate(&job.output.client, Rights::WRITE, run.output);
         let source = if run.from_output { &job.output } else { &job.input };
         let total = run.segments.iter().map(|segment| segment.len()).sum();
@@ -216,8 +229,15 @@ impl Executor {
             engine.run(&program, &task, stdin, cancelled)
         });
         let feeding = feed::feed(source.client.clone(), source.far(), run.segments, feeder);
-        let (outcome, output) = futures::try_join!(alongside(sandbox, feeding), narrowed)?;
+        let done = async { futures::try_join!(alongside(sandbox, feeding), narrowed) };
+        let ended = tokio::select! {
+            biased;
+            lost = secrets::first_lost(&drawn) => Err(lost),
+            done = done => done,
+        };
         drop(cancel);
+        secrets::give_back(drawn).await;
+        let (outcome, output) = ended?;
         write(&output, run.output.start, &outcome.output).await?;
         Ok(outcome)
     }
@@ -230,12 +250,24 @@ async fn until(ended: &mut watch::Receiver<Option<Fault>>) -> Fault {
     ended.ok().and_then(|ended| ended.clone()).unwrap_or(Fault::Revoked)
 }
 
-/// Ends a job whose regions it may not use any more: a program that runs asks nobody whether it still may.
-async fn lose([input, output]: [Rc<Received<region::Client>>; 2], ended: Weak<Ended>) {
+/// Ends a job that may not use what it was given any more: a program that runs asks nobody whether it still may.
+async fn lose(
+    [input, output]: [Rc<Received<region::Client>>; 2],
+    secrets: Vec<Rc<Lent>>,
+    ended: Weak<Ended>,
+) {
     let Some(mut over) = ended.upgrade().map(|ended| ended.subscribe()) else { return };
+    let lost_secret = async {
+        if secrets.is_empty() {
+            return std::future::pending().await;
+        }
+        let lost = secrets.iter().map(|lent| Box::pin(lent.secret.lease.lost()));
+        futures::future::select_all(lost).await.0
+    };
     let fault = tokio::select! {
         fault = input.lease.lost() => fault,
         fault = output.lease.lost() => fault,
+        fault = lost_secret => fault,
         // Also once the job is dropped.
         _ = over.wait_for(Option::is_some) => return,
     };
@@ -381,7 +413,7 @@ impl executor::Server for ExecutorServer {
         _: executor::LoadResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::RUN).map_err(fail)?;
-        let (job, module, input, output) = {
+        let (job, module, input, output, secrets) = {
             let params = params.get()?;
             let module = params.get_module()?;
             if module.len() > MAX_MODULE_BYTES {
@@ -389,12 +421,13 @@ impl executor::Server for ExecutorServer {
             }
             let input = Gift::read(params.get_input()?)?.map_err(fail)?;
             let output = Gift::read(params.get_output()?)?.map_err(fail)?;
-            (params.get_job(), module.to_vec(), input, output)
+            let secrets = read_secrets(params.get_secrets()?)?.map_err(fail)?;
+            (params.get_job(), module.to_vec(), input, output, secrets)
         };
         // The message with its copy of the module is not needed while the compiler works.
         drop(params);
         self.loaded.borrow_mut().push(job);
-        self.executor.load(job, module, &input, &output).await.map_err(fail)
+        self.executor.load(job, module, &input, &output, secrets).await.map_err(fail)
     }
 
     async fn run(
@@ -426,6 +459,23 @@ impl executor::Server for ExecutorServer {
     }
 }
 
+fn read_secrets(
+    list: capnp::struct_list::Reader<'_, job_secret::Owned>,
+) -> capnp::Result<Result<Vec<Named>, Fault>> {
+    if list.len() > MAX_SECRETS {
+        return Ok(Err(Fault::malformed(format!("more than {MAX_SECRETS} secrets"))));
+    }
+    let mut secrets = Vec::new();
+    for named in list {
+        let file = String::from_utf8_lossy(named.get_file()?.as_bytes()).into_owned();
+        match Gift::read(named.get_gift()?)? {
+            Ok(gift) => secrets.push(Named { file, gift }),
+            Err(fault) => return Ok(Err(fault)),
+        }
+    }
+    Ok(secrets::checked(secrets))
+}
+
 fn read_run(params: executor::run_params::Reader<'_>) -> capnp::Result<Result<Run, Fault>> {
     let (job, index) = (params.get_job(), params.get_task());
     let list = params.get_stdin()?;
@@ -440,7 +490,7 @@ fn read_run(params: executor::run_params::Reader<'_>) -> capnp::Result<Result<Ru
         words.push(arg?.to_str()?.to_owned());
     }
     let limits = read_limits(params.get_limits()?);
-    let task = Task { args: words, limits, seed: seed(job, index) };
+    let task = Task { args: words, limits, seed: seed(job, index), secrets: Arc::default() };
     Ok(run_of(job, params.get_stdin_from_output(), segments, params.get_output_offset(), task))
 }
 
@@ -490,7 +540,7 @@ mod tests {
 
     fn refused(segments: Option<Vec<ByteRange>>, offset: u64, args: &[&str]) -> bool {
         let args = args.iter().map(|a| (*a).to_owned()).collect();
-        let task = Task { args, limits: limits(), seed: 0 };
+        let task = Task { args, limits: limits(), seed: 0, secrets: Arc::default() };
         matches!(run_of(1, false, segments, offset, task), Err(Fault::Malformed(_)))
     }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use distos_abi::Fault;
+use distos_erasing::Erasing;
 use distos_rpc::boot::{Boot, Manifest};
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -27,10 +28,19 @@ pub const PROGRAMS: [&str; 9] = [
 /// The setting of an image that says what its vat logs besides warnings and errors.
 pub const LOG: &str = "log";
 
+/// Those through which many secrets pass in the clear: what they free is erased. Messages and libraries free copies that nobody
+/// else erases.
+const HOLD_SECRETS: [&str; 2] = ["secrets", "attestation"];
+
 /// Locks this process down and runs the program that its manifest names, for the process's whole
-/// life. To be called first thing, by the only thread.
-pub fn main() -> ExitCode {
+/// life. To be called first thing, by the only thread. `memory` is the process's allocator.
+pub fn main(memory: &Erasing) -> ExitCode {
     let entered = distos_host::sandbox::enter();
+    if let Ok(boot) = &entered
+        && HOLD_SECRETS.contains(&boot.manifest.program.as_str())
+    {
+        memory.begin();
+    }
     match entered.and_then(|boot| log(&boot.manifest).map(|()| boot)) {
         Ok(boot) => run(boot),
         Err(fault) => {

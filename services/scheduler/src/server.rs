@@ -442,6 +442,12 @@ impl Scheduler {
         params.set_module(&payload.module);
         payload.input.write(params.reborrow().init_input());
         payload.output.write(params.reborrow().init_output());
+        let mut secrets = params.init_secrets(payload.secrets.len() as u32);
+        for (index, (file, gift)) in (0u32..).zip(&payload.secrets) {
+            let mut secret = secrets.reborrow().get(index);
+            secret.set_file(file.as_str());
+            gift.write(secret.init_gift());
+        }
         drop(payload);
         request.send().promise.await.map_err(|e| fault_of(&e))?;
         Ok(executor)

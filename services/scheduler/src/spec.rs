@@ -1,7 +1,7 @@
 //! A job as its owner submits it, read from the wire and bounded before anything is kept of it.
 
 use distos_abi::{Fault, TenantId};
-use distos_schemas::scheduler_capnp::{job_spec, limits};
+use distos_schemas::scheduler_capnp::{job_secret, job_spec, limits};
 
 use distos_rpc::Gift;
 
@@ -14,6 +14,7 @@ pub const MAX_MODULE_BYTES: usize = 8 * 1024 * 1024;
 const MAX_NAME_BYTES: usize = 64;
 const MAX_ARGS: u32 = 64;
 const MAX_ARG_BYTES: usize = 16 * 1024;
+const MAX_SECRETS: u32 = 16;
 
 /// A job that was read: what the state keeps, what the executor needs, and the arguments.
 pub struct Submission {
@@ -33,6 +34,8 @@ pub struct Payload {
     pub input: Gift,
     /// The region to write.
     pub output: Gift,
+    /// The secrets to read, and the names of their files, which the executor checks.
+    pub secrets: Vec<(String, Gift)>,
 }
 
 /// argv[1..] of each kind of task.
@@ -56,6 +59,7 @@ pub fn read(
     let asked = limits_of(spec.get_limits()?);
     let module = spec.get_module()?;
     let (input, output) = (Gift::read(spec.get_input()?)?, Gift::read(spec.get_output()?)?);
+    let secrets = secrets(spec.get_secrets()?)?;
     let read = || {
         check_name("name", &name)?;
         if !output_name.is_empty() {
@@ -74,7 +78,8 @@ pub fn read(
             limits,
             deployed: false,
         };
-        let payload = Payload { module: module.to_vec(), input: input?, output: output? };
+        let (input, output, secrets) = (input?, output?, secrets?);
+        let payload = Payload { module: module.to_vec(), input, output, secrets };
         Ok(Submission { job, payload, args: Args { map: map?, reduce: reduce? } })
     };
     Ok(read())
@@ -109,6 +114,26 @@ fn args(list: capnp::text_list::Reader<'_>) -> capnp::Result<Result<Vec<String>,
         return Ok(Err(Fault::malformed(why)));
     }
     Ok(Ok(words))
+}
+
+fn secrets(
+    list: capnp::struct_list::Reader<'_, job_secret::Owned>,
+) -> capnp::Result<Result<Vec<(String, Gift)>, Fault>> {
+    if list.len() > MAX_SECRETS {
+        return Ok(Err(Fault::malformed(format!("more than {MAX_SECRETS} secrets"))));
+    }
+    let mut secrets = Vec::new();
+    for secret in list {
+        let file = String::from_utf8_lossy(secret.get_file()?.as_bytes()).into_owned();
+        if let Err(fault) = check_name("a secret's file", &file) {
+            return Ok(Err(fault));
+        }
+        match Gift::read(secret.get_gift()?)? {
+            Ok(gift) => secrets.push((file, gift)),
+            Err(fault) => return Ok(Err(fault)),
+        }
+    }
+    Ok(Ok(secrets))
 }
 
 fn limits_of(limits: limits::Reader<'_>) -> Limits {
@@ -156,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn a_jobs_secrets_go_on_to_the_executor_under_their_names() {
+        let read = read_with(|spec| {
+            let mut secret = spec.init_secrets(1).get(0);
+            secret.set_file("db");
+            gift(&[5; 32], &[]).write(secret.init_gift());
+        });
+        assert_eq!(read.unwrap().payload.secrets, [("db".to_owned(), gift(&[5; 32], &[]))]);
+    }
+
+    #[test]
     fn a_broken_job_is_refused_before_it_costs_anything() {
         assert!(refused(|mut spec| spec.set_name("")));
         assert!(refused(|mut spec| spec.set_name("a\nb")));
@@ -176,6 +211,19 @@ mod tests {
         assert!(refused(|spec| spec.init_map_args(1).set(0, "a\0b")));
         assert!(refused(|spec| {
             spec.init_reduce_args(65);
+        }));
+        assert!(refused(|spec| {
+            spec.init_secrets(17);
+        }));
+        assert!(refused(|spec| {
+            let mut secret = spec.init_secrets(1).get(0);
+            secret.set_file("x".repeat(65).as_str());
+            gift(&[1; 32], &[]).write(secret.init_gift());
+        }));
+        assert!(refused(|spec| {
+            let mut secret = spec.init_secrets(1).get(0);
+            secret.set_file("db");
+            gift(&[], &[]).write(secret.init_gift());
         }));
     }
 }

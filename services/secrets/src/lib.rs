@@ -16,9 +16,8 @@
 //! read it has it, and only a rotation makes that worthless. It does not notice that its whole directory was replaced by an
 //! older copy. Its log has the names of secrets and the keys of their readers in the clear, and what was dropped, encrypted,
 //! until the log is rewritten. Memory: the root key and the keys of parcels are in locked pages; a value, or a
-//! share of the root key, is in ordinary memory while it is used, and erased then,
-//! but for copies that the library for HPKE frees without erasing ([`distos_delivery`]). The password of an account is an argument of
-//! a call: the buffers of that message are not erased. The log's frames are chained by a hash that has no key: whoever can write the
+//! share of the root key, is in ordinary memory while it is used, and erased then: what libraries and messages free, by the
+//! allocator that the node's binary has (`distos_erasing`). The log's frames are chained by a hash that has no key: whoever can write the
 //! directory can say anything of leases, epochs and times, and which version is the newest; not another value, nor another
 //! name or other terms for one.
 //!

@@ -104,6 +104,15 @@ pub struct NewLease {
     pub until_ms: u64,
 }
 
+/// What was heard of evidence about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// How often it has turned bad. Never goes back.
+    pub epoch: u64,
+    /// Whether there was some that held.
+    pub held: bool,
+}
+
 /// A change of what the broker keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -160,6 +169,10 @@ pub enum Record {
     EndedNode(NodeId),
     /// Holders on this node get leases again.
     AdmittedNode(NodeId),
+    /// Whether an operator has sealed the broker, which a restart does not undo.
+    Closed(bool),
+    /// What was heard last of the evidence about the broker's node.
+    Evidence(Heard),
     /// It was this late, in milliseconds since the Unix epoch: it is never earlier again.
     Time(u64),
     /// A lease on a secret of accounts has ended, and its account is still to be removed.
@@ -275,6 +288,11 @@ impl Record {
                 out.extend(&bound.blob);
                 out.extend(bound.root);
             }
+            Record::Closed(closed) => out.extend([17, u8::from(*closed)]),
+            Record::Evidence(heard) => {
+                out.extend([18, u8::from(heard.held)]);
+                out.extend(heard.epoch.to_le_bytes());
+            }
         }
     }
 
@@ -332,8 +350,21 @@ impl Record {
                 let blob = from.slice(len)?.to_vec();
                 Record::Bound(Binding { blob, root: from.bytes()? })
             }
+            17 => Record::Closed(flag(from)?),
+            18 => {
+                let held = flag(from)?;
+                Record::Evidence(Heard { epoch: from.u64()?, held })
+            }
             _ => return None,
         })
+    }
+}
+
+fn flag(from: &mut Reader<'_>) -> Option<bool> {
+    match from.u8()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
     }
 }
 
@@ -456,6 +487,9 @@ mod tests {
             Record::EndedNode(NodeId([6; 32])),
             Record::AdmittedNode(NodeId([6; 32])),
             Record::Time(11),
+            Record::Closed(true),
+            Record::Closed(false),
+            Record::Evidence(Heard { epoch: 12, held: true }),
             Record::Owed { object: ObjectId(2), id: LeaseId(1) },
             Record::Settled { object: ObjectId(2), id: LeaseId(1) },
         ];
@@ -517,7 +551,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic_and_have_one_encoding(
-            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..18,
+            bytes in prop::collection::vec(any::<u8>(), 0..400), first in 0u8..20,
         ) {
             let bytes = [&[first][..], &bytes].concat();
             if let Some(records) = decode(&bytes) {

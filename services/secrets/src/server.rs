@@ -15,6 +15,7 @@ use distos_rpc::{Facet, Service, Vat, fail};
 use distos_schemas::secrets_capnp::accounts as accounts_capnp;
 use distos_types::kind::{SECRET, SECRETS};
 use futures::future::LocalBoxFuture;
+use tokio::sync::Notify;
 
 use self::accounts::Later;
 use self::one::SecretServer;
@@ -81,6 +82,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let log_bytes = log.bytes();
     let committer = Committer::start(log).map_err(Fault::internal)?;
     reconcile(&vat, &state).await?;
+    let asked = if state.is_closed() { Asked::closed() } else { Asked::default() };
     distos_noise::seal(&vat);
     tokio::task::spawn_local(distos_quic::attend(vat.clone()));
     let broker = Rc::new(Broker {
@@ -91,7 +93,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         committer,
         barrier: RefCell::default(),
         given: RefCell::default(),
-        asked: RefCell::default(),
+        asked: RefCell::new(asked),
         contradicted: RefCell::default(),
         own: RefCell::default(),
         accounts: RefCell::default(),
@@ -101,6 +103,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         batch: Cell::new(0),
         compact_at: Cell::new(COMPACT_BYTES.max(2 * log_bytes)),
         shred: Cell::new(false),
+        ended: Notify::new(),
     });
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
@@ -160,6 +163,8 @@ struct Broker {
     compact_at: Cell<u64>,
     /// Whether keys of secrets that were dropped since stand in the log.
     shred: Cell<bool>,
+    /// Told whenever leases end, for whoever watches one.
+    ended: Notify,
 }
 
 impl Broker {
@@ -224,8 +229,15 @@ impl Broker {
             Ok::<_, Fault>((result, ended, self.committer.append(payloads)))
         });
         let (result, ended, answer) = committed??;
+        self.tell_ended(ended);
         self.settle(answer.await)?;
         Ok((result, ended))
+    }
+
+    fn tell_ended(&self, leases: u64) {
+        if leases > 0 {
+            self.ended.notify_waiters();
+        }
     }
 
     /// Notes how a request to the log ended; its length in bytes.
@@ -290,6 +302,7 @@ impl Broker {
         for record in records {
             ended += self.state.borrow_mut().apply(record).map_err(Fault::internal)?;
         }
+        self.tell_ended(ended);
         self.settle(self.committer.append(payloads).await).map(|_| ended)
     }
 

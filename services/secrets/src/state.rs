@@ -15,7 +15,7 @@ use distos_abi::{CapId, Fault, HolderKey, Meter, NodeId, ObjectId, TenantId};
 
 use crate::barrier::{Binding, Owner, RootFacts};
 use crate::record::{
-    Facts, Holder, LeaseId, MAX_NAME_BYTES, MAX_VALUE_BYTES, NewLease, Record, SecretKind,
+    Facts, Heard, Holder, LeaseId, MAX_NAME_BYTES, MAX_VALUE_BYTES, NewLease, Record, SecretKind,
 };
 
 /// The longest a lease runs, and an old version can be read, in milliseconds: 30 days.
@@ -277,6 +277,8 @@ pub struct State {
     limits: Limits,
     root: Option<RootFacts>,
     bound: Option<Binding>,
+    closed: bool,
+    heard: Option<Heard>,
     secrets: BTreeMap<ObjectId, Secret>,
     names: BTreeMap<(TenantId, String), ObjectId>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -302,6 +304,8 @@ impl State {
             limits,
             root: None,
             bound: None,
+            closed: false,
+            heard: None,
             secrets: BTreeMap::new(),
             names: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -326,6 +330,16 @@ impl State {
     /// How a TPM opens the root key, if one does.
     pub fn bound(&self) -> Option<&Binding> {
         self.bound.as_ref()
+    }
+
+    /// Whether an operator has sealed the broker, so that it is not to be opened but by one.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// What was heard last of the evidence about the broker's node, if anything was.
+    pub fn heard(&self) -> Option<Heard> {
+        self.heard
     }
 
     /// Whether something was ever encrypted under the root key. Until then there may be another: whoever has lost the
@@ -511,6 +525,23 @@ impl State {
         self.own(object, id, holder, now_ms).map(drop)
     }
 
+    /// Whether a tenant's holders have leases by this capability that were not cleared away.
+    pub fn is_lessee(&self, tenant: TenantId, cap: CapId) -> bool {
+        self.holders_by(tenant, cap).next().is_some()
+    }
+
+    /// Those who have leases by this capability.
+    fn holders_by(&self, tenant: TenantId, cap: CapId) -> impl Iterator<Item = &Holder> {
+        let first = Holder { tenant, cap, key: HolderKey([0; 32]) };
+        let last = Holder { tenant, cap, key: HolderKey([0xff; 32]) };
+        self.holders.numbers.range(first..=last).map(|(holder, _)| holder)
+    }
+
+    /// Until when a lease runs by itself, if there is one.
+    pub fn until_ms(&self, id: LeaseId) -> Option<u64> {
+        self.leases.get(&id).map(|lease| lease.until_ms)
+    }
+
     fn own(
         &self,
         object: ObjectId,
@@ -630,6 +661,8 @@ impl State {
                 self.refused.remove(&node);
             }
             Record::Time(now_ms) => self.reached(now_ms),
+            Record::Closed(closed) => self.closed = closed,
+            Record::Evidence(heard) => self.heard = Some(heard),
             Record::Owed { object, id } => {
                 self.owed.insert((object, id));
             }
@@ -721,9 +754,7 @@ impl State {
     }
 
     fn end_cap(&mut self, tenant: TenantId, cap: CapId) -> u64 {
-        let first = Holder { tenant, cap, key: HolderKey([0; 32]) };
-        let last = Holder { tenant, cap, key: HolderKey([0xff; 32]) };
-        let keys: Vec<Holder> = self.holders.numbers.range(first..=last).map(|(h, _)| *h).collect();
+        let keys: Vec<Holder> = self.holders_by(tenant, cap).copied().collect();
         keys.iter().map(|holder| self.holders.end(holder)).sum()
     }
 
@@ -822,8 +853,12 @@ impl State {
                 until_ms: lease.until_ms,
             }))
         });
+        let closed = self.closed.then_some(Record::Closed(true));
+        let heard = self.heard.map(Record::Evidence);
         root.into_iter()
             .chain(bound)
+            .chain(closed)
+            .chain(heard)
             .chain([counters, time])
             .chain(refused)
             .chain(secrets)

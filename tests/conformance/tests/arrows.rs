@@ -71,6 +71,7 @@ fn allowed(room: &str) -> Option<&'static [&'static str]> {
         ("caps/appraisal", &["kernel/abi", "caps/types", "caps/identity", "caps/evidence"]),
         ("caps/membership", &["kernel/abi", "caps/types", "caps/identity"]),
         ("caps/delivery", &["kernel/abi", "caps/types"]),
+        ("caps/erasing", &[]),
         ("caps/rpc", &["kernel/abi", "caps/types", "caps/table", "caps/lease", "schemas"]),
         ("caps/quic", &["kernel/abi", "caps/types", "caps/identity", "caps/rpc", "schemas"]),
         ("caps/noise", &["kernel/abi", "caps/types", "caps/rpc"]),

@@ -13,12 +13,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
 use distos_e2e::cluster::{Desk, connect_to, two};
 use distos_e2e::disk::Disk;
 use distos_e2e::holder::{Holder, in_this_process};
 use distos_e2e::images::{with_tpm, with_tpm_args};
 use distos_e2e::watch::Watched;
 use distos_e2e::{Node, Output, eventually, is_root, kill, signal, single_image};
+use distos_schemas::attestation_capnp::attestation;
 use distos_schemas::secrets_capnp::{SecretKind, accounts, secrets};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -284,6 +286,38 @@ fn a_secret_is_never_shown_to_a_terminal_or_written_where_others_may_write() {
 }
 
 #[test]
+fn a_lease_on_a_value_that_could_not_be_written_is_given_back() {
+    let (node, _) = open();
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let mut command = node.command(&["secret", "get", "db", "--as", "red.cap", "--out", "-"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert!(!command.stdout(full).status().unwrap().success());
+    assert_eq!(leases(&node), 0);
+}
+
+#[test]
+fn each_operator_gets_a_share_in_a_file_and_none_is_shown() {
+    let node = Node::boot();
+    node.tenants(&["red"]);
+    let init = |files: &[&str]| {
+        let files = files.iter().flat_map(|file| ["--share-to", file]);
+        let args = ["secret", "init", "--threshold", "2", "--shares", "2"];
+        node.cli(&args.into_iter().chain(files).collect::<Vec<_>>())
+    };
+    assert_eq!(init(&["a"]).code, 16, "fewer files than shares");
+    assert_eq!(init(&["a", "a"]).code, 19);
+    let made = init(&["a", "b"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert!(!made.text().contains("distos-share-") && !made.stderr.contains("distos-share-"));
+    node.ok(&["secret", "seal"]);
+    for file in ["a", "b"] {
+        assert_eq!(fs::metadata(node.file(file)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    node.ok(&["secret", "unseal", "a", "b"]);
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+}
+
+#[test]
 fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
     if !is_root() {
         println!("NOT TESTED: only root reads another process's memory");
@@ -297,17 +331,33 @@ fn the_memory_of_the_broker_holds_no_secret_that_it_has_given_out() {
     for _ in 0..3 {
         assert_eq!(get(&node, &[CANARY, "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
     }
-    let pid = node.pid_of("secrets");
     let mut needles: Vec<Vec<u8>> = traces(PASSWORD).into();
     for share in &shares {
         needles.extend(traces_of_share(share));
     }
-    // Generated keys are not looked for: what the library for HPKE frees of them is not erased, and stands there for a
-    // while (see `distos_delivery`). Of what is short the allocator soon writes over it.
+    for kind in ["ed25519", "x509"] {
+        node.ok(&["secret", "put", kind, "--kind", kind, "--as", "red.cap"]);
+        for _ in 0..5 {
+            needles.extend(traces_of_key(&get(&node, &[kind, "--as", "red.cap"]).text()));
+        }
+    }
+    holds_none(node.pid_of("secrets"), &needles, CANARY.as_bytes());
+}
+
+/// The seed of a private key, as it is, and the part of its text that says it.
+fn traces_of_key(pem: &str) -> [Vec<u8>; 2] {
+    let line = pem.lines().nth(1).unwrap();
+    let der = base64::engine::general_purpose::STANDARD.decode(line).unwrap();
+    // Four characters are three bytes, and 16 bytes come before the seed.
+    [der[16..].to_vec(), line.as_bytes()[24..].to_vec()]
+}
+
+/// Looks for what may not be there in all memory of a process that it writes to, and for a canary, which is there.
+fn holds_none(pid: u32, needles: &[Vec<u8>], canary: &[u8]) {
     let (mut seen, mut canary_seen) = (0, false);
     for Mapping { line, bytes, .. } in mappings(pid) {
         seen += bytes.len();
-        canary_seen |= contains(&bytes, &[CANARY.as_bytes().to_vec()]);
+        canary_seen |= contains(&bytes, &[canary.to_vec()]);
         // Which one, and no more of it: this is printed.
         let found =
             needles.iter().position(|needle| contains(&bytes, std::slice::from_ref(needle)));
@@ -414,17 +464,59 @@ fn the_tpm_opens_the_broker_after_every_start_and_not_after_an_operator_sealed_i
     node.ok(&["secret", "seal"]);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
+    // Nor does a restart undo that.
+    kill(node.pid_of("secrets"));
+    let status = status_when(&node, "the broker's return", |s| s["why"] == "an operator sealed it");
+    assert_eq!((&status["sealed"], &status["tpm"]), (&true.into(), &true.into()));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(get(&node, &["db", "--as", "red.cap"]).code, 17, "an operator sealed it");
     // A tenant cannot have it opened.
     node.refused(&["secret", "unseal", "--tpm", "--as", "red.cap"], 10);
     node.refused(&["secret", "bind"], 17);
     node.ok(&["secret", "unseal", "--tpm"]);
     assert_eq!(get(&node, &["db", "--as", "red.cap"]).stdout, PASSWORD.as_bytes());
+    kill(node.pid_of("secrets"));
+    status_when(&node, "the broker's return", |status| status["sealed"] == false);
     // Its making, and each opening, is on record.
     eventually("the audit log", LONG, || {
         let log = node.ok(&["audit", "list", "--json"]).text();
         let told = ["sealed a secret of secrets", "unsealed a secret of secrets", "the TPM opened"];
         told.iter().all(|text| log.contains(text)).then_some(())
     });
+}
+
+/// Else whoever has a capability to the attestation service has the TPM open what it keeps for the broker.
+#[test]
+fn whoever_has_no_edge_of_the_nodes_image_has_nothing_sealed_or_opened_by_the_tpm() {
+    let image = with_tpm(60_000, "/usr/bin/swtpm");
+    let rights = r#"rights = ["read", "list", "attest", "admin"] }"#;
+    let node = Node::boot_with(&image.replacen(
+        rights,
+        r#"rights = ["read", "list", "attest", "admin", "create"] }"#,
+        1,
+    ));
+    for ending in ["cap", "key"] {
+        let own = node.directory().join(format!("operator/operator.{ending}"));
+        fs::copy(own, node.file(&format!("operator.{ending}"))).unwrap();
+    }
+    let codes: Vec<u8> = in_this_process(async {
+        let operator = Holder::load(&node, "operator");
+        let chain = operator.chain("attestation");
+        assert!(
+            chain.authority().rights.contains(distos_abi::Rights::CREATE),
+            "the image gives it"
+        );
+        let (_connection, client) = operator.restore::<attestation::Client>(chain).await.unwrap();
+        let mut seal = client.seal_request();
+        seal.get().set_to(&[9; 32]);
+        let mut unseal = client.unseal_request();
+        unseal.get().set_to(&[9; 32]);
+        unseal.get().set_blob(&[2]);
+        let sealed = seal.send().promise.await.map(drop);
+        let unsealed = unseal.send().promise.await.map(drop);
+        [sealed, unsealed].map(|done| distos_rpc::fault_of(&done.unwrap_err()).code()).into()
+    });
+    assert_eq!(codes, [10, 10], "denied");
 }
 
 #[test]
@@ -507,6 +599,135 @@ fn a_program_is_asked_to_end_when_its_lease_is_ended() {
     let ended = running.finish(LONG);
     assert_eq!(ended.code, 11, "{}", ended.stderr);
     assert!(ended.stderr.contains("asked to end"), "{}", ended.stderr);
+}
+
+/// A program of red's: says what is in the file `db` of its private directory, each byte one more than it is, and waits for so
+/// many seconds before it ends; or that there is none.
+fn reading_program(wait_s: u64) -> Vec<u8> {
+    let wait_ns = wait_s * 1_000_000_000;
+    let text = format!(
+        r#"(module
+        (import "wasi_snapshot_preview1" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 32) "db")
+        (data (i32.const 40) "none")
+        (func $print (param $at i32) (param $len i32)
+          (i32.store (i32.const 0) (local.get $at))
+          (i32.store (i32.const 4) (local.get $len))
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+        (func (export "_start") (local $at i32)
+          (if (call $open (i32.const 3) (i32.const 0) (i32.const 32) (i32.const 2) (i32.const 0)
+                          (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 16))
+            (then (call $print (i32.const 40) (i32.const 4)) return))
+          (i32.store (i32.const 0) (i32.const 4096))
+          (i32.store (i32.const 4) (i32.const 1024))
+          (if (call $read (i32.load (i32.const 16)) (i32.const 0) (i32.const 1) (i32.const 8))
+            (then unreachable))
+          (local.set $at (i32.const 4096))
+          (loop $again
+            (i32.store8 (local.get $at) (i32.add (i32.load8_u (local.get $at)) (i32.const 1)))
+            (local.set $at (i32.add (local.get $at) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $at) (i32.add (i32.const 4096) (i32.load (i32.const 8))))))
+          (call $print (i32.const 4096) (i32.load (i32.const 8)))
+          (i32.store (i32.const 144) (i32.const 1))
+          (i64.store (i32.const 152) (i64.const {wait_ns}))
+          (drop (call $poll (i32.const 128) (i32.const 256) (i32.const 1) (i32.const 12)))))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+/// As that program says it.
+fn said(secret: &str) -> String {
+    secret.bytes().map(|byte| char::from(byte + 1)).collect()
+}
+
+/// Input for programs, of so many pages, and programs that wait for so long.
+fn programs(node: &Node, pages: usize, waits: &[u64]) {
+    fs::write(node.file("input"), vec![b'x'; pages << 16]).unwrap();
+    for tenant in ["red.cap", "blue.cap"] {
+        node.ok(&["region", "put", "input", "input", "--as", tenant]);
+    }
+    for wait_s in waits {
+        fs::write(node.file(&format!("read{wait_s}.wasm")), reading_program(*wait_s)).unwrap();
+    }
+}
+
+#[test]
+fn each_task_of_a_program_finds_reds_secret_as_a_file_of_its_own_and_it_stands_nowhere_else() {
+    let (node, _) = open();
+    assert_eq!(put(&node, "db/password", PASSWORD).code, 0);
+    assert_eq!(put(&node, "other", SECOND).code, 0);
+    programs(&node, 3, &[0]);
+    let run = ["run", "read0.wasm", "--input", "input", "--pages-per-task", "1"];
+    let with = |more: &[&str]| node.cli(&[&run[..], more].concat());
+    let given = with(&["--secret", "db/password=db", "--as", "red.cap"]);
+    assert_eq!((given.code, given.text()), (0, said(PASSWORD).repeat(3)), "{}", given.stderr);
+    // A job has what it was given, and no more; another tenant's has nothing.
+    assert_eq!(with(&["--as", "red.cap"]).text(), "none".repeat(3));
+    assert_eq!(with(&["--secret", "other", "--as", "red.cap"]).text(), "none".repeat(3));
+    let both = ["--secret", "other=db", "--secret", "db/password", "--as", "red.cap"];
+    assert_eq!(with(&both).text(), said(SECOND).repeat(3));
+    assert_eq!(with(&["--secret", "db/password=db", "--as", "blue.cap"]).code, 15);
+    let twice = ["--secret", "other", "--secret", "db/password=other", "--as", "red.cap"];
+    assert_eq!(with(&twice).code, 16, "two files of one name");
+    assert_eq!(with(&["--secret", "other=../db", "--as", "red.cap"]).code, 16);
+    // Each task had a lease of its own, and has given it back.
+    eventually("the end of all leases", LONG, || {
+        let list = node.json(&["secret", "list", "--as", "red.cap"]);
+        list["secrets"].as_array().unwrap().iter().all(|one| one["leases"] == 0).then_some(())
+    });
+    eventually("the audit log", LONG, || {
+        let log = node.ok(&["audit", "list", "--json"]).text();
+        (log.matches("'db/password' version 1 read").count() == 6).then_some(())
+    });
+    for process in node.processes() {
+        for file in ["environ", "cmdline"] {
+            let bytes = fs::read(format!("/proc/{}/{file}", process.pid)).unwrap_or_default();
+            assert!(!contains(&bytes, &traces(PASSWORD)), "{}: {file}", process.command);
+        }
+    }
+    if is_root() {
+        // No task runs any more. What programs call stands in their executor's memory.
+        holds_none(node.pid_of("executor/red"), &traces(PASSWORD), b"wasi_snapshot_preview1");
+    }
+}
+
+#[test]
+fn a_task_keeps_its_lease_while_it_runs_and_ends_with_it() {
+    let (node, _) = open();
+    let args = ["secret", "put", "db", "-", "--lease", "4s", "--as", "red.cap"];
+    assert_eq!(node.cli_with(&args, PASSWORD.as_bytes(), LONG).code, 0);
+    programs(&node, 1, &[10, 50]);
+    let run = |program| {
+        let args = ["run", program, "--input", "input", "--secret", "db", "--as", "red.cap"];
+        Watched::spawn(node.command(&args))
+    };
+    // Longer than a lease.
+    let ended = run("read10.wasm").finish(LONG);
+    assert_eq!((ended.code, ended.text()), (0, said(PASSWORD)), "{}", ended.stderr);
+    let has_one = || {
+        eventually("the task's lease", LONG, || (leases(&node) == 1).then_some(()));
+    };
+    for end in [&["--leases"][..], &[]] {
+        let running = run("read50.wasm");
+        has_one();
+        node.ok(&[&["secret", "revoke", "db", "--as", "red.cap"][..], end].concat());
+        // It waits for much longer.
+        let ended = running.finish(Duration::from_secs(20));
+        assert_eq!(ended.code, 11, "{}", ended.stderr);
+    }
+    // Whoever gave it is killed, and gives nothing back.
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    let running = run("read50.wasm");
+    has_one();
+    running.signal(Signal::KILL);
+    running.finish(LONG);
+    eventually("the end of what a killed command gave", LONG, || {
+        (leases(&node) == 0).then_some(())
+    });
 }
 
 #[test]
@@ -853,6 +1074,7 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
     in_this_process(async {
         let red = Holder::load(&node, "red");
         let get = ["secret", "get", "login", "--out", "-", "--as", "red.cap"];
+        let mut passwords: Vec<Vec<u8>> = Vec::new();
         {
             let (_connection, client) =
                 red.restore::<secrets::Client>(red.chain("secrets")).await.unwrap();
@@ -870,6 +1092,7 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
             let two = meanwhile(&node, &get).await.text();
             assert_ne!(one, two);
             assert_eq!(database.0.borrow().len(), 2);
+            passwords.extend(database.0.borrow().values().flat_map(|one| traces(one)));
             // The oldest cannot be removed for a while, and keeps the other waiting no longer.
             *database.1.borrow_mut() = Some(name.to_owned());
             let end = ["secret", "revoke", "login", "--leases", "--as", "red.cap"];
@@ -888,6 +1111,11 @@ fn an_account_at_reds_database_is_there_for_as_long_as_its_lease_and_not_forgott
         // Red's program is gone, and with it what makes accounts; then the broker is killed.
         assert_eq!(database.0.borrow().len(), 1);
         assert_eq!(meanwhile(&node, &get).await.code, 17);
+        if is_root() {
+            // Nor does the connection's buffer, in which the last one stood.
+            assert_eq!(put(&node, CANARY, PASSWORD).code, 0);
+            holds_none(node.pid_of("secrets"), &passwords, CANARY.as_bytes());
+        }
         let end = ["secret", "revoke", "login", "--leases", "--as", "red.cap"];
         assert_eq!(meanwhile(&node, &end).await.code, 0);
         let dropping = ["secret", "revoke", "login", "--as", "red.cap"];

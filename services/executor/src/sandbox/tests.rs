@@ -11,7 +11,7 @@ const LIMITS: Limits = Limits {
 };
 
 fn task(limits: Limits) -> Task {
-    Task { args: vec!["one".into()], limits, seed: 7 }
+    Task { args: vec!["one".into()], limits, seed: 7, secrets: Arc::default() }
 }
 
 /// A module with the WASI imports that these programs use, one page of memory and `body`.
@@ -262,4 +262,39 @@ fn an_unmodified_c_program_runs_and_finds_nothing_of_the_machine() {
     let outcome = engine.run(&program, &task(LIMITS), stdin, cancelled).unwrap();
     feeder.join().unwrap();
     assert_eq!(String::from_utf8(outcome.output).unwrap(), "one 4 16 0 0\n");
+}
+
+/// What `tests/secrets.c` says with these files and this argument.
+fn with_secrets(files: &[(&str, &str)], argument: &str) -> String {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/secrets.c");
+    let engine = Engine::new().unwrap();
+    let program = engine.compile(&compile_c(source)).unwrap();
+    let secret = |(file, value): &(&str, &str)| {
+        let fill = |place: &mut [u8]| {
+            place.copy_from_slice(value.as_bytes());
+            Ok::<(), Fault>(())
+        };
+        let value = distos_types::SecretBytes::fill(value.len(), fill).unwrap();
+        Secret { file: (*file).to_owned(), value }
+    };
+    let secrets = files.iter().map(secret).collect();
+    let task = Task { args: vec![argument.into()], secrets, ..task(LIMITS) };
+    let (_feed, stdin) = stdin(0);
+    let (_keep, cancelled) = oneshot::channel();
+    let outcome = engine.run(&program, &task, stdin, cancelled).unwrap();
+    String::from_utf8(outcome.output).unwrap()
+}
+
+#[test]
+fn an_unmodified_c_program_finds_its_secrets_as_files_that_it_can_only_read() {
+    let files = [("db", "hunter2"), ("key.pem", "abc")];
+    assert_eq!(with_secrets(&files, "/secrets/db"), "ivoufs3\ndb key.pem \n");
+    assert_eq!(with_secrets(&files, "/secrets/key.pem"), "bcd\ndb key.pem \n");
+    assert!(with_secrets(&files, "/secrets/other").starts_with("none"));
+}
+
+#[test]
+fn a_task_finds_no_secret_of_another_one() {
+    assert!(with_secrets(&[("key", "abc")], "/secrets/db").starts_with("none"));
+    assert!(with_secrets(&[], "/secrets/db").starts_with("none"));
 }

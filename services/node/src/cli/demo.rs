@@ -309,6 +309,7 @@ async fn counted(
         // A small text is cut page by page, so that there is something to run side by side.
         pages_per_task: if bytes <= SMALL_PAGES * PAGE_BYTES { 1 } else { 0 },
         limits: Limits::default(),
+        secrets: Vec::new(),
     };
     let bar = super::progress(context, 0, "counting", false);
     let done = run::run(at, &job, &bar).await?;

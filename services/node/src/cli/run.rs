@@ -11,6 +11,7 @@ use distos_rpc::Gift;
 use distos_schemas::capability_capnp::capability;
 use distos_schemas::memory_capnp::region;
 use distos_schemas::scheduler_capnp::{TaskState, job, job_spec, job_status, limits, queue};
+use distos_schemas::secrets_capnp::{secret, secrets};
 use distos_types::Order;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -43,6 +44,11 @@ Examples:
 
 Each map task gets a range of the input's pages as its standard input; its standard output is one
 page. With --reduce, one more task gets all those outputs, in order, and its output is the result.
+
+With --secret, each task finds one of your secrets as a file that it can only read: /secrets/FILE, in memory
+and there for that task alone. FILE is NAME behind its last '/', unless you say another. The task has a lease
+of its own on it, which is renewed while it runs, and ends when that is revoked.
+  distos run sync.wasm --input books --secret db/password --secret web/client=client.pem --as red.cap
 
 With --detach, the command ends as soon as the job has begun, and the job goes on without it:
 `distos job wait N` fetches its result, which stays until then. The input can be read for as long
@@ -83,6 +89,9 @@ pub struct RunArgs {
     /// Write the result to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// A secret that each task finds as the file /secrets/FILE
+    #[arg(long = "secret", value_name = "NAME[=FILE]", value_parser = secret_file, conflicts_with = "detach")]
+    secrets: Vec<(String, String)>,
     /// End as soon as the job has begun; it goes on
     #[arg(long, conflicts_with = "out")]
     detach: bool,
@@ -132,6 +141,8 @@ pub struct Job {
     pub pages_per_task: u32,
     /// For each task.
     pub limits: Limits,
+    /// Secrets of the runner's that each task draws: their names, and those of the files.
+    pub secrets: Vec<(String, String)>,
 }
 
 /// A job that is done.
@@ -153,6 +164,18 @@ impl Done {
             text::micros(self.json["micros"].as_u64().unwrap_or(0)),
         )
     }
+}
+
+/// A secret's name and its file's.
+fn secret_file(text: &str) -> Result<(String, String), String> {
+    let (name, file) = match text.split_once('=') {
+        Some((name, file)) => (name, file),
+        None => (text, text.rsplit('/').next().unwrap_or(text)),
+    };
+    if name.is_empty() || file.is_empty() {
+        return Err("NAME or NAME=FILE".to_owned());
+    }
+    Ok((name.to_owned(), file.to_owned()))
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -191,6 +214,7 @@ pub(super) async fn command(context: &Context, args: RunArgs) -> Result<Report, 
         reduce: args.reduce.as_deref().map(words),
         pages_per_task: args.pages_per_task,
         limits: args.limits,
+        secrets: args.secrets,
     };
     if args.detach {
         // Where another command finds the output.
@@ -241,7 +265,7 @@ pub async fn run(at: &At<'_>, job: &Job, bar: &ProgressBar) -> Result<Done, Stop
     let plan = interruptible(plan(at, &queue, job)).await?;
     let prepared = settled(prepare(at, plan, true)).await?;
     let output = prepared.output.clone();
-    let outcome = work(&queue, job, prepared, bar).await;
+    let outcome = work(at.runner, &queue, job, prepared, bar).await;
     bar.finish_and_clear();
     let mut done = match outcome {
         Ok(done) => done,
@@ -392,12 +416,16 @@ async fn prepare(at: &At<'_>, plan: Plan, volatile: bool) -> Result<Prepared, Fa
 }
 
 async fn work(
+    runner: &Holder,
     queue: &queue::Client,
     job: &Job,
     prepared: Prepared,
     bar: &ProgressBar,
 ) -> Result<Done, Stop> {
-    let running = interruptible(submit(queue, job, &prepared)).await?;
+    // What was given of a secret ends with what it was given from.
+    let secrets = interruptible(open_secrets(runner, job)).await?;
+    let submitted = submit(runner, queue, job, &prepared, &secrets);
+    let running = interruptible(submitted).await?;
     match interruptible(follow(&running, bar)).await {
         Ok(status) => Ok(interruptible(result(&running, &prepared.output, status)).await?),
         Err(stop) => {
@@ -408,13 +436,23 @@ async fn work(
 }
 
 async fn submit(
+    runner: &Holder,
     queue: &queue::Client,
     job: &Job,
     prepared: &Prepared,
+    secrets: &[secret::Client],
 ) -> Result<job::Client, Fault> {
     let [input, output] = give(prepared).await?;
+    let secrets = give_secrets(runner, &prepared.plan.executor, secrets).await?;
     let mut request = queue.submit_request();
-    write_spec(request.get().init_spec(), job, &prepared.plan, &input, &output);
+    let mut spec = request.get().init_spec();
+    write_spec(spec.reborrow(), job, &prepared.plan, &input, &output);
+    let mut list = spec.init_secrets(u32::try_from(secrets.len()).unwrap_or(u32::MAX));
+    for ((index, (_, file)), gift) in (0..list.len()).zip(&job.secrets).zip(&secrets) {
+        let mut secret = list.reborrow().get(index);
+        secret.set_file(file.as_str());
+        gift.write(secret.init_gift());
+    }
     let answer = call(request).await?;
     read(|| answer.get()?.get_job())
 }
@@ -425,6 +463,38 @@ async fn give(prepared: &Prepared) -> Result<[Gift; 2], Fault> {
     let input = gift(&prepared.plan.input, to_read, Rights::READ).await?;
     let both = Rights::READ.join(Rights::WRITE);
     Ok([input, gift(&prepared.output, to_write, both).await?])
+}
+
+/// The job's secrets, of the runner's own.
+async fn open_secrets(runner: &Holder, job: &Job) -> Result<Vec<secret::Client>, Fault> {
+    if job.secrets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let secrets: secrets::Client = runner.root(super::secret::ENTRY).await?;
+    let mut opened = Vec::new();
+    for (name, _) in &job.secrets {
+        let mut request = secrets.open_request();
+        request.get().set_name(name.as_str());
+        let answer = call(request).await?;
+        opened.push(read(|| answer.get()?.get_secret())?);
+    }
+    Ok(opened)
+}
+
+/// Leaves these for the executor, to be read and nothing else.
+async fn give_secrets(
+    runner: &Holder,
+    executor: &VatName,
+    secrets: &[secret::Client],
+) -> Result<Vec<Gift>, Fault> {
+    let mut given = Vec::new();
+    for secret in secrets {
+        let vat = runner.entry(super::secret::ENTRY)?.chain.root().vat.clone();
+        let wanted = Authority { rights: Rights::READ, caveats: Caveats::NONE };
+        let home = Home { node: None, vat };
+        given.push(handoff::give(secret, executor.as_str(), wanted, home).await?);
+    }
+    Ok(given)
 }
 
 fn write_spec(

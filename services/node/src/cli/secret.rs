@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::holder::{Holder, call, now_ms, pick, read, read_cap_file};
 use super::text::{self, row};
-use super::{Context, Report, Stop, complain, emit, files, interruptible, settled};
+use super::{Context, Report, Stop, complain, emit, files, interruptible, settled, undo};
 
 mod exec;
 
@@ -46,7 +46,9 @@ prints five shares, once and never again: give each to another operator. Any thr
 broker after each start
   distos secret init --tpm --threshold 2 --shares 3
 has the node's TPM open it at each start; two of the three shares do where the TPM does not, because
-the node has booted something else")]
+the node has booted something else
+  distos secret init --threshold 2 --shares 2 --share-to /media/anna/share --share-to /media/ben/share
+shows none: each is in a file that only its owner can read")]
     Init(InitArgs),
     /// Have the TPM open the broker from now on, as the node has booted now
     #[command(after_help = "\
@@ -67,7 +69,7 @@ Example:
         #[arg(long, conflicts_with = "shares")]
         tpm: bool,
     },
-    /// Have the broker forget its root key
+    /// Have the broker forget its root key, until operators unseal it
     #[command(after_help = "Example:\n  distos secret seal")]
     Seal,
     /// Keep a new secret
@@ -148,6 +150,9 @@ pub struct InitArgs {
     /// Have the node's TPM open it at each start
     #[arg(long)]
     tpm: bool,
+    /// Write each share to a file of its own and show none; once for each share
+    #[arg(long = "share-to", value_name = "FILE")]
+    share_to: Vec<PathBuf>,
 }
 
 impl InitArgs {
@@ -481,6 +486,7 @@ fn status_text(status: &Value) -> String {
 
 async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
     let (threshold, shares) = args.scheme();
+    check_files(&args.share_to, shares)?;
     let (broker, client) = Broker::own(context).await?;
     let mut request = client.init_request();
     let mut params = request.get();
@@ -497,8 +503,22 @@ async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
     for (number, parcel) in (1..).zip(&parcels) {
         let content = Content::NewShare { number };
         let share = recipient.open(&broker.purpose(content), parcel)?;
-        lines.push(format!("{SHARE}{}", hex::encode(&*share)));
+        lines.push(line_of(&share));
     }
+    if !args.share_to.is_empty() {
+        for (path, line) in args.share_to.iter().zip(&lines) {
+            files::write(path, line.as_bytes(), files::SECRET)?;
+        }
+        let paths: Vec<String> = args.share_to.iter().map(|p| p.display().to_string()).collect();
+        let text = format!(
+            "any {threshold} of the shares in these {shares} files open the broker (distos secret unseal): give each to another \
+             operator, and keep none\n{}",
+            paths.join("\n")
+        );
+        let json = json!({ "threshold": threshold, "share_files": paths, "tpm": args.tpm });
+        return Ok(Report { json, text });
+    }
+    let lines: Vec<&str> = lines.iter().map(|line| line.as_str()).collect();
     let (all, once) = (lines.join("\n"), "They are shown once: give each to another operator");
     let text = match (args.tpm, lines.is_empty()) {
         (false, _) => format!(
@@ -514,6 +534,33 @@ async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
             .to_owned(),
     };
     Ok(Report { json: json!({ "threshold": threshold, "shares": lines, "tpm": args.tpm }), text })
+}
+
+/// Where shares are written: one file for each, that nobody else writes to and that is not there.
+fn check_files(paths: &[PathBuf], shares: u8) -> Result<(), Fault> {
+    if !paths.is_empty() && paths.len() != usize::from(shares) {
+        let given = paths.len();
+        return Err(Fault::malformed(format!("{shares} shares, and {given} files for them")));
+    }
+    for (at, path) in paths.iter().enumerate() {
+        check_private(path)?;
+        if path.exists() || paths[..at].contains(path) {
+            return Err(Fault::Exists(format!("{}: choose another --share-to", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// A share as operators keep it.
+fn line_of(share: &[u8]) -> Zeroizing<String> {
+    let mut line = Zeroizing::new(String::with_capacity(SHARE.len() + 2 * share.len()));
+    line.push_str(SHARE);
+    for byte in share {
+        for digit in [byte >> 4, byte & 15] {
+            line.push(char::from_digit(digit.into(), 16).expect("half a byte is a digit"));
+        }
+    }
+    line
 }
 
 async fn bind(context: &Context) -> Result<Report, Fault> {
@@ -560,7 +607,7 @@ async fn unseal(context: &Context, shares: Vec<PathBuf>) -> Result<Report, Fault
 async fn close(context: &Context) -> Result<Report, Fault> {
     let (_broker, client) = Broker::own(context).await?;
     call(client.seal_request()).await?;
-    let text = "sealed: nothing is given out until it is opened again, or started again where the TPM opens it".to_owned();
+    let text = "sealed: nothing is given out until it is opened again (distos secret unseal), also after a restart".to_owned();
     Ok(Report { json: json!({ "sealed": true }), text })
 }
 
@@ -675,12 +722,19 @@ async fn get(context: &Context, args: GetArgs) -> Result<Report, Fault> {
     let lasting_ms = args.lasting.unwrap_or(0);
     let Given { name, version, lease, until_ms, value } =
         given(context, &args.which, args.version, lasting_ms).await?;
+    let written = match to_stdout {
+        true => emit(&value).await,
+        false => files::write(&args.out, &value, files::SECRET),
+    };
+    if written.is_err() {
+        // Nobody has what it is for.
+        undo(released(context, &args.which, lease)).await;
+    }
+    written?;
     if to_stdout {
-        emit(&value).await?;
         complain(&format!("lease {lease}, {}", text::expiry(until_ms, now_ms())));
         return Ok(Report::nothing());
     }
-    files::write(&args.out, &value, files::SECRET)?;
     let out = args.out.display();
     let json = json!({
         "name": name, "version": version, "lease": lease, "until_ms": until_ms, "out": out.to_string(),
@@ -880,7 +934,9 @@ mod tests {
 
     #[test]
     fn a_root_key_that_a_tpm_opens_has_shares_only_if_they_are_asked_for() {
-        let args = |threshold, shares, tpm| InitArgs { threshold, shares, tpm }.scheme();
+        let args = |threshold, shares, tpm| {
+            InitArgs { threshold, shares, tpm, share_to: Vec::new() }.scheme()
+        };
         assert_eq!(args(None, None, false), (2, 3));
         assert_eq!(args(None, None, true), (0, 0));
         assert_eq!(args(None, Some(5), true), (2, 5));

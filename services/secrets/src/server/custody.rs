@@ -11,7 +11,7 @@ use distos_schemas::secrets_capnp::accounts;
 use distos_types::kind::SECRET;
 use zeroize::Zeroizing;
 
-use super::parcels::keyed;
+use super::parcels::holder_of;
 use super::{Broker, random};
 use crate::barrier::{SEALED_OVERHEAD, WRAPPED_KEY_BYTES};
 use crate::material;
@@ -35,7 +35,7 @@ pub(super) struct NewSecret {
 impl Broker {
     /// Who reads by `facet`, and on which node that is, as far as is known.
     pub(super) fn reader(&self, facet: &Facet) -> Result<(Holder, Option<NodeId>), Fault> {
-        let key = keyed(facet)?;
+        let key = holder_of(facet)?;
         let node = match facet.whence() {
             Whence::Here => Some(self.vat.node()),
             Whence::Shown(path) => Subject::from_str(&path).ok().and_then(|s| s.node()),

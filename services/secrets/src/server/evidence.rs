@@ -9,7 +9,7 @@ use distos_rpc::{Facet, Whence, fault_of};
 use distos_schemas::attestation_capnp::{Standing, attestation, verdict};
 
 use super::{ATTESTATION_EDGE, Broker, TICK};
-use crate::record::Record;
+use crate::record::{self, Record};
 
 /// How long the attestation service may take to say what it has decided: it has decided before.
 const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
@@ -64,6 +64,17 @@ struct Watch {
 }
 
 impl Watch {
+    /// That of a broker that was started again, with what it has written before: what came about meanwhile is not missed.
+    fn resumed(heard: Option<record::Heard>) -> Watch {
+        let held = heard.is_some_and(|heard| heard.held);
+        Watch { held, failed: false, epoch: heard.map(|heard| heard.epoch) }
+    }
+
+    /// What is to be written of it.
+    fn kept(&self) -> Option<record::Heard> {
+        self.epoch.map(|epoch| record::Heard { epoch, held: self.held })
+    }
+
     /// Leases end when what was known to hold does so no more, and when the evidence contradicts what is demanded, once
     /// each. A node that never had evidence loses nothing. That it turned bad and good again between two answers is seen by
     /// its epoch.
@@ -108,7 +119,8 @@ impl Broker {
     /// Ends the leases of holders on this node when its evidence turns bad or is over, until the vat ends. While nothing is
     /// said of it, those on secrets that are given out on evidence only end with what was said last.
     pub(super) async fn watch_evidence(self: Rc<Self>) {
-        let (mut watch, mut seen, mut pause) = (Watch::default(), 0, Duration::ZERO);
+        let mut watch = Watch::resumed(self.state.borrow().heard());
+        let (mut seen, mut pause) = (0, Duration::ZERO);
         loop {
             tokio::time::sleep(pause).await;
             pause = Duration::ZERO;
@@ -134,19 +146,26 @@ impl Broker {
             let failed = heard.standing == Standing::Failed;
             // Before their leases end: nobody reads again in between.
             *self.contradicted.borrow_mut() = failed.then(|| heard.reason.clone());
-            if watch.hear(&heard) == Consequence::End {
-                self.end_own_node(&heard.reason).await;
+            let ends = watch.hear(&heard) == Consequence::End;
+            let news = watch.kept().filter(|kept| self.state.borrow().heard() != Some(*kept));
+            let news: Vec<Record> = news.map(Record::Evidence).into_iter().collect();
+            if ends {
+                self.end_own_node(&heard.reason, news).await;
+            } else if !news.is_empty() {
+                // What cannot be recorded is kept and written later.
+                let _ = self.note_all(news).await;
             }
         }
     }
 
     /// Ends the leases of holders on this node. Whether they get new ones is another matter.
-    async fn end_own_node(&self, why: &str) {
+    async fn end_own_node(&self, why: &str, news: Vec<Record>) {
         let node = self.vat.node();
         let mut records = vec![Record::EndedNode(node)];
         if self.state.borrow().check_node(Some(node)).is_ok() {
             records.push(Record::AdmittedNode(node));
         }
+        records.extend(news);
         // What cannot be recorded is kept and written later.
         if let Ok(leases) = self.note_all(records).await {
             let detail = format!("all {leases} leases on this node ended: {why}");
@@ -211,7 +230,12 @@ mod tests {
 
     /// After which of these all leases end.
     fn ends(standings: &[(Standing, u64)]) -> Vec<bool> {
-        let mut watch = Watch::default();
+        ends_after(None, standings)
+    }
+
+    /// The same of a broker that was started again.
+    fn ends_after(kept: Option<record::Heard>, standings: &[(Standing, u64)]) -> Vec<bool> {
+        let mut watch = Watch::resumed(kept);
         let hear = |(standing, epoch): &(Standing, u64)| watch.hear(&heard(*standing, *epoch));
         standings.iter().map(hear).map(|consequence| consequence == Consequence::End).collect()
     }
@@ -230,6 +254,21 @@ mod tests {
     fn a_node_that_failed_while_nobody_listened_loses_its_leases_when_that_is_heard() {
         assert_eq!(ends(&[(Failed, 7)]), [true], "a broker that was started again");
         assert_eq!(ends(&[(Fresh, 3), (Fresh, 4)]), [false, true], "it turned good again");
+    }
+
+    #[test]
+    fn what_turned_bad_while_the_broker_was_down_is_not_missed() {
+        let kept = Some(record::Heard { epoch: 3, held: true });
+        assert_eq!(ends_after(kept, &[(Fresh, 4), (Fresh, 4)]), [true, false], "and good again");
+        assert_eq!(ends_after(kept, &[(Expired, 3)]), [true], "it is over");
+        assert_eq!(ends_after(kept, &[(Fresh, 3)]), [false]);
+        let kept = Some(record::Heard { epoch: 3, held: false });
+        assert_eq!(ends_after(kept, &[(Expired, 3)]), [false]);
+        let mut watch = Watch::resumed(None);
+        watch.hear(&heard(Fresh, 3));
+        assert_eq!(watch.kept(), Some(record::Heard { epoch: 3, held: true }));
+        watch.hear(&heard(Failed, 4));
+        assert_eq!(watch.kept(), Some(record::Heard { epoch: 4, held: false }));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `Secret` over RPC: one secret.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
@@ -12,6 +13,9 @@ use distos_schemas::secrets_capnp::{self, secret, secret_info};
 use super::{Broker, NO_BYTES, to_its_end};
 use crate::record::{Holder, LeaseId, Record, SecretKind};
 use crate::state::{LONGEST_MS, Summary};
+
+/// For how long `watch` waits.
+const WATCH: Duration = Duration::from_secs(10);
 
 pub(super) fn describe(summary: &Summary, mut info: secret_info::Builder<'_>) {
     info.set_name(&summary.name);
@@ -33,6 +37,29 @@ pub(super) fn describe(summary: &Summary, mut info: secret_info::Builder<'_>) {
 pub(super) struct SecretServer {
     pub(super) broker: Rc<Broker>,
     pub(super) facet: Facet,
+}
+
+/// Nobody comes back for what was drawn by a gift once that is given up, or its connection has ended: it is taken once, and no
+/// chain restores it. So its leases end with it.
+impl Drop for SecretServer {
+    fn drop(&mut self) {
+        let (tenant, cap) = (self.facet.tenant(), self.facet.cap_id());
+        let is_gift = self.facet.holder().is_none() && cap == self.facet.lasting_cap();
+        if !is_gift || !self.broker.state.borrow().is_lessee(tenant, cap) {
+            return;
+        }
+        let broker = self.broker.clone();
+        tokio::task::spawn_local(async move {
+            // What cannot be recorded is kept and written later.
+            if let Ok(leases) = broker.note_all(vec![Record::EndedCap(tenant, cap)]).await {
+                broker.report(
+                    tenant,
+                    cap,
+                    format!("{leases} leases ended with what they were drawn by"),
+                );
+            }
+        });
+    }
 }
 
 impl SecretServer {
@@ -70,7 +97,7 @@ impl secret::Server for SecretServer {
         self.facet.check(Rights::READ).map_err(fail)?;
         let (to, version, ttl_ms) = {
             let params = params.get()?;
-            let to = self.broker.recipient(&self.facet, params.get_to()?).map_err(fail)?;
+            let to = self.broker.reader_key(&self.facet, params.get_to()?).map_err(fail)?;
             (to, params.get_version(), params.get_ttl_ms())
         };
         let this = self.clone();
@@ -224,6 +251,33 @@ impl secret::Server for SecretServer {
         let detail = format!("'{name}': where accounts are made was attached");
         self.broker.report(self.facet.tenant(), self.facet.cap_id(), detail);
         self.facet.reply(&mut results);
+        Ok(())
+    }
+
+    async fn watch(
+        self: Rc<Self>,
+        params: secret::WatchParams,
+        mut results: secret::WatchResults,
+    ) -> Result<(), capnp::Error> {
+        self.facet.check(Rights::READ).map_err(fail)?;
+        let id = LeaseId(params.get()?.get_lease());
+        let enough = tokio::time::sleep(WATCH);
+        tokio::pin!(enough);
+        let until_ms = loop {
+            // Before it is looked at, so that no end comes in between.
+            let ended = self.broker.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            self.check_lease(id).map_err(fail)?;
+            let until_ms = self.broker.state.borrow().until_ms(id).unwrap_or_default();
+            let left_ms = until_ms.saturating_sub(self.broker.now_ms());
+            tokio::select! {
+                () = &mut enough => break until_ms,
+                () = ended => {}
+                () = tokio::time::sleep(Duration::from_millis(left_ms)) => {}
+            }
+        };
+        self.facet.reply(&mut results).set_until_ms(until_ms);
         Ok(())
     }
 

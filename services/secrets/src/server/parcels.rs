@@ -7,6 +7,7 @@ use distos_delivery::{Content, Purpose, Recipient, RecipientKey, request_message
 use distos_noise::{CARD_BYTES, Card, StaticPublic};
 use distos_rpc::{Facet, fault_of};
 use distos_schemas::secrets_capnp::recipient;
+use distos_types::kind::SECRET;
 use distos_types::verify_signature;
 use zeroize::Zeroizing;
 
@@ -19,6 +20,9 @@ pub(super) struct Own {
     renew_ms: u64,
 }
 
+/// In the place of a holder's key, if a capability was taken as a gift: the key of nobody who could sign.
+const NO_KEY: HolderKey = HolderKey([0; 32]);
+
 impl Broker {
     /// The key that a holder asks to be answered with, if the holder of `facet` has signed it.
     pub(super) fn recipient(
@@ -27,6 +31,30 @@ impl Broker {
         to: recipient::Reader<'_>,
     ) -> Result<(HolderKey, RecipientKey), Fault> {
         let holder = keyed(facet)?;
+        self.signed(facet, holder, to)
+    }
+
+    /// The same of a reader of one secret. Whoever took that as a gift asks with the key that it wants: the connection by
+    /// which it took that is its own, and is who it is.
+    pub(super) fn reader_key(
+        &self,
+        facet: &Facet,
+        to: recipient::Reader<'_>,
+    ) -> Result<(HolderKey, RecipientKey), Fault> {
+        if let Some(holder) = facet.holder() {
+            return self.signed(facet, holder, to);
+        }
+        let holder = holder_of(facet)?;
+        let key = to.get_key().map_err(|e| fault_of(&e))?;
+        Ok((holder, RecipientKey::from_slice(key)?))
+    }
+
+    fn signed(
+        &self,
+        facet: &Facet,
+        holder: HolderKey,
+        to: recipient::Reader<'_>,
+    ) -> Result<(HolderKey, RecipientKey), Fault> {
         let read = || -> capnp::Result<_> { Ok((to.get_key()?, to.get_signature()?)) };
         let (key, signature) = read().map_err(|e| fault_of(&e))?;
         let key = RecipientKey::from_slice(key)?;
@@ -82,6 +110,16 @@ impl Broker {
         let before = own.len().saturating_sub(2);
         own.drain(..before);
         Ok(card)
+    }
+}
+
+/// By what key a reader is known: its own, or none if it took its capability as a gift. An edge of a vat opens no secret
+/// and makes none, so what has no key and is to one secret was given.
+pub(super) fn holder_of(facet: &Facet) -> Result<HolderKey, Fault> {
+    match facet.holder() {
+        Some(key) => Ok(key),
+        None if facet.kind() == SECRET => Ok(NO_KEY),
+        None => Err(facet.refused(Fault::denied(Rights::READ))),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{ATTESTATION_EDGE, Broker, NO_BYTES, random};
 use crate::barrier::{Barrier, Binding};
 use crate::record::{MAX_BLOB_BYTES, Record};
 use crate::shamir::{Scheme, Share};
+use crate::state::State;
 
 /// How long the TPM may take: it is asked for several things, others may be before us, and slow ones need a second each.
 const TPM_WAIT: Duration = Duration::from_secs(30);
@@ -31,6 +32,13 @@ pub(super) struct Asked {
     pub(super) why: String,
     /// Whether an operator sealed the broker, which the TPM is not to undo by itself.
     closed: bool,
+}
+
+impl Asked {
+    /// While the broker is as an operator has sealed it.
+    pub(super) fn closed() -> Asked {
+        Asked { why: "an operator sealed it".into(), closed: true }
+    }
 }
 
 /// A key that the TPM keeps, and the blob by which it gives it back.
@@ -82,6 +90,7 @@ impl Broker {
             return Err(Fault::unavailable(0, why));
         }
         self.open_with(barrier);
+        self.note_opened().await?;
         let by = if by_tpm { "the TPM opens it" } else { "no TPM opens it" };
         let detail = match scheme {
             Some(scheme) => {
@@ -140,11 +149,24 @@ impl Broker {
         self.asked.borrow_mut().closed = false;
     }
 
-    /// Forgets the root key, and shares that were given.
-    pub(super) fn close(&self) {
-        *self.barrier.borrow_mut() = None;
-        self.given.borrow_mut().clear();
-        *self.asked.borrow_mut() = Asked { why: "an operator sealed it".into(), closed: true };
+    /// Notes, durably, that an operator has opened what one had sealed.
+    pub(super) async fn note_opened(&self) -> Result<(), Fault> {
+        // Whoever has sealed it again meanwhile has said so later.
+        let is_news = self.state.borrow().is_closed() && self.barrier.borrow().is_some();
+        if is_news { self.note(Record::Closed(false)).await } else { Ok(()) }
+    }
+
+    /// Forgets the root key, and shares that were given; durably, so that no restart has the TPM undo it. If that cannot be
+    /// recorded, they are forgotten all the same.
+    pub(super) async fn close(&self, facet: &Facet) -> Result<(), Fault> {
+        let forget = || {
+            *self.barrier.borrow_mut() = None;
+            self.given.borrow_mut().clear();
+            *self.asked.borrow_mut() = Asked::closed();
+        };
+        facet.commit(Rights::ADMIN, NO_BYTES, forget)?;
+        let closed = |_: &State| Ok((vec![Record::Closed(true)], ()));
+        self.change(facet, Rights::ADMIN, closed).await.map(drop)
     }
 
     /// Opens a broker that was just started by the TPM, if one was to. What it refuses is not asked for again; when it
@@ -186,7 +208,8 @@ impl Broker {
             }
             self.report(TenantId::OPERATOR, by.map_or(CapId(0), Facet::cap_id), detail);
         }
-        opened
+        opened?;
+        self.note_opened().await
     }
 
     async fn try_tpm(&self, by: Option<&Facet>) -> Result<(), Fault> {

@@ -141,6 +141,8 @@ impl secrets::Server for SecretsServer {
         };
         broker.report(TenantId::OPERATOR, self.facet.cap_id(), detail);
         given.map_err(fail)?;
+        let this = self.clone();
+        to_its_end(async move { this.broker.note_opened().await }).await?;
         SecretsServer::status(&self, self.facet.reply(&mut results).init_status());
         Ok(())
     }
@@ -151,8 +153,8 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::SealResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::ADMIN).map_err(fail)?;
-        let close = || self.broker.close();
-        self.facet.commit(Rights::ADMIN, NO_BYTES, close).map_err(fail)?;
+        let this = self.clone();
+        to_its_end(async move { this.broker.close(&this.facet).await }).await?;
         self.broker.report(TenantId::OPERATOR, self.facet.cap_id(), "sealed".into());
         self.facet.reply(&mut results);
         Ok(())
@@ -207,6 +209,7 @@ impl secrets::Server for SecretsServer {
         mut results: secrets::OpenResults,
     ) -> Result<(), capnp::Error> {
         self.facet.check(Rights::LIST).map_err(fail)?;
+        keyed(&self.facet).map_err(fail)?;
         let name = name_of(params.get()?.get_name()).map_err(fail)?;
         let object = self.broker.state.borrow().by_name(self.facet.tenant(), &name);
         let object = object.map_err(|fault| fail(self.facet.refused(fault)))?;

@@ -128,7 +128,12 @@ fn run(module: &[u8]) {
         Err(other) => panic!("a bad module is not the tenant's fault: {other}"),
     };
     let run = || {
-        let task = Task { args: vec!["one".into()], limits: LIMITS, seed: 7 };
+        let task = Task {
+            args: vec!["one".into()],
+            limits: LIMITS,
+            seed: 7,
+            secrets: std::sync::Arc::default(),
+        };
         let (_feed, stdin) = stdin(0);
         let (_keep, cancelled) = tokio::sync::oneshot::channel();
         ENGINE.run(&program, &task, stdin, cancelled)

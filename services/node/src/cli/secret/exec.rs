@@ -115,13 +115,13 @@ async fn run(context: &Context, args: &ExecArgs, all: &mut All) -> Result<u8, St
     for held in &all.0 {
         rustix::io::fcntl_setfd(&held.file, FdFlags::empty()).map_err(Fault::internal)?;
     }
-    let spawned = command.spawn();
+    let spawned = command.spawn().map(|child| Child(Some(child)));
     for held in &all.0 {
         rustix::io::fcntl_setfd(&held.file, FdFlags::CLOEXEC).map_err(Fault::internal)?;
     }
-    let mut child = spawned.map_err(|e| files::io_fault(program.as_ref(), &e))?;
+    let child = spawned.map_err(|e| files::io_fault(program.as_ref(), &e))?;
     // It is not waited for yet, so that this is of no other process.
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| Fault::internal("a process has a number"))?;
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(Fault::internal)?;
     let waited = tokio::task::spawn_blocking(move || child.wait());
@@ -140,6 +140,29 @@ async fn run(context: &Context, args: &ExecArgs, all: &mut All) -> Result<u8, St
     match lost {
         Some((_, fault)) => Err(fault.into()),
         None => Ok(code),
+    }
+}
+
+/// A program that was started. Until somebody waits for it, it ends with this: what it was given would not be given back.
+struct Child(Option<std::process::Child>);
+
+impl Child {
+    fn id(&self) -> Option<u32> {
+        self.0.as_ref().map(std::process::Child::id)
+    }
+
+    fn wait(mut self) -> std::io::Result<ExitStatus> {
+        self.0.take().ok_or(std::io::ErrorKind::NotFound)?.wait()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // One that has ended cannot be killed.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -253,6 +276,16 @@ mod tests {
         assert_eq!(told(&given, &places).unwrap(), words(&expected));
         let fault = told(&words(&["{key}"]), &places).unwrap_err();
         assert!(fault.to_string().contains("{db/password}"), "{fault}");
+    }
+
+    #[test]
+    fn a_program_that_nobody_waits_for_does_not_go_on() {
+        let spawned = Command::new("sleep").arg("1000").spawn().unwrap();
+        let child = Child(Some(spawned));
+        let place = format!("/proc/{}", child.id().unwrap());
+        assert!(std::path::Path::new(&place).exists());
+        drop(child);
+        assert!(!std::path::Path::new(&place).exists());
     }
 
     #[test]
