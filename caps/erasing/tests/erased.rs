@@ -26,8 +26,7 @@ fn found_near(address: usize) -> bool {
     // The allocator keeps notes of its own in the first bytes of what is free.
     let mut bytes = [0; 1000];
     memory.read_exact_at(&mut bytes, (address + 1000) as u64).unwrap();
-    let is = bytes.iter().enumerate().all(|(at, byte)| *byte == byte_at(at + 1000));
-    is
+    bytes.iter().enumerate().all(|(at, byte)| *byte == byte_at(at + 1000))
 }
 
 fn filled() -> Vec<u8> {

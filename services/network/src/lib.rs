@@ -42,7 +42,6 @@ mod heard;
 mod inviting;
 mod keys;
 mod mesh;
-mod operator;
 mod probes;
 mod questions;
 mod revocations;

@@ -17,7 +17,6 @@ use distos_quic::Endpoint;
 use distos_rpc::boot::Boot;
 use distos_rpc::record::Record;
 use distos_rpc::{Facet, Service, Vat, fail};
-use distos_schemas::network_capnp::{heard, network};
 use distos_types::{HolderSecret, kind};
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -30,13 +29,16 @@ use crate::credentials::CredentialsServer;
 use crate::inviting::{Challenges, is_by_tpm};
 use crate::keys::Keys;
 use crate::mesh::Member;
-use crate::operator::NetworkServer;
 use crate::questions::Questions;
 use crate::revocations::load_revocations;
 use crate::standing::{EVIDENCE, is_required};
 use crate::state::{Kept, State};
 use crate::swim::Swim;
 use crate::votes::load_votes;
+
+mod operator;
+
+use operator::NetworkServer;
 
 /// The objects have no bytes.
 pub(crate) const NO_BYTES: ByteRange = ByteRange { start: 0, end: 0 };

@@ -1,4 +1,6 @@
-use distos_identity::{Refusal, Root, TokenAuthority};
+use distos_identity::{
+    Home, Issuer, Refusal, Root, Serial, Token, TokenAuthority, TokenSecret, Validity,
+};
 
 use super::*;
 

@@ -14,10 +14,10 @@ use distos_rpc::{Facet, Faceted, fail, serve_capability};
 use distos_schemas::network_capnp::{heard, network};
 use distos_types::{HolderSecret, Revocation, kind};
 
+use super::{NO_BYTES, NetworkService, certificates, serial, write_chain};
 use crate::agents::AgentsServer;
 use crate::heard::{answer_known, answer_revocations, answer_votes, read_casts, read_revocations};
 use crate::inviting::{AskedAttested, randomness, write_registers};
-use crate::server::{NO_BYTES, NetworkService, certificates, serial, write_chain};
 use crate::standing::Standing;
 use crate::state::{SERVICE, State, validity};
 
@@ -25,13 +25,13 @@ use crate::state::{SERVICE, State, validity};
 const MAX_LISTED: usize = 4096;
 
 #[derive(Clone)]
-pub(crate) struct NetworkServer {
-    pub(crate) facet: Facet,
-    pub(crate) service: Rc<NetworkService>,
+pub(super) struct NetworkServer {
+    pub(super) facet: Facet,
+    pub(super) service: Rc<NetworkService>,
 }
 
 impl NetworkServer {
-    pub(crate) fn into_hook(self) -> Box<dyn ClientHook> {
+    pub(super) fn into_hook(self) -> Box<dyn ClientHook> {
         capnp_rpc::new_client::<network::Client, _>(self).into_client_hook()
     }
 
