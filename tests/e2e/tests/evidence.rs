@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{Desk, LOOPBACK, Member, acquaint, alone_with, counting};
 use distos_e2e::gpu_maker::{GpuMaker, library};
-use distos_e2e::images::{replaced, with_settings, with_tpm_args};
-use distos_e2e::{Node, Output, eventually, single_image, wordcount};
+use distos_e2e::images::{replaced, with_settings, with_tpm, with_tpm_args};
+use distos_e2e::watch::Watched;
+use distos_e2e::{Node, Output, eventually, signal, single_image, wordcount};
+use rustix::process::Signal;
 use serde_json::Value;
 use sha1::Digest as _;
 
@@ -316,4 +318,59 @@ fn without_a_policy_nothing_is_good_and_only_signed_ones_of_whom_the_image_names
     node.down();
     node.reboot();
     assert_eq!(node.json(&["attest", "status"])["policy"], "site@2", "it outlives a boot");
+}
+
+/// What runs on a node that shows nothing any more has a time to end by itself, and no more than that.
+#[test]
+fn what_runs_on_a_node_whose_tpm_is_silent_may_end_by_itself_and_is_ended_when_it_does_not() {
+    let image = with_tpm(2_000, "/usr/bin/swtpm");
+    let image = with_settings(&image, "attestation", "grace_ms = \"1000\"");
+    let image = with_settings(&image, "scheduler", "drain_ms = \"15000\"");
+    let node = Node::boot_with(&image);
+    prepared(&node);
+    let loops = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    fs::write(node.file("loop.wasm"), wat::parse_str(loops).unwrap()).unwrap();
+    let limits = ["--wall", "10m", "--fuel", "9000000000000"];
+    let run = ["run", "loop.wasm", "--input", "text", "--as", "red.cap"];
+    let mut run = Watched::spawn(node.command(&[&run[..], &limits].concat()));
+    eventually("a task that runs", LONG, || audited(&node, "placement", "task 0").then_some(()));
+    let drained = || {
+        let list = node.json(&["job", "list", "--as", "red.cap"]);
+        let at_ms = list["drained_at_ms"].as_u64()?;
+        Some((at_ms, list["jobs"][0]["state"].clone()))
+    };
+    assert_eq!(drained(), None);
+    let swtpm = node.swtpm_pid().unwrap();
+    signal(swtpm, Signal::STOP);
+    let (until_ms, state) = eventually("a drain", LONG, drained);
+    assert_eq!(state, "running");
+    eventually("its record", LONG, || {
+        audited(&node, "fence", "1 jobs that run have").then_some(())
+    });
+    let screen = node.ok(&["status"]).text();
+    assert!(screen.contains("evidence EXPIRED") && screen.contains("is drained"), "{screen}");
+    assert_eq!(count(&node).code, STALE, "nothing new is placed");
+    // It shows what it is in time: the work goes on.
+    signal(swtpm, Signal::CONT);
+    until(&node, "fresh");
+    eventually("the end of the drain", LONG, || drained().is_none().then_some(()));
+    eventually("its record", LONG, || audited(&node, "fence", "1 jobs go on").then_some(()));
+    assert_eq!(count(&node).code, 0);
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let left_ms = u128::from(until_ms).saturating_sub(now_ms.as_millis());
+    std::thread::sleep(Duration::from_millis(u64::try_from(left_ms).unwrap()));
+    assert!(run.run_for(Duration::from_millis(500)), "a drain that was called off has no end");
+    // It does not: what runs ends, and nothing that was given is left.
+    signal(swtpm, Signal::STOP);
+    eventually("another drain", LONG, drained);
+    assert_eq!(run.finish(LONG).code, STALE);
+    eventually("the executor's end", LONG, || {
+        node.try_pid_of("executor/red").is_none().then_some(())
+    });
+    let ended = "this node is drained: 1 jobs and 1 executors ended";
+    eventually("its record", LONG, || audited(&node, "fence", ended).then_some(()));
+    assert_eq!(drained(), None);
+    signal(swtpm, Signal::CONT);
+    until(&node, "fresh");
+    assert_eq!(count(&node).code, 0);
 }
