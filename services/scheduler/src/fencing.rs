@@ -7,6 +7,7 @@ use distos_abi::{CapId, Fault, TenantId};
 use distos_rpc::fault_of;
 use distos_schemas::attestation_capnp::{self as wire, attestation};
 use futures::FutureExt as _;
+use futures::future::join_all;
 
 use crate::server::{ATTESTATION_EDGE, Scheduler};
 use crate::standing::{Heard, Load, Standing, Step};
@@ -146,8 +147,10 @@ impl Scheduler {
         }
         let executors: Vec<(TenantId, (String, u64))> =
             self.executors.borrow_mut().drain().collect();
-        for (tenant, executor) in executors {
-            if let Err(fault) = self.end_executor(&executor.0).await {
+        let names = executors.iter().map(|(_, (name, _))| name.as_str());
+        let stopped = all_at_once(names, async |name| self.end_executor(name).await).await;
+        for ((tenant, executor), stopped) in executors.into_iter().zip(stopped) {
+            if let Err(fault) = stopped {
                 tracing::error!(%fault, name = executor.0, "an executor could not be stopped");
                 // It is tried again when the standing is told the next time. One that was started meanwhile is another.
                 self.executors.borrow_mut().entry(tenant).or_insert(executor);
@@ -219,5 +222,34 @@ impl Scheduler {
             })
         };
         read().map_err(|e| fault_of(&e))
+    }
+}
+
+/// Does this to all of them at the same time, so that all takes as long as the slowest one. What came of each, in order.
+async fn all_at_once<T, R>(all: impl Iterator<Item = T>, act: impl AsyncFn(T) -> R) -> Vec<R> {
+    join_all(all.map(|one| act(one))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+    use tokio::sync::Barrier;
+
+    use super::*;
+
+    /// Or what a node that has failed holds at others goes on for as long as it takes to stop one executor after the other.
+    #[test]
+    fn no_executor_waits_for_another_to_be_stopped() {
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let gate = Barrier::new(3);
+        // None is stopped before all have been told to stop.
+        let stop = async |number: u32| {
+            gate.wait().await;
+            number
+        };
+        let all =
+            async { tokio::time::timeout(Duration::from_secs(5), all_at_once(0..3, stop)).await };
+        let stopped = runtime.block_on(all);
+        assert_eq!(stopped.expect("they are stopped one after the other"), [0, 1, 2]);
     }
 }
