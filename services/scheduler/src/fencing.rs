@@ -9,7 +9,7 @@ use distos_schemas::attestation_capnp::{self as wire, attestation};
 use futures::FutureExt as _;
 use futures::future::join_all;
 
-use crate::server::{ATTESTATION_EDGE, Scheduler};
+use crate::server::{ATTESTATION_EDGE, Scheduler, TRACE};
 use crate::standing::{Heard, Load, Standing, Step};
 use crate::state::{Job, JobId};
 
@@ -149,15 +149,22 @@ impl Scheduler {
             self.executors.borrow_mut().drain().collect();
         let names = executors.iter().map(|(_, (name, _))| name.as_str());
         let stopped = all_at_once(names, async |name| self.end_executor(name).await).await;
+        let mut is_left = false;
         for ((tenant, executor), stopped) in executors.into_iter().zip(stopped) {
             if let Err(fault) = stopped {
                 tracing::error!(%fault, name = executor.0, "an executor could not be stopped");
                 // It is tried again when the standing is told the next time. One that was started meanwhile is another.
                 self.executors.borrow_mut().entry(tenant).or_insert(executor);
+                is_left = true;
             }
         }
         self.ending.set(false);
         self.work.notify_one();
+        if !is_left {
+            let (at, node, epoch) =
+                (self.vat.now_ms(), self.vat.node(), self.watch.borrow().epoch());
+            tracing::debug!(target: TRACE, at, %node, epoch, "fence");
+        }
         load
     }
 

@@ -62,8 +62,8 @@ const COUNT: RangeInclusive<u32> = 1..=1024;
 /// No bytes of the object: the queue has none.
 pub(crate) const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
-/// Placements are steps of what `specs/attestation` models, told where the verifier tells its own.
-const TRACE: &str = "distos::trace::attestation";
+/// What is placed and what is ended are steps of what `specs/attestation` models, told where the verifier tells its own.
+pub(crate) const TRACE: &str = "distos::trace::attestation";
 
 /// The scheduler of a node.
 pub(crate) struct Scheduler {
@@ -123,6 +123,8 @@ impl Scheduler {
         let node = number(setting("node-tasks"), BUSY_TENANTS * tenant, COUNT)?;
         let slots = Slots { tenant, node };
         let drain = number(setting("drain_ms"), DRAIN_MS, 0..=MAX_DRAIN_MS)?;
+        let (at, node_id) = (vat.now_ms(), vat.node());
+        tracing::debug!(target: TRACE, at, node = %node_id, drain, "begin");
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         let mut state = State::new(slots);
@@ -427,7 +429,8 @@ impl Scheduler {
         });
         let placement = placed.map_err(Refusal::Fail)??;
         let fresh_until = placement.fresh_until_ms;
-        tracing::debug!(target: TRACE, at = now_ms, fresh_until, "place");
+        let (node, job, task) = (self.vat.node(), placement.job.0, placement.task);
+        tracing::debug!(target: TRACE, at = now_ms, %node, job, task, fresh_until, "place");
         Ok(placement)
     }
 
@@ -444,6 +447,10 @@ impl Scheduler {
     async fn run(self: Rc<Self>, placement: Placement, live: Rc<Live>) {
         let (id, task) = (placement.job, placement.task);
         let outcome = call(&live, placement).await;
+        // What becomes of a task whose job has ended counts for nothing.
+        let counts = self.state.borrow().job(id).is_some_and(|job| !job.ended());
+        let (at, node, done) = (self.vat.now_ms(), self.vat.node(), counts && outcome.is_ok());
+        tracing::debug!(target: TRACE, at, %node, job = id.0, task, done, "end");
         if let Err(fault @ Fault::LimitExceeded(_)) = &outcome {
             let detail = format!("job {} task {task}: {fault}", id.0);
             self.vat.report("limit", live.facet.tenant(), live.facet.cap_id(), detail);

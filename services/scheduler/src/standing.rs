@@ -108,6 +108,11 @@ impl Watch {
         self.last.is_some_and(|last| last.standing == Standing::Failed)
     }
 
+    /// How often this node's evidence has turned bad, as was heard last.
+    pub fn epoch(&self) -> u64 {
+        self.last.map_or(0, |last| last.epoch)
+    }
+
     /// Until when what runs may end by itself, if it has to.
     pub fn draining_until_ms(&self) -> Option<u64> {
         match self.drain {

@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{Desk, LOOPBACK, Member, acquaint, alone_with, counting};
 use distos_e2e::gpu_maker::{GpuMaker, library};
-use distos_e2e::images::{replaced, with_settings, with_tpm, with_tpm_args};
+use distos_e2e::images::{replaced, traced, with_settings, with_tpm, with_tpm_args};
 use distos_e2e::watch::Watched;
 use distos_e2e::{Node, Output, eventually, signal, single_image, wordcount};
+use distos_specs::root;
+use distos_specs::tlc::Tlc;
+use distos_specs::trace::attestation::{Run, SPEC, runs};
+use distos_specs::trace::{Finding, Trace, check};
 use rustix::process::Signal;
 use serde_json::Value;
 use sha1::Digest as _;
@@ -67,6 +71,32 @@ fn says(of: &Member, about: &Member) -> Option<String> {
     Some(one["standing"].as_str()?.to_owned())
 }
 
+/// How often each node's scheduler has ended all that ran, of nodes whose processes tell what they do (`traced`) and
+/// have ended. What each verifier and each scheduler did, as its log has it, is a behaviour of the model
+/// (`specs/attestation`).
+fn fences(nodes: &[&Node]) -> Vec<usize> {
+    let logs: Vec<String> = nodes.iter().map(|node| node.log()).collect();
+    let logs: Vec<&str> = logs.iter().map(String::as_str).collect();
+    let runs = runs(&logs).unwrap_or_else(|why| panic!("{why}"));
+    let traces: Vec<Trace> = runs.iter().map(Run::trace).collect();
+    let (tlc, spec) = (Tlc::find(&root()).unwrap(), root().join("specs").join(SPEC));
+    let checked = check(&tlc, &spec, &traces).unwrap_or_else(|why| panic!("{why}"));
+    for (run, finding) in runs.iter().zip(checked.findings) {
+        let (verifier, node) = (&run.verifier, &run.node);
+        eprintln!("{verifier} of {node}: {:?}", run.trace().counts());
+        assert_eq!(finding, Finding::Accepted, "{verifier} of {node}: {:?}", run.events);
+    }
+    // Each has said something of each.
+    assert_eq!(runs.len(), nodes.len() * nodes.len());
+    let own = runs.iter().filter(|run| run.is_own());
+    own.map(|run| run.trace().counts().get("fence").copied().unwrap_or(0)).collect()
+}
+
+/// With a node's processes telling what they do.
+fn told(image: &str) -> String {
+    traced(image, &["attestation", "scheduler"])
+}
+
 fn audited(node: &Node, kind: &str, word: &str) -> bool {
     let log = node.json(&["audit", "list"]);
     log.as_array().unwrap().iter().any(|event| {
@@ -92,10 +122,10 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     let program = program(directory.path());
     let desk = Desk::set_up();
     let join = || {
-        let (node, ports) = alone_with(3600, |image| tampered(image, &program));
+        let (node, ports) = alone_with(3600, |image| told(&tampered(image, &program)));
         Member::of(&desk, node, LOOPBACK, ports)
     };
-    let (home, other) = (join(), join());
+    let (mut home, mut other) = (join(), join());
     acquaint(&home, &other);
     for (verifier, node) in [(&home, &other), (&other, &home)] {
         eventually("each has shown itself to the other", LONG, || {
@@ -147,6 +177,9 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     // It does not come back by itself, and the one that was not tampered with is as it was.
     assert_eq!(says(&other, &home).as_deref(), Some("fresh"), "home is as good as it was");
     assert_eq!(standing(&home.node), "fresh");
+    home.node.down();
+    other.node.down();
+    assert!(matches!(fences(&[&home.node, &other.node])[..], [0, (1..)]));
 }
 
 /// A list as the kernel writes it (`ima-ng`), **synthetic**: no kernel measured these files. What is extended for each
@@ -182,13 +215,13 @@ fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
         "devices = { tpm = \"tpm\", boot-log",
         "devices = { tpm = \"tpm\", measured-files = \"files\", boot-log",
     );
-    let image = format!("{image}\n[device.files]\npath = {measured:?}\n");
+    let image = told(&format!("{image}\n[device.files]\npath = {measured:?}\n"));
     let image = replaced(
         &image,
         "@id(\"measured-files\")\n@unchecked(\"ima replay\")\npermit (principal, action == Action::\"warn\", resource is Ima)\nwhen { resource.passed.contains(\"ima list\") };",
         "@id(\"measured-files\")\npermit (principal, action == Action::\"affirm\", resource is Ima)\nwhen { resource.passed.contains(\"ima replay\") && resource has ima_unknown_count && resource.ima_unknown_count == 0 };",
     );
-    let node = Node::boot_with(&image);
+    let mut node = Node::boot_with(&image);
     // A list that nothing proves, and no known files: that is no good evidence.
     assert_ne!(standing(&node), "fresh");
     let trust = directory.path().join("trust/ima");
@@ -219,6 +252,8 @@ fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
     assert!(status.contains("evidence FAILED"), "{status}");
     let shown = node.ok(&["attest", "status"]).text();
     assert!(shown.contains("ima (ima): contraindicated"), "{shown}");
+    node.down();
+    assert!(fences(&[&node])[0] > 0);
 }
 
 #[test]
@@ -243,7 +278,7 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
         "@id(\"a-tpm\")",
         "@id(\"gpu\")\n@unchecked(\"revocation, golden values\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaGpu)\nwhen { resource.passed.containsAll([\"signature\", \"certificate chain\", \"nonce\"]) && resource has confidential_mode && resource.confidential_mode && resource has developer_tools && !resource.developer_tools };\n\n@id(\"machine\")\n@unchecked(\"topology\")\npermit (principal, action == Action::\"affirm\", resource is NvidiaMachine)\nwhen { resource.passed.containsAll([\"one nonce\", \"distinct devices\"]) };\n\n@id(\"a-tpm\")",
     );
-    node.write_image(&image);
+    node.write_image(&told(&image));
     node.reboot();
     // Their maker's root is not known yet.
     assert_ne!(standing(&node), "fresh");
@@ -270,6 +305,8 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
     gpus.says("2 0 0 on");
     until(&node, "fresh");
     assert_eq!(count(&node).code, 0);
+    node.down();
+    assert!(fences(&[&node])[0] > 0);
 }
 
 #[test]
@@ -326,7 +363,7 @@ fn what_runs_on_a_node_whose_tpm_is_silent_may_end_by_itself_and_is_ended_when_i
     let image = with_tpm(2_000, "/usr/bin/swtpm");
     let image = with_settings(&image, "attestation", "grace_ms = \"1000\"");
     let image = with_settings(&image, "scheduler", "drain_ms = \"15000\"");
-    let node = Node::boot_with(&image);
+    let mut node = Node::boot_with(&told(&image));
     prepared(&node);
     let loops = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
     fs::write(node.file("loop.wasm"), wat::parse_str(loops).unwrap()).unwrap();
@@ -373,4 +410,6 @@ fn what_runs_on_a_node_whose_tpm_is_silent_may_end_by_itself_and_is_ended_when_i
     signal(swtpm, Signal::CONT);
     until(&node, "fresh");
     assert_eq!(count(&node).code, 0);
+    node.down();
+    assert_eq!(fences(&[&node]), [1]);
 }
