@@ -7,7 +7,8 @@ enum Standing {
   # How far a node's evidence reaches, from best to worst.
   fresh   @0;   # Good and young enough: it gets work.
   stale   @1;   # Good, but too old: no new placements.
-  expired @2;   # For so long that what waits is ended; what runs may end by itself. Also where there never was any evidence.
+  expired @2;   # For so long that what waits is ended, and what runs is drained: it has the scheduler's `drain_ms` to end by
+                # itself, and is ended then. Also where there never was any evidence.
   failed  @3;   # The last evidence contradicts what is demanded: all that it holds ends at once.
 }
 

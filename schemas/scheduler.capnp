@@ -77,8 +77,9 @@ interface Queue extends(Cap.Capability) {
   # attestation of this node (S1). Fails: "over-quota", "stale-attestation", "malformed",
   # "unavailable" (draining).
 
-  list @3 () -> (jobs :List(JobStatus));
-  # Needs "list". The caller's tenant's jobs.
+  list @3 () -> (jobs :List(JobStatus), drainedAtMs :UInt64);
+  # Needs "list". The caller's tenant's jobs. Where the node's evidence has expired, nothing is placed, and what still runs
+  # then is ended at `drainedAtMs` (Unix milliseconds), unless there is fresh evidence before; otherwise 0.
 
   deploy @4 (order :Data, signature :Data, spec :Data) -> (job :Job, id :UInt64);
   # Needs "run". As `submit`, and the job goes on when this connection has gone: by the capability in the

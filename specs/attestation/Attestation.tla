@@ -11,7 +11,9 @@
 (*   A2  use rests on evidence no older than Bound, of the very session    *)
 (*       that uses it: an old nonce, another node's quote and a reboot     *)
 (*       between quote and use all fail                                    *)
-(*   A3  a node whose evidence turns bad holds nothing RevokeBound later   *)
+(*   A3  a node whose evidence turns bad holds nothing RevokeBound later,  *)
+(*       and what runs on it ends: FenceTtl after evidence turned bad, or  *)
+(*       WorkTtl after the last that was good was asked for                *)
 (*                                                                         *)
 (* The adversary controls every message. It has every quote that a TPM     *)
 (* could have signed and every result that the verifier could have issued, *)
@@ -26,7 +28,7 @@
 (* Not modelled: enrolment (each node's attestation key is known from the  *)
 (* start), what the registers and event logs contain (good or bad), a TPM  *)
 (* whose state is put back, suspend and resume, more than one verifier,    *)
-(* crashes of homes.                                                       *)
+(* crashes of homes but for the scheduler's.                               *)
 (***************************************************************************)
 EXTENDS Naturals, FiniteSets
 
@@ -38,6 +40,9 @@ CONSTANTS
   NonceTtl,    \* a challenge that is not answered by then is void
   ResultTtl,   \* how long a result counts after it was issued
   Skew,        \* how far a home's clock may be behind the verifier's
+  FenceTtl,    \* how long a node's scheduler takes to hear that evidence turned bad, and to end what runs
+  WorkTtl,     \* how long what runs may go on after the last good evidence was asked for: while that is
+               \* fresh, in its grace, and while it is drained
   MaxTime, MaxBoots, MaxNonces   \* bounds of the instance, in Next and TypeOK alone
 
 VARIABLES
@@ -56,11 +61,13 @@ VARIABLES
   said,     \* last results of verdicts that were replaced: {[node, boot, taken, epoch, issued]}
   turned,   \* when evidence turned bad, and which epoch began: {[node, epoch, at]}
   \* The homes.
-  floor     \* node -> results, and capabilities given for them, of an earlier epoch are dead
+  floor,    \* node -> results, and capabilities given for them, of an earlier epoch are dead
+  work      \* what runs on nodes, by results of which epoch: {[node, id, epoch]}
 
 machine  == <<boot, soft, wasGood, leaked, quotes>>
 verifier == <<nonces, open, verdict, epoch, said, turned>>
-vars     == <<now, machine, verifier, floor>>
+homes    == <<floor, work>>
+vars     == <<now, machine, verifier, homes>>
 
 RevokeBound == ResultTtl + Skew
 
@@ -86,6 +93,7 @@ TypeOK ==
        /\ r.node \in Nodes /\ r.boot \in Boots /\ r.epoch \in Nat
        /\ r.taken \in Times /\ r.issued \in Times
   /\ \A x \in turned : x.node \in Nodes /\ x.epoch \in Nat /\ x.at \in Times
+  /\ \A w \in work : w.node \in Nodes /\ w.epoch \in Nat
 
 Init ==
   /\ now = 0
@@ -95,12 +103,27 @@ Init ==
   /\ nonces = 0
   /\ open = [n \in Nodes |-> NoChallenge] /\ verdict = [n \in Nodes |-> Unknown]
   /\ epoch = [n \in Nodes |-> 0] /\ said = {} /\ turned = {}
-  /\ floor = [n \in Nodes |-> 0]
+  /\ floor = [n \in Nodes |-> 0] /\ work = {}
 
+\* Whoever asks gets a result while the verdict stands, so the adversary has the last one of each.
+Vouched(n) ==
+  IF verdict[n].is = "matched"
+  THEN {[node |-> n, boot |-> verdict[n].boot, taken |-> verdict[n].taken, epoch |-> epoch[n], issued |-> now]}
+  ELSE {}
+Results == said \cup UNION {Vouched(n) : n \in Nodes}
+
+\* Whether what runs on node `n` by results of epoch `e` may go on at time `t`: the node's scheduler hears of bad
+\* evidence and ends it, or drains it and ends it when no good evidence comes.
+NotRefused(n, e, t)  == \A x \in turned : x.node = n /\ x.epoch > e => t < x.at + FenceTtl
+NotForgotten(n, t)   == \E r \in Results : r.node = n /\ t < r.taken + WorkTtl
+MayGoOn(n, e, t)     == NotRefused(n, e, t) /\ NotForgotten(n, t)
+
+\* Time does not go past what is due.
 Advance(t) ==
   /\ t > now
+  /\ \A w \in work : MayGoOn(w.node, w.epoch, t)
   /\ now' = t
-  /\ UNCHANGED <<machine, verifier, floor>>
+  /\ UNCHANGED <<machine, verifier, homes>>
 
 -----------------------------------------------------------------------------
 (* Machines. A TPM signs any nonce that it is asked to sign, with its own  *)
@@ -122,7 +145,7 @@ Boot(n, b, s) ==
   /\ wasGood' = wasGood \cup LastGood(n)
   /\ leaked' = leaked \cup (IF s = "bad" THEN {<<n, b>>} ELSE {})
   /\ quotes' = quotes \cup {Sign(n, x, b, s) : x \in 1..nonces}
-  /\ UNCHANGED <<now, verifier, floor>>
+  /\ UNCHANGED <<now, verifier, homes>>
 
 \* Good software is taken over at run time; a register that is extended shows it until the next reset.
 Tamper(n) ==
@@ -131,7 +154,7 @@ Tamper(n) ==
   /\ wasGood' = wasGood \cup LastGood(n)
   /\ leaked' = leaked \cup {<<n, boot[n]>>}
   /\ quotes' = quotes \cup {Sign(n, x, boot[n], "bad") : x \in 1..nonces}
-  /\ UNCHANGED <<now, boot, verifier, floor>>
+  /\ UNCHANGED <<now, boot, verifier, homes>>
 
 -----------------------------------------------------------------------------
 (* The verifier: services/attestation/src/state.rs, and evidence.rs for    *)
@@ -142,14 +165,7 @@ Challenge(n) ==
   /\ nonces' = nonces + 1
   /\ open' = [open EXCEPT ![n] = [nonce |-> nonces + 1, opened |-> now]]
   /\ quotes' = quotes \cup {Sign(m, nonces + 1, boot[m], soft[m]) : m \in Nodes}
-  /\ UNCHANGED <<now, boot, soft, wasGood, leaked, verdict, epoch, said, turned, floor>>
-
-\* Whoever asks gets a result while the verdict stands, so the adversary has the last one of each.
-Vouched(n) ==
-  IF verdict[n].is = "matched"
-  THEN {[node |-> n, boot |-> verdict[n].boot, taken |-> verdict[n].taken, epoch |-> epoch[n], issued |-> now]}
-  ELSE {}
-Results == said \cup UNION {Vouched(n) : n \in Nodes}
+  /\ UNCHANGED <<now, boot, soft, wasGood, leaked, verdict, epoch, said, turned, homes>>
 
 \* The quote `q` came as the answer of node `n`, whose session is said to have key `k`.
 Appraised(n, q, k) ==
@@ -166,7 +182,7 @@ AnswerGood(n, q, k) ==
   /\ verdict' = [verdict EXCEPT ![n] = [is |-> "matched", boot |-> k, taken |-> open[n].opened]]
   /\ open' = [open EXCEPT ![n] = NoChallenge]
   /\ said' = said \cup Vouched(n)
-  /\ UNCHANGED <<now, machine, nonces, epoch, turned, floor>>
+  /\ UNCHANGED <<now, machine, nonces, epoch, turned, homes>>
 
 \* An answer that appraisal refuses, however late. The new epoch is durable before anyone hears of it.
 AnswerBad(n) ==
@@ -176,26 +192,26 @@ AnswerBad(n) ==
   /\ turned' = turned \cup {[node |-> n, epoch |-> epoch[n] + 1, at |-> now]}
   /\ open' = [open EXCEPT ![n] = NoChallenge]
   /\ said' = said \cup Vouched(n)
-  /\ UNCHANGED <<now, machine, nonces, floor>>
+  /\ UNCHANGED <<now, machine, nonces, homes>>
 
 \* A good answer that came too late is void, and uses the challenge up.
 AnswerLate(n) ==
   /\ open[n].nonce # 0
   /\ now > open[n].opened + NonceTtl
   /\ open' = [open EXCEPT ![n] = NoChallenge]
-  /\ UNCHANGED <<now, machine, nonces, verdict, epoch, said, turned, floor>>
+  /\ UNCHANGED <<now, machine, nonces, verdict, epoch, said, turned, homes>>
 
 \* Silence says nothing about integrity: the verdict stands, and ages.
 NoAnswer(n) ==
   /\ open' = [open EXCEPT ![n] = NoChallenge]
-  /\ UNCHANGED <<now, machine, nonces, verdict, epoch, said, turned, floor>>
+  /\ UNCHANGED <<now, machine, nonces, verdict, epoch, said, turned, homes>>
 
 \* What is in memory is lost, so that no quote of an earlier life answers anything.
 Restart ==
   /\ said' = Results
   /\ open' = [n \in Nodes |-> NoChallenge]
   /\ verdict' = [n \in Nodes |-> Unknown]
-  /\ UNCHANGED <<now, machine, nonces, epoch, turned, floor>>
+  /\ UNCHANGED <<now, machine, nonces, epoch, turned, homes>>
 
 -----------------------------------------------------------------------------
 (* The homes: services/scheduler/src/policy.rs for placement.              *)
@@ -228,18 +244,37 @@ Join(who, r) ==
   /\ MayUse(who, r)
   /\ UNCHANGED vars
 
-\* A placement names until when the evidence is fresh: `until` is never later than that.
-Place(who, r, until) ==
+\* A placement names until when the evidence is fresh: `until` is never later than that. From then on it runs.
+MayPlace(who, r, until, id) ==
   /\ MayUse(who, r)
   /\ until <= r.taken + Bound
   /\ now < until + Skew
-  /\ UNCHANGED vars
+  /\ MayGoOn(r.node, r.epoch, now)
+  /\ \A w \in work : w.node = r.node => w.id # id
 
-\* A home hears of a new epoch, if it ever does: one store ends all that the node was given.
+Place(who, r, until, id) ==
+  /\ MayPlace(who, r, until, id)
+  /\ work' = work \cup {[node |-> r.node, id |-> id, epoch |-> r.epoch]}
+  /\ UNCHANGED <<now, machine, verifier, floor>>
+
+\* It ends, by itself or by its owner's word.
+End(n, id) ==
+  /\ \E w \in work : w.node = n /\ w.id = id
+  /\ work' = {w \in work : w.node # n \/ w.id # id}
+  /\ UNCHANGED <<now, machine, verifier, floor>>
+
+\* A home hears of an epoch, if it ever does: one store ends all that the node was given, and on the node itself what runs
+\* ends. A scheduler does the same of the epoch that it knows when it has drained the node.
 Fence(n, e) ==
-  /\ floor[n] < e /\ e <= epoch[n]
+  /\ floor[n] <= e /\ e <= epoch[n]
   /\ floor' = [floor EXCEPT ![n] = e]
+  /\ work' = {w \in work : w.node # n}
   /\ UNCHANGED <<now, machine, verifier>>
+
+\* A node's scheduler starts: what ran by one before it has ended with that one.
+Begin(n) ==
+  /\ work' = {w \in work : w.node # n}
+  /\ UNCHANGED <<now, machine, verifier, floor>>
 
 -----------------------------------------------------------------------------
 Users == Nodes \cup {"adversary"}
@@ -254,9 +289,11 @@ Next ==
        \/ AnswerBad(n)
        \/ AnswerLate(n)
        \/ NoAnswer(n)
-       \/ \E e \in 1..epoch[n] : Fence(n, e)
+       \/ \E e \in 0..epoch[n] : Fence(n, e)
+       \/ Begin(n)
   \/ Restart
-  \/ \E who \in Users, r \in Results : Join(who, r) \/ Place(who, r, Until(r))
+  \/ \E who \in Users, r \in Results : Join(who, r) \/ Place(who, r, Until(r), 1)
+  \/ \E w \in work : End(w.node, w.id)
 
 Spec == Init /\ [][Next]_vars
 
@@ -265,6 +302,9 @@ Spec == Init /\ [][Next]_vars
 GoodWithin(n, b, d) ==
   \/ boot[n] = b /\ soft[n] = "good"
   \/ \E w \in wasGood : w.node = n /\ w.boot = b /\ now < w.at + d
+NodeGoodWithin(n, d) ==
+  \/ soft[n] = "good"
+  \/ \E w \in wasGood : w.node = n /\ now < w.at + d
 EverGood(n, b) ==
   \/ boot[n] = b /\ soft[n] = "good"
   \/ \E w \in wasGood : w.node = n /\ w.boot = b
@@ -293,5 +333,17 @@ A3_DeadWithinRevokeBound ==
 A3_FencedUntilNewEvidence ==
   \A x \in turned, r \in Results :
     x.epoch <= floor[x.node] /\ r.node = x.node /\ Live(r) => r.taken >= x.at
+
+\* What runs goes on neither on a node whose evidence has turned bad,
+A3_WorkEndsWithEvidence ==
+  \A x \in turned, w \in work : w.node = x.node /\ now >= x.at + FenceTtl => w.epoch >= x.epoch
+
+\* nor where that was heard of,
+A3_NothingRunsBehindAFence ==
+  \A w \in work : w.epoch >= floor[w.node]
+
+\* nor on one that shows nothing: it really was good less than WorkTtl ago.
+A2_WorkRestsOnEvidence ==
+  \A w \in work : NodeGoodWithin(w.node, WorkTtl)
 
 =============================================================================

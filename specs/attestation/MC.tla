@@ -31,4 +31,16 @@ Witness_BackAfterFence ==
 \* Evidence has turned bad, no home has heard of it, and what was given before still works.
 Witness_OnlyTimeEndsIt ==
   \E r \in Results : Live(r) /\ r.epoch < epoch[r.node]
+
+\* Evidence has turned bad, and what runs has not been ended yet.
+Witness_WorkOutlivesItsEvidence ==
+  \E w \in work : w.epoch < epoch[w.node]
+
+\* What runs goes on though its evidence is too old for anything new: it is drained.
+Witness_WorkIsDrained ==
+  \E w \in work : \A r \in Results : r.node = w.node => now >= r.taken + Bound
+
+\* After a fence there is work again.
+Witness_WorkAfterFence ==
+  \E w \in work : floor[w.node] > 0
 =============================================================================

@@ -1,7 +1,8 @@
 ------------------------------- MODULE Trace -------------------------------
 (***************************************************************************)
 (* Whether a run is a behaviour of Attestation. A trace holds the events   *)
-(* of the run of one verifier, in the order of their times, which are      *)
+(* of one verifier's run about one node, and of that node's scheduler if   *)
+(* it goes by this verifier, in the order of their times, which are        *)
 (* milliseconds.                                                           *)
 (*                                                                         *)
 (* At every event at most one step is possible, so a run is a behaviour    *)
@@ -18,12 +19,21 @@ tvars == <<vars, trace, i>>
 
 AtEnd == i > Len(Traces[trace])
 
-\* What the traces say of the nodes and the bound, which is one.
+\* What the traces say of the nodes and of how long what may last, which is the same in all.
 AllEvents   == UNION {{Traces[t][n] : n \in 1..Len(Traces[t])} : t \in 1..Len(Traces)}
 TraceNodes  == {e.node : e \in AllEvents}
 TraceBounds == {e.bound : e \in {e \in AllEvents : e.event = "start"}}
 TraceBound  == CHOOSE b \in TraceBounds : TRUE
 ASSUME TraceBounds = {TraceBound}
+TraceGraces == {e.grace : e \in {e \in AllEvents : e.event = "start"}}
+TraceGrace  == CHOOSE g \in TraceGraces : TRUE
+ASSUME TraceGraces = {TraceGrace}
+\* Where nobody tells of work there is none.
+TraceDrains == {e.drain : e \in {e \in AllEvents : e.event = "begin"}}
+TraceDrain  == IF TraceDrains = {} THEN 0 ELSE CHOOSE d \in TraceDrains : TRUE
+ASSUME TraceDrains \subseteq {TraceDrain}
+\* What is ended takes a moment to end.
+TraceWorkTtl == TraceBound + TraceGrace + TraceDrain + FenceTtl
 
 \* Before its first boot event a node runs nothing that could be good.
 TInit ==
@@ -39,6 +49,15 @@ Software(good) == IF good THEN "good" ELSE "bad"
 OfThisSession(n) == {r \in Results : r.node = n /\ r.boot = boot[n]}
 OnThis(n)        == {n, "adversary"}
 
+\* By the latest epoch that allows it: so there is one step.
+Placed(n, until, id) ==
+  LET may == {r \in OfThisSession(n) : \E who \in OnThis(n) : MayPlace(who, r, until, id)} IN
+  \E who \in OnThis(n), r \in may :
+    /\ \A other \in may : other.epoch <= r.epoch
+    /\ Place(who, r, until, id)
+
+Task(e) == <<e.job, e.task>>
+
 Event(e) ==
   \/ e.event = "boot"      /\ Boot(e.node, e.resets, Software(e.good))
   \/ e.event = "tamper"    /\ Tamper(e.node)
@@ -51,8 +70,13 @@ Event(e) ==
                               ELSE AnswerBad(e.node)
   \/ e.event = "too_old"   /\ e.nonce = open[e.node].nonce /\ AnswerLate(e.node)
   \/ e.event = "no_answer" /\ NoAnswer(e.node)
-  \/ e.event = "place"     /\ \E who \in OnThis(e.node), r \in OfThisSession(e.node) :
-                                Place(who, r, e.fresh_until)
+  \/ e.event = "place"     /\ Placed(e.node, e.fresh_until, Task(e))
+  \/ e.event = "end"       /\ \/ End(e.node, Task(e))
+                              \* Who waits for what was ended by force is told so later.
+                              \/ /\ ~e.done
+                                 /\ \A w \in work : w.node = e.node => w.id # Task(e)
+                                 /\ UNCHANGED vars
+  \/ e.event = "begin"     /\ Begin(e.node)
   \/ e.event = "join"      /\ \E who \in OnThis(e.node), r \in OfThisSession(e.node) : Join(who, r)
   \/ e.event = "fence"     /\ Fence(e.node, e.epoch)
 

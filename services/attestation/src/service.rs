@@ -79,8 +79,8 @@ impl Attestation {
     pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         let settings = Settings::of(&vat)?;
         let own = Watched::open(vat.node(), settings.bounds, &settings.data_dir)?;
-        let bound = settings.bounds.fresh_ms;
-        tracing::debug!(target: TRACE, at = vat.now_ms(), bound, "start");
+        let (bound, grace) = (settings.bounds.fresh_ms, settings.bounds.grace_ms);
+        tracing::debug!(target: TRACE, at = vat.now_ms(), verifier = %vat.node(), bound, grace, "start");
         let logs = Logs {
             boot: vat.take_device(BOOT).map(Log::from),
             files: vat.take_device(FILES).map(Log::from),

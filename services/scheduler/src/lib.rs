@@ -20,12 +20,16 @@
 //! nothing is run again, as the gifts went with the executor and the scheduler has no way to the
 //! regions; whoever deployed a job that is lost so is told.
 //!
-//! The decisions ([`cut`], [`orders`], [`policy`], [`setback`], [`state`]) are pure.
+//! When the node's evidence fails, everything that runs here ends at once, and with its executor all that it was given; when
+//! evidence has expired, once what runs has had a bounded time to end by itself (A3).
+//!
+//! The decisions ([`cut`], [`orders`], [`policy`], [`setback`], [`standing`], [`state`]) are pure.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cut;
 pub mod deploy;
+mod fencing;
 mod job;
 mod ledger;
 pub mod orders;
@@ -33,6 +37,7 @@ pub mod policy;
 mod server;
 pub mod setback;
 pub mod spec;
+pub mod standing;
 pub mod state;
 
 use std::process::ExitCode;
@@ -41,7 +46,8 @@ use distos_rpc::boot::Boot;
 
 /// Runs the scheduler until its kernel is gone. The image's `workers` says how many tasks of one
 /// tenant run at the same time (2 if it does not; as many as its executor has workers), and
-/// `node-tasks` how many of all tenants together (twice that).
+/// `node-tasks` how many of all tenants together (twice that); `drain_ms`, for how long what runs may go on when evidence has
+/// expired (a minute).
 pub fn run(boot: Boot) -> ExitCode {
     distos_rpc::run(boot, server::Scheduler::start)
 }

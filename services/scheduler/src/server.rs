@@ -3,12 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use capnp::capability::FromClientHook;
 use capnp::private::capability::ClientHook;
-use distos_abi::{ByteRange, CapId, Fault, Meter, ObjectId, Rights, TenantId};
+use distos_abi::{ByteRange, Fault, Meter, ObjectId, Rights, TenantId};
 use distos_rpc::{Facet, Faceted, Mandate, Service, Vat, fail, fault_of, serve_capability};
 use distos_schemas::attestation_capnp::{Standing, attestation, verdict};
 use distos_schemas::executor_capnp::executor;
@@ -24,11 +27,12 @@ use crate::job::{JobServer, write_status};
 use crate::policy::{Contact, Evidence, Limits, Policy, Request};
 use crate::setback::Setbacks;
 use crate::spec::{self, Args, Payload, Submission};
+use crate::standing::{DRAIN_MS, MAX_DRAIN_MS, Watch};
 use crate::state::{Job, JobId, NewJob, Placement, Refusal, Report, Slots, State, TaskState, Work};
 
 /// The image's template for executors, and the edge to the evidence.
 const EXECUTOR_TEMPLATE: &str = "executor";
-const ATTESTATION_EDGE: &str = "attestation";
+pub(crate) const ATTESTATION_EDGE: &str = "attestation";
 /// The setting of an image that names the edge to the service that knows whether this node is cut off from its
 /// cluster. Without it, nobody is asked.
 const CONTACT: &str = "contact";
@@ -38,9 +42,7 @@ const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
 const ATTEST_WAIT: Duration = Duration::from_secs(5);
 /// Not sooner again is it asked to.
 const ATTEST_PAUSE: Duration = Duration::from_secs(5);
-/// How long after a failure it is asked again what has become of this node.
-const STANDING_AGAIN: Duration = Duration::from_secs(1);
-/// How long it may take to say so.
+/// How long it may take to say whether this node is cut off.
 const CONTACT_WAIT: Duration = Duration::from_secs(2);
 /// Workers of an executor, unless the image's `workers` says otherwise.
 const DEFAULT_WORKERS: u32 = 2;
@@ -55,11 +57,13 @@ const RECHECK: Duration = Duration::from_secs(1);
 const IDLE_MS: u64 = 60_000;
 /// How often idle executors are looked for.
 const IDLE_CHECK: Duration = Duration::from_secs(15);
+/// How much of what is counted an image may ask for.
+const COUNT: RangeInclusive<u32> = 1..=1024;
 /// No bytes of the object: the queue has none.
 pub(crate) const EMPTY: ByteRange = ByteRange { start: 0, end: 0 };
 
-/// Placements are steps of what `specs/attestation` models, told where the verifier tells its own.
-const TRACE: &str = "distos::trace::attestation";
+/// What is placed and what is ended are steps of what `specs/attestation` models, told where the verifier tells its own.
+pub(crate) const TRACE: &str = "distos::trace::attestation";
 
 /// The scheduler of a node.
 pub(crate) struct Scheduler {
@@ -69,20 +73,22 @@ pub(crate) struct Scheduler {
     started: Instant,
     pub(crate) setbacks: RefCell<Setbacks>,
     pub(crate) deployments: Deployments,
-    /// Whether this node was said to have failed: whatever else was said a moment before.
-    failed: Cell<bool>,
+    /// How far this node's evidence reaches, and what that has ended.
+    pub(crate) watch: RefCell<Watch>,
+    /// Whether everything that runs is being ended: meanwhile nothing begins.
+    pub(crate) ending: Cell<bool>,
     /// When new evidence was asked for last, because there was none that is fresh.
     attested: Cell<Option<Instant>>,
     /// What was said last about this node's contact to its cluster.
     contact: Cell<Option<Contact>>,
     /// What jobs that have not ended hold.
-    live: RefCell<HashMap<JobId, Rc<Live>>>,
+    pub(crate) live: RefCell<HashMap<JobId, Rc<Live>>>,
     /// Each tenant's executor, and when it was last asked for, in Unix milliseconds.
-    executors: RefCell<HashMap<TenantId, (String, u64)>>,
+    pub(crate) executors: RefCell<HashMap<TenantId, (String, u64)>>,
     /// Something happened that may let a task be placed.
-    work: Notify,
+    pub(crate) work: Notify,
     /// A task or a job ended.
-    ended: Notify,
+    pub(crate) ended: Notify,
 }
 
 /// What a job holds beside its state.
@@ -112,8 +118,13 @@ impl Live {
 impl Scheduler {
     /// A scheduler without jobs, and the task that places.
     pub(crate) async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
-        let tenant = number(&vat, "workers", DEFAULT_WORKERS)?;
-        let slots = Slots { tenant, node: number(&vat, "node-tasks", BUSY_TENANTS * tenant)? };
+        let setting = |key| (key, vat.param(key));
+        let tenant = number(setting("workers"), DEFAULT_WORKERS, COUNT)?;
+        let node = number(setting("node-tasks"), BUSY_TENANTS * tenant, COUNT)?;
+        let slots = Slots { tenant, node };
+        let drain = number(setting("drain_ms"), DRAIN_MS, 0..=MAX_DRAIN_MS)?;
+        let (at, node_id) = (vat.now_ms(), vat.node());
+        tracing::debug!(target: TRACE, at, node = %node_id, drain, "begin");
         distos_noise::seal(&vat);
         tokio::task::spawn_local(distos_quic::attend(vat.clone()));
         let mut state = State::new(slots);
@@ -125,7 +136,8 @@ impl Scheduler {
             started: Instant::now(),
             setbacks: RefCell::default(),
             deployments,
-            failed: Cell::new(false),
+            watch: RefCell::new(Watch::new(drain)),
+            ending: Cell::new(false),
             attested: Cell::new(None),
             contact: Cell::new(None),
             live: RefCell::default(),
@@ -208,101 +220,9 @@ impl Scheduler {
         })
     }
 
-    /// Ends at once what runs here when this node's evidence turns bad (A3), and what waits when it is too old for anything.
-    async fn follow_standing(self: Rc<Self>) {
-        let (mut seen, mut known) = (0, None);
-        loop {
-            match self.standing(seen).await {
-                Ok(Reach { revision, standing, epoch, had, reason }) => {
-                    seen = revision;
-                    // One that has failed and is good again meanwhile has failed.
-                    let has_failed = known.replace(epoch).is_some_and(|known| known < epoch);
-                    self.failed.set(standing == Standing::Failed);
-                    if has_failed || standing == Standing::Failed {
-                        self.fence(&reason).await;
-                    }
-                    match standing {
-                        // Where there never was any evidence, nothing was placed by any.
-                        Standing::Expired if had => self.end_waiting(&reason),
-                        Standing::Expired | Standing::Stale | Standing::Failed => {}
-                        Standing::Fresh => self.work.notify_one(),
-                    }
-                }
-                Err(fault) => {
-                    tracing::debug!(%fault, "this node's standing is asked for again");
-                    seen = 0;
-                    tokio::time::sleep(STANDING_AGAIN).await;
-                }
-            }
-        }
-    }
-
-    /// How far this node's evidence reaches, once that differs from what it was at `seen`.
-    async fn standing(&self, seen: u64) -> Result<Reach, Fault> {
-        let service: attestation::Client = self.vat.root(ATTESTATION_EDGE).await?;
-        let mut request = service.watch_request();
-        request.get().set_seen(seen);
-        let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-        let read = || -> capnp::Result<_> {
-            let answer = answer.get()?;
-            let verdict = answer.get_verdict()?;
-            let reason = String::from_utf8_lossy(verdict.get_reason()?.as_bytes()).into_owned();
-            Ok(Reach {
-                revision: answer.get_revision(),
-                standing: verdict.get_standing()?,
-                epoch: verdict.get_epoch(),
-                had: verdict.get_taken_ms() != 0,
-                reason,
-            })
-        };
-        read().map_err(|e| fault_of(&e))
-    }
-
-    /// This node is not what it should be: every job ends, and with every executor all that it was given.
-    async fn fence(&self, reason: &str) {
-        let live: Vec<JobId> = self.live.borrow().keys().copied().collect();
-        for id in &live {
-            self.fail(*id, Fault::StaleAttestation(reason.to_owned()));
-        }
-        let executors: Vec<(TenantId, (String, u64))> =
-            self.executors.borrow_mut().drain().collect();
-        if live.is_empty() && executors.is_empty() {
-            return;
-        }
-        let detail = format!(
-            "this node failed its attestation: {} jobs and {} executors ended: {reason}",
-            live.len(),
-            executors.len()
-        );
-        for (tenant, (name, used_ms)) in executors {
-            if let Err(fault) = self.stop_executor(&name).await {
-                tracing::error!(%fault, name, "an executor could not be stopped");
-                // It is tried again with those that are idle.
-                self.executors.borrow_mut().insert(tenant, (name, used_ms));
-            }
-        }
-        self.vat.report("fence", TenantId::OPERATOR, CapId(0), detail);
-    }
-
-    /// Jobs of which nothing runs end; what runs may end by itself.
-    fn end_waiting(&self, reason: &str) {
-        let waiting: Vec<JobId> = {
-            let state = self.state.borrow();
-            state.active().filter(|id| state.job(*id).is_some_and(Job::is_waiting)).collect()
-        };
-        if waiting.is_empty() {
-            return;
-        }
-        let detail =
-            format!("this node's evidence ran out: {} jobs ended: {reason}", waiting.len());
-        self.vat.report("fence", TenantId::OPERATOR, CapId(0), detail);
-        for id in waiting {
-            self.fail(id, Fault::StaleAttestation(reason.to_owned()));
-        }
-    }
-
     /// The name of a tenant's executor, which is started if need be.
     async fn executor_of(&self, tenant: TenantId) -> Result<String, Fault> {
+        self.check_failed()?;
         let mut request = self.vat.spawner().await?.start_request();
         request.get().set_template(EXECUTOR_TEMPLATE);
         request.get().set_tenant(tenant.0);
@@ -310,6 +230,8 @@ impl Scheduler {
         let name = response.get().and_then(|r| r.get_vat()).map_err(|e| fault_of(&e))?;
         let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
         self.executors.borrow_mut().insert(tenant, (name.clone(), self.vat.now_ms()));
+        // One that was being started when everything was ended is given nothing.
+        self.check_failed()?;
         Ok(name)
     }
 
@@ -336,7 +258,7 @@ impl Scheduler {
         idle.map(|(tenant, (name, _))| (*tenant, name.clone())).collect()
     }
 
-    async fn stop_executor(&self, name: &str) -> Result<(), Fault> {
+    pub(crate) async fn stop_executor(&self, name: &str) -> Result<(), Fault> {
         let mut request = self.vat.spawner().await?.stop_request();
         request.get().set_vat(name);
         request.send().promise.await.map_err(|e| fault_of(&e))?;
@@ -359,7 +281,7 @@ impl Scheduler {
 
     /// Evidence that was read a moment before may be from before this node failed.
     fn check_failed(&self) -> Result<(), Fault> {
-        match self.failed.get() {
+        match self.watch.borrow().has_failed() {
             true => Err(Fault::StaleAttestation("this node has failed its attestation".into())),
             false => Ok(()),
         }
@@ -504,13 +426,17 @@ impl Scheduler {
         contact: Contact,
     ) -> Result<Placement, Refusal> {
         self.check_failed().map_err(Refusal::Fail)?;
+        if self.ending.get() {
+            return Err(Refusal::Wait);
+        }
         let (now_ms, policy) = (self.vat.now_ms(), self.policy(contact));
         let placed = live.facet.commit(Rights::RUN, EMPTY, || {
             self.state.borrow_mut().place(id, now_ms, evidence, &policy)
         });
         let placement = placed.map_err(Refusal::Fail)??;
         let fresh_until = placement.fresh_until_ms;
-        tracing::debug!(target: TRACE, at = now_ms, fresh_until, "place");
+        let (node, job, task) = (self.vat.node(), placement.job.0, placement.task);
+        tracing::debug!(target: TRACE, at = now_ms, %node, job, task, fresh_until, "place");
         Ok(placement)
     }
 
@@ -527,6 +453,10 @@ impl Scheduler {
     async fn run(self: Rc<Self>, placement: Placement, live: Rc<Live>) {
         let (id, task) = (placement.job, placement.task);
         let outcome = call(&live, placement).await;
+        // What becomes of a task whose job has ended counts for nothing.
+        let counts = self.state.borrow().job(id).is_some_and(|job| !job.ended());
+        let (at, node, done) = (self.vat.now_ms(), self.vat.node(), counts && outcome.is_ok());
+        tracing::debug!(target: TRACE, at, %node, job = id.0, task, done, "end");
         if let Err(fault @ Fault::LimitExceeded(_)) = &outcome {
             let detail = format!("job {} task {task}: {fault}", id.0);
             self.vat.report("limit", live.facet.tenant(), live.facet.cap_id(), detail);
@@ -535,7 +465,7 @@ impl Scheduler {
         self.after(id, &live, freed);
     }
 
-    fn fail(&self, id: JobId, fault: Fault) {
+    pub(crate) fn fail(&self, id: JobId, fault: Fault) {
         if let Some(live) = self.live(id) {
             let freed = self.state.borrow_mut().fail(id, fault);
             self.after(id, &live, freed);
@@ -597,17 +527,6 @@ impl Scheduler {
     }
 }
 
-/// How far this node's evidence reaches.
-struct Reach {
-    revision: u64,
-    standing: Standing,
-    epoch: u64,
-    /// Whether there ever was any.
-    had: bool,
-    /// Why it does not reach further.
-    reason: String,
-}
-
 /// What a verdict says to whoever places work.
 fn evidence_of(verdict: verdict::Reader<'_>) -> capnp::Result<Evidence> {
     Ok(Evidence {
@@ -618,11 +537,16 @@ fn evidence_of(verdict: verdict::Reader<'_>) -> capnp::Result<Evidence> {
     })
 }
 
-/// A setting of the image: a number from 1 to 1,024.
-fn number(vat: &Vat, key: &str, default: u32) -> Result<u32, Fault> {
-    let Some(text) = vat.param(key) else { return Ok(default) };
-    let parsed = text.parse().ok().filter(|n| (1..=1024).contains(n));
-    parsed.ok_or_else(|| Fault::malformed(format!("{key} = {text}: 1 to 1024")))
+/// A setting of the image: a number within these bounds.
+fn number<N: Display + FromStr + PartialOrd>(
+    (key, text): (&str, Option<&str>),
+    default: N,
+    bounds: RangeInclusive<N>,
+) -> Result<N, Fault> {
+    let Some(text) = text else { return Ok(default) };
+    let parsed = text.parse().ok().filter(|number| bounds.contains(number));
+    let (least, most) = (bounds.start(), bounds.end());
+    parsed.ok_or_else(|| Fault::malformed(format!("{key} = {text}: {least} to {most}")))
 }
 
 /// Has the executor run one task. A job whose executor is gone cannot go on: its gifts were
@@ -797,7 +721,11 @@ impl queue::Server for QueueServer {
         self.facet.check(Rights::LIST).map_err(fail)?;
         let state = self.scheduler.state.borrow();
         let jobs: Vec<(JobId, &Job)> = state.jobs_of(self.facet.tenant()).collect();
-        let mut list = self.facet.reply(&mut results).init_jobs(jobs.len() as u32);
+        let (now_ms, until_ms) = (self.scheduler.uptime_ms(), self.scheduler.draining_until_ms());
+        let left_ms = until_ms.map(|until_ms| until_ms.saturating_sub(now_ms));
+        let mut reply = self.facet.reply(&mut results);
+        reply.set_drained_at_ms(left_ms.map_or(0, |left_ms| self.scheduler.vat.now_ms() + left_ms));
+        let mut list = reply.init_jobs(jobs.len() as u32);
         for (index, (id, job)) in (0u32..).zip(jobs) {
             write_status(list.reborrow().get(index), id, job);
         }
@@ -847,5 +775,22 @@ impl queue::Server for QueueServer {
         let server = JobServer { may_cancel, ..self.job_server(id) };
         self.facet.reply(&mut results).set_job(capnp_rpc::new_client(server));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_makes_no_sense_is_told_with_what_would() {
+        let drain_ms = |text| number(("drain_ms", text), DRAIN_MS, 0..=MAX_DRAIN_MS);
+        assert_eq!((drain_ms(None), drain_ms(Some("0"))), (Ok(60_000), Ok(0)));
+        assert_eq!(drain_ms(Some("86400000")), Ok(MAX_DRAIN_MS));
+        for wrong in ["86400001", "-1", "1 s", ""] {
+            let fault = drain_ms(Some(wrong)).unwrap_err().to_string();
+            assert!(fault.contains("drain_ms") && fault.contains("0 to 86400000"), "{fault}");
+        }
+        assert!(number(("workers", Some("0")), DEFAULT_WORKERS, COUNT).is_err());
     }
 }

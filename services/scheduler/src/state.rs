@@ -184,12 +184,12 @@ impl Job {
         self.fault.as_ref()
     }
 
-    /// The task that may start next, if any may.
     /// Whether nothing of it runs, and it has not ended.
     pub fn is_waiting(&self) -> bool {
         self.running == 0 && !self.ended()
     }
 
+    /// The task that may start next, if any may.
     fn next(&self) -> Option<u32> {
         if !self.ready || self.ended() {
             return None;

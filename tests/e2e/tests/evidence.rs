@@ -10,8 +10,14 @@ use std::time::{Duration, Instant};
 
 use distos_e2e::cluster::{Desk, LOOPBACK, Member, acquaint, alone_with, counting};
 use distos_e2e::gpu_maker::{GpuMaker, library};
-use distos_e2e::images::{replaced, with_settings, with_tpm_args};
-use distos_e2e::{Node, Output, eventually, single_image, wordcount};
+use distos_e2e::images::{replaced, traced, with_settings, with_tpm, with_tpm_args};
+use distos_e2e::watch::Watched;
+use distos_e2e::{Node, Output, eventually, signal, single_image, wordcount};
+use distos_specs::root;
+use distos_specs::tlc::Tlc;
+use distos_specs::trace::attestation::{Run, SPEC, runs};
+use distos_specs::trace::{Finding, Trace, check};
+use rustix::process::Signal;
 use serde_json::Value;
 use sha1::Digest as _;
 
@@ -65,6 +71,32 @@ fn says(of: &Member, about: &Member) -> Option<String> {
     Some(one["standing"].as_str()?.to_owned())
 }
 
+/// How often each node's scheduler has ended all that ran, of nodes whose processes tell what they do (`traced`) and
+/// have ended. What each verifier and each scheduler did, as its log has it, is a behaviour of the model
+/// (`specs/attestation`).
+fn fences(nodes: &[&Node]) -> Vec<usize> {
+    let logs: Vec<String> = nodes.iter().map(|node| node.log()).collect();
+    let logs: Vec<&str> = logs.iter().map(String::as_str).collect();
+    let runs = runs(&logs).unwrap_or_else(|why| panic!("{why}"));
+    let traces: Vec<Trace> = runs.iter().map(Run::trace).collect();
+    let (tlc, spec) = (Tlc::find(&root()).unwrap(), root().join("specs").join(SPEC));
+    let checked = check(&tlc, &spec, &traces).unwrap_or_else(|why| panic!("{why}"));
+    for (run, finding) in runs.iter().zip(checked.findings) {
+        let (verifier, node) = (&run.verifier, &run.node);
+        eprintln!("{verifier} of {node}: {:?}", run.trace().counts());
+        assert_eq!(finding, Finding::Accepted, "{verifier} of {node}: {:?}", run.events);
+    }
+    // Each has said something of each.
+    assert_eq!(runs.len(), nodes.len() * nodes.len());
+    let own = runs.iter().filter(|run| run.is_own());
+    own.map(|run| run.trace().counts().get("fence").copied().unwrap_or(0)).collect()
+}
+
+/// With a node's processes telling what they do.
+fn told(image: &str) -> String {
+    traced(image, &["attestation", "scheduler"])
+}
+
 fn audited(node: &Node, kind: &str, word: &str) -> bool {
     let log = node.json(&["audit", "list"]);
     log.as_array().unwrap().iter().any(|event| {
@@ -90,10 +122,10 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     let program = program(directory.path());
     let desk = Desk::set_up();
     let join = || {
-        let (node, ports) = alone_with(3600, |image| tampered(image, &program));
+        let (node, ports) = alone_with(3600, |image| told(&tampered(image, &program)));
         Member::of(&desk, node, LOOPBACK, ports)
     };
-    let (home, other) = (join(), join());
+    let (mut home, mut other) = (join(), join());
     acquaint(&home, &other);
     for (verifier, node) in [(&home, &other), (&other, &home)] {
         eventually("each has shown itself to the other", LONG, || {
@@ -145,6 +177,9 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     // It does not come back by itself, and the one that was not tampered with is as it was.
     assert_eq!(says(&other, &home).as_deref(), Some("fresh"), "home is as good as it was");
     assert_eq!(standing(&home.node), "fresh");
+    home.node.down();
+    other.node.down();
+    assert!(matches!(fences(&[&home.node, &other.node])[..], [0, (1..)]));
 }
 
 /// A list as the kernel writes it (`ima-ng`), **synthetic**: no kernel measured these files. What is extended for each
@@ -180,13 +215,13 @@ fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
         "devices = { tpm = \"tpm\", boot-log",
         "devices = { tpm = \"tpm\", measured-files = \"files\", boot-log",
     );
-    let image = format!("{image}\n[device.files]\npath = {measured:?}\n");
+    let image = told(&format!("{image}\n[device.files]\npath = {measured:?}\n"));
     let image = replaced(
         &image,
         "@id(\"measured-files\")\n@unchecked(\"ima replay\")\npermit (principal, action == Action::\"warn\", resource is Ima)\nwhen { resource.passed.contains(\"ima list\") };",
         "@id(\"measured-files\")\npermit (principal, action == Action::\"affirm\", resource is Ima)\nwhen { resource.passed.contains(\"ima replay\") && resource has ima_unknown_count && resource.ima_unknown_count == 0 };",
     );
-    let node = Node::boot_with(&image);
+    let mut node = Node::boot_with(&image);
     // A list that nothing proves, and no known files: that is no good evidence.
     assert_ne!(standing(&node), "fresh");
     let trust = directory.path().join("trust/ima");
@@ -217,6 +252,8 @@ fn a_file_that_nobody_knows_ends_the_work_of_a_node_on_which_it_was_measured() {
     assert!(status.contains("evidence FAILED"), "{status}");
     let shown = node.ok(&["attest", "status"]).text();
     assert!(shown.contains("ima (ima): contraindicated"), "{shown}");
+    node.down();
+    assert!(fences(&[&node])[0] > 0);
 }
 
 /// Where a node's GPU service finds the library, and what its GPUs answer.
@@ -285,7 +322,7 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
     let place = gpu_place(&node);
     let gpus = maker.supply(&place, 2, "2 0 0 on");
     let image = with_gpus(&single_image(), &place);
-    node.write_image(&replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\"")));
+    node.write_image(&told(&replaced(&image, "\"60000\"", &format!("\"{FRESH_MS}\""))));
     node.reboot();
     // Their maker's root is not known yet.
     assert_ne!(standing(&node), "fresh");
@@ -305,6 +342,8 @@ fn a_gpu_that_leaves_confidential_mode_ends_the_work_of_its_node() {
     gpus.says("2 0 0 on");
     until(&node, "fresh");
     assert_eq!(count(&node).code, 0);
+    node.down();
+    assert!(fences(&[&node])[0] > 0);
 }
 
 /// Or whoever runs a machine shows real GPUs of its own until it has work, and then has another machine's answer.
@@ -420,4 +459,61 @@ fn without_a_policy_nothing_is_good_and_only_signed_ones_of_whom_the_image_names
     node.down();
     node.reboot();
     assert_eq!(node.json(&["attest", "status"])["policy"], "site@2", "it outlives a boot");
+}
+
+/// What runs on a node that shows nothing any more has a time to end by itself, and no more than that.
+#[test]
+fn what_runs_on_a_node_whose_tpm_is_silent_may_end_by_itself_and_is_ended_when_it_does_not() {
+    let image = with_tpm(2_000, "/usr/bin/swtpm");
+    let image = with_settings(&image, "attestation", "grace_ms = \"1000\"");
+    let image = with_settings(&image, "scheduler", "drain_ms = \"15000\"");
+    let mut node = Node::boot_with(&told(&image));
+    prepared(&node);
+    let loops = r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#;
+    fs::write(node.file("loop.wasm"), wat::parse_str(loops).unwrap()).unwrap();
+    let limits = ["--wall", "10m", "--fuel", "9000000000000"];
+    let run = ["run", "loop.wasm", "--input", "text", "--as", "red.cap"];
+    let mut run = Watched::spawn(node.command(&[&run[..], &limits].concat()));
+    eventually("a task that runs", LONG, || audited(&node, "placement", "task 0").then_some(()));
+    let drained = || {
+        let list = node.json(&["job", "list", "--as", "red.cap"]);
+        let at_ms = list["drained_at_ms"].as_u64()?;
+        Some((at_ms, list["jobs"][0]["state"].clone()))
+    };
+    assert_eq!(drained(), None);
+    let swtpm = node.swtpm_pid().unwrap();
+    signal(swtpm, Signal::STOP);
+    let (until_ms, state) = eventually("a drain", LONG, drained);
+    assert_eq!(state, "running");
+    eventually("its record", LONG, || {
+        audited(&node, "fence", "1 jobs that run have").then_some(())
+    });
+    let screen = node.ok(&["status"]).text();
+    assert!(screen.contains("evidence EXPIRED") && screen.contains("is drained"), "{screen}");
+    assert_eq!(count(&node).code, STALE, "nothing new is placed");
+    // It shows what it is in time: the work goes on.
+    signal(swtpm, Signal::CONT);
+    until(&node, "fresh");
+    eventually("the end of the drain", LONG, || drained().is_none().then_some(()));
+    eventually("its record", LONG, || audited(&node, "fence", "1 jobs go on").then_some(()));
+    assert_eq!(count(&node).code, 0);
+    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let left_ms = u128::from(until_ms).saturating_sub(now_ms.as_millis());
+    std::thread::sleep(Duration::from_millis(u64::try_from(left_ms).unwrap()));
+    assert!(run.run_for(Duration::from_millis(500)), "a drain that was called off has no end");
+    // It does not: what runs ends, and nothing that was given is left.
+    signal(swtpm, Signal::STOP);
+    eventually("another drain", LONG, drained);
+    assert_eq!(run.finish(LONG).code, STALE);
+    eventually("the executor's end", LONG, || {
+        node.try_pid_of("executor/red").is_none().then_some(())
+    });
+    let ended = "this node is drained: 1 jobs and 1 executors ended";
+    eventually("its record", LONG, || audited(&node, "fence", ended).then_some(()));
+    assert_eq!(drained(), None);
+    signal(swtpm, Signal::CONT);
+    until(&node, "fresh");
+    assert_eq!(count(&node).code, 0);
+    node.down();
+    assert_eq!(fences(&[&node]), [1]);
 }

@@ -8,10 +8,10 @@ use distos_schemas::scheduler_capnp::{TaskState, job, job_status, queue};
 use serde_json::{Value, json};
 
 use super::files::{self, Draft};
-use super::holder::{Holder, call, read};
+use super::holder::{Holder, call, now_ms, read};
 use super::run::{self, Done};
 use super::text::{self, row};
-use super::{Context, Report, Stop, interruptible, region as regions};
+use super::{Context, Report, Stop, interruptible, node, region as regions};
 
 /// Commands about jobs.
 #[derive(Subcommand)]
@@ -76,15 +76,32 @@ async fn list(context: &Context) -> Result<Report, Fault> {
     let holder = context.holder()?;
     let queue: queue::Client = holder.root("queue").await?;
     let answer = call(queue.list_request()).await?;
-    let jobs = read(|| {
-        let jobs: capnp::Result<Vec<Value>> = answer.get()?.get_jobs()?.iter().map(told).collect();
-        jobs
+    let (jobs, drained_at_ms) = read(|| {
+        let answer = answer.get()?;
+        let jobs: capnp::Result<Vec<Value>> = answer.get_jobs()?.iter().map(told).collect();
+        Ok((jobs?, drained(answer.get_drained_at_ms())))
     })?;
-    let text = match jobs.is_empty() {
+    let mut text = match jobs.is_empty() {
         true => "no jobs: none was run since the scheduler was started".to_owned(),
         false => table(&jobs),
     };
-    Ok(Report { json: json!({ "jobs": jobs }), text })
+    if let Some(at_ms) = drained_at_ms {
+        let line = node::drain_line(at_ms, now_ms());
+        text = format!("{text}\nthe node's evidence has expired: {line}");
+    }
+    Ok(Report { json: json!({ "jobs": jobs, "drained_at_ms": drained_at_ms }), text })
+}
+
+/// When what still runs on a node is ended for want of evidence; `None` if it is not. For whoever has a queue there.
+pub(super) async fn drained_at_ms(holder: &Holder) -> Result<Option<u64>, Fault> {
+    let queue: queue::Client = holder.root("queue").await?;
+    let answer = call(queue.list_request()).await?;
+    read(|| Ok(drained(answer.get()?.get_drained_at_ms())))
+}
+
+/// As the scheduler says it: 0 is never.
+fn drained(at_ms: u64) -> Option<u64> {
+    Some(at_ms).filter(|at_ms| *at_ms != 0)
 }
 
 async fn show(context: &Context, id: u64) -> Result<Report, Fault> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::holder::{Holder, call, now_ms, read};
 use super::text::{self, row};
-use super::{Context, Report, attest};
+use super::{Context, Report, attest, job};
 
 /// Arguments of `down`.
 #[derive(Args)]
@@ -26,6 +26,9 @@ pub struct DownArgs {
 
 /// How long the screen waits for the attestation service, which may be what is wrong.
 const EVIDENCE_WAIT: Duration = Duration::from_secs(2);
+
+/// How long it waits for the scheduler.
+const DRAIN_WAIT: Duration = Duration::from_secs(2);
 
 /// The short names of the protections in the table of `status`.
 const PROTECTIONS: [(&str, &str); 7] = [
@@ -74,7 +77,16 @@ pub(super) async fn status(context: &Context) -> Result<Report, Fault> {
         Ok(Err(fault)) => json!({ "good": false, "reason": fault.to_string() }),
         Err(_) => json!({ "good": false, "reason": "the attestation service does not answer" }),
     };
+    let drained_at_ms = match verdict["standing"] != "fresh" {
+        // Whoever has no queue here is not told.
+        true => match tokio::time::timeout(DRAIN_WAIT, job::drained_at_ms(&holder)).await {
+            Ok(Ok(at_ms)) => at_ms,
+            Ok(Err(_)) | Err(_) => None,
+        },
+        false => None,
+    };
     let mut all = status;
+    all["drained_at_ms"] = json!(drained_at_ms);
     all["tenants"] = Value::Array(tenants);
     all["attestation"] = verdict;
     let text = screen(&all, now_ms());
@@ -155,7 +167,11 @@ fn screen(status: &Value, now_ms: u64) -> String {
         number("journal_seq"),
         text::bytes(number("journal_bytes")),
     );
-    let _ = writeln!(out, "evidence {}\n", evidence_line(&status["attestation"], now_ms));
+    let _ = writeln!(out, "evidence {}", evidence_line(&status["attestation"], now_ms));
+    if let Some(at_ms) = status["drained_at_ms"].as_u64() {
+        let _ = writeln!(out, "work {}", drain_line(at_ms, now_ms));
+    }
+    out.push('\n');
     let vats = status["vats"].as_array().map(Vec::as_slice).unwrap_or_default();
     out += &vat_table(vats);
     let tenants = status["tenants"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -165,6 +181,14 @@ fn screen(status: &Value, now_ms: u64) -> String {
         let _ = write!(out, "\n\n{}", tenant_table(tenants));
     }
     out
+}
+
+/// What becomes of work on a node whose evidence has expired.
+pub(super) fn drain_line(at_ms: u64, now_ms: u64) -> String {
+    let left = text::span_ms(at_ms.saturating_sub(now_ms));
+    format!(
+        "is drained: nothing is placed, and what still runs in {left} is ended unless there is fresh evidence"
+    )
 }
 
 /// One line about a verdict as `attest::Verdict::json` makes it.
@@ -282,6 +306,14 @@ mod tests {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(text.lines().count() < 24);
+        assert!(!text.contains("still runs"), "{text}");
+        let mut drained = status.clone();
+        drained["drained_at_ms"] = json!(95_000);
+        let text = screen(&drained, 53_000);
+        assert!(
+            text.contains("work is drained: nothing is placed, and what still runs in 42 s"),
+            "{text}"
+        );
         let signed = json!({ "image": "single", "image_signer": "12".repeat(32) });
         assert!(screen(&signed, 0).contains("image: signed by 1212121212121212…"));
     }

@@ -1,6 +1,6 @@
 //! What a node's verifier and scheduler did, through the loss of the service, of the TPM and of the
 //! kernel and on a machine that was tampered with, is a behaviour of their model
-//! (`specs/attestation`), and no step of it could be another (A1, A2).
+//! (`specs/attestation`), and no step of it could be another (A1, A2, A3).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use distos_e2e::images::{traced, with_tpm_args};
 use distos_e2e::{Node, Output, eventually, kill, signal, wordcount};
-use distos_specs::trace::attestation::{SPEC, events, tamper, trace};
+use distos_specs::trace::attestation::{Run, SPEC, runs, trace};
 use distos_specs::value::Value;
 use rustix::process::Signal;
 
@@ -20,6 +20,8 @@ const TPM: &str = env!("CARGO_BIN_EXE_distos-e2e-tpm");
 const FRESH_MS: u64 = 4_000;
 /// Exit code: there is no good and fresh evidence.
 const STALE: i32 = 14;
+/// How long the model gives a scheduler to end what runs when evidence turns bad.
+const FENCE_MS: i64 = 5_000;
 
 fn count(node: &Node) -> Output {
     let module = wordcount();
@@ -45,8 +47,8 @@ fn reachable() -> tempfile::TempDir {
     directory
 }
 
-/// All that can happen to a node's evidence; its trace.
-fn attested() -> Vec<Value> {
+/// All that can happen to a node's evidence; what it did.
+fn attested() -> Run {
     let reachable = reachable();
     let program = reachable.path().join("tpm");
     fs::copy(TPM, &program).unwrap();
@@ -86,9 +88,10 @@ fn attested() -> Vec<Value> {
     node.reboot();
     counted(&node);
     node.down();
-    let mut events = events(&node.log()).unwrap_or_else(|why| panic!("{why}"));
-    tamper(&mut events, tampered);
-    events
+    let mut runs = runs(&[&node.log()]).unwrap_or_else(|why| panic!("{why}"));
+    assert!(runs.len() == 1 && runs[0].is_own(), "it verifies itself alone");
+    runs[0].tamper(tampered);
+    runs.remove(0)
 }
 
 fn kind(event: &Value) -> &str {
@@ -99,9 +102,27 @@ fn is_verdict(event: &Value, good: bool) -> bool {
     kind(event) == "verdict" && event.at("good") == &Value::Bool(good)
 }
 
+/// No scheduler has given a job this number.
+const FORGED: i64 = 1_000_000;
+
+/// A task of a job that nobody has submitted.
+fn of_task(kind: &str, at: i64, field: (&str, Value)) -> Value {
+    let (job, task) = (Value::from(FORGED), Value::from(0));
+    let (event, at) = (Value::text(kind), Value::from(at));
+    Value::record([("event", event), ("at", at), ("job", job), ("task", task), field])
+}
+
 fn place(at: i64, fresh_until: i64) -> Value {
-    let (at, fresh_until) = (Value::from(at), Value::from(fresh_until));
-    Value::record([("event", Value::text("place")), ("at", at), ("fresh_until", fresh_until)])
+    of_task("place", at, ("fresh_until", Value::from(fresh_until)))
+}
+
+fn end(at: i64, done: bool) -> Value {
+    of_task("end", at, ("done", Value::Bool(done)))
+}
+
+/// A node says nothing, which is no wrong.
+fn no_answer(at: i64) -> Value {
+    Value::record([("event", Value::text("no_answer")), ("at", Value::from(at))])
 }
 
 fn with(event: &Value, field: &str, value: Value) -> Value {
@@ -153,6 +174,16 @@ fn forged(events: &[Value]) -> (Forged, Forged) {
     let other = *good.iter().find(|at| **at > boot).unwrap();
     let booted = all(events, |event| kind(event) == "boot").into_iter().rfind(|at| *at < other);
     let booted = booted.unwrap();
+    // Work that is placed on the last good evidence before that is bad, and what is done until then.
+    let last = *good.iter().rfind(|at| **at < bad).unwrap();
+    let working = |to: usize| -> Vec<Value> {
+        let placed = place(at(last), fresh_until(events, last));
+        [&events[..=last], &[placed], &events[last + 1..=to]].concat()
+    };
+    // The test may see later than a quote that a register was extended.
+    let first_bad = last + all(&events[last..], |event| is_verdict(event, false))[0];
+    let fenced = first_bad + all(&events[first_bad..], |event| kind(event) == "fence")[0];
+    let late = at(first_bad) + FENCE_MS;
     let mut bad_boot = events[..=other].to_vec();
     bad_boot[booted] = with(&bad_boot[booted], "good", Value::Bool(false));
     let forged = vec![
@@ -199,35 +230,61 @@ fn forged(events: &[Value]) -> (Forged, Forged) {
             "work is placed after a reboot on what was proven before",
             then(events, boot, place(at(boot), old)),
         ),
+        (
+            "work goes on though evidence was refused",
+            [working(first_bad), vec![no_answer(late)]].concat(),
+        ),
+        (
+            "work goes on behind the fence, and comes to a good end",
+            [working(fenced), vec![end(at(fenced), true)]].concat(),
+        ),
+        (
+            "what runs is ended for an epoch that has not begun",
+            then(events, fenced - 1, {
+                let told = events[..fenced].iter().filter(|event| kind(event) == "verdict");
+                let next = told.map(|verdict| verdict.at("epoch").int()).max().unwrap() + 1;
+                with(&events[fenced], "epoch", Value::from(next))
+            }),
+        ),
     ];
     let fine = vec![
         ("work is placed at the last moment", then(events, first, place(until - 1, until))),
         ("work is placed right before a reboot", then(events, boot - 1, place(at(boot), old))),
+        ("work ends since evidence was refused", {
+            [working(first_bad), vec![end(late - 1, false), no_answer(late)]].concat()
+        }),
+        ("work is ended by the fence, of which whoever waits hears later", {
+            [working(fenced), vec![end(at(fenced), false), no_answer(late)]].concat()
+        }),
     ];
     (forged, fine)
 }
 
 #[test]
 fn what_a_verifier_did_through_kills_is_a_behaviour_of_its_model_and_forged_traces_are_not() {
-    let events = attested();
+    let run = attested();
+    let events = &run.events;
     let least = [
         ("start", 5),
         ("boot", 5),
         ("challenge", 15),
         ("verdict", 13),
         ("no_answer", 1),
+        ("begin", 2),
         ("place", 20),
+        ("end", 18),
         ("tamper", 1),
+        ("fence", 1),
     ];
-    accepted(SPEC, &trace(&events), &least);
+    accepted(SPEC, &run.trace(), &least);
     for (good, least) in [(true, 10), (false, 1)] {
-        let found = all(&events, |event| is_verdict(event, good)).len();
+        let found = all(events, |event| is_verdict(event, good)).len();
         assert!(found >= least, "only {found} verdicts of which good is {good}");
     }
 
     let traces = |all: Forged| -> Vec<_> {
         all.into_iter().map(|(what, events)| (what, trace(&events))).collect()
     };
-    let (forged, fine) = forged(&events);
+    let (forged, fine) = forged(events);
     refused(SPEC, &traces(forged), &traces(fine));
 }
