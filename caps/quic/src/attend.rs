@@ -117,7 +117,8 @@ impl Attendant {
     }
 
     /// Puts into effect what was told last. Whoever is nobody any more lets nobody in. What a node holds here of an earlier
-    /// attestation epoch ends first, with one store for all of it (A3); then its connections are closed.
+    /// attestation epoch ends first, with one store for all of it (A3); then its connections are closed. What it uses elsewhere
+    /// by a loan runs to the end of the loan's term.
     fn apply(&self) {
         let epochs = self.trust.iter().flat_map(|trust| &trust.peers.epochs);
         for (node, number) in epochs {

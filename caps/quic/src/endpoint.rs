@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
-use distos_abi::Fault;
+use distos_abi::{Fault, HolderKey};
 use distos_identity::{Identity, Peer, SpiffeId, Subject, Trust};
 use distos_rpc::transport::{self, Bounds};
 use distos_rpc::{Seat, Seats};
@@ -207,7 +207,7 @@ impl Endpoint {
         let seat = room.outgoing.take(&whom.subject).ok_or_else(|| {
             Fault::unavailable(100, format!("there are too many connections to {whom}"))
         })?;
-        let (verdict, own) = (Verdict::begin(&room.shared), room.own.subscribe());
+        let (verdict, own, shown) = room.begin();
         let tls = room.tls.client(whom, &verdict).map_err(Fault::internal)?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(room.transport.clone());
@@ -228,7 +228,7 @@ impl Endpoint {
             .map_err(|refusal| Fault::Unauthenticated(format!("{address}: {refusal}")))?;
         let stream = opening.known.connection.open_bi().await;
         let stream = stream.map_err(|e| why_closed(address, &e))?;
-        Ok(Link { opening, stream })
+        Ok(Link { opening, stream, shown })
     }
 
     /// Closes every connection, and resolves when the other sides were told or a while has passed.
@@ -369,7 +369,7 @@ impl Room {
         incoming: quinn::Incoming,
         handshake: Seat<IpAddr>,
     ) -> Result<Link, String> {
-        let (verdict, own) = (Verdict::begin(&self.shared), self.own.subscribe());
+        let (verdict, own, shown) = self.begin();
         let config = server_config(&self.tls, &verdict, &self.transport);
         let config = config.map_err(|e| e.to_string())?;
         let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| told(&e))?;
@@ -387,7 +387,13 @@ impl Room {
         let opening = Opening::new(self, (connection, verdict.exchange), seat, own);
         let opening = opening.map_err(|e| e.to_string())?;
         let stream = opening.known.connection.accept_bi().await.map_err(|e| told(&e))?;
-        Ok(Link { opening, stream })
+        Ok(Link { opening, stream, shown })
+    }
+
+    /// What a handshake begins with, and the key of the SVID that is shown now.
+    fn begin(&self) -> (Verdict, watch::Receiver<Credentials>, HolderKey) {
+        let shown = self.own.borrow().secret.key();
+        (Verdict::begin(&self.shared), self.own.subscribe(), shown)
     }
 }
 
@@ -395,12 +401,19 @@ impl Room {
 pub struct Link {
     opening: Opening,
     stream: (SendStream, RecvStream),
+    shown: HolderKey,
 }
 
 impl Link {
     /// Who is at the other end.
     pub fn peer(&self) -> &Identity {
         &self.opening.peer
+    }
+
+    /// The key of the SVID that was shown from here when the handshake began. If it is the one that is shown now, it is the one
+    /// that the handshake has shown.
+    pub fn shown(&self) -> HolderKey {
+        self.shown
     }
 
     /// What its two ends have from the handshake and nobody else has, for `Door.present`.

@@ -3,7 +3,8 @@
 //! A peer's epoch rises when its evidence turns bad, or when it is put out. Whatever a vat gives to a peer (a capability
 //! over a connection, a loan, a gift that waits for it) carries the epoch in which it was given, and counts in no other.
 //! So all of it ends with one store, whatever its number, before the first connection is closed: a vat has one thread, so
-//! nothing is half way through a check when the store is made (A3).
+//! nothing is half way through a check when the store is made (A3). What it uses where it is, by a loan, is not renewed, and runs
+//! to the end of the loan's term.
 //!
 //! Whose epoch is which, this crate is told ([`Vat::raise_epoch`](crate::Vat::raise_epoch)).
 

@@ -28,7 +28,7 @@ pub(crate) enum Question {
 }
 
 /// What each has asked in the present window. Only peers and this node's services ask, so it is as long as
-/// their lists.
+/// their lists; a node with each of its keys by itself, so that one that was stolen does not silence it.
 #[derive(Debug)]
 pub(crate) struct Asked<K>(BTreeMap<K, (u64, u32)>);
 

@@ -139,7 +139,7 @@ impl NetworkService {
             Ok(())
         })?;
         install(next)?;
-        if !judged.out.is_empty() {
+        if !judged.out.is_empty() || judged.has_turned {
             self.tell();
         }
         self.tell_standings();

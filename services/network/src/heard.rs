@@ -299,10 +299,11 @@ impl NetworkService {
             self.more.send_replace(());
             if self.report_changes(&before) || configured.is_some() {
                 self.tell();
+                // Who was put out, and when.
+                self.is_unsaved.set(true);
             }
             if let Some(number) = configured {
                 self.configured(number);
-                self.is_unsaved.set(true);
             }
         }
         self.save_if_not()?;

@@ -264,6 +264,9 @@ impl NetworkService {
         };
         let subject = Subject::Service { node, service: VatName::new(SERVICE)? };
         let link = endpoint.connect(address, &SpiffeId { cluster, subject }).await?;
+        if link.shown() != self.secret().key() {
+            return Err(Fault::unavailable(100, "this node has changed its key meanwhile"));
+        }
         // Those that have ended are of no use.
         self.members.borrow_mut().retain(|_, known| known.connection.close_reason().is_none());
         let (connection, key) = (link.connection().clone(), link.peer().key);
@@ -337,11 +340,18 @@ impl NetworkService {
             match arrival {
                 Ok(link) => match &link.peer().id.subject {
                     Subject::Service { node, service } if service.as_str() == SERVICE => {
-                        self.note_where(*node, link.connection().remote_address());
-                        let (service, key) = (self.clone(), self.secret().key());
-                        let by = link.peer().key;
-                        let server = MemberServer { service, node: *node, by, key };
-                        tokio::task::spawn_local(serve(link, server));
+                        let (by, key) = (link.peer().key, link.shown());
+                        // Whoever has a key that was the node's before does not say where it is.
+                        if !self.state.borrow().is_bound_to_another(*node, by, self.now_s()) {
+                            self.note_where(*node, link.connection().remote_address());
+                        }
+                        // Evidence is bound to what the handshake has shown, and that is what is shown from now on:
+                        // one that has begun before this node changed its key begins anew.
+                        if key == self.secret().key() {
+                            let service = self.clone();
+                            let server = MemberServer { service, node: *node, by, key };
+                            tokio::task::spawn_local(serve(link, server));
+                        }
                     }
                     other => {
                         let from = link.connection().remote_address();
@@ -401,7 +411,7 @@ struct MemberServer {
 impl MemberServer {
     fn once_more(&self, question: Question) -> Result<(), capnp::Error> {
         let service = &self.service;
-        if service.asked.borrow_mut().may((self.node, question), service.now_s()) {
+        if service.asked.borrow_mut().may((self.node, self.by, question), service.now_s()) {
             return Ok(());
         }
         Err(fail(Fault::unavailable(10_000, "this node asks too often")))

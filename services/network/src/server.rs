@@ -244,7 +244,7 @@ pub(crate) struct NetworkService {
     pub(crate) endpoint: RefCell<Option<Rc<Endpoint>>>,
     pub(crate) address: Cell<Option<SocketAddr>>,
     /// How often each node has asked lately.
-    pub(crate) asked: RefCell<Asked<(NodeId, Question)>>,
+    pub(crate) asked: RefCell<Asked<(NodeId, HolderKey, Question)>>,
     /// How often each service of this node has asked where others are.
     pub(crate) locating: RefCell<Asked<VatName>>,
     /// Where services of other nodes are, and when that was said.
@@ -357,9 +357,10 @@ impl NetworkService {
     }
 
     /// Tells what was installed and puts it on disk, or goes back to what was known before.
-    pub(crate) fn save_or(&self, before: State) -> Result<(), Fault> {
+    pub(crate) fn save_or(&self, mut before: State) -> Result<(), Fault> {
         self.tell();
         self.save().inspect_err(|_| {
+            before.raise_epochs(&self.state.borrow());
             self.install(before);
             self.tell();
             // What is there of it already does not hold after a restart either.

@@ -4,7 +4,7 @@
 //!
 //! | standing | SVIDs of its services | SVID of its network service |
 //! |---|---|---|
-//! | fresh | until its evidence is not fresh any more, over connections with the key to which it was bound | as long as any |
+//! | fresh | until its evidence is not fresh any more, over connections with the key to which it is bound | as long as any, over the same |
 //! | stale, or nobody has judged it yet | none | as long as any |
 //! | expired, failed | none | none |
 //!
@@ -87,7 +87,7 @@ pub(crate) struct Judgement {
     pub(crate) standing: Standing,
     /// Nothing that is signed for it holds longer; seconds since the Unix epoch.
     pub(crate) until_s: u64,
-    /// How often its evidence has turned bad, or it was put out.
+    /// How often its evidence has turned bad.
     pub(crate) epoch: u64,
     /// Why it is not fresh, or empty.
     pub(crate) reason: String,
@@ -99,6 +99,9 @@ pub(crate) struct Judgement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Past {
     epoch: u64,
+    /// How often it was put out.
+    #[serde(default)]
+    outs: u64,
     /// If it was expired or had failed.
     bad: Option<(Standing, String)>,
 }
@@ -125,6 +128,8 @@ struct Said {
 #[derive(Clone, Debug, Default)]
 struct Known {
     epoch: u64,
+    /// How often it was put out, for whatever reason.
+    outs: u64,
     /// What was said last, since it was let in.
     said: Option<Said>,
     /// Since when it is waited for the first word; `None` is not yet.
@@ -161,9 +166,14 @@ impl Known {
         }
     }
 
+    fn is_bound_to_another(&self, by: HolderKey) -> bool {
+        self.said.as_ref().is_some_and(|said| said.key != Some(by))
+    }
+
     fn past(&self) -> Past {
         let bad = self.said.as_ref().filter(|said| said.standing.is_bad());
-        Past { epoch: self.epoch, bad: bad.map(|said| (said.standing, said.reason.clone())) }
+        let bad = bad.map(|said| (said.standing, said.reason.clone()));
+        Past { epoch: self.epoch, outs: self.outs, bad }
     }
 }
 
@@ -186,17 +196,18 @@ impl Standings {
 
     /// As it was kept.
     pub(crate) fn restore(&mut self, node: NodeId, past: Past) {
-        let said = past.bad.map(|(standing, reason)| {
+        let said = past.bad.clone().map(|(standing, reason)| {
             // It holds until something else is said.
             Said { standing, until_s: 0, at_s: 0, reason, key: None }
         });
-        self.known.insert(node, Known { epoch: past.epoch, said, ..Known::default() });
+        let Past { epoch, outs, .. } = past;
+        self.known.insert(node, Known { epoch, outs, said, ..Known::default() });
     }
 
     /// What is to be kept.
     pub(crate) fn keep(&self) -> impl Iterator<Item = (NodeId, Past)> {
         let all = self.known.iter().map(|(node, known)| (*node, known.past()));
-        all.filter(|(_, past)| past.epoch > 0 || past.bad.is_some())
+        all.filter(|(_, past)| past.epoch > 0 || past.outs > 0 || past.bad.is_some())
     }
 
     /// Takes a judgement; whether something is to be kept that was not. What is bad counts at whatever epoch it is said:
@@ -227,7 +238,7 @@ impl Standings {
         let known = self.known.entry(node).or_default();
         known.epoch = epoch;
         known.said = Some(Said { standing, until_s, at_s: now_s, reason, key });
-        Ok(before.unwrap_or(Past { epoch: 0, bad: None }) != known.past())
+        Ok(before.unwrap_or(Past { epoch: 0, outs: 0, bad: None }) != known.past())
     }
 
     /// An operator lets a node in: what was said against it before does not count any more, what is said later does. Its
@@ -236,7 +247,7 @@ impl Standings {
         if let Some(known) = self.known.get_mut(&node)
             && known.said.as_ref().is_some_and(|said| said.standing.is_bad())
         {
-            *known = Known { epoch: known.epoch, ..Known::default() };
+            *known = Known { epoch: known.epoch, outs: known.outs, ..Known::default() };
         }
     }
 
@@ -249,12 +260,28 @@ impl Standings {
     /// A node was put out, for whatever reason: what it was given until now is of an epoch that is over.
     pub(crate) fn put_out(&mut self, node: NodeId) {
         let known = self.known.entry(node).or_default();
-        known.epoch = known.epoch.saturating_add(1);
+        known.outs = known.outs.saturating_add(1);
     }
 
-    /// The epochs of all nodes that are not in their first.
+    /// The epochs by which what nodes are given here is told apart, of those that are not in their first: each was put out, or,
+    /// where evidence is demanded, its evidence has turned bad. The sum of both goes back no more than they do.
     pub(crate) fn epochs(&self) -> impl Iterator<Item = (NodeId, u64)> {
-        self.known.iter().map(|(node, known)| (*node, known.epoch)).filter(|(_, epoch)| *epoch > 0)
+        let all = self.known.iter().map(|(node, known)| {
+            let turned = if self.is_required { known.epoch } else { 0 };
+            (*node, known.outs.saturating_add(turned))
+        });
+        all.filter(|(_, epoch)| *epoch > 0)
+    }
+
+    /// What was told of epochs elsewhere holds here, too: what has ended by one must not be alive in it again.
+    pub(crate) fn raise(&mut self, told: &Standings) {
+        for (node, other) in &told.known {
+            if other.epoch > 0 || other.outs > 0 {
+                let known = self.known.entry(*node).or_default();
+                known.epoch = known.epoch.max(other.epoch);
+                known.outs = known.outs.max(other.outs);
+            }
+        }
     }
 
     /// The epoch of a node, as far as it is known.
@@ -287,12 +314,20 @@ impl Standings {
         }
     }
 
+    /// Whether a node's evidence is good, and bound to another key than this.
+    pub(crate) fn is_bound_to_another(&self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+        let known = self.known.get(&node);
+        self.is_required
+            && self.of(node, now_s) == Some(Standing::Fresh)
+            && known.is_some_and(|known| known.is_bound_to_another(by))
+    }
+
     /// Whether a node is to be asked again at once: its evidence is good, and bound to another key than that with which it has
     /// come. Not every time: whoever has a key that was the node's before may come with it as often as it likes.
     pub(crate) fn asks_again(&mut self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
         let is_fresh = self.is_required && self.of(node, now_s) == Some(Standing::Fresh);
         let Some(known) = self.known.get_mut(&node).filter(|_| is_fresh) else { return false };
-        let is_another = known.said.as_ref().is_some_and(|said| said.key != Some(by));
+        let is_another = known.is_bound_to_another(by);
         let is_time = known.again_s.is_none_or(|at_s| now_s.abs_diff(at_s) >= AGAIN_S);
         if is_another && is_time {
             known.again_s = Some(now_s);
@@ -320,13 +355,16 @@ impl Standings {
         let known = self.known.get(&node).unwrap_or(&nothing);
         let (standing, reason) = known.at(now_s);
         match (standing, &known.said) {
-            (Standing::Fresh | Standing::Stale, _) if service == SERVICE => Ok(u64::MAX),
-            (Standing::Fresh, Some(said)) if said.key != Some(by) => {
+            // Whoever has a key that was the node's before does not stay the node by it, either.
+            (Standing::Fresh, Some(said))
+                if said.key != Some(by) && (service != SERVICE || said.key.is_some()) =>
+            {
                 Err(Fault::StaleAttestation(format!(
                     "node/{node}'s evidence is bound to another key of its network service than \
                      that with which it asks: it is asked again"
                 )))
             }
+            (Standing::Fresh | Standing::Stale, _) if service == SERVICE => Ok(u64::MAX),
             // An SVID holds to the end of its last second.
             (Standing::Fresh, Some(said)) => Ok(said.until_s.saturating_sub(1)),
             _ => Err(Fault::StaleAttestation(format!("node/{node} is {standing}: {reason}"))),
@@ -351,12 +389,15 @@ impl Standings {
                 known.since_s = None;
                 known.said.take_if(|said| !said.standing.is_bad());
             }
-            stays(node) || known.epoch > 0 || known.said.is_some()
+            stays(node) || known.epoch > 0 || known.outs > 0 || known.said.is_some()
         });
         let surplus = self.known.len().saturating_sub(MAX_KNOWN);
-        let others = self.known.keys().filter(|node| !stays(node)).copied();
-        let others: Vec<NodeId> = others.take(surplus).collect();
-        for node in others {
+        // Who has failed is remembered for longest.
+        let others = self.known.iter().filter(|(node, _)| !stays(node));
+        let mut others: Vec<(bool, NodeId)> =
+            others.map(|(node, known)| (known.said.is_some(), *node)).collect();
+        others.sort_unstable();
+        for (_, node) in others.into_iter().take(surplus) {
             self.known.remove(&node);
         }
         let mut changes = Vec::new();

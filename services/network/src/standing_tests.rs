@@ -47,11 +47,9 @@ fn evidence_vouches_for_the_key_to_which_it_is_bound_and_for_no_other() {
     let refused = standings.last_s(NODE, "memory", other, NOW_S).unwrap_err();
     let says = "bound to another key";
     assert!(matches!(&refused, Fault::StaleAttestation(why) if why.contains(says)), "{refused}");
-    assert_eq!(
-        standings.last_s(NODE, SERVICE, other, NOW_S),
-        Ok(u64::MAX),
-        "it is asked over that"
-    );
+    assert!(standings.last_s(NODE, SERVICE, other, NOW_S).is_err(), "nor stays it the node by it");
+    assert!(standings.is_bound_to_another(NODE, other, NOW_S));
+    assert!(!standings.is_bound_to_another(NODE, KEY, NOW_S));
     let mut asks = |now_s| [KEY, other].map(|key| standings.asks_again(NODE, key, now_s));
     assert_eq!(asks(NOW_S), [false, true]);
     assert_eq!(asks(NOW_S + 9), [false, false], "whoever comes often has its TPM sign often");
@@ -65,27 +63,40 @@ fn evidence_vouches_for_the_key_to_which_it_is_bound_and_for_no_other() {
         .judge(Judgement { key: None, ..judgement(Standing::Fresh, NOW_S + 60, 0) }, NOW_S)
         .unwrap();
     assert!(standings.last_s(NODE, "memory", KEY, NOW_S).is_err(), "nobody says to which");
+    assert_eq!(standings.last_s(NODE, SERVICE, KEY, NOW_S), Ok(u64::MAX), "it is asked over that");
 }
 
 /// What it was given before must not come back to life with it.
 #[test]
 fn a_node_that_is_put_out_comes_back_in_another_epoch_that_is_kept() {
     let mut standings = required();
-    assert_eq!(standings.epochs().count(), 0);
+    let epochs = |standings: &Standings| standings.epochs().collect::<Vec<_>>();
+    assert_eq!(epochs(&standings), []);
     standings.put_out(NODE);
+    assert_eq!(epochs(&standings), [(NODE, 1)]);
     standings.judge(judgement(Standing::Failed, 0, 2), NOW_S).unwrap();
     standings.put_out(NODE);
-    assert_eq!(standings.epochs().collect::<Vec<_>>(), [(NODE, 3)]);
+    assert_eq!(epochs(&standings), [(NODE, 4)], "put out twice, and bad twice");
     let mut back = required();
     for (node, past) in standings.keep() {
         back.restore(node, past);
     }
-    assert_eq!(back.epoch(NODE), 3);
     back.admitted(NODE);
-    assert_eq!(back.epoch(NODE), 3);
-    // Its verifier, which has counted evidence alone, goes on from there.
-    assert!(back.judge(judgement(Standing::Fresh, NOW_S + 60, 2), NOW_S).is_err());
-    assert!(back.judge(judgement(Standing::Fresh, NOW_S + 60, 3), NOW_S).is_ok());
+    assert_eq!(epochs(&back), [(NODE, 4)]);
+    // Its verifier counts evidence alone.
+    assert_eq!(back.epoch(NODE), 2);
+    assert!(back.judge(judgement(Standing::Fresh, NOW_S + 60, 2), NOW_S).is_ok());
+    // What was told cannot be taken back.
+    let mut before = required();
+    before.put_out(NODE);
+    before.raise(&back);
+    assert_eq!(epochs(&before), [(NODE, 4)]);
+    // Where no evidence is demanded, nothing ends by it.
+    let mut lax = Standings::default();
+    lax.judge(judgement(Standing::Failed, 0, 2), NOW_S).unwrap();
+    assert_eq!(epochs(&lax), []);
+    lax.put_out(NODE);
+    assert_eq!(epochs(&lax), [(NODE, 1)]);
 }
 
 /// Or a cluster that has no verifiers yet stands still.

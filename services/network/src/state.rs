@@ -107,6 +107,8 @@ pub(crate) struct Judged {
     pub(crate) casts: Vec<Cast>,
     /// Whether something is to be kept that was not.
     pub(crate) is_new: bool,
+    /// Whether evidence has turned bad where it is demanded, also if it is good again by now: what the node holds has ended.
+    pub(crate) has_turned: bool,
     /// What is wrong with one of them, or could not be done. The others count all the same.
     pub(crate) wrong: Option<Fault>,
 }
@@ -384,6 +386,7 @@ impl State {
                 continue;
             }
             let has_failed = judgement.standing == Standing::Failed;
+            let epoch = self.standings.epoch(node);
             match self.standings.judge(judgement, now_s) {
                 Ok(is_new) => judged.is_new |= is_new,
                 Err(fault) => {
@@ -391,6 +394,8 @@ impl State {
                     continue;
                 }
             }
+            let has_turned = self.standings.epoch(node) > epoch;
+            judged.has_turned |= has_turned && self.standings.is_required();
             if own || !is_in || !has_failed || !self.standings.is_required() {
                 continue;
             }
@@ -409,6 +414,16 @@ impl State {
     /// The attestation epoch of a node, as far as it is known.
     pub(crate) fn epoch(&self, node: NodeId) -> u64 {
         self.standings.epoch(node)
+    }
+
+    /// Whether a node's evidence is good, and bound to another key than this.
+    pub(crate) fn is_bound_to_another(&self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+        self.standings.is_bound_to_another(node, by, now_s)
+    }
+
+    /// What was told of nodes' epochs before something was taken back holds.
+    pub(crate) fn raise_epochs(&mut self, told: &State) {
+        self.standings.raise(&told.standings);
     }
 
     /// Whether a node is to be asked again at once, because it has come with this key.

@@ -571,6 +571,18 @@ fn a_node_that_has_failed_is_put_out_and_comes_back_by_its_operators_word_until_
     assert!(state.nodes(NOW_S).is_empty());
 }
 
+/// Or a failure of which this service heard nothing, because it was away, has ended nothing.
+#[test]
+fn evidence_that_was_bad_and_is_good_again_has_ended_what_the_node_held() {
+    let cluster = Cluster::new("demo", 20);
+    let mut state = demanding(&cluster);
+    assert!(!judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 0)).has_turned);
+    let mended = judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 1));
+    assert!(mended.has_turned && mended.out.is_empty());
+    assert_eq!(state.trust(NOW_S).unwrap().peers.epochs[&OTHER], 1);
+    assert!(!judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 1)).has_turned);
+}
+
 #[test]
 fn a_voter_votes_against_who_has_failed_and_one_wrong_judgement_saves_no_other_node() {
     let cluster = Cluster::new("demo", 20);
