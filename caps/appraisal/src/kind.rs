@@ -116,7 +116,7 @@ impl Kind {
         let facets = self.facets().iter();
         match tier {
             Tier::Affirming => {
-                facets.copied().filter(|(facet, _)| Kind::may_affirm(*facet, unchecked)).collect()
+                facets.copied().filter(|(facet, _)| self.may_affirm(*facet, unchecked)).collect()
             }
             Tier::Warning => facets.take(1).map(|(facet, _)| (*facet, WARNING)).collect(),
             Tier::None => Vector::new(),
@@ -125,8 +125,31 @@ impl Kind {
     }
 
     /// Whether something good may be claimed of a facet, where these checks were not made.
-    pub(crate) fn may_affirm(facet: Facet, unchecked: &BTreeSet<String>) -> bool {
-        !unchecked.iter().any(|check| bears_on(check).contains(&facet))
+    pub(crate) fn may_affirm(self, facet: Facet, unchecked: &BTreeSet<String>) -> bool {
+        !unchecked.iter().any(|check| self.bears_on(check).contains(&facet))
+    }
+
+    /// The facets of which nothing can be claimed where the check of that name was not made. What shows who made a device, and
+    /// which one it is, says nothing of how it is configured, and the other way round; on any other check everything rests.
+    fn bears_on(self, check: &str) -> &'static [Facet] {
+        match (self, check) {
+            // Whose key has signed shows nothing but this chain. Of a TPM it shows itself when it is enrolled.
+            (Kind::NvidiaGpu | Kind::NvidiaSwitch | Kind::Snp, pki::CHAIN) => &ALL_FACETS,
+            (
+                _,
+                pki::CHAIN
+                | pki::REVOCATION
+                | enrolment::ENDORSEMENT
+                | quote::KEY
+                | nvidia::FIRMWARE_ID
+                | nvidia::DEVICE_ID
+                | snp::CHIP,
+            ) => &[Facet::InstanceIdentity, Facet::Hardware],
+            (_, quote::DIGEST | nvidia::GOLDEN_VALUES | nvidia::machine::TOPOLOGY) => {
+                &[Facet::Configuration]
+            }
+            _ => &ALL_FACETS,
+        }
     }
 
     /// What evidence of this kind does not show, in words, for whoever reads a result.
@@ -154,32 +177,17 @@ impl Kind {
     }
 }
 
-/// The facets of which nothing can be claimed where the check of that name was not made. What shows who made a device, and
-/// which one it is, says nothing of how it is configured, and the other way round; on any other check everything rests.
-fn bears_on(check: &str) -> &'static [Facet] {
-    match check {
-        pki::CHAIN
-        | pki::REVOCATION
-        | enrolment::ENDORSEMENT
-        | quote::KEY
-        | nvidia::FIRMWARE_ID
-        | nvidia::DEVICE_ID
-        | snp::CHIP => &[Facet::InstanceIdentity, Facet::Hardware],
-        quote::DIGEST | nvidia::GOLDEN_VALUES | nvidia::machine::TOPOLOGY => {
-            &[Facet::Configuration]
-        }
-        _ => &[
-            Facet::InstanceIdentity,
-            Facet::Configuration,
-            Facet::Executables,
-            Facet::FileSystem,
-            Facet::Hardware,
-            Facet::RuntimeOpaque,
-            Facet::StorageOpaque,
-            Facet::SourcedData,
-        ],
-    }
-}
+/// Every facet.
+const ALL_FACETS: [Facet; 8] = [
+    Facet::InstanceIdentity,
+    Facet::Configuration,
+    Facet::Executables,
+    Facet::FileSystem,
+    Facet::Hardware,
+    Facet::RuntimeOpaque,
+    Facet::StorageOpaque,
+    Facet::SourcedData,
+];
 
 /// What a claim is, to policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -495,6 +503,10 @@ mod tests {
         assert_eq!(affirmed(Kind::NvidiaGpu, &["golden values"]), [Hardware]);
         assert_eq!(affirmed(Kind::NvidiaMachine, &["topology"]), []);
         assert_eq!(affirmed(Kind::Snp, &["chip id"]), [Configuration]);
+        // Whoever made the key that signed says what it likes of everything.
+        for kind in [Kind::NvidiaGpu, Kind::NvidiaSwitch, Kind::Snp] {
+            assert_eq!(affirmed(kind, &["certificate chain"]), [], "{kind:?}");
+        }
         for kind in Kind::ALL {
             // One that no line speaks of.
             assert_eq!(affirmed(kind, &["nonce"]), [], "{kind:?}");

@@ -597,7 +597,7 @@ impl SubmodClaims {
         let worst = Tier::worst(tiers.filter(|tier| *tier != Tier::None));
         // What was not checked is nothing to affirm by, whatever the vector says.
         let affirms = |facet: &Facet, claim: &i8| {
-            tier_of(*claim) == Tier::Affirming && !Kind::may_affirm(*facet, &unchecked)
+            tier_of(*claim) == Tier::Affirming && !kind.may_affirm(*facet, &unchecked)
         };
         let is_empty = self.ear_status == Tier::Affirming
             && kind.vector(Tier::Affirming, &unchecked).is_empty();

@@ -209,6 +209,7 @@ fn no_result_affirms_what_it_says_was_not_checked() {
     assert!(with(&["revocation"], json!({ "configuration": 2 })).is_ok());
     assert_eq!(with(&["revocation"], both.clone()), better);
     assert_eq!(with(&["golden values"], both), better);
+    assert_eq!(with(&["certificate chain"], json!({ "configuration": 2 })), better);
     assert_eq!(with(&["revocation", "golden values"], json!({ "sourced-data": 2 })), better);
 }
 

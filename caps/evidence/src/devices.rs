@@ -1,8 +1,8 @@
 //! In which machine a device is: its report does not show it, and can be relayed. Two things can be shown all the same (A2).
 //!
-//! **A device is in one machine at most.** A verifier keeps which node has shown it last ([`check_place`]). Another one that
+//! **A device is in one machine at most.** A verifier keeps which node has shown it first ([`check_place`]). Another one that
 //! shows it while that one's evidence is fresh contradicts it. While it is not, nobody knows whether the device was moved:
-//! then it is not checked, until the node that had it shows itself without it, or is put out.
+//! then it is not checked, until the node that had it shows itself without it, is put out, or is enrolled anew.
 //!
 //! **A machine has the devices that it had before in the same boot** ([`check`]). The first time in a boot that all of them have shown themselves, the collector extends a hash over their numbers
 //! into a register, [`DEVICES_PCR`], and every quote covers it. A register is only ever extended: within the boot it cannot be made
@@ -42,7 +42,7 @@ const DEVICES: &[u8] = b"distos devices 1\0";
 /// The numbers of a machine's devices.
 pub type Numbers = BTreeSet<[u8; 8]>;
 
-/// By which other nodes devices were shown last.
+/// By which other nodes devices were shown before, whose they are.
 pub type Elsewhere = BTreeMap<[u8; 8], Holder>;
 
 /// A node that has shown a device.
@@ -58,6 +58,11 @@ pub struct Holder {
 pub fn digest(numbers: &Numbers) -> [u8; 32] {
     let hash = Sha256::new().chain_update(DEVICES);
     numbers.iter().fold(hash, |hash, number| hash.chain_update(number)).finalize().into()
+}
+
+/// What [`DEVICES_PCR`] holds where nothing but these devices was measured into it.
+pub fn measured(numbers: &Numbers) -> [u8; 32] {
+    extended_once(&digest(numbers))
 }
 
 /// The numbers by which devices' chains name them, for the machine that measures them itself: nothing is verified. `None` if
@@ -86,12 +91,12 @@ pub fn check(machine: &mut Machine, register: Option<&[u8; 32]>) {
             (Some(_), None) => {
                 findings.not_checked(MEASURED, "not every device has shown which one it is");
             }
-            (Some(register), Some(numbers)) if *register == extended_once(&digest(numbers)) => {
+            (Some(register), Some(numbers)) if *register == measured(numbers) => {
                 findings.passed(MEASURED, format!("PCR {DEVICES_PCR}: {} devices", numbers.len()));
             }
             (Some(_), Some(_)) => findings.failed(
                 MEASURED,
-                format!("PCR {DEVICES_PCR} does not hold what these devices give: in this boot there were others"),
+                format!("PCR {DEVICES_PCR} does not hold what these devices give: in this boot there were others, or something else has measured into it"),
             ),
         }
     }
@@ -118,7 +123,7 @@ pub fn check_place(machine: &mut Machine, elsewhere: Option<&Elsewhere>) -> Numb
             }
             Some(Holder { node, is_fresh: false }) => findings.not_checked(
                 PLACE,
-                format!("node/{node} has shown it last: have that one show itself without it, or put it out"),
+                format!("node/{node} has shown it before: have that one show itself without it, put it out, or enrol it anew"),
             ),
         }
     }
@@ -152,7 +157,7 @@ mod tests {
     }
 
     fn measured(bytes: &[u8]) -> Option<[u8; 32]> {
-        Some(extended_once(&digest(&bytes.iter().map(|byte| [*byte; 8]).collect())))
+        Some(super::measured(&bytes.iter().map(|byte| [*byte; 8]).collect()))
     }
 
     #[test]

@@ -74,13 +74,32 @@ impl Attestation {
         if watched.ended.get() {
             return Err(Fault::not_found("the node is no peer any more"));
         }
+        // Several may have shown one TPM at a time: nothing is waited for from here until its keys are kept.
+        let answered = match answered {
+            Answered::Examined(examined, governing) => {
+                let is_good = matches!(examined.judged, Judged::Good(_));
+                match self.other_of_its_tpm(watched.node, &examined.kept).filter(|_| is_good) {
+                    Some(judged) => Answered::Refused(judged),
+                    None => Answered::Examined(examined, governing),
+                }
+            }
+            refused => refused,
+        };
         let (judged, kept, found) = match answered {
             Answered::Refused(judged) => (judged.of(), None, None),
             Answered::Examined(examined, governing) => {
                 let Examined { judged, devices, opinion, kept, .. } = *examined;
                 let (edition, digests) = (governing.edition(), governing.digests());
-                // Keys are known from the first good evidence on, and by no other.
-                let kept = matches!(judged, Judged::Good(_)).then_some(kept);
+                // Keys are known from the first good evidence on, and by no other. What is not good takes nothing, and may give
+                // devices up.
+                let kept = if matches!(judged, Judged::Good(_)) {
+                    kept
+                } else {
+                    let mut known = watched.kept.borrow().clone();
+                    known.set_devices(known.devices() & kept.devices());
+                    known
+                };
+                let kept = Some(kept);
                 (judged, kept, Some(Found { devices, opinion, edition, digests }))
             }
         };
@@ -97,11 +116,7 @@ impl Attestation {
         if taken.is_ok() {
             *watched.found.borrow_mut() = found;
             let kept = kept.unwrap_or_else(|| watched.kept.borrow().clone());
-            self.devices.borrow_mut().hold(node, kept.devices());
-            if let Err(fault) = watched.keep(kept) {
-                // What ends acts first; that it does not survive a restart is for the operator to know.
-                tracing::error!(%fault, %node, "what is known of a node could not be kept");
-            }
+            self.keep(watched, kept);
         }
         match taken {
             Ok(()) if is_absent => {
@@ -128,6 +143,37 @@ impl Attestation {
                 Err(Fault::unavailable(1_000, unasked.to_string()))
             }
         }
+    }
+
+    /// Remembers this of a node, on disk as well, with the devices that are no other's. Of whom the own node takes one, that is
+    /// remembered too.
+    pub(crate) fn keep(&self, watched: &Watched, mut kept: Kept) {
+        let node = watched.node;
+        let losers = self.devices.borrow_mut().hold(node, kept.devices());
+        kept.set_devices(self.devices.borrow().held(node));
+        if let Err(fault) = watched.keep(kept) {
+            // What ends acts first; that it does not survive a restart is for the operator to know.
+            tracing::error!(%fault, %node, "what is known of a node could not be kept");
+        }
+        for loser in losers {
+            let left = self.devices.borrow().held(loser);
+            let done = self.watched(loser).and_then(|watched| watched.keep_devices(left));
+            if let Err(fault) = done {
+                tracing::error!(%fault, node = %loser, "whose a device is could not be kept");
+            }
+        }
+    }
+
+    /// What it is to a node if another one is known by the same TPM: whoever has one machine must not vouch with it for several
+    /// nodes.
+    fn other_of_its_tpm(&self, node: NodeId, kept: &Kept) -> Option<Judged<Infallible>> {
+        let others = self.peers.all().into_iter().chain([self.own.clone()]);
+        let mut others = others.filter(|other| other.node != node);
+        let other = others.find(|other| other.kept.borrow().is_same_tpm(kept))?;
+        Some(Judged::Absent(format!(
+            "its TPM is that of node/{}: put one of the two out, or enrol that one with another TPM",
+            other.node
+        )))
     }
 
     /// Asks a node, over whatever is between: the answer, and the session that it is bound to.
@@ -172,6 +218,12 @@ impl Attestation {
                     collector.evidence(wanted, session, now_ms)
                 };
                 bundle = self.with_tpm(again).await?;
+            } else if let Some(held) = bundle.pcrs.get(&DEVICES_PCR)
+                && devices::named(&gpus).is_some_and(|numbers| *held != devices::measured(&numbers))
+            {
+                tracing::warn!(
+                    "PCR {DEVICES_PCR} does not hold what this machine's devices give: there were others in this boot, or something else measures into it"
+                );
             }
             // If the list has grown meanwhile, this is asked again.
             bundle.gpus = Some(gpus).filter(|_| !bundle.more);
@@ -302,7 +354,7 @@ impl Attestation {
         ))
     }
 
-    /// Which of these devices another node has shown last, and whether that one's evidence is fresh.
+    /// Which of these devices another node has shown before, and whether that one's evidence is fresh.
     fn elsewhere(&self, node: NodeId, numbers: &Numbers) -> Elsewhere {
         let now = self.now();
         let is_fresh = |node| {
@@ -334,13 +386,8 @@ impl Attestation {
         if let Err(judged) = kept.enrol(&enrolling, session, &answer) {
             return Ok(Err(judged));
         }
-        // Whoever has one machine must not vouch with it for several nodes.
-        let ek = kept.endorsement();
-        let others = self.peers.all().into_iter().chain([self.own.clone()]);
-        let mut others = others.filter(|other| other.node != node);
-        if let Some(other) = others.find(|other| other.kept.borrow().endorsement() == ek) {
-            let why = format!("its TPM is that of node/{}", other.node);
-            return Ok(Err(Judged::Absent(why)));
+        if let Some(judged) = self.other_of_its_tpm(node, kept) {
+            return Ok(Err(judged));
         }
         self.report(NOBODY, format!("node/{node} shows: {}", kept.named()));
         Ok(Ok(()))

@@ -114,6 +114,29 @@ fn attest_all(machines: &mut [Machine], round: usize) {
     });
 }
 
+/// Or two nodes that both begin with one machine's TPM both count, and each has work as if there were two.
+#[test]
+fn two_nodes_of_one_tpm_are_told_from_two_that_nobody_knows() {
+    let known = |ek: &str, ak: &str| {
+        let keys = Keys { ek: ek.to_owned(), certificate: None, ak: ak.to_owned() };
+        Kept { keys: Some(keys), ..Kept::default() }
+    };
+    assert!(known("01", "02").is_same_tpm(&known("01", "03")), "whatever key it attests with");
+    assert!(!known("01", "02").is_same_tpm(&known("04", "02")));
+    assert!(!Kept::default().is_same_tpm(&Kept::default()));
+    assert!(!known("01", "02").is_same_tpm(&Kept::default()));
+}
+
+/// Or two nodes that exchange devices wait for each other for ever, or one takes a device by an answer that is not good.
+#[test]
+fn a_node_gives_up_what_it_does_not_show_and_takes_nothing_by_it() {
+    let mut kept = Kept { devices: Numbers::from([[1; 8], [2; 8]]), ..Kept::default() };
+    let before = kept.clone();
+    kept.give_up_but(&Numbers::from([[2; 8], [3; 8]]));
+    assert_eq!(*kept.devices(), Numbers::from([[2; 8]]));
+    assert!(kept.matters_after(&before), "or it comes back with a restart");
+}
+
 /// In a cluster, work would be taken from a machine for what another one did, or left on one that was tampered with because
 /// one of three verifiers did not see it.
 #[test]

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use distos_abi::{Fault, HolderKey, NodeId};
+use distos_evidence::devices::Numbers;
 use distos_evidence::live::{MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, Question, Session};
 use distos_rpc::{Vat, fault_of};
 use distos_schemas::network_capnp::{credentials, question};
@@ -193,6 +194,9 @@ fn watch(service: &Rc<Attestation>, nodes: &BTreeSet<NodeId>) {
         watched.ended.set(!stays);
         if !stays {
             service.devices.borrow_mut().release(*node);
+            if let Err(fault) = watched.keep_devices(Numbers::new()) {
+                tracing::error!(%fault, %node, "that a node has no devices any more could not be kept");
+            }
         }
         stays
     });
@@ -204,7 +208,8 @@ fn watch(service: &Rc<Attestation>, nodes: &BTreeSet<NodeId>) {
         match Watched::open(*node, settings.bounds, &settings.data_dir) {
             Ok(watched) => {
                 let watched = Rc::new(watched);
-                service.devices.borrow_mut().hold(*node, watched.kept.borrow().devices());
+                let kept = watched.kept.borrow().clone();
+                service.keep(&watched, kept);
                 peers.nodes.borrow_mut().insert(*node, watched.clone());
                 tokio::task::spawn_local(service.clone().renew(watched));
             }

@@ -1,11 +1,11 @@
 //! Which node has shown which device, as far as this verifier knows. Pure.
 //!
-//! A device is one node's: whoever has shown it first keeps it until its evidence is good without it, until the node is
+//! A device is one node's: whoever has shown it first keeps it until it proves that it is without it, until the node is
 //! verified no more, or until it is enrolled anew. Only this verifier's own node takes what others have shown: it has asked
 //! its devices itself, and nobody relays to himself. What each node has shown is kept with what else is remembered of it
 //! ([`Kept`](crate::verifier::Kept)): this is an index over that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use distos_abi::NodeId;
 use distos_evidence::devices::Numbers;
@@ -25,9 +25,10 @@ impl Registry {
     }
 
     /// From now on the node has these and no others. One that is another node's stays that one's, but for the own node.
-    pub(crate) fn hold(&mut self, node: NodeId, numbers: &Numbers) {
+    /// Returns from whom something was taken.
+    pub(crate) fn hold(&mut self, node: NodeId, numbers: &Numbers) -> BTreeSet<NodeId> {
         self.release(node);
-        let mut mine = Numbers::new();
+        let (mut mine, mut losers) = (Numbers::new(), BTreeSet::new());
         for number in numbers {
             match self.holders.get(number).copied() {
                 Some(_) if node != self.own => continue,
@@ -35,6 +36,7 @@ impl Registry {
                     if let Some(theirs) = self.held.get_mut(&other) {
                         theirs.remove(number);
                     }
+                    losers.insert(other);
                 }
                 None => {}
             }
@@ -44,6 +46,12 @@ impl Registry {
         if !mine.is_empty() {
             self.held.insert(node, mine);
         }
+        losers
+    }
+
+    /// The devices that are this node's.
+    pub(crate) fn held(&self, node: NodeId) -> Numbers {
+        self.held.get(&node).cloned().unwrap_or_default()
     }
 
     /// The node has none any more.
@@ -84,7 +92,8 @@ mod tests {
         assert_eq!(contested(&registry, ONE), BTreeMap::new());
         assert_eq!(contested(&registry, OTHER), BTreeMap::from([([1; 8], ONE), ([2; 8], ONE)]));
         // Whoever comes later does not take it, and gets what nobody has.
-        registry.hold(OTHER, &numbers(&[2, 3]));
+        assert_eq!(registry.hold(OTHER, &numbers(&[2, 3])), BTreeSet::new());
+        assert_eq!(registry.held(OTHER), numbers(&[3]));
         assert_eq!(contested(&registry, ONE), BTreeMap::from([([3; 8], OTHER)]));
         assert_eq!(contested(&registry, OTHER).len(), 2);
         // The first is without one of them, and then gone.
@@ -105,7 +114,11 @@ mod tests {
         let mut registry = Registry::new(OWN);
         registry.hold(ONE, &numbers(&[1, 2]));
         assert_eq!(registry.elsewhere(OWN, &numbers(&[1])), BTreeMap::new());
-        registry.hold(OWN, &numbers(&[1]));
+        // From whom it takes one is said: what is kept of that one must not bring it back.
+        assert_eq!(registry.hold(OWN, &numbers(&[1])), BTreeSet::from([ONE]));
+        assert_eq!((registry.held(OWN), registry.held(ONE)), (numbers(&[1]), numbers(&[2])));
+        assert_eq!(registry.hold(ONE, &numbers(&[1, 2])), BTreeSet::new());
+        assert_eq!(registry.held(ONE), numbers(&[2]));
         assert_eq!(registry.elsewhere(ONE, &numbers(&[1, 2])), BTreeMap::from([([1; 8], OWN)]));
         // That one's end takes nothing away from it.
         registry.release(ONE);

@@ -46,7 +46,7 @@ pub struct Law<'a> {
     pub nvidia: Option<&'a Collateral>,
     /// Digests of the files that are known, if anybody has said which are.
     pub known: Option<&'a BTreeSet<String>>,
-    /// Which of its devices other nodes have shown last; `None` if nobody has looked.
+    /// Which of its devices other nodes have shown before; `None` if nobody has looked.
     pub elsewhere: Option<&'a Elsewhere>,
     /// Unix seconds.
     pub at_s: u64,
@@ -62,7 +62,7 @@ pub struct Kept {
     keys: Option<Keys>,
     baseline: Option<Baseline>,
     list: Option<Listed>,
-    /// The devices that its last good evidence has shown, and that were no other node's.
+    /// The devices that its last good evidence has shown, and that were no other node's, without those that it has given up.
     #[serde(default)]
     devices: Numbers,
 }
@@ -133,7 +133,7 @@ pub struct Examined {
     pub opinion: Opinion,
     /// The devices of which it has shown that they are what they say.
     pub shown: Numbers,
-    /// What is to be remembered from now on.
+    /// What is to be remembered from now on. Of what is not good, that the node is without devices that it had.
     pub kept: Kept,
 }
 
@@ -163,6 +163,22 @@ impl Kept {
     /// The numbers of the devices that are this node's.
     pub fn devices(&self) -> &Numbers {
         &self.devices
+    }
+
+    /// These are the node's devices from now on, and no others.
+    pub fn set_devices(&mut self, devices: Numbers) {
+        self.devices = devices;
+    }
+
+    /// Whether both are known by one TPM. Of one that is known by none nobody can say so.
+    pub fn is_same_tpm(&self, other: &Kept) -> bool {
+        // Of one key there is one public area: a TPM is known by the standard's templates alone.
+        matches!((&self.keys, &other.keys), (Some(one), Some(other)) if one.ek == other.ek)
+    }
+
+    /// Gives up the devices that are not among those that the node has shown.
+    fn give_up_but(&mut self, shown: &Numbers) {
+        self.devices.retain(|number| shown.contains(number));
     }
 
     /// Whether the node is known by its keys.
@@ -300,10 +316,11 @@ impl Kept {
             let findings = kept.listed_on(list, value, resets, law.known);
             devices.insert(LIST.to_owned(), Device { kind: Kind::Ima, findings });
         }
-        let (mut shown, mut here) = (Numbers::new(), Numbers::new());
+        let (mut shown, mut here, mut is_whole) = (Numbers::new(), Numbers::new(), false);
         if let Some(gpus) = &bundle.gpus {
             let register = bundle.pcrs.get(&DEVICES_PCR).filter(|_| proven);
-            (shown, here) = examine_each(gpus, session, &nonce, law, register, &mut devices)?;
+            (shown, here, is_whole) =
+                examine_each(gpus, session, &nonce, law, register, &mut devices)?;
         }
         let opinion = appraise(law.policies, session.verifier, session.node, &devices)?;
         let judged = match (opinion.tier(), good) {
@@ -320,6 +337,10 @@ impl Kept {
         if !matches!(judged, Judged::Good(_)) {
             // Nothing is built on what is not good: the next answer is held against what this one was.
             kept = self.clone();
+            if matches!(judged, Judged::Absent(_)) && proven && is_whole {
+                // But for what it proves to be without. Or two nodes that exchange devices wait for each other.
+                kept.give_up_but(&shown);
+            }
         }
         Ok(Examined { judged, devices, opinion, shown, kept })
     }
@@ -367,8 +388,9 @@ fn named_by(known: Option<&BTreeSet<String>>) -> String {
     hex::encode(all.finalize())
 }
 
-/// Adds what was found of each GPU, and of all of them together. Returns the devices that are what they say, and those of them
-/// that no other node shows. `register` is what the quote proves of the register in which they are measured.
+/// Adds what was found of each GPU, and of all of them together. Returns the devices that are what they say, those of them
+/// that no other node shows, and whether there are some and each has shown which one it is. `register` is what the
+/// quote proves of the register in which they are measured.
 fn examine_each(
     gpus: &[Gpu],
     session: Session,
@@ -376,7 +398,7 @@ fn examine_each(
     law: Law<'_>,
     register: Option<&[u8; 32]>,
     devices: &mut BTreeMap<String, Device>,
-) -> Result<(Numbers, Numbers), Fault> {
+) -> Result<(Numbers, Numbers, bool), Fault> {
     let nothing = Collateral::default();
     let collateral = law.nvidia.unwrap_or(&nothing);
     // Documents whose signatures do not hold are not used: then "golden values" is not checked.
@@ -385,7 +407,8 @@ fn examine_each(
         .map_err(Fault::malformed)?;
     devices::check(&mut found, register);
     let here = devices::check_place(&mut found, law.elsewhere);
-    let shown = found.devices.values().filter_map(|one| one.number).collect();
+    let shown: Numbers = found.devices.values().filter_map(|one| one.number).collect();
+    let is_whole = !shown.is_empty() && shown.len() == found.devices.len();
     for (name, one) in found.devices {
         let kind = if one.is_switch { Kind::NvidiaSwitch } else { Kind::NvidiaGpu };
         devices.insert(name, Device { kind, findings: one.findings });
@@ -393,7 +416,7 @@ fn examine_each(
     if let Some(findings) = found.together {
         devices.insert(MACHINE.to_owned(), Device { kind: Kind::NvidiaMachine, findings });
     }
-    Ok((shown, here))
+    Ok((shown, here, is_whole))
 }
 
 /// Why a node is not good, for people: the first device that is not, with the first check of it that did not pass.

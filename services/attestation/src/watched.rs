@@ -6,6 +6,7 @@ use std::path::Path;
 
 use distos_abi::{Fault, NodeId};
 use distos_appraisal::{Appraised as Opinion, Device};
+use distos_evidence::devices::Numbers;
 use distos_rpc::record::Record;
 
 use crate::state::{Bounds, Standing, State};
@@ -85,6 +86,13 @@ impl Watched {
         }
         Ok(())
     }
+
+    /// Of the node's devices it keeps these alone. Or what ended comes back from disk.
+    pub(crate) fn keep_devices(&self, devices: Numbers) -> Result<(), Fault> {
+        let mut kept = self.kept.borrow().clone();
+        kept.set_devices(devices);
+        self.keep(kept)
+    }
 }
 
 #[cfg(test)]
@@ -108,5 +116,22 @@ mod tests {
         std::fs::remove_dir(&beside).unwrap();
         watched.keep(Kept::default()).unwrap();
         assert_eq!(known(), 3);
+    }
+
+    /// Or a node that was put out, and is invited again, has a device that another one has shown since.
+    #[test]
+    fn a_device_that_a_node_has_no_more_does_not_come_back_from_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let bounds = Bounds { fresh_ms: 60_000, grace_ms: 0 };
+        let node = NodeId([1; 32]);
+        let open = || Watched::open(node, bounds, directory.path()).unwrap();
+        let devices = || open().kept.borrow().devices().clone();
+        let watched = open();
+        watched.keep_devices(Numbers::from([[1; 8], [2; 8]])).unwrap();
+        assert_eq!(devices(), Numbers::from([[1; 8], [2; 8]]));
+        watched.keep_devices(Numbers::from([[2; 8]])).unwrap();
+        assert_eq!(devices(), Numbers::from([[2; 8]]));
+        watched.keep_devices(Numbers::new()).unwrap();
+        assert_eq!(devices(), Numbers::new());
     }
 }
