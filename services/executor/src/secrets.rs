@@ -10,6 +10,7 @@ use distos_delivery::{Content, Purpose, Recipient};
 use distos_rpc::{Gift, Received, Vat, fault_of};
 use distos_schemas::secrets_capnp::secret;
 use distos_types::SecretBytes;
+use tokio::time::Instant;
 
 use crate::private::Secret;
 
@@ -143,29 +144,32 @@ impl Drawn {
     pub(crate) async fn lost(&self) -> Fault {
         let mut until_ms = self.until_ms;
         let mut is_renewed = true;
+        let mut due = Instant::now() + pause(until_ms.saturating_sub(now_ms()), is_renewed);
         loop {
-            let left_ms = until_ms.saturating_sub(now_ms());
-            if left_ms == 0 {
+            if until_ms <= now_ms() {
                 return Fault::Expired { at_ms: until_ms };
             }
-            // What is not renewed is over when it says.
-            let share = if is_renewed { 2 } else { 1 };
-            let pause = Duration::from_millis(left_ms / share).max(SHORTEST_PAUSE);
             tokio::select! {
                 watched = self.watched() => match watched {
+                    // It says so every few seconds; when the lease is to be renewed does not change by that.
                     Ok(()) => {}
                     // The broker is away or started again: what it knows of the lease is durable.
                     Err(Fault::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
                     Err(fault) => return fault,
                 },
-                () = tokio::time::sleep(pause) => if is_renewed {
-                    match self.renewed().await {
-                        Ok(later_ms) => until_ms = later_ms,
-                        // A certificate ends with its lease.
-                        Err(Fault::Malformed(_)) => is_renewed = false,
-                        Err(Fault::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
-                        Err(fault) => return fault,
+                () = tokio::time::sleep_until(due) => {
+                    let mut retry = None;
+                    if is_renewed {
+                        match self.renewed().await {
+                            Ok(later_ms) => until_ms = later_ms,
+                            // A certificate ends with its lease.
+                            Err(Fault::Malformed(_)) => is_renewed = false,
+                            Err(Fault::Unavailable { .. }) => retry = Some(RETRY_PAUSE),
+                            Err(fault) => return fault,
+                        }
                     }
+                    let left_ms = until_ms.saturating_sub(now_ms());
+                    due = Instant::now() + retry.unwrap_or_else(|| pause(left_ms, is_renewed));
                 },
             }
         }
@@ -195,6 +199,13 @@ pub(crate) async fn first_lost(drawn: &[Drawn]) -> Fault {
     futures::future::select_all(lost).await.0
 }
 
+/// How long nothing is to be done about a lease that runs for `left_ms` more: to its middle if it can be renewed, and else to
+/// its end.
+fn pause(left_ms: u64, is_renewed: bool) -> Duration {
+    let share = if is_renewed { 2 } else { 1 };
+    Duration::from_millis(left_ms / share).max(SHORTEST_PAUSE)
+}
+
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
@@ -219,5 +230,13 @@ mod tests {
             assert!(matches!(checked_files(wrong), Err(Fault::Malformed(_))), "{wrong:?}");
         }
         assert!(checked_files(&["x".repeat(65).as_str()]).is_err());
+    }
+
+    #[test]
+    fn a_lease_is_renewed_while_half_of_it_is_left_and_one_that_cannot_be_is_not_asked_for() {
+        assert_eq!(pause(3_600_000, true), Duration::from_secs(1800));
+        assert_eq!(pause(3_600_000, false), Duration::from_secs(3600));
+        // Nobody is asked without end.
+        assert_eq!(pause(0, true), SHORTEST_PAUSE);
     }
 }
