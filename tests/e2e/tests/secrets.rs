@@ -306,6 +306,10 @@ fn each_operator_gets_a_share_in_a_file_and_none_is_shown() {
     };
     assert_eq!(init(&["a"]).code, 16, "fewer files than shares");
     assert_eq!(init(&["a", "a"]).code, 19);
+    assert_eq!(init(&["a", "./a"]).code, 19, "one file by two names");
+    std::os::unix::fs::symlink("elsewhere", node.file("link")).unwrap();
+    assert_eq!(init(&["a", "link"]).code, 19, "a link that leads nowhere yet");
+    assert!(!node.file("a").exists() && !node.file("elsewhere").exists());
     let made = init(&["a", "b"]);
     assert_eq!(made.code, 0, "{}", made.stderr);
     assert!(!made.text().contains("distos-share-") && !made.stderr.contains("distos-share-"));
