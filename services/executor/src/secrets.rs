@@ -20,6 +20,12 @@ pub(crate) const MAX_SECRETS: u32 = 16;
 const MAX_FILE_BYTES: usize = 64;
 /// How long it is not asked again after the broker did not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How soon whoever got no secret may try again, in milliseconds.
+const RETRY_MS: u64 = 1_000;
+/// How long a task, which has a worker, waits for its secrets: the broker itself waits ten seconds for an account to be made.
+const DRAW_WAIT: Duration = Duration::from_secs(30);
+/// How long a job that is loaded waits for what it is lent.
+const TAKE_WAIT: Duration = Duration::from_secs(10);
 /// How long a task's end waits for its leases to be given back.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// The shortest time between two renewals.
@@ -64,7 +70,7 @@ impl Lent {
     ///
     /// # Errors
     /// As [`Vat::receive`]; and what the broker says, or that this is no secret.
-    pub(crate) async fn take(vat: &Vat, named: Named) -> Result<Lent, Fault> {
+    async fn take(vat: &Vat, named: Named) -> Result<Lent, Fault> {
         let Named { file, gift } = named;
         let secret: Received<secret::Client> = vat.receive(&gift).await?;
         let answer = secret.client.info_request().send().promise.await;
@@ -74,8 +80,20 @@ impl Lent {
         Ok(Lent { file, secret, name, node: gift.node.unwrap_or(vat.node()), vat: gift.vat })
     }
 
+    /// As [`Lent::take`], of all of a job's.
+    ///
+    /// # Errors
+    /// Also [`Fault::Unavailable`] if that takes too long: nobody loads a job by a broker that is silent.
+    pub(crate) async fn take_all(vat: &Vat, named: Vec<Named>) -> Result<Vec<Rc<Lent>>, Fault> {
+        let taken =
+            futures::future::try_join_all(named.into_iter().map(|one| Lent::take(vat, one)));
+        let lent = tokio::time::timeout(TAKE_WAIT, taken).await;
+        let lent = lent.unwrap_or_else(|_| Err(silent("job")))?;
+        Ok(lent.into_iter().map(Rc::new).collect())
+    }
+
     /// Reads it, under a new lease.
-    pub(crate) async fn draw(self: &Rc<Self>) -> Result<(Drawn, Secret), Fault> {
+    async fn draw(self: &Rc<Self>) -> Result<(Drawn, Secret), Fault> {
         // The library's first randomness takes its time, and what this job was lent is renewed meanwhile.
         let recipient = tokio::task::spawn_blocking(Recipient::new).await;
         let recipient = recipient.map_err(Fault::internal)??;
@@ -99,8 +117,42 @@ impl Lent {
             place.copy_from_slice(&plain);
             Ok::<(), Fault>(())
         })?;
+        if let Some(why) = value.exposure() {
+            // Nobody is to find in a swap file what was promised to stay in memory.
+            return Err(Fault::unavailable(
+                RETRY_MS,
+                format!(
+                    "no locked memory is left for secret '{}' ({why}): fewer or shorter secrets at the same time",
+                    self.name
+                ),
+            ));
+        }
         Ok((drawn, Secret { file: self.file.clone(), value }))
     }
+}
+
+/// Reads what a task of this job is to have, each under a new lease. One after the other: the key that one is sealed to takes
+/// a locked page as well, until that is opened.
+///
+/// # Errors
+/// What the broker says; [`Fault::Unavailable`] if it is silent, or if there is no locked memory for one. Leases that were
+/// made are given back; one of which the broker has not told ends with what the job was given, or runs out.
+pub(crate) async fn draw_all(lent: &[Rc<Lent>]) -> Result<(Vec<Drawn>, Vec<Secret>), Fault> {
+    let drawing = async {
+        let (mut drawn, mut files) = (Vec::new(), Vec::new());
+        for one in lent {
+            let (lease, file) = one.draw().await?;
+            drawn.push(lease);
+            files.push(file);
+        }
+        Ok::<_, Fault>((drawn, files))
+    };
+    tokio::time::timeout(DRAW_WAIT, drawing).await.unwrap_or_else(|_| Err(silent("task")))
+}
+
+/// Of a broker that does not answer while this waits.
+fn silent(who: &str) -> Fault {
+    Fault::unavailable(RETRY_MS, format!("the broker of this {who}'s secrets is silent"))
 }
 
 /// A lease of a task's on a secret of its job. Dropping it gives it back.
