@@ -205,7 +205,8 @@ impl Drawn {
                 watched = self.watched() => match watched {
                     // It says so every few seconds; when the lease is to be renewed does not change by that.
                     Ok(()) => {}
-                    // The broker is away or started again: what it knows of the lease is durable.
+                    // The broker does not answer, or is gone: then what the job was given, and this lease with it, is over,
+                    // and the job is told so. Until then the lease runs for as long as it says.
                     Err(Fault::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
                     Err(fault) => return fault,
                 },

@@ -87,6 +87,11 @@ pub struct Holder {
     pub key: HolderKey,
 }
 
+impl Holder {
+    /// In the place of a holder's key, if its capability was taken as a gift: the key of nobody who could sign.
+    pub const NO_KEY: HolderKey = HolderKey([0; 32]);
+}
+
 /// A lease as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewLease {
