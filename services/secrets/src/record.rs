@@ -112,7 +112,7 @@ pub struct NewLease {
 /// What was heard of evidence about a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// How often it has turned bad. Never goes back.
+    /// How often it has turned bad, as the attestation service counts.
     pub epoch: u64,
     /// Whether there was some that held.
     pub held: bool,
