@@ -34,6 +34,8 @@ pub(crate) const MAX_BLOB_BYTES: usize = 2048;
 const FIRMWARE_PCRS: std::ops::RangeInclusive<u8> = 0..=7;
 
 const VERSION: u8 = 2;
+/// The version of blobs that do not name their storage key.
+const WITHOUT_STORAGE: u8 = 1;
 const OWNER_DOMAIN: &[u8] = b"distos-sealed-v1";
 const OWNER_BYTES: usize = 32;
 
@@ -60,14 +62,21 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Reads one, whole and without anything after it.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Blob, Broken> {
+    /// Reads one, whole and without anything after it. [`Fault::Malformed`] says of one that was sealed before the storage
+    /// key's name was in it what is to be done.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Blob, Fault> {
         if bytes.len() > MAX_BLOB_BYTES {
-            return Err(Broken("a blob that is longer than any"));
+            return Err(Broken("a blob that is longer than any").into());
         }
         let mut r = Reader::new(bytes);
-        if r.u8("the blob's version")? != VERSION {
-            return Err(Broken("the blob's version"));
+        match r.u8("the blob's version")? {
+            VERSION => {}
+            WITHOUT_STORAGE => {
+                return Err(Fault::malformed(
+                    "sealed by an older version: unseal with shares, then `distos secret bind`",
+                ));
+            }
+            _ => return Err(Broken("the blob's version").into()),
         }
         let storage = r.sized("the blob's storage key")?.to_vec();
         let public = r.sized("the blob's public part")?.to_vec();
@@ -531,12 +540,19 @@ mod tests {
             let mut changed = blob.clone();
             changed[at] ^= 1;
             let opened = Blob::parse(&changed)
-                .map_err(Fault::from)
                 .and_then(|blob| collector.unseal(&vat("secrets"), &blob, 5).map(|secret| *secret));
             assert!(opened.is_err(), "byte {at}");
         }
         let whole = Blob::parse(&blob).unwrap();
         assert_eq!(*collector.unseal(&vat("secrets"), &whole, 5).unwrap(), SECRET);
+    }
+
+    #[test]
+    fn of_a_blob_of_an_older_version_it_is_said_what_is_to_be_done() {
+        let mut old = Blob { storage: vec![7; 34], public: vec![1], private: vec![2] }.encode();
+        old[0] = WITHOUT_STORAGE;
+        let Err(Fault::Malformed(why)) = Blob::parse(&old) else { panic!("it was read") };
+        assert!(why.contains("distos secret bind"), "{why}");
     }
 
     proptest! {

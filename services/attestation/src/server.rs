@@ -404,7 +404,7 @@ impl attestation::Server for AttestationServer {
         let vat = self.vat().map_err(fail)?;
         let (blob, to) = {
             let params = params.get()?;
-            let blob = Blob::parse(params.get_blob()?).map_err(|broken| fail(broken.into()))?;
+            let blob = Blob::parse(params.get_blob()?).map_err(fail)?;
             (blob, RecipientKey::from_slice(params.get_to()?).map_err(fail)?)
         };
         let (node, now_ms) = (self.service.vat.node(), self.service.vat.now_ms());

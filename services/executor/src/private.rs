@@ -111,19 +111,23 @@ impl Private {
     /// What a path below the directory leads to.
     fn find(&self, path: &[u8]) -> Result<Handle, Errno> {
         let path = std::str::from_utf8(path).map_err(|_| Errno::Ilseq)?;
+        if path.is_empty() {
+            return Err(Errno::Noent);
+        }
         if path.starts_with('/') {
             return Err(Errno::Perm);
         }
-        let mut parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+        let mut parts = path.split('/').skip_while(|part| part.is_empty() || *part == ".");
         let Some(name) = parts.next() else { return Ok(Handle::Directory) };
         if name == ".." {
             return Err(Errno::Perm);
         }
         let number = self.files.iter().position(|secret| secret.file == name);
         let number = number.ok_or(Errno::Noent)?;
+        // Also nothing, or itself, is not to be found below a file.
         match parts.next() {
-            None if !path.ends_with('/') => Ok(Handle::File { number, at: 0 }),
-            None | Some(_) => Err(Errno::Notdir),
+            None => Ok(Handle::File { number, at: 0 }),
+            Some(_) => Err(Errno::Notdir),
         }
     }
 
@@ -518,10 +522,13 @@ mod tests {
             ("./db", file(0)),
             ("key", file(1)),
             (".", Ok(Handle::Directory)),
-            ("", Ok(Handle::Directory)),
+            ("./", Ok(Handle::Directory)),
+            ("", Err(Errno::Noent)),
             ("other", Err(Errno::Noent)),
             ("db/", Err(Errno::Notdir)),
             ("db/x", Err(Errno::Notdir)),
+            ("db/.", Err(Errno::Notdir)),
+            ("./db/./", Err(Errno::Notdir)),
             ("..", Err(Errno::Perm)),
             ("./../etc/passwd", Err(Errno::Perm)),
             ("/etc/passwd", Err(Errno::Perm)),

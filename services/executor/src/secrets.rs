@@ -10,6 +10,7 @@ use distos_delivery::{Content, Purpose, Recipient};
 use distos_rpc::{Gift, Received, Vat, fault_of};
 use distos_schemas::secrets_capnp::secret;
 use distos_types::SecretBytes;
+use tokio::time::Instant;
 
 use crate::private::Secret;
 
@@ -19,6 +20,12 @@ pub(crate) const MAX_SECRETS: u32 = 16;
 const MAX_FILE_BYTES: usize = 64;
 /// How long it is not asked again after the broker did not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How soon whoever got no secret may try again, in milliseconds.
+const RETRY_MS: u64 = 1_000;
+/// How long a task, which has a worker, waits for its secrets: the broker itself waits ten seconds for an account to be made.
+const DRAW_WAIT: Duration = Duration::from_secs(30);
+/// How long a job that is loaded waits for what it is lent.
+const TAKE_WAIT: Duration = Duration::from_secs(10);
 /// How long a task's end waits for its leases to be given back.
 const RELEASE_WAIT: Duration = Duration::from_secs(2);
 /// The shortest time between two renewals.
@@ -63,7 +70,7 @@ impl Lent {
     ///
     /// # Errors
     /// As [`Vat::receive`]; and what the broker says, or that this is no secret.
-    pub(crate) async fn take(vat: &Vat, named: Named) -> Result<Lent, Fault> {
+    async fn take(vat: &Vat, named: Named) -> Result<Lent, Fault> {
         let Named { file, gift } = named;
         let secret: Received<secret::Client> = vat.receive(&gift).await?;
         let answer = secret.client.info_request().send().promise.await;
@@ -73,8 +80,20 @@ impl Lent {
         Ok(Lent { file, secret, name, node: gift.node.unwrap_or(vat.node()), vat: gift.vat })
     }
 
+    /// As [`Lent::take`], of all of a job's.
+    ///
+    /// # Errors
+    /// Also [`Fault::Unavailable`] if that takes too long: nobody loads a job by a broker that is silent.
+    pub(crate) async fn take_all(vat: &Vat, named: Vec<Named>) -> Result<Vec<Rc<Lent>>, Fault> {
+        let taken =
+            futures::future::try_join_all(named.into_iter().map(|one| Lent::take(vat, one)));
+        let lent = tokio::time::timeout(TAKE_WAIT, taken).await;
+        let lent = lent.unwrap_or_else(|_| Err(silent("job")))?;
+        Ok(lent.into_iter().map(Rc::new).collect())
+    }
+
     /// Reads it, under a new lease.
-    pub(crate) async fn draw(self: &Rc<Self>) -> Result<(Drawn, Secret), Fault> {
+    async fn draw(self: &Rc<Self>) -> Result<(Drawn, Secret), Fault> {
         // The library's first randomness takes its time, and what this job was lent is renewed meanwhile.
         let recipient = tokio::task::spawn_blocking(Recipient::new).await;
         let recipient = recipient.map_err(Fault::internal)??;
@@ -98,8 +117,42 @@ impl Lent {
             place.copy_from_slice(&plain);
             Ok::<(), Fault>(())
         })?;
+        if let Some(why) = value.exposure() {
+            // Nobody is to find in a swap file what was promised to stay in memory.
+            return Err(Fault::unavailable(
+                RETRY_MS,
+                format!(
+                    "no locked memory is left for secret '{}' ({why}): fewer or shorter secrets at the same time",
+                    self.name
+                ),
+            ));
+        }
         Ok((drawn, Secret { file: self.file.clone(), value }))
     }
+}
+
+/// Reads what a task of this job is to have, each under a new lease. One after the other: the key that one is sealed to takes
+/// a locked page as well, until that is opened.
+///
+/// # Errors
+/// What the broker says; [`Fault::Unavailable`] if it is silent, or if there is no locked memory for one. Leases that were
+/// made are given back; one of which the broker has not told ends with what the job was given, or runs out.
+pub(crate) async fn draw_all(lent: &[Rc<Lent>]) -> Result<(Vec<Drawn>, Vec<Secret>), Fault> {
+    let drawing = async {
+        let (mut drawn, mut files) = (Vec::new(), Vec::new());
+        for one in lent {
+            let (lease, file) = one.draw().await?;
+            drawn.push(lease);
+            files.push(file);
+        }
+        Ok::<_, Fault>((drawn, files))
+    };
+    tokio::time::timeout(DRAW_WAIT, drawing).await.unwrap_or_else(|_| Err(silent("task")))
+}
+
+/// Of a broker that does not answer while this waits.
+fn silent(who: &str) -> Fault {
+    Fault::unavailable(RETRY_MS, format!("the broker of this {who}'s secrets is silent"))
 }
 
 /// A lease of a task's on a secret of its job. Dropping it gives it back.
@@ -143,29 +196,33 @@ impl Drawn {
     pub(crate) async fn lost(&self) -> Fault {
         let mut until_ms = self.until_ms;
         let mut is_renewed = true;
+        let mut due = Instant::now() + pause(until_ms.saturating_sub(now_ms()), is_renewed);
         loop {
-            let left_ms = until_ms.saturating_sub(now_ms());
-            if left_ms == 0 {
+            if until_ms <= now_ms() {
                 return Fault::Expired { at_ms: until_ms };
             }
-            // What is not renewed is over when it says.
-            let share = if is_renewed { 2 } else { 1 };
-            let pause = Duration::from_millis(left_ms / share).max(SHORTEST_PAUSE);
             tokio::select! {
                 watched = self.watched() => match watched {
+                    // It says so every few seconds; when the lease is to be renewed does not change by that.
                     Ok(()) => {}
-                    // The broker is away or started again: what it knows of the lease is durable.
+                    // The broker does not answer, or is gone: then what the job was given, and this lease with it, is over,
+                    // and the job is told so. Until then the lease runs for as long as it says.
                     Err(Fault::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
                     Err(fault) => return fault,
                 },
-                () = tokio::time::sleep(pause) => if is_renewed {
-                    match self.renewed().await {
-                        Ok(later_ms) => until_ms = later_ms,
-                        // A certificate ends with its lease.
-                        Err(Fault::Malformed(_)) => is_renewed = false,
-                        Err(Fault::Unavailable { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
-                        Err(fault) => return fault,
+                () = tokio::time::sleep_until(due) => {
+                    let mut retry = None;
+                    if is_renewed {
+                        match self.renewed().await {
+                            Ok(later_ms) => until_ms = later_ms,
+                            // A certificate ends with its lease.
+                            Err(Fault::Malformed(_)) => is_renewed = false,
+                            Err(Fault::Unavailable { .. }) => retry = Some(RETRY_PAUSE),
+                            Err(fault) => return fault,
+                        }
                     }
+                    let left_ms = until_ms.saturating_sub(now_ms());
+                    due = Instant::now() + retry.unwrap_or_else(|| pause(left_ms, is_renewed));
                 },
             }
         }
@@ -195,6 +252,13 @@ pub(crate) async fn first_lost(drawn: &[Drawn]) -> Fault {
     futures::future::select_all(lost).await.0
 }
 
+/// How long nothing is to be done about a lease that runs for `left_ms` more: to its middle if it can be renewed, and else to
+/// its end.
+fn pause(left_ms: u64, is_renewed: bool) -> Duration {
+    let share = if is_renewed { 2 } else { 1 };
+    Duration::from_millis(left_ms / share).max(SHORTEST_PAUSE)
+}
+
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
@@ -219,5 +283,13 @@ mod tests {
             assert!(matches!(checked_files(wrong), Err(Fault::Malformed(_))), "{wrong:?}");
         }
         assert!(checked_files(&["x".repeat(65).as_str()]).is_err());
+    }
+
+    #[test]
+    fn a_lease_is_renewed_while_half_of_it_is_left_and_one_that_cannot_be_is_not_asked_for() {
+        assert_eq!(pause(3_600_000, true), Duration::from_secs(1800));
+        assert_eq!(pause(3_600_000, false), Duration::from_secs(3600));
+        // Nobody is asked without end.
+        assert_eq!(pause(0, true), SHORTEST_PAUSE);
     }
 }

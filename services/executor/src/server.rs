@@ -141,9 +141,7 @@ impl Executor {
         let (input, output): (Received<region::Client>, Received<region::Client>) =
             futures::try_join!(self.vat.receive(input), self.vat.receive(output))?;
         let (input, output) = (Rc::new(input), Rc::new(output));
-        let taken = secrets.into_iter().map(|named| Lent::take(&self.vat, named));
-        let secrets = futures::future::try_join_all(taken).await?;
-        let secrets: Vec<Rc<Lent>> = secrets.into_iter().map(Rc::new).collect();
+        let secrets = Lent::take_all(&self.vat, secrets).await?;
         // From then on it is known whether it may still be used, also while the compiler works.
         let ended = Rc::new(Ended::new(None));
         let regions = [input.clone(), output.clone()];
@@ -212,9 +210,7 @@ impl Executor {
             Arc::clone(&self.workers).acquire_owned().await.map_err(Fault::internal)?
         };
         // For as long as it runs, and not while it waits for its turn.
-        let drawing = job.secrets.iter().map(|lent| lent.draw());
-        let (drawn, files): (Vec<_>, Vec<_>) =
-            futures::future::try_join_all(drawing).await?.into_iter().unzip();
+        let (drawn, files) = secrets::draw_all(&job.secrets).await?;
         let mut run = run;
         run.task.secrets = files.into();
         let narrowed = feed::attenuate(&job.output.client, Rights::WRITE, run.output);

@@ -28,9 +28,9 @@ pub const PROGRAMS: [&str; 9] = [
 /// The setting of an image that says what its vat logs besides warnings and errors.
 pub const LOG: &str = "log";
 
-/// Those through which many secrets pass in the clear: what they free is erased. Messages and libraries free copies that nobody
-/// else erases.
-const HOLD_SECRETS: [&str; 2] = ["secrets", "attestation"];
+/// Those through which secrets pass in the clear: what they free is erased. Messages and libraries free copies that nobody
+/// else erases. An executor is one from its start, whether its jobs have secrets or not: it costs one pass over what is freed.
+const HOLD_SECRETS: [&str; 3] = ["secrets", "attestation", "executor"];
 
 /// Locks this process down and runs the program that its manifest names, for the process's whole
 /// life. To be called first thing, by the only thread. `memory` is the process's allocator.

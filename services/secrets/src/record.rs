@@ -87,6 +87,11 @@ pub struct Holder {
     pub key: HolderKey,
 }
 
+impl Holder {
+    /// In the place of a holder's key, if its capability was taken as a gift: the key of nobody who could sign.
+    pub const NO_KEY: HolderKey = HolderKey([0; 32]);
+}
+
 /// A lease as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewLease {
@@ -107,7 +112,7 @@ pub struct NewLease {
 /// What was heard of evidence about a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// How often it has turned bad. Never goes back.
+    /// How often it has turned bad, as the attestation service counts.
     pub epoch: u64,
     /// Whether there was some that held.
     pub held: bool,

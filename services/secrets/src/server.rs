@@ -105,6 +105,11 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         shred: Cell::new(false),
         ended: Notify::new(),
     });
+    let gifts = broker.state.borrow().ends_of_gifts();
+    if !gifts.is_empty() {
+        // They have ended. What cannot be recorded is kept and written later.
+        let _ = broker.note_all(gifts).await;
+    }
     tokio::task::spawn_local(broker.clone().keep());
     tokio::task::spawn_local(broker.clone().remove_accounts());
     tokio::task::spawn_local(broker.clone().watch_evidence());

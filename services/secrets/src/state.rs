@@ -530,6 +530,14 @@ impl State {
         self.holders_by(tenant, cap).next().is_some()
     }
 
+    /// What ends all leases by gifts. A gift ends with the connection that it was taken over, and so none outlives the vat that
+    /// gave it: what the log still has of them is over when that starts.
+    pub fn ends_of_gifts(&self) -> Vec<Record> {
+        let holders = self.holders.numbers.keys();
+        let taken = holders.filter(|holder| holder.key == Holder::NO_KEY);
+        taken.map(|holder| Record::EndedCap(holder.tenant, holder.cap)).collect()
+    }
+
     /// Those who have leases by this capability.
     fn holders_by(&self, tenant: TenantId, cap: CapId) -> impl Iterator<Item = &Holder> {
         let first = Holder { tenant, cap, key: HolderKey([0; 32]) };

@@ -179,6 +179,26 @@ fn ending_a_secrets_or_a_capabilitys_leases_spares_all_others() {
 }
 
 #[test]
+fn leases_by_gifts_are_over_when_the_broker_starts_again_and_no_others() {
+    let mut state = state();
+    let object = put(&mut state, RED, "db");
+    let gift = Holder { key: Holder::NO_KEY, ..holder(RED, 9, 0) };
+    let (given, own) =
+        (lease(&mut state, object, gift, None), lease(&mut state, object, red(), None));
+    let blues = put(&mut state, BLUE, "db");
+    let kept = lease(&mut state, blues, holder(BLUE, 9, 5), None);
+    let mut again = State::new(Limits::default());
+    for record in state.snapshot(NOW) {
+        again.apply(record).unwrap();
+    }
+    let ends = again.ends_of_gifts();
+    assert_eq!(ends, [Record::EndedCap(RED, CapId(9))]);
+    ends.into_iter().for_each(|record| assert_eq!(again.apply(record), Ok(1)));
+    assert!(!holds(&again, object, given, gift));
+    assert!(holds(&again, object, own, red()) && holds(&again, blues, kept, holder(BLUE, 9, 5)));
+}
+
+#[test]
 fn after_a_rotation_the_old_version_is_read_until_its_last_lease_ends_and_no_longer_than_was_said()
 {
     let mut state = state();

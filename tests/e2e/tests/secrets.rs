@@ -306,6 +306,10 @@ fn each_operator_gets_a_share_in_a_file_and_none_is_shown() {
     };
     assert_eq!(init(&["a"]).code, 16, "fewer files than shares");
     assert_eq!(init(&["a", "a"]).code, 19);
+    assert_eq!(init(&["a", "./a"]).code, 19, "one file by two names");
+    std::os::unix::fs::symlink("elsewhere", node.file("link")).unwrap();
+    assert_eq!(init(&["a", "link"]).code, 19, "a link that leads nowhere yet");
+    assert!(!node.file("a").exists() && !node.file("elsewhere").exists());
     let made = init(&["a", "b"]);
     assert_eq!(made.code, 0, "{}", made.stderr);
     assert!(!made.text().contains("distos-share-") && !made.stderr.contains("distos-share-"));
@@ -658,13 +662,16 @@ fn programs(node: &Node, pages: usize, waits: &[u64]) {
 #[test]
 fn each_task_of_a_program_finds_reds_secret_as_a_file_of_its_own_and_it_stands_nowhere_else() {
     let (node, _) = open();
-    assert_eq!(put(&node, "db/password", PASSWORD).code, 0);
+    // What is looked for stands in its middle: whoever reuses what was freed writes over its beginning.
+    let (before, after) = ("x".repeat(512), "y".repeat(512 - PASSWORD.len()));
+    let long = format!("{before}{PASSWORD}{after}");
+    assert_eq!(put(&node, "db/password", &long).code, 0);
     assert_eq!(put(&node, "other", SECOND).code, 0);
     programs(&node, 3, &[0]);
     let run = ["run", "read0.wasm", "--input", "input", "--pages-per-task", "1"];
     let with = |more: &[&str]| node.cli(&[&run[..], more].concat());
     let given = with(&["--secret", "db/password=db", "--as", "red.cap"]);
-    assert_eq!((given.code, given.text()), (0, said(PASSWORD).repeat(3)), "{}", given.stderr);
+    assert_eq!((given.code, given.text()), (0, said(&long).repeat(3)), "{}", given.stderr);
     // A job has what it was given, and no more; another tenant's has nothing.
     assert_eq!(with(&["--as", "red.cap"]).text(), "none".repeat(3));
     assert_eq!(with(&["--secret", "other", "--as", "red.cap"]).text(), "none".repeat(3));

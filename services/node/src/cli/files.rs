@@ -168,11 +168,26 @@ impl Draft {
         self.file.sync_all().map_err(|e| io_fault(&self.place, &e))?;
         fs::rename(at, &self.place).map_err(|e| io_fault(&self.place, &e))?;
         self.at = None;
-        let dir = self.place.parent().filter(|dir| !dir.as_os_str().is_empty());
-        match File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()) {
-            Err(e) if !cannot_sync(&e) => Err(io_fault(&self.place, &e)),
-            _ => Ok(()),
-        }
+        sync_directory_of(&self.place)
+    }
+}
+
+/// Makes a file for a secret that is not there yet: it follows no link and replaces nothing.
+///
+/// # Errors
+/// [`Fault::Exists`] if something is there, whatever it is.
+pub fn create_new(path: &Path) -> Result<File, Fault> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(SECRET);
+    options.open(path).map_err(|e| io_fault(path, &e))
+}
+
+/// Makes it durable that a file stands at `place`, as far as its file system knows how to.
+pub fn sync_directory_of(place: &Path) -> Result<(), Fault> {
+    let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty());
+    match File::open(dir.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()) {
+        Err(e) if !cannot_sync(&e) => Err(io_fault(place, &e)),
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `secret …`: values come in and go out in parcels, opened and sealed here alone.
 
-use std::io::{IsTerminal as _, Read};
+use std::fs::File;
+use std::io::{IsTerminal as _, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -410,7 +411,7 @@ async fn secret_bytes(path: PathBuf, most: usize) -> Result<Zeroizing<Vec<u8>>, 
     let read = move || {
         let source: Box<dyn Read> = match path.as_os_str() == "-" {
             true => Box::new(std::io::stdin().lock()),
-            false => Box::new(std::fs::File::open(&path).map_err(|e| files::io_fault(&path, &e))?),
+            false => Box::new(File::open(&path).map_err(|e| files::io_fault(&path, &e))?),
         };
         // Long enough from the start: what grows leaves its old bytes behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(most + 1));
@@ -486,8 +487,9 @@ fn status_text(status: &Value) -> String {
 
 async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
     let (threshold, shares) = args.scheme();
-    check_files(&args.share_to, shares)?;
+    check_count(&args.share_to, shares)?;
     let (broker, client) = Broker::own(context).await?;
+    let share_files = ShareFiles::create(&args.share_to)?;
     let mut request = client.init_request();
     let mut params = request.get();
     params.set_tpm(args.tpm);
@@ -495,20 +497,22 @@ async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
     params.set_shares(shares);
     let recipient = broker.recipient(ObjectId::ROOT, params.init_to())?;
     let answer = call(request).await?;
-    let parcels = read(|| {
-        let parcels = answer.get()?.get_parcels()?;
-        parcels.iter().map(|p| p.map(<[u8]>::to_vec)).collect::<capnp::Result<Vec<_>>>()
-    })?;
-    let mut lines = Vec::new();
-    for (number, parcel) in (1..).zip(&parcels) {
-        let content = Content::NewShare { number };
-        let share = recipient.open(&broker.purpose(content), parcel)?;
-        lines.push(line_of(&share));
-    }
-    if !args.share_to.is_empty() {
-        for (path, line) in args.share_to.iter().zip(&lines) {
-            files::write(path, line.as_bytes(), files::SECRET)?;
+    let opened = || -> Result<Vec<Zeroizing<String>>, Fault> {
+        let parcels = read(|| {
+            let parcels = answer.get()?.get_parcels()?;
+            parcels.iter().map(|p| p.map(<[u8]>::to_vec)).collect::<capnp::Result<Vec<_>>>()
+        })?;
+        let mut lines = Vec::new();
+        for (number, parcel) in (1..).zip(&parcels) {
+            let content = Content::NewShare { number };
+            let share = recipient.open(&broker.purpose(content), parcel)?;
+            lines.push(line_of(&share));
         }
+        Ok(lines)
+    };
+    let lines = opened().map_err(|why| shares_lost(&why))?;
+    if !args.share_to.is_empty() {
+        share_files.write(&lines).map_err(|why| shares_lost(&why))?;
         let paths: Vec<String> = args.share_to.iter().map(|p| p.display().to_string()).collect();
         let text = format!(
             "any {threshold} of the shares in these {shares} files open the broker (distos secret unseal): give each to another \
@@ -536,19 +540,61 @@ async fn init(context: &Context, args: InitArgs) -> Result<Report, Fault> {
     Ok(Report { json: json!({ "threshold": threshold, "shares": lines, "tpm": args.tpm }), text })
 }
 
-/// Where shares are written: one file for each, that nobody else writes to and that is not there.
-fn check_files(paths: &[PathBuf], shares: u8) -> Result<(), Fault> {
-    if !paths.is_empty() && paths.len() != usize::from(shares) {
-        let given = paths.len();
+/// One file for each share, or none at all.
+fn check_count(paths: &[PathBuf], shares: u8) -> Result<(), Fault> {
+    let given = paths.len();
+    if given > 0 && given != usize::from(shares) {
         return Err(Fault::malformed(format!("{shares} shares, and {given} files for them")));
     }
-    for (at, path) in paths.iter().enumerate() {
-        check_private(path)?;
-        if path.exists() || paths[..at].contains(path) {
-            return Err(Fault::Exists(format!("{}: choose another --share-to", path.display())));
+    Ok(())
+}
+
+/// What is true of a root key of which not every share is where it was to be.
+fn shares_lost(why: &Fault) -> Fault {
+    Fault::unavailable(
+        0,
+        format!(
+            "the root key was made and not all shares could be written: {why}. Until a secret is put there may be another: run \
+             `distos secret init` again before anything is put, and destroy what was written of these shares"
+        ),
+    )
+}
+
+/// Where shares are written. The files are made before there is anything to write: one that is there already, under whatever
+/// name, or that cannot be made, is known while nothing is lost. Those that were not written to are removed.
+struct ShareFiles(Vec<(PathBuf, File)>);
+
+impl ShareFiles {
+    /// Makes these, in directories that nobody else writes to.
+    fn create(paths: &[PathBuf]) -> Result<ShareFiles, Fault> {
+        let mut made = ShareFiles(Vec::new());
+        for path in paths {
+            check_private(path)?;
+            let file = files::create_new(path)?;
+            made.0.push((path.clone(), file));
+        }
+        Ok(made)
+    }
+
+    /// Writes a share to each, durably. Whatever comes of it, all files stay.
+    fn write(mut self, lines: &[Zeroizing<String>]) -> Result<(), Fault> {
+        let share_files = std::mem::take(&mut self.0);
+        for ((path, mut file), line) in share_files.into_iter().zip(lines) {
+            let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+            written.map_err(|e| files::io_fault(&path, &e))?;
+            files::sync_directory_of(&path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ShareFiles {
+    fn drop(&mut self) {
+        for (path, _) in &self.0 {
+            // Nothing is in it; whoever comes again is told that it is there.
+            let _ = std::fs::remove_file(path);
         }
     }
-    Ok(())
 }
 
 /// A share as operators keep it.

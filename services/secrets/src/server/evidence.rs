@@ -85,7 +85,8 @@ impl Watch {
         }
         let held = heard.good && matches!(heard.standing, Standing::Fresh | Standing::Stale);
         let failed = heard.standing == Standing::Failed;
-        let turned = self.epoch.is_some_and(|epoch| heard.epoch > epoch);
+        // A lower one is of a count that was lost, and of what came about since nothing is known.
+        let turned = self.epoch.is_some_and(|epoch| heard.epoch != epoch);
         let ends = (self.held && !held) || (failed && !self.failed) || turned;
         *self = Watch { held, failed, epoch: Some(heard.epoch) };
         if ends { Consequence::End } else { Consequence::None }
@@ -254,6 +255,11 @@ mod tests {
     fn a_node_that_failed_while_nobody_listened_loses_its_leases_when_that_is_heard() {
         assert_eq!(ends(&[(Failed, 7)]), [true], "a broker that was started again");
         assert_eq!(ends(&[(Fresh, 3), (Fresh, 4)]), [false, true], "it turned good again");
+        assert_eq!(
+            ends(&[(Fresh, 3), (Fresh, 0), (Fresh, 0)]),
+            [false, true, false],
+            "a count was lost"
+        );
     }
 
     #[test]

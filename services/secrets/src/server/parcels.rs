@@ -12,6 +12,7 @@ use distos_types::verify_signature;
 use zeroize::Zeroizing;
 
 use super::Broker;
+use crate::record::Holder;
 
 /// To whom parcels to the broker are sealed, and what its node says of that.
 pub(super) struct Own {
@@ -19,9 +20,6 @@ pub(super) struct Own {
     card: [u8; CARD_BYTES],
     renew_ms: u64,
 }
-
-/// In the place of a holder's key, if a capability was taken as a gift: the key of nobody who could sign.
-const NO_KEY: HolderKey = HolderKey([0; 32]);
 
 impl Broker {
     /// The key that a holder asks to be answered with, if the holder of `facet` has signed it.
@@ -118,7 +116,7 @@ impl Broker {
 pub(super) fn holder_of(facet: &Facet) -> Result<HolderKey, Fault> {
     match facet.holder() {
         Some(key) => Ok(key),
-        None if facet.kind() == SECRET => Ok(NO_KEY),
+        None if facet.kind() == SECRET => Ok(Holder::NO_KEY),
         None => Err(facet.refused(Fault::denied(Rights::READ))),
     }
 }
