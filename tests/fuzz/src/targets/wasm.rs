@@ -1,11 +1,13 @@
 //! Programs that tenants submit, in the executor's sandbox.
 
-use std::sync::LazyLock;
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arbitrary::Unstructured;
 use distos_abi::Fault;
-use distos_executor::{Engine, Limits, Outcome, Task, stdin};
+use distos_executor::{Engine, Limits, Outcome, Secret, Task, stdin};
+use distos_types::SecretBytes;
 use wasm_smith::{Config, Module};
 
 use super::seed;
@@ -24,11 +26,17 @@ const IMPORTS: &str = r#"(module
     (import "wasi_snapshot_preview1" "environ_sizes_get" (func (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_close" (func (param i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_fdstat_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_filestat_get" (func (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_pread" (func (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_prestat_dir_name" (func (param i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_prestat_get" (func (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_read" (func (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_readdir" (func (param i32 i32 i32 i64 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_renumber" (func (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_seek" (func (param i32 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_tell" (func (param i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_filestat_get" (func (param i32 i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "path_open" (func (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "poll_oneoff" (func (param i32 i32 i32 i32) (result i32)))
     (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
@@ -93,6 +101,17 @@ pub(super) fn seeds() -> Vec<(String, Vec<u8>)> {
 }
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
+/// What every task finds in its private directory.
+static SECRETS: LazyLock<Arc<[Secret]>> =
+    LazyLock::new(|| [("db", "hunter2"), ("key", "x")].map(secret).into());
+
+fn secret((file, value): (&str, &str)) -> Secret {
+    let Ok(value) = SecretBytes::fill::<Infallible>(value.len(), |place| {
+        place.copy_from_slice(value.as_bytes());
+        Ok(())
+    });
+    Secret { file: file.to_owned(), value }
+}
 
 fn generated(choices: &[u8]) -> Option<Vec<u8>> {
     let config = Config {
@@ -128,12 +147,8 @@ fn run(module: &[u8]) {
         Err(other) => panic!("a bad module is not the tenant's fault: {other}"),
     };
     let run = || {
-        let task = Task {
-            args: vec!["one".into()],
-            limits: LIMITS,
-            seed: 7,
-            secrets: std::sync::Arc::default(),
-        };
+        let task =
+            Task { args: vec!["one".into()], limits: LIMITS, seed: 7, secrets: SECRETS.clone() };
         let (_feed, stdin) = stdin(0);
         let (_keep, cancelled) = tokio::sync::oneshot::channel();
         ENGINE.run(&program, &task, stdin, cancelled)
