@@ -90,13 +90,14 @@ conformance: setup ## Arrows between rooms, size of the kernel, unsafe code, doc
 lint: setup ## Clippy, with warnings as errors
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
+# One test more than there are processors: those of whole nodes, of which two run at a time, wait for most of it.
 # End-to-end tests start the `distos` binary, the WASI program, the examples of clients and the model
 # checker, so all are there first.
 .PHONY: unit
 unit: setup wasm foreign tlc etcd ## Every test of the workspace, from unit to end-to-end
 	$(BUILD)
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  set -x; $(CARGO) nextest run --workspace --locked --no-fail-fast; \
+	  set -x; NEXTEST_TEST_THREADS=$$(($$(nproc) + 1)) $(CARGO) nextest run --workspace --locked --no-fail-fast; \
 	else \
 	  set -x; $(CARGO) test --workspace --locked --no-fail-fast --lib --bins --tests; \
 	fi

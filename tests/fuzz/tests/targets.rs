@@ -1,4 +1,4 @@
-//! Each target for `DISTOS_FUZZ_S` seconds (20): first on every finding and every seed, then on
+//! Each target for `DISTOS_FUZZ_S` seconds (8): first on every finding and every seed, then on
 //! mutations of them.
 #![forbid(unsafe_code)]
 
