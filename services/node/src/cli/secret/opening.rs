@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use clap::Args;
 use distos_abi::{Fault, ObjectId};
 use distos_delivery::Content;
-use distos_schemas::secrets_capnp::{broker_status, recipient, secret, secrets};
+use distos_schemas::secrets_capnp::broker_status;
 use distos_secrets::shamir::{SHARE_BYTES, Share};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Broker, secret_bytes};
+use super::{Broker, card, check_private, secret_bytes};
 use crate::cli::holder::{call, read};
-use crate::cli::text;
 use crate::cli::{Context, Report, files};
 
 /// What a share begins with as text.
