@@ -718,7 +718,12 @@ fn a_task_keeps_its_lease_while_it_runs_and_ends_with_it() {
     let has_one = || {
         eventually("the task's lease", LONG, || (leases(&node) == 1).then_some(()));
     };
+    let has_none = || {
+        eventually("the end of all leases", LONG, || (leases(&node) == 0).then_some(()));
+    };
     for end in [&["--leases"][..], &[]] {
+        // That of another run says nothing of this one.
+        has_none();
         let running = run("read50.wasm");
         has_one();
         node.ok(&[&["secret", "revoke", "db", "--as", "red.cap"][..], end].concat());
@@ -728,13 +733,12 @@ fn a_task_keeps_its_lease_while_it_runs_and_ends_with_it() {
     }
     // Whoever gave it is killed, and gives nothing back.
     assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    has_none();
     let running = run("read50.wasm");
     has_one();
     running.signal(Signal::KILL);
     running.finish(LONG);
-    eventually("the end of what a killed command gave", LONG, || {
-        (leases(&node) == 0).then_some(())
-    });
+    has_none();
 }
 
 #[test]
