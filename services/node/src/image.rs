@@ -1267,6 +1267,7 @@ serves = ["regions"]
                 "secrets attestation attestation read+create",
                 "scheduler executor executor run",
                 "executor memory memory none",
+                "executor secrets secrets none",
             ]
         );
         let powers: Vec<(&str, &[Power])> = plan
