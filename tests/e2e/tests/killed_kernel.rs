@@ -97,7 +97,7 @@ struct Players {
 async fn change(players: &Players, books: &Books, seed: u64, worker: u64) -> Result<(), Fault> {
     let mut dice = Dice(seed * 1000 + worker + 1);
     // A challenge is for one restore at a time.
-    let blues = players.blue.connect("memory").await?;
+    let (blues, _) = players.blue.restore::<regions::Client>(players.blue.chain("regions")).await?;
     while books.begun.get() < CHANGES {
         books.begun.set(books.begun.get() + 1);
         let known = books.pick(&mut dice);
@@ -282,8 +282,10 @@ impl Books {
 /// Holds the node to all that it has acknowledged.
 async fn check(node: &Node, books: &Books) -> BTreeMap<&'static str, u64> {
     let (red, blue) = (Holder::load(node, "red"), Holder::load(node, "blue"));
-    let (reds, blues) =
-        (red.connect("memory").await.unwrap(), blue.connect("memory").await.unwrap());
+    // Each shows something that lives before anything else: who only presents what is dead is a
+    // stranger, has to wait between any two, and is shut out after half a minute.
+    let (reds, _reds) = red.restore::<regions::Client>(red.chain("regions")).await.unwrap();
+    let (blues, _blues) = blue.restore::<regions::Client>(blue.chain("regions")).await.unwrap();
     let mut counts = BTreeMap::new();
     for (chain, known, all_lent) in books.sturdy() {
         let own = restore(&reds, &chain, &red).await.map(drop);
