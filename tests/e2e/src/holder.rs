@@ -61,7 +61,7 @@ impl Holder {
     ///
     /// # Errors
     /// Nobody listens.
-    pub async fn connect(&self, service: &str) -> Result<Connection, Fault> {
+    async fn connect(&self, service: &str) -> Result<Connection, Fault> {
         Connection::open(&self.sockets.join(format!("{service}.sock"))).await
     }
 
