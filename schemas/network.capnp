@@ -174,6 +174,7 @@ struct Question {
   verifier @1 :Data;     # The node that asks, which the connection has authenticated.
   key      @2 :Data;     # The key of this node's SVID on that connection: what the evidence is to be bound to.
   question @3 :Data;     # As `caps/evidence` has it; at most 16 KiB.
+  life     @4 :Data;     # What stands for this network service since it was started, for that verifier: the same. 32 bytes.
 }
 
 struct Answered {
@@ -191,6 +192,7 @@ struct Judgement {
   reason   @4 :Text;     # Why it is not fresh, or empty.
   key      @5 :Data;     # To which key of its network service's SVID the last good evidence was bound: to connections with another
                          # nothing is signed for its services. Empty if there is none.
+  life     @6 :Data;     # And to which life of that service; empty with the key.
 }
 
 struct Since {
@@ -235,9 +237,9 @@ interface Credentials extends(Cap.Capability) {
   questions @5 (answered :List(Answered)) -> (questions :List(Question));
   # Needs "attest". What verifiers of other nodes ask: resolves once there is something, and after five seconds in any case. One
   # question is given out once; whoever took it answers with the next call, within 30 seconds.
-  ask @6 (node :Data, question :Data) -> (answer :Data, key :Data);
+  ask @6 (node :Data, question :Data) -> (answer :Data, key :Data, life :Data);
   # Needs "attest". Asks another node's machine, by way of both network services. `key` is that of the node's SVID on the
-  # connection over which the answer came. Fails: "not-found" (no such peer), "unavailable" (it is not reached, or does
+  # connection over which the answer came, `life` what its network service has said there that stands for it. Fails: "not-found" (no such peer), "unavailable" (it is not reached, or does
   # not answer in time), and as the other side says.
   judge @7 (judgements :List(Judgement)) -> (epochs :List(UInt64));
   # Needs "attest". What follows from it this node does at once, where the image demands evidence: it signs for no node that is not
@@ -249,14 +251,16 @@ interface Credentials extends(Cap.Capability) {
   attested @8 (seen :UInt64) -> (revision :UInt64, nodes :List(Data), again :List(Data));
   # Needs "attest". The nodes that this one is to verify: its peers, if it signs for others. Resolves once that differs from
   # what was current at revision `seen` (0 is none), or one is to be asked at once: it is in `again`, once, because its network
-  # service has come with another key than that to which its evidence is bound.
+  # service has come with another key than that to which its evidence is bound, or was started since.
 }
 
 interface Member extends(Heard) {
   # What a node's network service offers to that of another node, over the connection between both.
 
-  sign @0 (service :Text, key :Data, proof :Data) -> (chain :List(Data));
-  # An SVID for a service of the node at the other end, which the connection has authenticated. Fails:
+  sign @0 (service :Text, key :Data, proof :Data, token :Data) -> (chain :List(Data));
+  # An SVID for a service of the node at the other end, which the connection has authenticated. `token` is what the other
+  # network service has made for this node when it was started and never kept (32 bytes): its hash is the `life` to which
+  # evidence is bound, so that whoever comes with its key after a reboot answers for that boot first. Fails:
   # "unauthenticated" (`proof` is not by `key`), "unavailable" (it is no issuer), "stale-attestation" (evidence is
   # demanded, and the node's is not fresh, or the issuer's own is expired or has failed).
   locate @1 (service :Text) -> (port :UInt16);
@@ -272,7 +276,8 @@ interface Member extends(Heard) {
   # what it says of others nothing is believed; whoever hears that one is gone looks for itself. At most 4096 bytes.
   carry @4 (revocation :Data) -> (ended :Bool);
   # A revocation of something whose home this node is. As `Network.carry`.
-  evidence @5 (question :Data) -> (answer :Data);
-  # Asks this node's machine, in the name of the node at the other end. Fails: "unavailable" (nobody here answers, or not
+  evidence @5 (question :Data) -> (answer :Data, life :Data);
+  # Asks this node's machine, in the name of the node at the other end. The answer is bound to the key of this node's SVID on
+  # this connection, and to `life`: the hash of the token that this one shows when it has something signed. Fails: "unavailable" (nobody here answers, or not
   # in time; four questions of that node wait), "malformed".
 }

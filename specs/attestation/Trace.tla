@@ -77,7 +77,11 @@ Event(e) ==
                                  /\ \A w \in work : w.node = e.node => w.id # Task(e)
                                  /\ UNCHANGED vars
   \/ e.event = "begin"     /\ Begin(e.node)
-  \/ e.event = "join"      /\ \E who \in OnThis(e.node), r \in OfThisSession(e.node) : Join(who, r)
+  \* What is signed ends with the evidence that it rests on.
+  \/ e.event = "join"      /\ \E who \in OnThis(e.node), r \in OfThisSession(e.node) :
+                                Join(who, r) /\ e.until <= r.taken + Bound
+  \* Another node's home, where nothing of it runs.
+  \/ e.event = "raise"     /\ e.epoch > floor[e.node] /\ Fence(e.node, e.epoch)
   \/ e.event = "fence"     /\ Fence(e.node, e.epoch)
 
 \* Time first goes to the event's, then the event happens.

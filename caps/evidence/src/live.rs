@@ -55,9 +55,9 @@ pub const BOOT: &str = "same boot";
 /// Of the check that the keys are those by which the node is known.
 pub const ENROLLED: &str = "enrolled keys";
 
-const EVIDENCE: &[u8] = b"distos tpm evidence 1\0";
-const ACTIVATED: &[u8] = b"distos tpm activated 1\0";
-const DEVICE: &[u8] = b"distos device nonce 1\0";
+const EVIDENCE: &[u8] = b"distos tpm evidence 2\0";
+const ACTIVATED: &[u8] = b"distos tpm activated 2\0";
+const DEVICE: &[u8] = b"distos device nonce 2\0";
 
 /// To whom evidence is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +69,16 @@ pub struct Session {
     /// The key with which the node authenticates the connection over which it answers; of a node that verifies itself, the
     /// kernel's.
     pub key: HolderKey,
+    /// What stands for one life of whoever has that key: a hash of what that one has drawn since it was started, never
+    /// kept, and tells this verifier alone. A key outlives a reboot; this does not. Of a node that verifies itself, zeros: both
+    /// ends are in it, and end with it.
+    pub life: [u8; 32],
 }
 
 impl Session {
     /// A node's own.
     pub fn own(node: NodeId) -> Session {
-        Session { verifier: node, node, key: HolderKey(node.0) }
+        Session { verifier: node, node, key: HolderKey(node.0), life: [0; 32] }
     }
 
     fn hash(&self, domain: &[u8]) -> Sha256 {
@@ -83,6 +87,7 @@ impl Session {
             .chain_update(self.verifier.0)
             .chain_update(self.node.0)
             .chain_update(self.key.0)
+            .chain_update(self.life)
     }
 
     /// What the TPM is asked to sign with its registers.

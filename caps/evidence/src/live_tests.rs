@@ -6,7 +6,12 @@ use crate::findings::Outcome;
 const IMAGE_HASH: [u8; 32] = [9; 32];
 
 fn session() -> Session {
-    Session { verifier: NodeId([1; 32]), node: NodeId([2; 32]), key: HolderKey([3; 32]) }
+    Session {
+        verifier: NodeId([1; 32]),
+        node: NodeId([2; 32]),
+        key: HolderKey([3; 32]),
+        life: [4; 32],
+    }
 }
 
 fn nonce() -> [u8; 32] {
@@ -79,6 +84,7 @@ fn evidence_for_another_verifier_node_session_or_challenge_is_none() {
         Session { verifier: NodeId([9; 32]), ..own },
         Session { node: NodeId([9; 32]), ..own },
         Session { key: HolderKey([9; 32]), ..own },
+        Session { life: [9; 32], ..own },
     ] {
         let (findings, good) = examined(&bundle, other.qualifying(&[7; 32]), None);
         assert!(good.is_none());

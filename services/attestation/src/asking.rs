@@ -183,8 +183,7 @@ impl Attestation {
             let answer = self.answer(question, session).await?;
             return Ok((answer, session));
         }
-        let (answer, key) = self.peers.ask(&self.vat, node, &question.to_bytes()).await?;
-        Ok((answer, Session { verifier: self.vat.node(), node, key }))
+        self.peers.ask(&self.vat, node, &question.to_bytes()).await
     }
 
     /// Has this node's machine answer, in turn.

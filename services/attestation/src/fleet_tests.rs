@@ -76,6 +76,7 @@ impl Machine {
                 verifier: NodeId(bytes([by, 0, 1])),
                 node,
                 key: HolderKey(bytes([number, 1, 0])),
+                life: bytes([number, 2, by]),
             };
             let verifier = Verifier { session, policies: policies.clone(), ..Verifier::new() };
             Watched { verifier, state: State::new(node, BOUNDS, 0).unwrap() }

@@ -102,7 +102,12 @@ impl Verifier {
             makers: Makers::default(),
             known: None,
             pcrs: PcrSet::parse("0-7,11").unwrap(),
-            session: Session { verifier: VERIFIER, node: NODE, key: HolderKey([3; 32]) },
+            session: Session {
+                verifier: VERIFIER,
+                node: NODE,
+                key: HolderKey([3; 32]),
+                life: [4; 32],
+            },
         }
     }
 

@@ -76,13 +76,13 @@ impl Peers {
         }
     }
 
-    /// Asks a peer's machine; the key is that with which it has authenticated the connection.
+    /// Asks a peer's machine: what it answers, and the session, as the handshake has shown and that one's network service says.
     pub(crate) async fn ask(
         &self,
         vat: &Vat,
         node: NodeId,
         question: &[u8],
-    ) -> Result<(Vec<u8>, HolderKey), Fault> {
+    ) -> Result<(Vec<u8>, Session), Fault> {
         let network: credentials::Client = vat.root(EDGE).await?;
         let mut request = network.ask_request();
         request.get().set_node(&node.0);
@@ -90,11 +90,12 @@ impl Peers {
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let key = HolderKey::try_from(answer.get_key().map_err(|e| fault_of(&e))?)?;
+        let life = read_life(answer.get_life().map_err(|e| fault_of(&e))?)?;
         let answer = answer.get_answer().map_err(|e| fault_of(&e))?;
         if answer.len() > MAX_ANSWER_BYTES {
             return Err(Fault::malformed("an answer that is too long"));
         }
-        Ok((answer.to_vec(), key))
+        Ok((answer.to_vec(), Session { verifier: vat.node(), node, key, life }))
     }
 }
 
@@ -159,7 +160,12 @@ fn read_question(one: question::Reader<'_>, vat: &Vat) -> Result<(Question, Sess
     }
     let verifier = NodeId::try_from(one.get_verifier().map_err(faulty)?)?;
     let key = HolderKey::try_from(one.get_key().map_err(faulty)?)?;
-    Ok((Question::parse(question)?, Session { verifier, node: vat.node(), key }))
+    let life = read_life(one.get_life().map_err(faulty)?)?;
+    Ok((Question::parse(question)?, Session { verifier, node: vat.node(), key, life }))
+}
+
+fn read_life(life: &[u8]) -> Result<[u8; 32], Fault> {
+    life.try_into().map_err(|_| Fault::malformed("what stands for a life has 32 bytes"))
 }
 
 /// Watches the nodes that this one is to verify.
@@ -275,8 +281,9 @@ async fn judge(service: &Attestation, news: &BTreeSet<NodeId>) -> Result<(), Fau
         to.set_until_s(one.until_s);
         to.set_epoch(one.epoch);
         to.set_reason(one.reason.as_str());
-        if let Some(key) = one.key {
+        if let Some((key, life)) = one.bound {
             to.set_key(&key.0);
+            to.set_life(&life);
         }
     }
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;

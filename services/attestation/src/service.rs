@@ -334,7 +334,7 @@ impl Attestation {
             until_s: verdict.fresh_until_ms / 1000,
             epoch: state.epoch(),
             reason: verdict.reason,
-            key: verdict.evidence.map(|evidence| evidence.session.key),
+            bound: verdict.evidence.map(|evidence| (evidence.session.key, evidence.session.life)),
         })
     }
 
@@ -365,7 +365,8 @@ pub(crate) struct Judgement {
     pub(crate) until_s: u64,
     pub(crate) epoch: u64,
     pub(crate) reason: String,
-    pub(crate) key: Option<HolderKey>,
+    /// To which key of its network service, and to which life of that.
+    pub(crate) bound: Option<(HolderKey, [u8; 32])>,
 }
 
 fn collector(fd: OwnedFd, settings: &Settings, logs: Logs) -> Result<SharedCollector, Fault> {

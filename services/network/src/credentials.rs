@@ -212,10 +212,11 @@ impl credentials::Server for CredentialsServer {
         let params = params.get()?;
         let node = NodeId::try_from(params.get_node()?).map_err(fail)?;
         let asked = self.service.ask_machine(node, params.get_question()?).await;
-        let (answer, key) = asked.map_err(fail)?;
+        let (answer, bound) = asked.map_err(fail)?;
         let mut reply = self.facet.reply(&mut results);
         reply.set_answer(&answer);
-        reply.set_key(&key.0);
+        reply.set_key(&bound.key.0);
+        reply.set_life(&bound.life);
         Ok(())
     }
 

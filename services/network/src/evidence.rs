@@ -9,6 +9,8 @@ use distos_rpc::fault_of;
 use distos_schemas::attestation_capnp;
 use distos_schemas::network_capnp::{answered, judgement, question};
 
+use crate::TRACE;
+use crate::life::{Bound, Mark};
 use crate::mesh::Member;
 use crate::questions::{ANSWER_WAIT, Answer, MAX_WAITING, Posed, check_answer, check_question};
 use crate::server::NetworkService;
@@ -53,7 +55,8 @@ pub(crate) fn write_questions(
         let mut one = list.reborrow().get(index);
         one.set_id(posed.id);
         one.set_verifier(&posed.verifier.0);
-        one.set_key(&posed.key.0);
+        one.set_key(&posed.own.key.0);
+        one.set_life(&posed.own.life);
         one.set_question(&posed.question);
     }
 }
@@ -75,21 +78,31 @@ pub(crate) fn read_judgements(
         };
         let reason = one.get_reason().map_err(faulty)?.to_str();
         let key = one.get_key().map_err(faulty)?;
-        let key = if key.is_empty() { None } else { Some(HolderKey::try_from(key)?) };
+        let bound = match key {
+            [] => None,
+            key => Some(Bound {
+                key: HolderKey::try_from(key)?,
+                life: read_life(one.get_life().map_err(faulty)?)?,
+            }),
+        };
         Ok(Judgement {
             node: NodeId::try_from(one.get_node().map_err(faulty)?)?,
             standing,
             until_s: one.get_until_s(),
             epoch: one.get_epoch(),
             reason: reason.map_err(|e| fault_of(&e.into()))?.to_owned(),
-            key,
+            bound,
         })
     };
     list.iter().map(read).collect()
 }
 
+fn read_life(life: &[u8]) -> Result<Mark, Fault> {
+    life.try_into().map_err(|_| Fault::malformed("what stands for a life has 32 bytes"))
+}
+
 impl NetworkService {
-    /// Asks another node's machine; what it answers, and the key of that node's SVID on the connection over which it does.
+    /// Asks another node's machine; what it answers, and for whom, as the handshake has shown and that one has said.
     ///
     /// # Errors
     /// [`Fault::NotFound`] if this node lets no such node in, or does not know where it is; [`Fault::Unavailable`] if it is
@@ -98,23 +111,24 @@ impl NetworkService {
         &self,
         node: NodeId,
         question: &[u8],
-    ) -> Result<(Vec<u8>, HolderKey), Fault> {
+    ) -> Result<(Vec<u8>, Bound), Fault> {
         check_question(question)?;
         self.with_link(node, ASK_WAIT, async |link: &Member| {
             let mut request = link.member.evidence_request();
             request.get().set_question(question);
             let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
-            let answer = answer.get().and_then(|answer| answer.get_answer());
-            let answer = answer.map_err(|e| fault_of(&e))?;
+            let answered = answer.get().map_err(|e| fault_of(&e))?;
+            let answer = answered.get_answer().map_err(|e| fault_of(&e))?;
             check_answer(answer)?;
-            Ok((answer.to_vec(), link.key))
+            let life = read_life(answered.get_life().map_err(|e| fault_of(&e))?)?;
+            Ok((answer.to_vec(), Bound { key: link.key, life }))
         })
         .await
     }
 
-    /// A node's network service has come with this key. If its evidence is bound to another, its verifier is to ask at once, over a
-    /// new connection: the one there is may be from before it changed its key.
-    pub(crate) fn note_key(&self, node: NodeId, by: HolderKey) {
+    /// A node's network service has come. If its evidence is bound to another key or another life, its verifier is to ask at once,
+    /// over a new connection: the one there is may be from before it changed its key, or was started.
+    pub(crate) fn note_bound(&self, node: NodeId, by: Bound) {
         if self.state.borrow_mut().asks_again(node, by, self.now_s()) {
             self.members.borrow_mut().remove(&node);
             self.again.send_if_modified(|again| again.insert(node));
@@ -139,8 +153,11 @@ impl NetworkService {
             Ok(())
         })?;
         install(next)?;
-        if !judged.out.is_empty() || judged.has_turned {
+        if !judged.out.is_empty() || !judged.turned.is_empty() {
             self.tell();
+        }
+        for (node, epoch) in judged.turned.iter().filter(|(node, _)| *node != self.vat.node()) {
+            tracing::debug!(target: TRACE, at = self.vat.now_ms(), %node, epoch, "raise");
         }
         self.tell_standings();
         for (node, why) in &judged.out {

@@ -41,6 +41,7 @@ mod evidence;
 mod heard;
 mod inviting;
 mod keys;
+mod life;
 mod mesh;
 mod probes;
 mod questions;
@@ -50,6 +51,9 @@ mod standing;
 mod state;
 mod swim;
 mod votes;
+
+/// Where it writes down what becomes of nodes by their evidence (`specs/attestation`).
+const TRACE: &str = "distos::trace::attestation";
 
 pub use heard::NodeState;
 pub use server::{run, start};

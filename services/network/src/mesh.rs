@@ -14,8 +14,10 @@ use distos_rpc::{fail, fault_of};
 use distos_schemas::network_capnp::{heard, member};
 use distos_types::{HolderSecret, Revocation};
 
+use crate::TRACE;
 use crate::asked::Question;
 use crate::heard::{answer_known, answer_revocations, answer_votes, write_summary};
+use crate::life::{Bound, mark_of};
 use crate::questions::ANSWER_WAIT;
 use crate::server::{NetworkService, certificates, serial, write_chain};
 use crate::state::{Own, Request, SERVICE, check};
@@ -190,7 +192,7 @@ impl NetworkService {
         for node in nodes {
             let signed = self
                 .with_member(node, async |member: member::Client| {
-                    signed_by(&member, service, key, proof).await
+                    signed_by(&member, service, key, proof, &*self.life.token(node)).await
                 })
                 .await;
             // What comes from another node is looked at as if nobody had signed it.
@@ -386,12 +388,14 @@ async fn signed_by(
     service: &VatName,
     key: HolderKey,
     proof: &[u8],
+    token: &[u8; 32],
 ) -> Result<Vec<Vec<u8>>, Fault> {
     let mut request = member.sign_request();
     let mut asked = request.get();
     asked.set_service(service.as_str());
     asked.set_key(&key.0);
     asked.set_proof(proof);
+    asked.set_token(token);
     let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
     let chain = answer.get().and_then(|answer| answer.get_chain()).and_then(certificates);
     chain.map_err(|e| fault_of(&e))
@@ -524,8 +528,11 @@ impl member::Server for MemberServer {
         let questions = &self.service.questions;
         // Nobody takes a call back that came over the network: it has its place until it is answered, its time is over, or
         // the connection is.
-        let answer = questions.ask(self.node, self.key, question, ANSWER_WAIT).await;
-        results.get().set_answer(&answer.map_err(fail)?);
+        let own = Bound { key: self.key, life: self.service.life.mark(self.node) };
+        let answer = questions.ask(self.node, own, question, ANSWER_WAIT).await;
+        let mut reply = results.get();
+        reply.set_answer(&answer.map_err(fail)?);
+        reply.set_life(&own.life);
         Ok(())
     }
 
@@ -553,22 +560,22 @@ impl member::Server for MemberServer {
         let service = &self.service;
         let asks = Request {
             node: self.node,
-            by: self.by,
+            by: Bound { key: self.by, life: mark_of(params.get_token()?) },
             service: params.get_service()?.to_str()?,
             key: HolderKey::try_from(params.get_key()?).map_err(fail)?,
             proof: params.get_proof()?,
         };
-        let (now_s, serial) = (service.now_s(), serial().map_err(fail)?);
+        let (at, serial) = (service.vat.now_ms(), serial().map_err(fail)?);
         self.once_more(Question::Sign)?;
-        service.note_key(self.node, self.by);
+        service.note_bound(self.node, asks.by);
         let signed = service.state.borrow().sign(
             &service.issuer_secret,
             &asks,
             service.lifetime_s,
-            now_s,
+            at / 1000,
             serial,
         );
-        let chain = signed.map_err(|fault| {
+        let (chain, ends_s) = signed.map_err(|fault| {
             // A node that is not fresh asks every second, and that it is not was told.
             if !matches!(fault, Fault::StaleAttestation(_)) {
                 service.report(format!("node/{} was refused an SVID: {fault}", self.node));
@@ -576,6 +583,10 @@ impl member::Server for MemberServer {
             fail(fault)
         })?;
         service.report(format!("signed node/{}/service/{}", self.node, asks.service));
+        if asks.service != SERVICE && service.state.borrow().requires_evidence() {
+            let (node, until) = (self.node, ends_s.saturating_mul(1000));
+            tracing::debug!(target: TRACE, at, %node, until, "join");
+        }
         service.came(self.node).map_err(fail)?;
         write_chain(&chain, results.get().init_chain(chain.len() as u32));
         Ok(())

@@ -5,8 +5,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use distos_abi::{Fault, HolderKey, NodeId};
+use distos_abi::{Fault, NodeId};
 use tokio::sync::{oneshot, watch};
+
+use crate::life::Bound;
 
 /// The longest question, and the longest answer.
 pub(crate) const MAX_QUESTION_BYTES: usize = 16 << 10;
@@ -46,8 +48,8 @@ pub(crate) struct Posed {
     pub(crate) id: u64,
     /// The node that asks.
     pub(crate) verifier: NodeId,
-    /// The key of this node's SVID on the connection over which it does.
-    pub(crate) key: HolderKey,
+    /// This service, as it is at the other end of the connection over which it does.
+    pub(crate) own: Bound,
     pub(crate) question: Vec<u8>,
 }
 
@@ -84,12 +86,12 @@ impl Questions {
     pub(crate) async fn ask(
         &self,
         verifier: NodeId,
-        key: HolderKey,
+        own: Bound,
         question: &[u8],
         wait: Duration,
     ) -> Answer {
         check_question(question)?;
-        let (place, answer) = self.pose(verifier, key, question)?;
+        let (place, answer) = self.pose(verifier, own, question)?;
         let answered = tokio::time::timeout(wait, answer).await;
         drop(place);
         match answered {
@@ -101,12 +103,12 @@ impl Questions {
     fn pose(
         &self,
         verifier: NodeId,
-        key: HolderKey,
+        own: Bound,
         question: &[u8],
     ) -> Result<(Place<'_>, oneshot::Receiver<Answer>), Fault> {
         let mut waiting = self.waiting.borrow_mut();
-        let own = waiting.values().filter(|one| one.verifier == verifier).count();
-        if own >= MAX_OF_NODE {
+        let of_it = waiting.values().filter(|one| one.verifier == verifier).count();
+        if of_it >= MAX_OF_NODE {
             let why = format!("{MAX_OF_NODE} questions of this node wait for an answer");
             return Err(Fault::unavailable(1000, why));
         }
@@ -118,7 +120,7 @@ impl Questions {
         let id = *next;
         *next = next.wrapping_add(1);
         let (answer, answered) = oneshot::channel();
-        let posed = Some(Posed { id, verifier, key, question: question.to_vec() });
+        let posed = Some(Posed { id, verifier, own, question: question.to_vec() });
         waiting.insert(id, Waiting { verifier, posed, answer });
         self.more.send_replace(());
         Ok((Place { questions: self, id }, answered))
@@ -162,12 +164,13 @@ impl Drop for Place<'_> {
 mod tests {
     use std::future::Future;
 
+    use distos_abi::HolderKey;
     use futures::FutureExt as _;
 
     use super::*;
 
     const VERIFIER: NodeId = NodeId([1; 32]);
-    const KEY: HolderKey = HolderKey([2; 32]);
+    const OWN: Bound = Bound { key: HolderKey([2; 32]), life: [3; 32] };
     const SOON: Duration = Duration::from_millis(20);
     const LONG: Duration = Duration::from_secs(60);
 
@@ -180,11 +183,11 @@ mod tests {
     fn a_question_is_given_out_once_and_answered_to_whoever_asked_it() {
         run(async {
             let questions = Questions::new(7);
-            let asked = questions.ask(VERIFIER, KEY, b"who are you", LONG);
+            let asked = questions.ask(VERIFIER, OWN, b"who are you", LONG);
             let answering = async {
                 let posed = questions.take(LONG).await;
                 let question = b"who are you".to_vec();
-                assert_eq!(posed, [Posed { id: 7, verifier: VERIFIER, key: KEY, question }]);
+                assert_eq!(posed, [Posed { id: 7, verifier: VERIFIER, own: OWN, question }]);
                 assert_eq!(questions.take(SOON).await, [], "given out twice");
                 questions.answer(8, Ok(b"somebody else".to_vec()));
                 questions.answer(7, Ok(b"me".to_vec()));
@@ -199,7 +202,7 @@ mod tests {
     fn nobody_answers_what_was_not_given_out() {
         run(async {
             let questions = Questions::new(0);
-            let mut asked = Box::pin(questions.ask(VERIFIER, KEY, b"", SOON));
+            let mut asked = Box::pin(questions.ask(VERIFIER, OWN, b"", SOON));
             assert!(asked.as_mut().now_or_never().is_none());
             questions.answer(0, Ok(b"guessed".to_vec()));
             assert!(matches!(asked.await, Err(Fault::Unavailable { .. })));
@@ -223,7 +226,7 @@ mod tests {
             let asking = async {
                 let mut answers = Vec::new();
                 for _ in 0..3 {
-                    answers.push(questions.ask(VERIFIER, KEY, b"", LONG).await);
+                    answers.push(questions.ask(VERIFIER, OWN, b"", LONG).await);
                 }
                 answers
             };
@@ -232,7 +235,7 @@ mod tests {
             assert!(matches!(answers[1], Err(Fault::Malformed(_))), "an answer without end");
             assert_eq!(answers[2].as_ref().map(Vec::len), Ok(MAX_ANSWER_BYTES));
             let long = vec![0; MAX_QUESTION_BYTES + 1];
-            let refused = questions.ask(VERIFIER, KEY, &long, LONG).await;
+            let refused = questions.ask(VERIFIER, OWN, &long, LONG).await;
             assert!(matches!(refused, Err(Fault::Malformed(_))));
         });
     }
@@ -244,18 +247,18 @@ mod tests {
             let node = |n: usize| NodeId([n as u8; 32]);
             let mut asking = Vec::new();
             for n in 0..MAX_WAITING {
-                let asked = questions.ask(node(n / MAX_OF_NODE), KEY, b"", LONG);
+                let asked = questions.ask(node(n / MAX_OF_NODE), OWN, b"", LONG);
                 asking.push(Box::pin(asked));
                 assert!(asking[n].as_mut().now_or_never().is_none(), "question {n} waits");
                 if n == MAX_OF_NODE - 1 {
-                    let refused = questions.ask(node(0), KEY, b"", LONG).now_or_never();
+                    let refused = questions.ask(node(0), OWN, b"", LONG).now_or_never();
                     assert!(matches!(refused, Some(Err(Fault::Unavailable { .. }))));
                 }
             }
-            let other = questions.ask(node(99), KEY, b"", LONG).now_or_never();
+            let other = questions.ask(node(99), OWN, b"", LONG).now_or_never();
             assert!(matches!(other, Some(Err(Fault::Unavailable { .. }))), "all places are taken");
             asking.pop();
-            assert!(questions.ask(node(99), KEY, b"", LONG).now_or_never().is_none());
+            assert!(questions.ask(node(99), OWN, b"", LONG).now_or_never().is_none());
             assert_eq!(questions.take(SOON).await.len(), MAX_WAITING - 1, "nobody's is given out");
             drop(asking);
             assert!(questions.waiting.borrow().is_empty());

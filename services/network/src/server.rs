@@ -28,6 +28,7 @@ use crate::asked::{Asked, Question};
 use crate::credentials::CredentialsServer;
 use crate::inviting::{Challenges, is_by_tpm};
 use crate::keys::Keys;
+use crate::life::Life;
 use crate::mesh::Member;
 use crate::questions::Questions;
 use crate::revocations::load_revocations;
@@ -136,6 +137,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
     let token_key = TokenSecret::of_issuer(&issuer_secret)?.key();
     getrandom::fill(&mut seed).map_err(Fault::internal)?;
     let questions = Questions::new(u64::from_ne_bytes(seed));
+    let life = Life::begin()?;
     let service = Rc::new(NetworkService {
         vat,
         record,
@@ -177,6 +179,7 @@ pub async fn start(vat: Vat) -> Result<Rc<dyn Service>, Fault> {
         is_by_tpm,
         challenges: RefCell::default(),
         questions,
+        life,
     });
     service.show_revocations();
     if is_new {
@@ -285,6 +288,8 @@ pub(crate) struct NetworkService {
     pub(crate) challenges: RefCell<Challenges>,
     /// What other nodes' verifiers ask this one's machine.
     pub(crate) questions: Questions,
+    /// Nobody has it who was not there since this service was started.
+    pub(crate) life: Life,
     /// How often votes of each voter were told lately.
     pub(crate) told: RefCell<Asked<NodeId>>,
     /// How often what was heard elsewhere was offered lately, by whoever may.

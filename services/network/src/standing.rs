@@ -4,7 +4,7 @@
 //!
 //! | standing | SVIDs of its services | SVID of its network service |
 //! |---|---|---|
-//! | fresh | until its evidence is not fresh any more, over connections with the key to which it is bound | as long as any, over the same |
+//! | fresh | until its evidence is not fresh any more, to whoever it is bound to: one key, and one life of its network service | as long as any, to the same |
 //! | stale, or nobody has judged it yet | none | as long as any |
 //! | expired, failed | none | none |
 //!
@@ -23,6 +23,7 @@ use distos_abi::{Fault, HolderKey, NodeId};
 use distos_identity::MAX_SVID_LIFETIME_S;
 use serde::{Deserialize, Serialize};
 
+use crate::life::Bound;
 use crate::state::SERVICE;
 
 /// The setting of an image that says whether nodes have to show evidence.
@@ -91,8 +92,8 @@ pub(crate) struct Judgement {
     pub(crate) epoch: u64,
     /// Why it is not fresh, or empty.
     pub(crate) reason: String,
-    /// The key of its network service's SVID to which its last good evidence was bound.
-    pub(crate) key: Option<HolderKey>,
+    /// To whom its last good evidence was bound.
+    pub(crate) bound: Option<Bound>,
 }
 
 /// What is to be remembered of a node when this service is started again. That it was fresh is not: it is judged anew.
@@ -121,7 +122,7 @@ struct Said {
     /// When.
     at_s: u64,
     reason: String,
-    key: Option<HolderKey>,
+    bound: Option<Bound>,
 }
 
 /// What is known of one node.
@@ -166,8 +167,9 @@ impl Known {
         }
     }
 
-    fn is_bound_to_another(&self, by: HolderKey) -> bool {
-        self.said.as_ref().is_some_and(|said| said.key != Some(by))
+    /// Whether evidence was bound to something of which this is not so.
+    fn is_bound_to_another(&self, is_it: impl Fn(Bound) -> bool) -> bool {
+        self.said.as_ref().is_some_and(|said| !said.bound.is_some_and(&is_it))
     }
 
     fn past(&self) -> Past {
@@ -198,7 +200,7 @@ impl Standings {
     pub(crate) fn restore(&mut self, node: NodeId, past: Past) {
         let said = past.bad.clone().map(|(standing, reason)| {
             // It holds until something else is said.
-            Said { standing, until_s: 0, at_s: 0, reason, key: None }
+            Said { standing, until_s: 0, at_s: 0, reason, bound: None }
         });
         let Past { epoch, outs, .. } = past;
         self.known.insert(node, Known { epoch, outs, said, ..Known::default() });
@@ -217,7 +219,7 @@ impl Standings {
     /// [`Fault::Malformed`] if it is good, and its epoch lower than one that was said of this node: it is from before, or its
     /// verifier has lost what it knew.
     pub(crate) fn judge(&mut self, judgement: Judgement, now_s: u64) -> Result<bool, Fault> {
-        let Judgement { node, standing, until_s, mut epoch, mut reason, key } = judgement;
+        let Judgement { node, standing, until_s, mut epoch, mut reason, bound } = judgement;
         let known = self.known.get(&node);
         if standing.is_bad() {
             epoch = epoch.max(known.map_or(0, |known| known.epoch));
@@ -237,7 +239,7 @@ impl Standings {
         reason.retain(|c| !c.is_control());
         let known = self.known.entry(node).or_default();
         known.epoch = epoch;
-        known.said = Some(Said { standing, until_s, at_s: now_s, reason, key });
+        known.said = Some(Said { standing, until_s, at_s: now_s, reason, bound });
         Ok(before.unwrap_or(Past { epoch: 0, outs: 0, bad: None }) != known.past())
     }
 
@@ -319,15 +321,16 @@ impl Standings {
         let known = self.known.get(&node);
         self.is_required
             && self.of(node, now_s) == Some(Standing::Fresh)
-            && known.is_some_and(|known| known.is_bound_to_another(by))
+            && known.is_some_and(|known| known.is_bound_to_another(|bound| bound.key == by))
     }
 
     /// Whether a node is to be asked again at once: its evidence is good, and bound to another key than that with which it has
-    /// come. Not every time: whoever has a key that was the node's before may come with it as often as it likes.
-    pub(crate) fn asks_again(&mut self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+    /// come, or to an earlier life of its network service: it may have been booted since. Not every time: whoever has a key that
+    /// was the node's before may come with it as often as it likes.
+    pub(crate) fn asks_again(&mut self, node: NodeId, by: Bound, now_s: u64) -> bool {
         let is_fresh = self.is_required && self.of(node, now_s) == Some(Standing::Fresh);
         let Some(known) = self.known.get_mut(&node).filter(|_| is_fresh) else { return false };
-        let is_another = known.is_bound_to_another(by);
+        let is_another = known.is_bound_to_another(|bound| bound == by);
         let is_time = known.again_s.is_none_or(|at_s| now_s.abs_diff(at_s) >= AGAIN_S);
         if is_another && is_time {
             known.again_s = Some(now_s);
@@ -335,9 +338,9 @@ impl Standings {
         is_another && is_time
     }
 
-    /// The last second in which what is signed for a service of another node may hold. `by` is the key of its network
-    /// service's SVID on the connection over which it is asked for: evidence vouches for whoever has the key to which it is
-    /// bound, and not for somebody who has one that was the node's before.
+    /// The last second in which what is signed for a service of another node may hold. `by` is who asks for it: evidence
+    /// vouches for whoever has the key to which it is bound, and not for somebody who has one that was the node's before; and for
+    /// the boot that has answered, and not for the next one, which may find that key on the disk (A2).
     ///
     /// # Errors
     /// [`Fault::StaleAttestation`], with the reason, if nothing is signed for it.
@@ -345,7 +348,7 @@ impl Standings {
         &self,
         node: NodeId,
         service: &str,
-        by: HolderKey,
+        by: Bound,
         now_s: u64,
     ) -> Result<u64, Fault> {
         if !self.is_required {
@@ -357,11 +360,14 @@ impl Standings {
         match (standing, &known.said) {
             // Whoever has a key that was the node's before does not stay the node by it, either.
             (Standing::Fresh, Some(said))
-                if said.key != Some(by) && (service != SERVICE || said.key.is_some()) =>
+                if said.bound != Some(by) && (service != SERVICE || said.bound.is_some()) =>
             {
+                let other = match said.bound.is_some_and(|bound| bound.key == by.key) {
+                    true => "is from before its network service was started",
+                    false => "is bound to another key than that with which it asks",
+                };
                 Err(Fault::StaleAttestation(format!(
-                    "node/{node}'s evidence is bound to another key of its network service than \
-                     that with which it asks: it is asked again"
+                    "node/{node}'s evidence {other}: it is asked again"
                 )))
             }
             (Standing::Fresh | Standing::Stale, _) if service == SERVICE => Ok(u64::MAX),

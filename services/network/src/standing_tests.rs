@@ -5,12 +5,12 @@ use super::*;
 const NOW_S: u64 = 1_800_000_000;
 const OWN: NodeId = NodeId([1; 32]);
 const NODE: NodeId = NodeId([2; 32]);
-/// Of its network service's SVID.
-const KEY: HolderKey = HolderKey([7; 32]);
+/// Its network service.
+const BOUND: Bound = Bound { key: HolderKey([7; 32]), life: [3; 32] };
 
 fn judgement(standing: Standing, until_s: u64, epoch: u64) -> Judgement {
     let reason = "PCR 11 differs".into();
-    Judgement { node: NODE, standing, until_s, epoch, reason, key: Some(KEY) }
+    Judgement { node: NODE, standing, until_s, epoch, reason, bound: Some(BOUND) }
 }
 
 fn required() -> Standings {
@@ -25,7 +25,7 @@ fn let_in() -> BTreeSet<NodeId> {
 
 /// What may be signed for the network service and for another one, at that time.
 fn signs(standings: &Standings, now_s: u64) -> (bool, bool) {
-    let signs = |service| standings.last_s(NODE, service, KEY, now_s).is_ok();
+    let signs = |service| standings.last_s(NODE, service, BOUND, now_s).is_ok();
     (signs(SERVICE), signs("memory"))
 }
 
@@ -39,31 +39,57 @@ fn only_what_is_known_is_demanded() {
 /// Whoever has stolen a key that the node has changed since is not the node.
 #[test]
 fn evidence_vouches_for_the_key_to_which_it_is_bound_and_for_no_other() {
-    let other = HolderKey([8; 32]);
+    let other = Bound { key: HolderKey([8; 32]), ..BOUND };
     let mut standings = required();
     assert!(!standings.asks_again(NODE, other, NOW_S), "nothing is known yet");
     standings.judge(judgement(Standing::Fresh, NOW_S + 60, 0), NOW_S).unwrap();
-    assert_eq!(standings.last_s(NODE, "memory", KEY, NOW_S), Ok(NOW_S + 59));
+    assert_eq!(standings.last_s(NODE, "memory", BOUND, NOW_S), Ok(NOW_S + 59));
     let refused = standings.last_s(NODE, "memory", other, NOW_S).unwrap_err();
     let says = "bound to another key";
     assert!(matches!(&refused, Fault::StaleAttestation(why) if why.contains(says)), "{refused}");
     assert!(standings.last_s(NODE, SERVICE, other, NOW_S).is_err(), "nor stays it the node by it");
-    assert!(standings.is_bound_to_another(NODE, other, NOW_S));
-    assert!(!standings.is_bound_to_another(NODE, KEY, NOW_S));
-    let mut asks = |now_s| [KEY, other].map(|key| standings.asks_again(NODE, key, now_s));
+    assert!(standings.is_bound_to_another(NODE, other.key, NOW_S));
+    assert!(!standings.is_bound_to_another(NODE, BOUND.key, NOW_S));
+    let mut asks = |now_s| [BOUND, other].map(|by| standings.asks_again(NODE, by, now_s));
     assert_eq!(asks(NOW_S), [false, true]);
     assert_eq!(asks(NOW_S + 9), [false, false], "whoever comes often has its TPM sign often");
     assert_eq!(asks(NOW_S + 10), [false, true]);
     assert_eq!(asks(NOW_S + 60), [false, false], "it is asked anyway");
-    let bound = Judgement { key: Some(other), ..judgement(Standing::Fresh, NOW_S + 60, 0) };
+    let bound = Judgement { bound: Some(other), ..judgement(Standing::Fresh, NOW_S + 60, 0) };
     standings.judge(bound, NOW_S).unwrap();
     assert!(standings.last_s(NODE, "memory", other, NOW_S).is_ok());
-    assert!(standings.last_s(NODE, "memory", KEY, NOW_S).is_err(), "it has another now");
+    assert!(standings.last_s(NODE, "memory", BOUND, NOW_S).is_err(), "it has another now");
     standings
-        .judge(Judgement { key: None, ..judgement(Standing::Fresh, NOW_S + 60, 0) }, NOW_S)
+        .judge(Judgement { bound: None, ..judgement(Standing::Fresh, NOW_S + 60, 0) }, NOW_S)
         .unwrap();
-    assert!(standings.last_s(NODE, "memory", KEY, NOW_S).is_err(), "nobody says to which");
-    assert_eq!(standings.last_s(NODE, SERVICE, KEY, NOW_S), Ok(u64::MAX), "it is asked over that");
+    assert!(standings.last_s(NODE, "memory", BOUND, NOW_S).is_err(), "nobody says to which");
+    assert_eq!(
+        standings.last_s(NODE, SERVICE, BOUND, NOW_S),
+        Ok(u64::MAX),
+        "it is asked over that"
+    );
+}
+
+/// The key lies on the disk, and whatever is booted next may read it: it answers for itself before it gets anything.
+#[test]
+fn evidence_vouches_for_the_boot_that_has_given_it_and_not_for_the_next_a2() {
+    let next = Bound { life: [4; 32], ..BOUND };
+    let mut standings = required();
+    standings.judge(judgement(Standing::Fresh, NOW_S + 60, 0), NOW_S).unwrap();
+    for service in ["memory", SERVICE] {
+        let refused = standings.last_s(NODE, service, next, NOW_S).unwrap_err();
+        let says = "from before its network service was started";
+        assert!(
+            matches!(&refused, Fault::StaleAttestation(why) if why.contains(says)),
+            "{refused}"
+        );
+    }
+    assert!(!standings.is_bound_to_another(NODE, next.key, NOW_S), "it may say where it is");
+    assert!(standings.asks_again(NODE, next, NOW_S));
+    let answered = Judgement { bound: Some(next), ..judgement(Standing::Fresh, NOW_S + 60, 0) };
+    standings.judge(answered, NOW_S).unwrap();
+    assert!(standings.last_s(NODE, "memory", next, NOW_S).is_ok());
+    assert!(standings.last_s(NODE, "memory", BOUND, NOW_S).is_err(), "what was before is over");
 }
 
 /// What it was given before must not come back to life with it.
@@ -106,7 +132,7 @@ fn where_no_evidence_is_demanded_judgements_are_known_and_nothing_follows() {
     for standing in [Standing::Fresh, Standing::Stale, Standing::Expired, Standing::Failed] {
         standings.judge(judgement(standing, NOW_S, 1), NOW_S).unwrap();
         standings.judge(Judgement { node: OWN, ..judgement(standing, NOW_S, 1) }, NOW_S).unwrap();
-        assert_eq!(standings.last_s(NODE, "memory", KEY, NOW_S + GRACE_S), Ok(u64::MAX));
+        assert_eq!(standings.last_s(NODE, "memory", BOUND, NOW_S + GRACE_S), Ok(u64::MAX));
         assert_eq!(standings.may_vouch(OWN, NOW_S), Ok(()));
     }
     assert_eq!(standings.of(NODE, NOW_S), Some(Standing::Failed));
@@ -117,12 +143,16 @@ fn a_fresh_node_has_all_services_signed_and_none_of_them_beyond_its_evidence() {
     let mut standings = required();
     standings.judge(judgement(Standing::Fresh, NOW_S + 60, 0), NOW_S).unwrap();
     assert_eq!(
-        standings.last_s(NODE, "memory", KEY, NOW_S),
+        standings.last_s(NODE, "memory", BOUND, NOW_S),
         Ok(NOW_S + 59),
         "a second is a whole one"
     );
-    assert_eq!(standings.last_s(NODE, "attestation", KEY, NOW_S), Ok(NOW_S + 59));
-    assert_eq!(standings.last_s(NODE, SERVICE, KEY, NOW_S), Ok(u64::MAX), "it is asked over that");
+    assert_eq!(standings.last_s(NODE, "attestation", BOUND, NOW_S), Ok(NOW_S + 59));
+    assert_eq!(
+        standings.last_s(NODE, SERVICE, BOUND, NOW_S),
+        Ok(u64::MAX),
+        "it is asked over that"
+    );
     assert_eq!(signs(&standings, NOW_S + 59), (true, true));
     assert_eq!(signs(&standings, NOW_S + 60), (true, false), "its evidence has run out");
 }
@@ -132,7 +162,7 @@ fn a_stale_node_keeps_the_way_over_which_it_is_asked_and_becomes_fresh_again_by_
     let mut standings = required();
     standings.judge(judgement(Standing::Stale, 0, 0), NOW_S).unwrap();
     assert_eq!(signs(&standings, NOW_S), (true, false));
-    let refused = standings.last_s(NODE, "memory", KEY, NOW_S).unwrap_err();
+    let refused = standings.last_s(NODE, "memory", BOUND, NOW_S).unwrap_err();
     assert!(
         matches!(&refused, Fault::StaleAttestation(why) if why.contains("PCR 11 differs")),
         "{refused}"
@@ -231,7 +261,7 @@ fn what_was_said_against_a_node_is_known_after_a_restart_until_its_operator_lets
     standings.keep().for_each(|(node, past)| back.restore(node, past));
     back.review(OWN, &BTreeSet::new(), NOW_S);
     assert_eq!(back.of(NODE, NOW_S), Some(Standing::Failed));
-    let refused = back.last_s(NODE, SERVICE, KEY, NOW_S).unwrap_err();
+    let refused = back.last_s(NODE, SERVICE, BOUND, NOW_S).unwrap_err();
     assert!(refused.to_string().contains("PCR 11 differs"), "{refused}");
     back.admitted(NODE);
     assert_eq!((back.of(NODE, NOW_S), signs(&back, NOW_S)), (None, (true, false)));
@@ -360,7 +390,7 @@ proptest! {
                     }
                 }
             }
-            match (standings.last_s(NODE, "memory", KEY, now_s), last) {
+            match (standings.last_s(NODE, "memory", BOUND, now_s), last) {
                 (Ok(last_s), Some((Standing::Fresh, until_s))) => {
                     prop_assert!(now_s <= last_s && last_s < until_s);
                 }
@@ -369,7 +399,7 @@ proptest! {
                 (Err(_), _) => {}
             }
             if let Some((Standing::Expired | Standing::Failed, _)) = last {
-                prop_assert!(standings.last_s(NODE, SERVICE, KEY, now_s).is_err());
+                prop_assert!(standings.last_s(NODE, SERVICE, BOUND, now_s).is_err());
             }
         }
     }

@@ -12,6 +12,7 @@ use distos_membership::{Cast, Mark, Members, Signed, Stance};
 use distos_types::{HolderSecret, Revocation};
 use serde::{Deserialize, Serialize};
 
+use crate::life::Bound;
 use crate::standing::{Change, Judgement, Past, Standing, Standings};
 
 mod issuing;
@@ -107,8 +108,9 @@ pub(crate) struct Judged {
     pub(crate) casts: Vec<Cast>,
     /// Whether something is to be kept that was not.
     pub(crate) is_new: bool,
-    /// Whether evidence has turned bad where it is demanded, also if it is good again by now: what the node holds has ended.
-    pub(crate) has_turned: bool,
+    /// Whose evidence has turned bad where it is demanded, also if it is good again by now: what they hold is of an epoch before
+    /// this one, and has ended.
+    pub(crate) turned: Vec<(NodeId, u64)>,
     /// What is wrong with one of them, or could not be done. The others count all the same.
     pub(crate) wrong: Option<Fault>,
 }
@@ -134,7 +136,12 @@ impl State {
         }
     }
 
-    /// Demands evidence of nodes from now on.
+    /// Whether nodes have to show evidence.
+    pub(crate) fn requires_evidence(&self) -> bool {
+        self.standings.is_required()
+    }
+
+    /// Demands it from now on.
     pub(crate) fn require_evidence(&mut self) {
         self.standings.require();
     }
@@ -395,7 +402,9 @@ impl State {
                 }
             }
             let has_turned = self.standings.epoch(node) > epoch;
-            judged.has_turned |= has_turned && self.standings.is_required();
+            if has_turned && self.standings.is_required() {
+                judged.turned.push((node, self.standings.epoch(node)));
+            }
             if own || !is_in || !has_failed || !self.standings.is_required() {
                 continue;
             }
@@ -426,8 +435,8 @@ impl State {
         self.standings.raise(&told.standings);
     }
 
-    /// Whether a node is to be asked again at once, because it has come with this key.
-    pub(crate) fn asks_again(&mut self, node: NodeId, by: HolderKey, now_s: u64) -> bool {
+    /// Whether a node is to be asked again at once, because whoever has come for it is another than answered.
+    pub(crate) fn asks_again(&mut self, node: NodeId, by: Bound, now_s: u64) -> bool {
         self.standings.asks_again(node, by, now_s)
     }
 

@@ -7,8 +7,8 @@ use super::*;
 const NOW_S: u64 = 1_800_000_000;
 const NODE: NodeId = NodeId([1; 32]);
 const OTHER: NodeId = NodeId([2; 32]);
-/// Of its network service's SVID.
-const BY: HolderKey = HolderKey([6; 32]);
+/// Its network service.
+const BY: Bound = Bound { key: HolderKey([6; 32]), life: [5; 32] };
 
 fn secret(seed: u8) -> HolderSecret {
     HolderSecret::from_seed([seed; 32])
@@ -229,7 +229,7 @@ fn an_issuer_signs_for_services_of_the_peer_that_asks_and_for_nobody_else() {
     state.add(Peer::Node(OTHER), None).unwrap();
     let chain = sign(&state, asks(OTHER, "memory", &proof)).unwrap();
     let id = SpiffeId { cluster: cluster.name.clone(), subject: service };
-    check(&cluster.bundle(1), &chain, &id, key.key(), NOW_S).unwrap();
+    check(&cluster.bundle(1), &chain.0, &id, key.key(), NOW_S).unwrap();
     assert!(sign(&state, asks(OTHER, "audit", &proof)).is_err(), "another service's proof");
     assert!(sign(&state, asks(NODE, "memory", &proof)).is_err(), "its own node");
     assert!(sign(&state, asks(OTHER, "Memory/", &proof)).is_err(), "no name");
@@ -331,7 +331,7 @@ fn who_comes_back_by_an_invitation_does_so_with_nothing_that_was_signed_for_it_b
         let memory: Subject = format!("node/{OTHER}/service/memory").parse().unwrap();
         let (key, proof) = (secret(43).key(), distos_identity::prove(&memory, &secret(43)));
         let asks = Request { node: OTHER, by: BY, service: "memory", key, proof: &proof };
-        state.sign(&issuer, &asks, 600, at_s, Serial([9; 16])).unwrap()
+        state.sign(&issuer, &asks, 600, at_s, Serial([9; 16])).unwrap().0
     };
     let admit = |state: &State, chain: &[Vec<u8>], at_s| {
         state.trust(at_s).unwrap().admit(chain, at_s, Usage::Client).map(drop)
@@ -513,7 +513,7 @@ fn demanding(cluster: &Cluster) -> State {
 
 fn said(node: NodeId, standing: Standing, until_s: u64, epoch: u64) -> Vec<Judgement> {
     let reason = "PCR 11 differs".into();
-    vec![Judgement { node, standing, until_s, epoch, reason, key: Some(BY) }]
+    vec![Judgement { node, standing, until_s, epoch, reason, bound: Some(BY) }]
 }
 
 fn judged(state: &mut State, judgements: Vec<Judgement>) -> Judged {
@@ -525,7 +525,7 @@ fn signed_for(state: &State, service: &str, at_s: u64) -> Result<Vec<Vec<u8>>, F
     let subject: Subject = format!("node/{OTHER}/service/{service}").parse().unwrap();
     let (key, proof) = (secret(43).key(), distos_identity::prove(&subject, &secret(43)));
     let asks = Request { node: OTHER, by: BY, service, key, proof: &proof };
-    state.sign(&secret(11), &asks, 600, at_s, Serial([9; 16]))
+    state.sign(&secret(11), &asks, 600, at_s, Serial([9; 16])).map(|(chain, _)| chain)
 }
 
 #[test]
@@ -576,11 +576,11 @@ fn a_node_that_has_failed_is_put_out_and_comes_back_by_its_operators_word_until_
 fn evidence_that_was_bad_and_is_good_again_has_ended_what_the_node_held() {
     let cluster = Cluster::new("demo", 20);
     let mut state = demanding(&cluster);
-    assert!(!judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 0)).has_turned);
+    assert!(judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 0)).turned.is_empty());
     let mended = judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 1));
-    assert!(mended.has_turned && mended.out.is_empty());
+    assert!(!mended.turned.is_empty() && mended.out.is_empty());
     assert_eq!(state.trust(NOW_S).unwrap().peers.epochs[&OTHER], 1);
-    assert!(!judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 1)).has_turned);
+    assert!(judged(&mut state, said(OTHER, Standing::Fresh, NOW_S + 60, 1)).turned.is_empty());
 }
 
 #[test]

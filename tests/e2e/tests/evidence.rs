@@ -60,6 +60,11 @@ fn standing(node: &Node) -> String {
     node.json(&["attest", "status"])["standing"].as_str().unwrap().to_owned()
 }
 
+fn now_s() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_secs()
+}
+
 fn until(node: &Node, wanted: &str) {
     eventually(&format!("standing {wanted}"), LONG, || (standing(node) == wanted).then_some(()));
 }
@@ -72,7 +77,7 @@ fn says(of: &Member, about: &Member) -> Option<String> {
 }
 
 /// How often each node's scheduler has ended all that ran, of nodes whose processes tell what they do (`traced`) and
-/// have ended. What each verifier and each scheduler did, as its log has it, is a behaviour of the model
+/// have ended. What each verifier, scheduler and issuer did, as its log has it, is a behaviour of the model
 /// (`specs/attestation`).
 fn fences(nodes: &[&Node]) -> Vec<usize> {
     let logs: Vec<String> = nodes.iter().map(|node| node.log()).collect();
@@ -85,6 +90,8 @@ fn fences(nodes: &[&Node]) -> Vec<usize> {
         let (verifier, node) = (&run.verifier, &run.node);
         eprintln!("{verifier} of {node}: {:?}", run.trace().counts());
         assert_eq!(finding, Finding::Accepted, "{verifier} of {node}: {:?}", run.events);
+        let signed = run.trace().counts().get("join").copied().unwrap_or(0);
+        assert!(run.is_own() || signed > 0, "{verifier} has signed nothing for {node}");
     }
     // Each has said something of each.
     assert_eq!(runs.len(), nodes.len() * nodes.len());
@@ -122,7 +129,8 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     let program = program(directory.path());
     let desk = Desk::set_up();
     let join = || {
-        let (node, ports) = alone_with(3600, |image| told(&tampered(image, &program)));
+        let (node, ports) =
+            alone_with(3600, |image| traced(&told(&tampered(image, &program)), &["network"]));
         Member::of(&desk, node, LOOPBACK, ports)
     };
     let (mut home, mut other) = (join(), join());
@@ -153,12 +161,27 @@ fn a_node_whose_register_is_extended_loses_its_work_and_what_it_has_at_others() 
     let counted = other.node.cli(&counting);
     assert_eq!(counted.code, 0, "{}", counted.stderr);
     // SVIDs end with the evidence that they rest on.
-    let now_s =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let began_s = now_s();
     for service in ["memory", "scheduler"] {
         let until_s = other.until_s(service).unwrap();
-        assert!(until_s <= now_s + FRESH_MS / 1000 + 1, "{service}: {until_s}, and it is {now_s}");
+        assert!(
+            until_s <= began_s + FRESH_MS / 1000 + 1,
+            "{service}: {until_s}, and it was {began_s}"
+        );
     }
+
+    // It is booted anew. Its key is on its disk, and is not enough: what it has signed for itself rests on the new boot's
+    // evidence, as the model says of what is recorded.
+    other.node.down();
+    other.node.reboot();
+    eventually("its services have SVIDs again", LONG, || {
+        let now_s = now_s();
+        let until_s = ["memory", "scheduler"].map(|service| other.until_s(service));
+        until_s.iter().all(|until_s| until_s.is_some_and(|until_s| until_s > now_s)).then_some(())
+    });
+    eventually("and work there again with what is kept at home", LONG, || {
+        (other.node.cli(&counting).code == 0).then_some(())
+    });
 
     let extended = extend(&other.node, "");
     let peer = format!("node/{}", other.number);

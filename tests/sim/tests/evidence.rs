@@ -3,6 +3,7 @@
 //! it is said here what machines answer and what verifiers think, and seen what follows.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -196,10 +197,10 @@ impl Member {
         }
     }
 
-    /// Judges a node, by evidence that is bound to this key; which epoch it is in.
+    /// Judges a node, by evidence that is bound to this key and life; which epoch it is in.
     async fn judge(
         &self,
-        (node, key): (NodeId, HolderKey),
+        (node, (key, life)): (NodeId, Bound),
         (standing, until_s, epoch): (Standing, u64, u64),
     ) -> Result<u64, Fault> {
         let mut request = self.verifier.judge_request();
@@ -210,6 +211,7 @@ impl Member {
         one.set_epoch(epoch);
         one.set_reason("PCR 11 differs");
         one.set_key(&key.0);
+        one.set_life(&life);
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         answer.get().and_then(|one| Ok(one.get_epochs()?.get(0))).map_err(|e| fault_of(&e))
     }
@@ -273,19 +275,21 @@ impl Member {
         (answer.get_revision(), read(answer.get_nodes()), read(answer.get_again()))
     }
 
-    /// Asks a node's machine.
-    async fn ask(&self, node: NodeId, question: &[u8]) -> Result<(Vec<u8>, HolderKey), Fault> {
+    /// Asks a node's machine: what it says, and to whom that is bound.
+    async fn ask(&self, node: NodeId, question: &[u8]) -> Result<(Vec<u8>, Bound), Fault> {
         let mut request = self.verifier.ask_request();
         request.get().set_node(&node.0);
         request.get().set_question(question);
         let answer = request.send().promise.await.map_err(|e| fault_of(&e))?;
         let answer = answer.get().map_err(|e| fault_of(&e))?;
         let key = HolderKey::try_from(answer.get_key().map_err(|e| fault_of(&e))?)?;
-        Ok((answer.get_answer().map_err(|e| fault_of(&e))?.to_vec(), key))
+        let life = answer.get_life().map_err(|e| fault_of(&e))?;
+        let life = life.try_into().expect("32 bytes");
+        Ok((answer.get_answer().map_err(|e| fault_of(&e))?.to_vec(), (key, life)))
     }
 
-    /// Answers so many questions, each by what `answer` says: it is given the verifier, the key and the question.
-    async fn answers(&self, count: usize, answer: impl Fn(NodeId, HolderKey, &[u8]) -> Said) {
+    /// Answers so many questions, each by what `answer` says: it is given the verifier, to whom to bind it, and the question.
+    async fn answers(&self, count: usize, answer: impl Fn(NodeId, Bound, &[u8]) -> Said) {
         let (mut answered, mut said) = (0, Vec::<(u64, Said)>::new());
         while answered < count || !said.is_empty() {
             let mut request = self.verifier.questions_request();
@@ -305,16 +309,18 @@ impl Member {
                 let verifier =
                     NodeId::try_from(one.get_verifier().expect("a node")).expect("a node");
                 let key = HolderKey::try_from(one.get_key().expect("a key")).expect("a key");
-                said.push((
-                    one.get_id(),
-                    answer(verifier, key, one.get_question().expect("bytes")),
-                ));
+                let life = one.get_life().expect("bytes").try_into().expect("32 bytes");
+                let question = one.get_question().expect("bytes");
+                said.push((one.get_id(), answer(verifier, (key, life), question)));
                 answered += 1;
             }
         }
         assert_eq!(answered, count, "each is given out once");
     }
 }
+
+/// The key of a node's network service, and which life of that.
+type Bound = (HolderKey, [u8; 32]);
 
 /// Three nodes that vote on one another: two have to be for a node, and one against it is enough.
 struct Cluster {
@@ -383,20 +389,23 @@ impl Cluster {
 }
 
 #[test]
-fn a_question_comes_to_the_machine_it_is_for_and_the_answer_with_the_key_it_is_bound_to() {
+fn a_question_comes_to_the_machine_it_is_for_and_the_answer_with_what_it_is_bound_to() {
     test(async {
         let cluster = Cluster::boot().await;
         let [first, second, third] = &cluster.nodes[..] else { panic!("three nodes") };
         let long = vec![9; 1 << 20];
+        let lives = RefCell::new(BTreeMap::new());
         let asking = async {
-            let answer = first.ask(second.id, b"what do you run?").await;
-            assert_eq!(answer, Ok((long.clone(), second.key)));
+            let (answer, (key, life)) = first.ask(second.id, b"what do you run?").await.unwrap();
+            assert_eq!((answer == long, key), (true, second.key));
+            assert_eq!(lives.borrow().get(&first.id), Some(&life), "both ends bind it to one life");
             // Another verifier, to whom the machine has nothing to say.
             let answer = third.ask(second.id, b"and how?").await;
             assert_eq!(answer, Err(Fault::unavailable(7, "no TPM answers")));
         };
-        let answering = second.answers(2, |verifier, key, question| {
+        let answering = second.answers(2, |verifier, (key, life), question| {
             assert_eq!(key, second.key);
+            lives.borrow_mut().insert(verifier, life);
             match question {
                 b"what do you run?" if verifier == first.id => Ok(long.clone()),
                 b"and how?" if verifier == third.id => Err(Fault::unavailable(7, "no TPM answers")),
@@ -404,6 +413,11 @@ fn a_question_comes_to_the_machine_it_is_for_and_the_answer_with_the_key_it_is_b
             }
         });
         futures::join!(asking, answering);
+        assert_ne!(
+            lives.borrow()[&first.id],
+            lives.borrow()[&third.id],
+            "no verifier has another's"
+        );
         // Whoever asks without waiting for answers has its places, and those of others are left.
         until("four questions of one verifier wait", async || {
             let asked = tokio::time::timeout(AGAIN, first.ask(third.id, b"never mind")).await;
@@ -447,7 +461,7 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
         let rotated = rotated.expect("it gets an SVID for another key");
         let key = rotated.get().and_then(|rotated| rotated.get_key()).expect("a key");
         let key = HolderKey::try_from(key).expect("a key");
-        let (stolen, second_now) = ((second.id, second.key), (second.id, key));
+        let stolen = (second.id, (second.key, [1; 32]));
         let until_s = now_s() + 30;
         // Whoever has its old key has no evidence, and evidence for that key is not the node's.
         first.judge(stolen, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
@@ -458,9 +472,16 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
         // Which of the two was asked last says why.
         assert!(matches!(refused, Fault::Unavailable { .. }), "{refused}");
         assert_eq!(first.verifies(revision).await.2, [second.id], "it is to be asked at once");
-        let answering = second.answers(1, |_, bound_to, _| Ok(bound_to.0.to_vec()));
+        let answering = second.answers(1, |_, (bound_to, _), _| Ok(bound_to.0.to_vec()));
         let (asked, ()) = futures::join!(first.ask(second.id, b"who are you now?"), answering);
-        assert_eq!(asked, Ok((key.0.to_vec(), key)), "over a connection with the new key");
+        let (answer, (with, life)) = asked.unwrap();
+        assert_eq!((answer, with), (key.0.to_vec(), key), "over a connection with the new key");
+        // The key lies on the disk: evidence of another boot than the one that asks is not enough.
+        let booted_before = (second.id, (key, [1; 32]));
+        first.judge(booted_before, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
+        let refused = second.memory_svid(&cluster.bundle).await.unwrap_err();
+        assert!(matches!(refused, Fault::Unavailable { .. }), "{refused}");
+        let second_now = (second.id, (key, life));
         first.judge(second_now, (Standing::Fresh, until_s, 3)).await.expect("it is judged");
         let holds_s = second.memory_svid(&cluster.bundle).await.expect("it is signed");
         assert!(holds_s < until_s && holds_s + 2 > until_s, "{holds_s} and {until_s}");
@@ -493,7 +514,7 @@ fn who_is_fresh_has_svids_signed_and_who_has_failed_is_put_out_everywhere() {
 
         // A node that has failed itself vouches for nobody.
         first
-            .judge((first.id, first.key), (Standing::Failed, 0, 1))
+            .judge((first.id, (first.key, [0; 32])), (Standing::Failed, 0, 1))
             .await
             .expect("it judges itself");
         let refused = second.memory_svid(&cluster.bundle).await.unwrap_err();

@@ -49,21 +49,21 @@ const DRAINED: &str = "\
 /// Milliseconds since the Unix epoch.
 const BEGIN: &str = "1700000";
 
-/// What the verifier at `aa` says of itself.
-fn log(run: &str) -> String {
-    let line = |line: &str| {
-        let (ms, said) = line.split_once(' ').unwrap();
-        let (kind, fields) = said.split_once(' ').unwrap_or((said, ""));
-        // One that is said of another node names it.
-        let of = match kind {
-            "start" => "verifier=aa",
-            "boot" => "",
-            _ if fields.contains("node=") => "",
-            _ => "node=aa",
-        };
-        format!("x DEBUG distos::trace::attestation: {kind} at={BEGIN}{ms:0>6} {of} {fields}\n")
+/// What the verifier at `aa` says of itself, or of whom it names.
+fn line_of(line: &str) -> String {
+    let (ms, said) = line.split_once(' ').unwrap();
+    let (kind, fields) = said.split_once(' ').unwrap_or((said, ""));
+    let of = match kind {
+        _ if fields.contains("node=") || fields.contains("verifier=") => "",
+        "start" => "verifier=aa",
+        "boot" => "",
+        _ => "node=aa",
     };
-    run.lines().map(line).collect()
+    format!("x DEBUG distos::trace::attestation: {kind} at={BEGIN}{ms:0>6} {of} {fields}\n")
+}
+
+fn log(run: &str) -> String {
+    run.lines().map(line_of).collect()
 }
 
 fn told(run: &str) -> Trace {
@@ -159,6 +159,67 @@ fn what_runs_on_evidence_that_is_not_renewed_ends_with_its_drain() {
         ("one comes to a good end behind the drain", {
             then(DRAINED, "13110", "13110 end job=2 task=0 done=true\n")
         }),
+    ];
+    are_judged((SPEC, "Trace.cfg"), &wrong, &fine);
+}
+
+/// What a home signs for a peer, whose machine is booted anew, and fails at last.
+const SIGNED: &str = "\
+0 start bound=60000 grace=20000
+1 boot
+5 challenge node=bb nonce=b1
+30 verdict node=bb nonce=b1 good=true epoch=4 resets=3
+40 join node=bb until=1700000060000
+50000 challenge node=bb nonce=b2
+50030 verdict node=bb nonce=b2 good=true epoch=4 resets=4
+50040 join node=bb until=1700000110000
+80000 challenge node=bb nonce=b3
+80030 verdict node=bb nonce=b3 good=false epoch=5
+80040 raise node=bb epoch=5
+90000 no_answer node=bb
+";
+/// When `bb` has started and booted, as its own log says.
+const BOOTS: &str = "\
+2 start verifier=bb bound=60000 grace=9
+3 boot
+40000 boot
+";
+
+/// Or whoever finds a node's key on its disk has an SVID by what the boot before it has shown (A2), and one that has failed
+/// goes on having what it was given (A3).
+#[test]
+fn what_is_signed_for_a_peer_rests_on_evidence_of_the_boot_that_asks_and_ends_with_it() {
+    let about = |text: &str| -> Trace {
+        let ms = |line: &str| line.split_once(' ').unwrap().0.parse::<u64>().unwrap();
+        let end = text.lines().last().map(ms).unwrap();
+        let boots: String = BOOTS.lines().filter(|line| ms(line) <= end).map(line_of).collect();
+        let runs = runs(&[&log(text), &boots]).unwrap();
+        runs.iter().find(|run| run.verifier == "aa" && run.node == "bb").unwrap().trace()
+    };
+    // Up to the line that begins with this, and then this.
+    let then = |until: &str, more: &str| {
+        about(&format!("{}{more}\n", &SIGNED[..SIGNED.find(until).unwrap()]))
+    };
+    let signed = |ms: u64, until_ms: u64| format!("{ms} join node=bb until={BEGIN}{until_ms:0>6}");
+    let fine = vec![
+        ("it is as it should be", about(SIGNED)),
+        ("for as long as the evidence is fresh", then("50000", &signed(39_999, 60_005))),
+        ("the issuer has not heard of it yet", then("80040", &signed(80_035, 110_000))),
+        ("nor for a while", then("80040", &signed(85_029, 110_000))),
+    ];
+    let wrong = vec![
+        ("before anything was shown", then("5 challenge", &signed(4, 60_000))),
+        ("before that was appraised", then("30 verdict", &signed(20, 60_000))),
+        ("for longer than what it rests on", then("40 join", &signed(40, 60_006))),
+        ("after a reboot by what was shown before", then("50000", &signed(41_000, 60_000))),
+        ("before the new boot was appraised", then("50030", &signed(50_020, 60_000))),
+        ("when it was heard that it has failed", then("90000", &signed(80_041, 110_000))),
+        ("long after it has failed, of which nobody heard", {
+            then("80040", &signed(85_030, 110_000))
+        }),
+        ("an epoch is heard of that has not begun", then("80040", "80040 raise node=bb epoch=6")),
+        ("one is heard of twice", then("90000", "80041 raise node=bb epoch=5")),
+        ("nothing has ended by it", then("80040", "80040 raise node=bb epoch=4")),
     ];
     are_judged((SPEC, "Trace.cfg"), &wrong, &fine);
 }

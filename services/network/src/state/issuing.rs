@@ -8,6 +8,8 @@ use distos_identity::{
 };
 use distos_types::HolderSecret;
 
+use crate::life::Bound;
+
 use super::{SERVICE, SKEW_S, State, check};
 
 /// Tenants whose agents get SVIDs here.
@@ -18,8 +20,8 @@ const NUMBER: &str = "DistOS 2026-11-27 the object of a tenant's agents";
 /// What a network service asks another node's for.
 pub(crate) struct Request<'a> {
     pub(crate) node: NodeId,
-    /// The key of the SVID that it has shown on the connection over which it asks.
-    pub(crate) by: HolderKey,
+    /// Who asks: the key of the SVID that the connection has shown, and which life of that node's network service.
+    pub(crate) by: Bound,
     pub(crate) service: &'a str,
     pub(crate) key: HolderKey,
     pub(crate) proof: &'a [u8],
@@ -53,8 +55,8 @@ impl State {
         Ok(())
     }
 
-    /// An SVID for a service of the node that asks, which the connection has authenticated. Where evidence is demanded it
-    /// holds no longer than that node's is fresh; [`Fault::StaleAttestation`] if it is not.
+    /// An SVID for a service of the node that asks, which the connection has authenticated, and the second in which it ends.
+    /// Where evidence is demanded it holds no longer than that node's is fresh; [`Fault::StaleAttestation`] if it is not.
     pub(crate) fn sign(
         &self,
         secret: &HolderSecret,
@@ -62,7 +64,7 @@ impl State {
         lifetime_s: u64,
         now_s: u64,
         serial: Serial,
-    ) -> Result<Vec<Vec<u8>>, Fault> {
+    ) -> Result<(Vec<Vec<u8>>, u64), Fault> {
         let certificate = self
             .issuer
             .clone()
@@ -79,7 +81,8 @@ impl State {
         let id = SpiffeId { cluster: issuer.cluster().clone(), subject };
         let validity = validity(now_s, lifetime_s);
         let validity = Validity { until_s: validity.until_s.min(last_s), ..validity };
-        issuer.issue(&id, asks.key, self.since(asks.node, validity), serial)
+        let validity = self.since(asks.node, validity);
+        Ok((issuer.issue(&id, asks.key, validity, serial)?, validity.until_s.saturating_add(1)))
     }
 
     /// The number of the object that stands for a tenant's agents, if they get SVIDs here.

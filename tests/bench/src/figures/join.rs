@@ -122,8 +122,12 @@ impl Cluster {
         let (_swtpm, tpm) = Swtpm::start(&self.beside)?;
         let mut machine = Answering::new(tpm, IMAGE, self.pcrs)?;
         let secret = HolderSecret::from_seed([number; 32]);
-        let session =
-            Session { verifier: self.verifier, node: NodeId([number; 32]), key: secret.key() };
+        let session = Session {
+            verifier: self.verifier,
+            node: NodeId([number; 32]),
+            key: secret.key(),
+            life: [number; 32],
+        };
         let file = self.beside.join(format!("node-{number}"));
         let record = Record::new(file, "distos-bench", "measure again");
         let mut kept = Kept::default();

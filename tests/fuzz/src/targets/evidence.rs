@@ -223,7 +223,7 @@ pub(super) fn live(bytes: &[u8]) {
         assert_eq!(Identity::parse(&read.to_bytes()), Ok(read));
     }
     let Ok(read) = Bundle::parse(bytes) else { return };
-    let session = Session { verifier: ONE, node: ONE, key: HolderKey([3; 32]) };
+    let session = Session { verifier: ONE, node: ONE, key: HolderKey([3; 32]), life: [4; 32] };
     let key = AttestationKey::from_public(&public()).expect("a key");
     let qualifying = session.qualifying(&[8; 32]);
     let pcrs = (0..8).collect();

@@ -1,4 +1,4 @@
-//! The traces of nodes' verifiers and schedulers, as `specs/attestation/Trace.tla` reads them.
+//! The traces of nodes' verifiers, schedulers and issuers, as `specs/attestation/Trace.tla` reads them.
 //!
 //! What processes write is in terms of what they know: times since the Unix epoch, nonces as
 //! they are drawn, a boot without the number that only a quote tells, epochs since the node was first watched. The model's
@@ -26,9 +26,11 @@ const KINDS: &[Kind] = &[
     ("place", &["at", "node", "job", "task", "fresh_until"]),
     ("end", &["at", "node", "job", "task", "done"]),
     ("fence", &["at", "node", "epoch"]),
+    ("join", &["at", "node", "until"]),
+    ("raise", &["at", "node", "epoch"]),
 ];
-/// Those that a scheduler writes.
-const WORK: [&str; 4] = ["begin", "place", "end", "fence"];
+/// Those that others write than the verifier, by whose word they go.
+const FOLLOWING: [&str; 6] = ["begin", "place", "end", "fence", "join", "raise"];
 
 /// What one verifier and one node did that have to do with one another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,9 +144,9 @@ fn answered(event: &Value) -> Option<(Value, Value)> {
     Some((fields.get("nonce")?.clone(), fields.get("resets")?.clone()))
 }
 
-/// Several processes write: of what has the same time, what a scheduler does comes last.
+/// Several processes write: of what has the same time, what follows from a verdict comes last.
 fn in_order(events: &mut [Value]) {
-    events.sort_by_key(|event| (event.at("at").int(), WORK.contains(&kind(event))));
+    events.sort_by_key(|event| (event.at("at").int(), FOLLOWING.contains(&kind(event))));
 }
 
 fn kind(event: &Value) -> &str {
@@ -161,7 +163,7 @@ pub fn trace(events: &[Value]) -> Trace {
         let mut fields = fields.clone();
         fields.insert("node".to_owned(), Value::text("node"));
         fields.remove("verifier");
-        for time in ["at", "fresh_until"] {
+        for time in ["at", "fresh_until", "until"] {
             fields.entry(time.to_owned()).and_modify(|at| *at = Value::from(at.int() - begin));
         }
         if let Some(nonce) = fields.get_mut("nonce") {
