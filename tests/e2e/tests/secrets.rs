@@ -702,6 +702,35 @@ fn each_task_of_a_program_finds_reds_secret_as_a_file_of_its_own_and_it_stands_n
     }
 }
 
+/// What the tenant's page promises of an executor's locked memory: or whoever goes by it has jobs that end for want of it.
+#[test]
+fn two_tasks_at_a_time_have_five_secrets_of_4_kib_each_and_of_more_it_is_told() {
+    let (node, _) = open();
+    let names: Vec<String> = (0..12).map(|n| format!("long/{n}")).collect();
+    for name in &names {
+        assert_eq!(put(&node, name, &"z".repeat(4096)).code, 0);
+    }
+    assert_eq!(put(&node, "db", PASSWORD).code, 0);
+    programs(&node, 2, &[5]);
+    let run = |secrets: &[String]| {
+        let mut args = vec!["run", "read5.wasm", "--input", "input", "--pages-per-task", "1"];
+        args.extend(["--secret", "db", "--as", "red.cap"]);
+        secrets.iter().for_each(|name| args.extend(["--secret", name]));
+        Watched::spawn(node.command(&args))
+    };
+    let fits = || {
+        let running = run(&names[..4]);
+        eventually("two tasks at work", LONG, || (leases(&node) == 2).then_some(()));
+        let ended = running.finish(LONG);
+        assert_eq!((ended.code, ended.text()), (0, said(PASSWORD).repeat(2)), "{}", ended.stderr);
+    };
+    fits();
+    let refused = run(&names).finish(LONG);
+    assert_eq!(refused.code, 17, "{}", refused.stderr);
+    // That there was no room leaves nothing behind.
+    fits();
+}
+
 #[test]
 fn a_task_keeps_its_lease_while_it_runs_and_ends_with_it() {
     let (node, _) = open();
