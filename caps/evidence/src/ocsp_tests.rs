@@ -157,6 +157,10 @@ impl World {
         World { root, middle, leaf, list }
     }
 
+    fn lists(&self) -> &[Crl] {
+        std::slice::from_ref(&self.list)
+    }
+
     fn id(&self) -> Vec<u8> {
         id(&self.leaf, &self.middle.certificate)
     }
@@ -178,13 +182,13 @@ impl World {
     }
 
     fn is_known_at(&self, made: &Made<'_>, at_s: u64) -> bool {
-        let path = self.find(&[made.read()], std::slice::from_ref(&self.list), at_s).unwrap();
+        let path = self.find(&[made.read()], self.lists(), at_s).unwrap();
         assert!(path.unanswered.iter().all(|subject| subject == "CN=leaf"));
         path.is_revocation_known()
     }
 
     fn is_revoked_at(&self, made: &Made<'_>, at_s: u64) -> bool {
-        let found = self.find(&[made.read()], std::slice::from_ref(&self.list), at_s);
+        let found = self.find(&[made.read()], self.lists(), at_s);
         match found {
             Ok(_) => false,
             Err(Refusal::Revoked { subject, serial }) => {
@@ -412,7 +416,7 @@ fn a_responder_holds_in_its_time() {
     };
     let says = |by: &Authority, status: &[u8], at_s: u64| {
         let made = Made::by(by, vec![world.says(status)]).with(&by.certificate);
-        world.find(&[made.read()], std::slice::from_ref(&world.list), at_s)
+        world.find(&[made.read()], world.lists(), at_s)
     };
     let is_known = |by: &Authority, at_s| says(by, GOOD, at_s).unwrap().is_revocation_known();
     let is_revoked = |by: &Authority, at_s| says(by, &revoked(), at_s).is_err();
@@ -488,7 +492,7 @@ fn no_changed_byte_of_a_response_is_believed() {
     for der in all {
         let is_known = |der: &[u8]| {
             let Ok(response) = Response::from_der(der) else { return false };
-            let lists = std::slice::from_ref(&world.list);
+            let lists = world.lists();
             world.find(&[response], lists, AT_S).unwrap().is_revocation_known()
         };
         assert!(is_known(&der));
@@ -670,7 +674,7 @@ fn what_openssl_answers_is_read_as_it_was_meant() {
             assert!(is_made, "{text}");
             let response = std::fs::read(folder.path().join("answer.der")).unwrap();
             let response = Response::from_der(&response).unwrap();
-            let at = |at_s| world.find(&[response.clone()], &[world.list.clone()], at_s);
+            let at = |at_s| world.find(std::slice::from_ref(&response), world.lists(), at_s);
             let now_s = now_s();
             // It was made by the machine's clock, which goes on.
             let found = at(now_s + 5);
@@ -733,7 +737,7 @@ fn openssl_believes_the_same_answers_as_we_do() {
             && text.contains("leaf.pem: good")
             && !text.contains("Status times invalid");
         assert_eq!(theirs, is_good, "{what}: {text}");
-        let found = world.find(&[made.read()], &[world.list.clone()], now_s);
+        let found = world.find(&[made.read()], world.lists(), now_s);
         let ours = found.is_ok_and(|path| path.is_revocation_known());
         assert_eq!(ours, is_good, "{what}");
     }
