@@ -84,8 +84,8 @@ interface Attestation extends(Cap.Capability) {
   # Needs "admin". Durable. Goes by this policy from now on, in the place of the image's. Fails: "unauthenticated" (none of
   # the image's `policy_signers` signed it, or its version goes back), "malformed" (what is wrong with it).
   anchor @9 (files :List(File)) -> ();
-  # Needs "admin". Durable. Holds evidence against these roots, lists of revoked certificates and reference values from
-  # now on, in the place of those before: at most 512, of 8 MiB, named as in a folder of trust ("tpm/root.pem").
+  # Needs "admin". Durable. Holds evidence against these roots, lists of revoked certificates, OCSP responses and reference
+  # values from now on, in the place of those before: at most 512, of 8 MiB, named as in a folder of trust ("tpm/root.pem").
   # Fails: "malformed" (which one, and why).
   enrol @10 (node :Data, ek :Data) -> ();
   # Needs "admin". Durable. Of this node the TPM with this endorsement key (its name, 34 bytes) is taken, whatever was taken before; with an

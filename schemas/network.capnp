@@ -143,8 +143,8 @@ interface Network extends(Cap.Capability, Heard) {
   # invitation, for the reader to come to `address` ("HOST:PORT" in numbers), sealed to that TPM. `ek` is the name of the TPM's
   # endorsement key, as whoever has the machine in hand has told, or empty. The makers are certificates (DER) of whose
   # TPMs are taken, by what whoever pins them says that they are: those that name themselves as their issuer are roots,
-  # the others may stand between. `revoked` are lists of certificates (DER); at most 512 of all three, of 1 MiB. If there
-  # is a root, the key's certificate is to lead to one. One of both is demanded, and each that is there.
+  # the others may stand between. `revoked` are lists of certificates, and OCSP responses (DER); at most 512 of all three,
+  # of 1 MiB. If there is a root, the key's certificate is to lead to one. One of both is demanded, and each that is there.
   # `references` is what registers hold; 11, the image's, is to be among them. `registers` is all that were quoted, and
   # `tpm` what the certificate shows, for people; empty if none was demanded.
   # Fails: as `invite`, and "unauthenticated" (what was expected and is not so).

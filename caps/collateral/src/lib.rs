@@ -1,5 +1,6 @@
-//! What evidence is held against: roots that are pinned, lists of what was revoked, and the reference values that makers
-//! publish. It can all lie in a folder, and nothing is fetched: a cluster without a network verifies as one with.
+//! What evidence is held against: roots that are pinned, lists of what was revoked, what responders say of it, and the
+//! reference values that makers publish. It can all lie in a folder, and nothing is fetched: a cluster without a network
+//! verifies as one with.
 //!
 //! A [`Collateral`] is of one maker of devices. A root says nothing about another maker's devices, so whoever reads a
 //! folder keeps makers apart ([`Maker::folder`]).
@@ -12,7 +13,9 @@
 use std::collections::BTreeSet;
 
 use distos_evidence::nvidia::GoldenValues;
+use distos_evidence::ocsp::Response;
 use distos_evidence::pki::{Anchors, COMMON_NAME, Certificate, Crl};
+use distos_evidence::published::Published;
 use sha2::{Digest as _, Sha256};
 
 pub mod manifest;
@@ -58,6 +61,8 @@ pub enum Added {
     Certificates(usize),
     /// So many lists of revoked certificates.
     Lists(usize),
+    /// So many OCSP responses.
+    Responses(usize),
     /// A document of reference values, which is verified when it is used.
     Document,
     /// Something else, which was left out.
@@ -72,14 +77,15 @@ pub struct Collateral {
     document_roots: Vec<Certificate>,
     others: Vec<Certificate>,
     crls: Vec<Crl>,
+    responses: Vec<Response>,
     documents: Vec<(String, Vec<u8>)>,
     digests: BTreeSet<[u8; 32]>,
 }
 
 impl Collateral {
-    /// Adds a file: certificates and lists (PEM or DER), or a document of reference values. Of certificates, those that
-    /// name themselves as their issuer are pinned as roots, and the others may stand between. A root whose name says RIM is
-    /// one for documents of reference values, and any other is one for devices.
+    /// Adds a file: what a maker [publishes](Published) of certificates, or a document of reference values. Of
+    /// certificates, those that name themselves as their issuer are pinned as roots, and the others may stand between. A
+    /// root whose name says RIM is one for documents of reference values, and any other is one for devices.
     ///
     /// # Errors
     /// What is wrong with it, if it looks like one of these.
@@ -95,28 +101,11 @@ impl Collateral {
     }
 
     fn read(&mut self, name: &str, bytes: &[u8]) -> Result<Added, String> {
-        const SEQUENCE: u8 = 0x30;
+        let read = Published::read(bytes).map_err(|e| e.to_string())?;
+        if !read.is_empty() {
+            return Ok(self.add_published(read));
+        }
         let has = |label: &str| bytes.windows(label.len()).any(|part| part == label.as_bytes());
-        let (certificates, lists) =
-            (has("-----BEGIN CERTIFICATE-----"), has("-----BEGIN X509 CRL-----"));
-        if certificates || lists {
-            // Both are read before either is added.
-            let lists =
-                if lists { Crl::several(bytes).map_err(|e| e.to_string())? } else { Vec::new() };
-            if certificates {
-                let read = Certificate::several(bytes).map_err(|e| e.to_string())?;
-                self.crls.extend(lists);
-                return Ok(self.add_certificates(read));
-            }
-            return Ok(self.add_lists(lists));
-        }
-        if bytes.first() == Some(&SEQUENCE) {
-            return match (Certificate::from_der(bytes), Crl::from_der(bytes)) {
-                (Ok(one), _) => Ok(self.add_certificates(vec![one])),
-                (_, Ok(one)) => Ok(self.add_lists(vec![one])),
-                (Err(why), Err(_)) => Err(why.to_string()),
-            };
-        }
         let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if text.trim_ascii_start().starts_with(b"<") && has("SoftwareIdentity") {
             if bytes.len() > MAX_DOCUMENT_BYTES {
@@ -128,8 +117,14 @@ impl Collateral {
         Ok(Added::Nothing)
     }
 
-    fn add_certificates(&mut self, certificates: Vec<Certificate>) -> Added {
-        let count = certificates.len();
+    /// What is said of it is the first of what there is: certificates, lists, responses.
+    fn add_published(&mut self, read: Published) -> Added {
+        let Published { certificates, crls, responses } = read;
+        let added = match (certificates.len(), crls.len()) {
+            (0, 0) => Added::Responses(responses.len()),
+            (0, lists) => Added::Lists(lists),
+            (certificates, _) => Added::Certificates(certificates),
+        };
         let (roots, others): (Vec<_>, Vec<_>) =
             certificates.into_iter().partition(Certificate::is_self_issued);
         let (for_documents, for_devices): (Vec<_>, Vec<_>) =
@@ -137,18 +132,15 @@ impl Collateral {
         self.document_roots.extend(for_documents);
         self.roots.extend(for_devices);
         self.others.extend(others);
-        Added::Certificates(count)
-    }
-
-    fn add_lists(&mut self, lists: Vec<Crl>) -> Added {
-        let count = lists.len();
-        self.crls.extend(lists);
-        Added::Lists(count)
+        self.crls.extend(crls);
+        self.responses.extend(responses);
+        added
     }
 
     /// What devices' certificates are held against at that time, in Unix seconds.
     pub fn anchors(&self, at_s: u64) -> Anchors<'_> {
-        Anchors { roots: &self.roots, others: &self.others, crls: &self.crls, at_s }
+        let Collateral { roots, others, crls, responses, .. } = self;
+        Anchors { roots, others, crls, responses, at_s }
     }
 
     /// How many roots are pinned, those for documents among them.
@@ -211,6 +203,47 @@ mod tests {
             (devices.anchors(AT_S).roots.len(), documents.anchors(AT_S).roots.len()),
             (1, 0)
         );
+    }
+
+    /// One element of DER, of less than 128 bytes, or of less than 256.
+    fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(content.len()).unwrap();
+        let length = if length < 0x80 { vec![length] } else { vec![0x81, length] };
+        [&[tag][..], &length, content].concat()
+    }
+
+    /// A response that says that a certificate is good, by nobody's signature.
+    fn response(serial: u8) -> Vec<u8> {
+        let time = tlv(0x18, b"20260501000000Z");
+        let hash = tlv(4, &[7; 20]);
+        let sha1 = [&[0x30, 7, 6, 5, 0x2b, 14, 3, 2, 26][..], &hash, &hash, &[2, 1, serial]];
+        let single = tlv(0x30, &[&tlv(0x30, &sha1.concat())[..], &[0x80, 0], &time].concat());
+        let data = [&tlv(0xa2, &hash)[..], &time, &tlv(0x30, &single)].concat();
+        let with = [0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+        let basic = tlv(0x30, &[&tlv(0x30, &data)[..], &with, &[3, 2, 0, 1]].concat());
+        let of = [6, 9, 0x2b, 6, 1, 5, 5, 7, 48, 1, 1];
+        let bytes = tlv(0x30, &[&of[..], &tlv(4, &basic)].concat());
+        tlv(0x30, &[&[10, 1, 0][..], &tlv(0xa0, &bytes)].concat())
+    }
+
+    /// Or a verdict could not say by which answers of responders it was made.
+    #[test]
+    fn what_responders_say_is_collateral_and_in_its_digest() {
+        let mut collateral = Collateral::default();
+        let empty = collateral.digest();
+        assert_eq!(collateral.add("a.ocsp", &response(5)), Ok(Added::Responses(1)));
+        let one = collateral.digest();
+        assert_ne!(one, empty);
+        assert_eq!(collateral.add("again.ocsp", &response(5)), Ok(Added::Responses(1)));
+        assert_eq!(collateral.digest(), one, "the same again is nothing new");
+        assert_eq!(collateral.add("b", &response(6)), Ok(Added::Responses(1)));
+        assert_ne!(collateral.digest(), one);
+        assert_eq!(collateral.anchors(0).responses.len(), 3);
+        let refused = [0x30, 3, 10, 1, 6];
+        for (bytes, why) in [(&refused[..], "Unauthorized"), (&response(5)[..40], "malformed")] {
+            let said = collateral.add("a.ocsp", bytes).unwrap_err();
+            assert!(said.contains("OCSP") && said.contains(why), "{said}");
+        }
     }
 
     #[test]

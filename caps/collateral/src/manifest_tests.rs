@@ -26,7 +26,7 @@ pub(crate) fn read(name: &str) -> Option<Vec<u8>> {
 
 fn verify(document: &[u8], root: &str, at_s: u64) -> Option<Result<Manifest, Refusal>> {
     let roots = Certificate::several(&read(root)?).unwrap();
-    let anchors = Anchors { roots: &roots, others: &[], crls: &[], at_s };
+    let anchors = Anchors { roots: &roots, others: &[], crls: &[], responses: &[], at_s };
     Some(Manifest::verify(document, anchors))
 }
 
@@ -112,7 +112,7 @@ fn no_part_of_a_document_is_signed_for_the_whole() {
 
 #[test]
 fn nothing_but_a_small_tag_is_parsed() {
-    let anchors = Anchors { roots: &[], others: &[], crls: &[], at_s: IN_2026_S };
+    let anchors = Anchors { roots: &[], others: &[], crls: &[], responses: &[], at_s: IN_2026_S };
     let refused = |document: &[u8]| Manifest::verify(document, anchors).unwrap_err();
     for document in [
         &b""[..],
@@ -134,7 +134,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let anchors = Anchors { roots: &[], others: &[], crls: &[], at_s: IN_2026_S };
+        let anchors = Anchors { roots: &[], others: &[], crls: &[], responses: &[], at_s: IN_2026_S };
         prop_assert!(Manifest::verify(&bytes, anchors).is_err());
     }
 }

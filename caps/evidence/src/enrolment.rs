@@ -10,8 +10,8 @@
 //! operator says who pins the root: [`Kind`]. A certificate in which the common software TPM names itself is software's
 //! whatever it leads to: then a root is pinned in the wrong place.
 //!
-//! **Not done**: lists and certificates that certificates name are not fetched. Chains that some makers leave in the TPM
-//! beside the certificate are not read: the certificates between are given with the roots.
+//! **Not done**: lists and certificates that certificates name are not fetched, nor are responders asked. Chains that some
+//! makers leave in the TPM beside the certificate are not read: the certificates between are given with the roots.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,9 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName};
 
 use crate::credential::{EndorsementKey, Template};
 use crate::findings::{Findings, Outcome};
+use crate::ocsp::Response;
 use crate::pki::{Anchors, Certificate, Crl, P256, P384, Path, RSA_KEY, Refusal};
+use crate::published::Published;
 
 /// Of the check that a certificate is one for endorsement keys, and for this one.
 pub const ENDORSEMENT: &str = "endorsement certificate";
@@ -31,7 +33,7 @@ pub const ENDORSEMENT: &str = "endorsement certificate";
 pub const MAX_ENDORSEMENT_BYTES: usize = 4096;
 /// What is pinned at most, in bytes: what goes in one message, with room for what else is in it.
 pub const MAX_PINNED_BYTES: usize = 1 << 20;
-/// How many certificates and lists are pinned at most.
+/// How many certificates, lists and responses are pinned at most.
 pub const MAX_PINNED: usize = 512;
 
 /// `tcg-kp-EKCertificate`.
@@ -78,38 +80,26 @@ pub struct Makers {
     hardware: BTreeSet<[u8; 32]>,
     others: Vec<Certificate>,
     crls: Vec<Crl>,
+    responses: Vec<Response>,
     bytes: usize,
 }
 
 impl Makers {
-    /// Adds what is in a file that somebody publishes: certificates and lists of revoked ones, in PEM, or one of these in
-    /// DER. Returns how many roots are among them.
+    /// Adds what is in a file that somebody [publishes](Published). Returns how many roots are among it.
     ///
     /// # Errors
-    /// [`Fault::Malformed`] if it holds something else, or any of it cannot be read: a list that was left out would take
-    /// back nothing; or if there is too much.
+    /// [`Fault::Malformed`] if it holds something else, or any of it cannot be read; or if there is too much.
     pub fn add(&mut self, kind: Kind, bytes: &[u8]) -> Result<usize, Fault> {
-        let wrong = |why: Refusal| Fault::malformed(why.to_string());
-        let has = |label: &[u8]| bytes.windows(label.len()).any(|part| part == label);
-        let (mut certificates, mut lists) = (Vec::new(), Vec::new());
-        match (has(b"-----BEGIN CERTIFICATE-----"), has(b"-----BEGIN X509 CRL-----")) {
-            (false, false) => match (Certificate::from_der(bytes), Crl::from_der(bytes)) {
-                (Ok(one), _) => certificates.push(one),
-                (_, Ok(one)) => lists.push(one),
-                (Err(why), _) => return Err(wrong(why)),
-            },
-            (has_certificates, has_lists) => {
-                if has_certificates {
-                    certificates = Certificate::several(bytes).map_err(wrong)?;
-                }
-                if has_lists {
-                    lists = Crl::several(bytes).map_err(wrong)?;
-                }
-            }
+        let read = Published::read(bytes).map_err(|why| Fault::malformed(why.to_string()))?;
+        if read.is_empty() {
+            let why = "it holds no certificate, list of revoked ones or OCSP response";
+            return Err(Fault::malformed(why));
         }
+        let Published { certificates, crls, responses } = read;
         let roots = certificates.iter().filter(|one| one.is_self_issued()).count();
         self.pin(kind, certificates)?;
-        self.add_lists(lists)?;
+        self.add_lists(crls)?;
+        self.add_responses(responses)?;
         Ok(roots)
     }
 
@@ -151,12 +141,25 @@ impl Makers {
         Ok(())
     }
 
+    /// Adds what responders have said of certificates.
+    ///
+    /// # Errors
+    /// [`Fault::Malformed`] if there are too many.
+    pub fn add_responses(&mut self, responses: Vec<Response>) -> Result<(), Fault> {
+        for response in responses {
+            self.make_room(response.der().len())?;
+            self.responses.push(response);
+        }
+        Ok(())
+    }
+
     fn make_room(&mut self, bytes: usize) -> Result<(), Fault> {
         self.bytes = self.bytes.saturating_add(bytes);
-        let count = self.roots.len() + self.others.len() + self.crls.len();
+        let revoked = self.crls.len() + self.responses.len();
+        let count = self.roots.len() + self.others.len() + revoked;
         if count >= MAX_PINNED || self.bytes > MAX_PINNED_BYTES {
             return Err(Fault::malformed(format!(
-                "more than {MAX_PINNED} certificates and lists of TPMs' makers, or {MAX_PINNED_BYTES} bytes"
+                "more than {MAX_PINNED} certificates, lists and responses of TPMs' makers, or {MAX_PINNED_BYTES} bytes"
             )));
         }
         Ok(())
@@ -175,9 +178,9 @@ impl Makers {
         roots.chain(self.others.iter().filter(move |_| kind == Kind::Hardware))
     }
 
-    /// The lists that were added.
-    pub fn lists(&self) -> impl Iterator<Item = &Crl> {
-        self.crls.iter()
+    /// The lists and responses that were added, in DER.
+    pub fn taken_back(&self) -> impl Iterator<Item = &[u8]> {
+        self.crls.iter().map(Crl::der).chain(self.responses.iter().map(Response::der))
     }
 
     /// Holds the certificate of an endorsement key (DER) against what is pinned, at a time in Unix seconds, and notes what
@@ -194,7 +197,8 @@ impl Makers {
             .and_then(|one| Origin::of(&one).map(|origin| (one, origin)))
             .and_then(|(one, origin)| certifies(&one, ek).map(|()| (one, origin)));
         let (leaf, origin) = findings.check(ENDORSEMENT, read, |(_, origin)| origin.to_string())?;
-        let anchors = Anchors { roots: &self.roots, others: &self.others, crls: &self.crls, at_s };
+        let Makers { roots, others, crls, responses, .. } = self;
+        let anchors = Anchors { roots, others, crls, responses, at_s };
         let path = Path::note(&[leaf], anchors, Some(EK_CERTIFICATE), findings)?;
         let is_hardware = self.hardware.contains(&path.root().digest()) && !origin.is_software();
         let kind = if is_hardware { Kind::Hardware } else { Kind::Software };

@@ -254,6 +254,36 @@ fn a_key_that_its_maker_has_taken_back_is_refused() {
     assert!(failed(&makers, &der, &ek).1.contains("revoked"));
 }
 
+#[test]
+fn a_key_of_which_a_responder_says_that_it_was_taken_back_is_refused() {
+    let maker = crate::pki::tests::root("maker");
+    let (pair, ek) = key(Template::P384);
+    let der = ek_params(Template::P384).signed_by(&pair, &maker.issuer).unwrap().der().to_vec();
+    let one = Certificate::from_der(&der).unwrap();
+    let mut makers = Makers::default();
+    makers.pin(Kind::Hardware, vec![maker.certificate.clone()]).unwrap();
+    // From a folder, and as whoever invites is told of what is in it.
+    let add = |makers: &mut Makers, is_good| {
+        let response = crate::ocsp::tests::answer(&maker, &one, is_good);
+        makers.add(Kind::Hardware, response.der()).unwrap();
+    };
+    add(&mut makers, true);
+    let mut findings = Findings::default();
+    assert!(makers.verify(&der, &ek, AT_S, &mut findings).is_some());
+    assert_eq!(findings.outcome(REVOCATION), Outcome::Passed);
+    add(&mut makers, false);
+    assert!(failed(&makers, &der, &ek).1.contains("revoked"));
+    let mut told = Makers::default();
+    told.pin(Kind::Hardware, vec![maker.certificate.clone()]).unwrap();
+    for der in makers.taken_back() {
+        told.add_responses(Published::taken_back(der).unwrap().responses).unwrap();
+    }
+    assert!(failed(&told, &der, &ek).1.contains("revoked"));
+    let many = vec![crate::ocsp::tests::answer(&maker, &one, true); MAX_PINNED + 1];
+    assert!(Makers::default().add_responses(many[1..].to_vec()).is_ok());
+    assert!(Makers::default().add_responses(many).is_err());
+}
+
 /// Or a policy that asks for hardware takes what any program says of itself.
 #[test]
 fn a_tpm_is_hardware_only_by_a_root_that_was_pinned_for_hardware() {

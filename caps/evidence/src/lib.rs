@@ -10,6 +10,8 @@
 //! - [`nvidia`]: reports of GPUs and switches, and whether those of one machine are each other's.
 //! - [`snp`]: reports of AMD's secure processor on the virtual machine that it protects.
 //! - [`pki`]: chains of certificates up to pinned roots, as makers of devices issue them.
+//! - [`ocsp`]: what responders have said of certificates.
+//! - [`published`]: what makers publish of all these, in files.
 //! - [`credential`]: `TPM2_MakeCredential`, computed without a TPM: a secret for whoever has the TPM with this endorsement
 //!   key, and in it this attestation key.
 //! - [`enrolment`]: whether a TPM's maker has certified an endorsement key.
@@ -35,7 +37,9 @@ pub mod ima;
 pub mod joining;
 pub mod live;
 pub mod nvidia;
+pub mod ocsp;
 pub mod pki;
+pub mod published;
 pub mod quote;
 pub mod snp;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::testdata;
 const AT_S: u64 = 1_780_000_000;
 
 fn anchors(roots: &[Certificate]) -> Anchors<'_> {
-    Anchors { roots, others: &[], crls: &[], at_s: AT_S }
+    Anchors { roots, others: &[], crls: &[], responses: &[], at_s: AT_S }
 }
 
 fn real(name: &str) -> Option<(Vec<Written>, Vec<Certificate>)> {

@@ -1,11 +1,13 @@
-//! Certificate chains of devices, up to roots that are pinned (RFC 5280, section 6), and lists of what was revoked.
+//! Certificate chains of devices, up to roots that are pinned (RFC 5280, section 6), and what of them was revoked: by lists, or
+//! by what responders have said ([`ocsp`](crate::ocsp)).
 //!
 //! The makers of TPMs, GPUs and processors certify their devices in ways that libraries for the web refuse: validity to
 //! the year 9999, critical extensions of their own, RSA-PSS. So paths are built here, of few certificates and from few
 //! candidates. Parsing and signatures are libraries'.
 //!
-//! **Not done**: name constraints and policy mappings (a certificate with the former is refused), OCSP, and lists of
-//! revoked certificates that somebody else than the issuer signed. SHA-1 signatures are refused.
+//! **Not done**: name constraints and policy mappings (a certificate with the former is refused), and lists of revoked
+//! certificates that somebody else than the issuer signed. Neither lists nor responses are fetched. SHA-1 signatures are
+//! refused.
 
 use std::fmt;
 
@@ -15,11 +17,15 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::asn1::{BitString, ObjectIdentifier};
 use x509_cert::der::{Decode as _, Encode as _, Reader as _, SliceReader};
 use x509_cert::ext::Extensions;
-use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage};
+use x509_cert::ext::pkix::{
+    AuthorityInfoAccessSyntax, BasicConstraints, ExtendedKeyUsage, KeyUsage,
+};
 use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use crate::findings::Findings;
+use crate::ocsp::{Response, Word};
 
 /// Of the check of a certificate chain.
 pub const CHAIN: &str = "certificate chain";
@@ -33,16 +39,21 @@ pub const MAX_CRL_BYTES: usize = 4 << 20;
 pub const MAX_CERTIFICATES: usize = 256;
 /// How many certificates a path may have, root and leaf counted.
 const MAX_PATH: usize = 8;
+/// How long what names no end holds.
+const DAY_S: u64 = 86_400;
 /// How many signatures are checked to find a path.
 const MAX_SIGNATURES: usize = 32;
 const PEM_END: &str = "-----END CERTIFICATE-----";
 const CRL_END: &str = "-----END X509 CRL-----";
 
 const BASIC_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.19");
-const KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15");
-const EXTENDED_KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
+pub(crate) const KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15");
+pub(crate) const EXTENDED_KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
 const NAME_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.30");
 const POLICY_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.36");
+const AUTHORITY_INFO_ACCESS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.1");
+/// `id-ad-ocsp`: where a responder is asked.
+const RESPONDER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
 /// What may be critical: the above, alternative names, and policies, which narrow what a certificate is for to what
 /// nobody here asks.
 const UNDERSTOOD: [ObjectIdentifier; 5] = [
@@ -215,12 +226,16 @@ impl Certificate {
         self.parsed.tbs_certificate.validity.not_after.to_unix_duration().as_secs()
     }
 
-    fn issuer(&self) -> &Name {
+    pub(crate) fn issuer(&self) -> &Name {
         &self.parsed.tbs_certificate.issuer
     }
 
-    fn name(&self) -> &Name {
+    pub(crate) fn name(&self) -> &Name {
         &self.parsed.tbs_certificate.subject
+    }
+
+    pub(crate) fn serial(&self) -> &SerialNumber {
+        &self.parsed.tbs_certificate.serial_number
     }
 
     pub(crate) fn decoded<'a, T: x509_cert::der::Decode<'a>>(
@@ -234,7 +249,7 @@ impl Certificate {
         })
     }
 
-    fn check_time(&self, at_s: u64) -> Result<(), Refusal> {
+    pub(crate) fn check_time(&self, at_s: u64) -> Result<(), Refusal> {
         let validity = &self.parsed.tbs_certificate.validity;
         let from_s = validity.not_before.to_unix_duration().as_secs();
         let until_s = self.not_after_s();
@@ -244,7 +259,7 @@ impl Certificate {
         Err(Refusal::NotValid { subject: self.subject(), from_s, until_s, at_s })
     }
 
-    fn check_extensions(&self) -> Result<(), Refusal> {
+    pub(crate) fn check_extensions(&self) -> Result<(), Refusal> {
         for one in self.parsed.tbs_certificate.extensions.iter().flatten() {
             let narrows = [NAME_CONSTRAINTS, POLICY_CONSTRAINTS].contains(&one.extn_id);
             if narrows || (one.critical && !UNDERSTOOD.contains(&one.extn_id)) {
@@ -274,6 +289,15 @@ impl Certificate {
         usage.is_ok_and(|usage| usage.is_none_or(|usage| usage.crl_sign()))
     }
 
+    /// Whether it names a responder, or in a way that cannot be read somebody.
+    fn names_responder(&self) -> bool {
+        match self.decoded::<AuthorityInfoAccessSyntax>(AUTHORITY_INFO_ACCESS) {
+            Ok(None) => false,
+            Ok(Some(access)) => access.0.iter().any(|one| one.access_method == RESPONDER),
+            Err(_) => true,
+        }
+    }
+
     fn check_purpose(&self, purpose: Option<ObjectIdentifier>) -> Result<(), Refusal> {
         let Some(wanted) = purpose else { return Ok(()) };
         match self.decoded::<ExtendedKeyUsage>(EXTENDED_KEY_USAGE)? {
@@ -283,9 +307,19 @@ impl Certificate {
     }
 
     /// Whether `issuer`'s key has signed this.
-    fn is_signed_by(&self, issuer: &Certificate) -> bool {
-        let info = &issuer.parsed.tbs_certificate.subject_public_key_info;
-        verify(&self.parsed.signature_algorithm, info, &self.signed, &self.parsed.signature)
+    pub(crate) fn is_signed_by(&self, issuer: &Certificate) -> bool {
+        issuer.has_signed(&self.parsed.signature_algorithm, &self.signed, &self.parsed.signature)
+    }
+
+    /// Whether `signature` over `message` is by its key.
+    pub(crate) fn has_signed(
+        &self,
+        algorithm: &AlgorithmIdentifierOwned,
+        message: &[u8],
+        signature: &BitString,
+    ) -> bool {
+        let info = &self.parsed.tbs_certificate.subject_public_key_info;
+        verify(algorithm, info, message, signature)
     }
 }
 
@@ -340,30 +374,23 @@ impl Crl {
     /// Whether it was `issuer`'s at that time, or before.
     fn is_by(&self, issuer: &Certificate, at_s: u64) -> bool {
         let body = &self.parsed.tbs_cert_list;
+        let (algorithm, signature) = (&self.parsed.signature_algorithm, &self.parsed.signature);
         body.issuer == *issuer.name()
             && body.this_update.to_unix_duration().as_secs() <= at_s
             && issuer.may_sign_lists()
-            && verify(
-                &self.parsed.signature_algorithm,
-                &issuer.parsed.tbs_certificate.subject_public_key_info,
-                &self.signed,
-                &self.parsed.signature,
-            )
+            && issuer.has_signed(algorithm, &self.signed, signature)
     }
 
-    /// Whether there is no newer one to be had yet. One that names no end holds for a day.
-    fn is_current(&self, at_s: u64) -> bool {
-        const DAY_S: u64 = 86_400;
+    /// Whether there is no newer one to be had yet.
+    pub(crate) fn is_current(&self, at_s: u64) -> bool {
         let body = &self.parsed.tbs_cert_list;
         let named = body.next_update.map(|time| time.to_unix_duration().as_secs());
-        let from_s = body.this_update.to_unix_duration().as_secs();
-        at_s <= named.unwrap_or(from_s.saturating_add(DAY_S))
+        is_current(body.this_update.to_unix_duration().as_secs(), named, at_s)
     }
 
-    fn lists(&self, certificate: &Certificate) -> bool {
-        let serial = &certificate.parsed.tbs_certificate.serial_number;
+    pub(crate) fn lists(&self, certificate: &Certificate) -> bool {
         let listed = self.parsed.tbs_cert_list.revoked_certificates.iter().flatten();
-        listed.into_iter().any(|one| one.serial_number == *serial)
+        listed.into_iter().any(|one| one.serial_number == *certificate.serial())
     }
 }
 
@@ -371,6 +398,11 @@ impl fmt::Debug for Crl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Crl({})", self.parsed.tbs_cert_list.issuer)
     }
+}
+
+/// Whether what was said at `from_s` still counts: until the end that it names, or for a day.
+pub(crate) fn is_current(from_s: u64, until_s: Option<u64>, at_s: u64) -> bool {
+    at_s <= until_s.unwrap_or(from_s.saturating_add(DAY_S))
 }
 
 /// What certificates are held against.
@@ -382,8 +414,26 @@ pub struct Anchors<'a> {
     pub others: &'a [Certificate],
     /// Lists of what was revoked: not trusted either, each is signed.
     pub crls: &'a [Crl],
+    /// What responders have said of single certificates: signed as well.
+    pub responses: &'a [Response],
     /// Unix seconds.
     pub at_s: u64,
+}
+
+impl Anchors<'_> {
+    /// Whether a current list or response says that `one` is not revoked, which `issuer` has issued.
+    fn asked(&self, one: &Certificate, issuer: &Certificate) -> Result<bool, Refusal> {
+        let lists: Vec<&Crl> =
+            self.crls.iter().filter(|crl| crl.is_by(issuer, self.at_s)).collect();
+        let says = |response: &Response| response.says(one, issuer, &lists, self.at_s);
+        let words: Vec<Word> = self.responses.iter().filter_map(says).collect();
+        // What was taken back once stays so, however old the list or the response is.
+        if lists.iter().any(|list| list.lists(one)) || words.contains(&Word::Revoked) {
+            let serial = one.serial().to_string();
+            return Err(Refusal::Revoked { subject: one.subject(), serial });
+        }
+        Ok(words.contains(&Word::Good) || lists.iter().any(|list| list.is_current(self.at_s)))
+    }
 }
 
 /// A path that holds.
@@ -393,9 +443,10 @@ pub struct Path {
     pub certificates: Vec<Certificate>,
     /// Unix seconds at which the first of them runs out.
     pub until_s: u64,
-    /// Whether a current list of its issuer says of each but the root that it is not revoked, where the issuer may
-    /// sign lists. Without one nothing is known.
-    pub is_revocation_known: bool,
+    /// The subjects of those below the root of which neither a current list of their issuer nor a current response says
+    /// that they are not revoked: of them nothing is known. Whoever may sign no lists, as a device that certifies its own
+    /// firmware, takes nothing back: what it has issued is not among them, unless it names a responder.
+    pub unanswered: Vec<String>,
 }
 
 impl Path {
@@ -414,23 +465,17 @@ impl Path {
         let mut search = Search { chain, anchors, signatures_left: MAX_SIGNATURES };
         let mut path = vec![leaf];
         search.extend(&mut path)?;
-        let pairs = || path.iter().zip(path.iter().skip(1));
-        let mut is_revocation_known = true;
-        for (one, issuer) in pairs() {
-            let by_issuer: Vec<&Crl> =
-                anchors.crls.iter().filter(|crl| crl.is_by(issuer, anchors.at_s)).collect();
-            // What was taken back once stays so, however old the list is.
-            if by_issuer.iter().any(|crl| crl.lists(one)) {
-                let serial = one.parsed.tbs_certificate.serial_number.to_string();
-                return Err(Refusal::Revoked { subject: one.subject(), serial });
+        let mut unanswered = Vec::new();
+        for (one, issuer) in path.iter().zip(path.iter().skip(1)) {
+            let is_answered = anchors.asked(one, issuer)?;
+            let takes_back = issuer.may_sign_lists() || one.names_responder();
+            if takes_back && !is_answered {
+                unanswered.push(one.subject());
             }
-            // Whoever may sign no lists, as a device that certifies its own firmware, takes nothing back.
-            is_revocation_known &= !issuer.may_sign_lists()
-                || by_issuer.iter().any(|crl| crl.is_current(anchors.at_s));
         }
         let until_s = path.iter().map(|one| one.not_after_s()).min().unwrap_or(0);
         let certificates = path.into_iter().cloned().collect();
-        Ok(Path { certificates, until_s, is_revocation_known })
+        Ok(Path { certificates, until_s, unanswered })
     }
 
     /// Finds a path from the first of `chain`, and notes what was found.
@@ -451,12 +496,21 @@ impl Path {
             .and_then(|(leaf, rest)| Path::find(leaf, rest, anchors, purpose));
         let path =
             findings.check(CHAIN, path, |path| format!("up to {}", path.root().subject()))?;
-        if path.is_revocation_known {
-            findings.passed(REVOCATION, "no certificate is on its issuer's list");
+        if path.is_revocation_known() {
+            findings.passed(REVOCATION, "no issuer has taken a certificate back");
         } else {
-            findings.not_checked(REVOCATION, "no current lists of all issuers were given");
+            let of = path.unanswered.join("', '");
+            findings.not_checked(
+                REVOCATION,
+                format!("no current list, nor a responder's answer, was given for '{of}'"),
+            );
         }
         Some(path)
+    }
+
+    /// Whether it is known of each below the root that it is not revoked.
+    pub fn is_revocation_known(&self) -> bool {
+        self.unanswered.is_empty()
     }
 
     /// The root that it ends in.
@@ -513,15 +567,21 @@ impl<'a> Search<'a> {
 }
 
 /// The first element of the outermost sequence, as it stands there: what is signed.
-fn signed_part(der: &[u8]) -> x509_cert::der::Result<Vec<u8>> {
+pub(crate) fn signed_part(der: &[u8]) -> x509_cert::der::Result<Vec<u8>> {
+    let first = elements(der)?.first().map(|one| one.to_vec());
+    first.ok_or_else(|| x509_cert::der::Tag::Sequence.length_error())
+}
+
+/// The elements of what stands outermost, each as it stands there.
+pub(crate) fn elements(der: &[u8]) -> x509_cert::der::Result<Vec<&[u8]>> {
     let mut outer = SliceReader::new(der)?;
     let header = x509_cert::der::Header::decode(&mut outer)?;
     outer.read_nested(header.length, |inner| {
-        let signed = inner.tlv_bytes()?.to_vec();
+        let mut found = Vec::new();
         while !inner.is_finished() {
-            inner.tlv_bytes()?;
+            found.push(inner.tlv_bytes()?);
         }
-        Ok(signed)
+        Ok(found)
     })
 }
 
@@ -643,4 +703,4 @@ fn tagged(tag: u8, content: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 #[path = "pki_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -7,15 +7,15 @@ use rcgen::{
 use super::*;
 use crate::testdata;
 
-const AT_S: u64 = 1_780_000_000;
+pub(crate) const AT_S: u64 = 1_780_000_000;
 
 /// Whoever issues certificates in these tests.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    certificate: Certificate,
+pub(crate) struct Authority {
+    pub(crate) issuer: Issuer<'static, KeyPair>,
+    pub(crate) certificate: Certificate,
 }
 
-fn named(name: &str) -> CertificateParams {
+pub(crate) fn named(name: &str) -> CertificateParams {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, name);
     params.not_before = date_time_ymd(2020, 1, 1);
@@ -23,14 +23,14 @@ fn named(name: &str) -> CertificateParams {
     params
 }
 
-fn issuing(name: &str) -> CertificateParams {
+pub(crate) fn issuing(name: &str) -> CertificateParams {
     let mut params = named(name);
     params.is_ca = IsCa::Ca(Basic::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
-fn root(name: &str) -> Authority {
+pub(crate) fn root(name: &str) -> Authority {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let params = issuing(name);
     let made = params.self_signed(&key).unwrap();
@@ -41,7 +41,7 @@ fn root(name: &str) -> Authority {
 }
 
 impl Authority {
-    fn issue(&self, params: CertificateParams) -> Authority {
+    pub(crate) fn issue(&self, params: CertificateParams) -> Authority {
         let key = KeyPair::generate().unwrap();
         let made = params.signed_by(&key, &self.issuer).unwrap();
         Authority {
@@ -50,11 +50,11 @@ impl Authority {
         }
     }
 
-    fn leaf(&self, params: CertificateParams) -> Certificate {
+    pub(crate) fn leaf(&self, params: CertificateParams) -> Certificate {
         self.issue(params).certificate
     }
 
-    fn crl(&self, revoked: &[&[u8]], last_year: i32) -> Crl {
+    pub(crate) fn crl(&self, revoked: &[&[u8]], last_year: i32) -> Crl {
         let params = CertificateRevocationListParams {
             this_update: date_time_ymd(2020, 1, 1),
             next_update: date_time_ymd(last_year, 1, 1),
@@ -76,7 +76,7 @@ impl Authority {
 }
 
 fn anchors<'a>(roots: &'a [Certificate], crls: &'a [Crl]) -> Anchors<'a> {
-    Anchors { roots, others: &[], crls, at_s: AT_S }
+    Anchors { roots, others: &[], crls, responses: &[], at_s: AT_S }
 }
 
 fn find(leaf: &Certificate, chain: &[&Authority], roots: &[&Authority]) -> Result<Path, Refusal> {
@@ -93,7 +93,7 @@ fn a_chain_is_as_good_as_the_root_that_is_pinned() {
     let path = find(&leaf, &[&middle], &[&other, &ours]).unwrap();
     assert_eq!(path.root(), &ours.certificate);
     assert_eq!(path.certificates.len(), 3);
-    assert!(!path.is_revocation_known, "nobody gave a list");
+    assert!(!path.is_revocation_known(), "nobody gave a list");
     // A root of the same name that did not sign it.
     let refused = find(&leaf, &[&middle], &[&other]).unwrap_err();
     assert_eq!(refused, Refusal::Signature("CN=middle".into()));
@@ -195,17 +195,17 @@ fn what_its_issuer_has_taken_back_is_refused_and_old_lists_say_nothing() {
     assert_eq!(revoked, Refusal::Revoked { subject: "CN=leaf".into(), serial: "4D:02".into() });
     // Another's certificate of that number; an old list; one by a stranger of the same name.
     let path = with(&[middle.crl(&[&[0x4d, 3]], 2040)]).unwrap();
-    assert!(!path.is_revocation_known, "nothing is known of the middle");
+    assert!(!path.is_revocation_known(), "nothing is known of the middle");
     let path = with(&[middle.crl(&[&[0x4d, 3]], 2040), ours.crl(&[], 2040)]).unwrap();
-    assert!(path.is_revocation_known);
+    assert!(path.is_revocation_known());
     let path = with(&[middle.crl(&[], 2021), ours.crl(&[], 2040)]).unwrap();
-    assert!(!path.is_revocation_known);
+    assert!(!path.is_revocation_known());
     // What was taken back once stays so when its list runs out.
     let revoked = with(&[middle.crl(&[&[0x4d, 2]], 2021)]).unwrap_err();
     assert!(matches!(revoked, Refusal::Revoked { .. }));
     let stranger = root("middle");
     let path = with(&[stranger.crl(&[&[0x4d, 2]], 2040), ours.crl(&[], 2040)]).unwrap();
-    assert!(!path.is_revocation_known);
+    assert!(!path.is_revocation_known());
 }
 
 #[test]

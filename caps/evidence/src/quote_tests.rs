@@ -4,7 +4,8 @@ use super::*;
 use crate::findings::{Claim, Outcome};
 use crate::testdata;
 
-const NOWHERE: Anchors<'_> = Anchors { roots: &[], others: &[], crls: &[], at_s: 1_780_000_000 };
+const NOWHERE: Anchors<'_> =
+    Anchors { roots: &[], others: &[], crls: &[], responses: &[], at_s: 1_780_000_000 };
 
 /// A cloud's virtual TPM: its key, three quotes that answer 0x9009, and what its registers hold.
 struct Cloud {

@@ -14,7 +14,7 @@ const AT_S: u64 = 1_780_000_000;
 const ALL: [&str; 7] = [CHAIN, FORMAT, SIGNATURE, SIGNING_KEY, FIRMWARE, CHIP, NONCE];
 
 fn anchors(roots: &[Certificate]) -> Anchors<'_> {
-    Anchors { roots, others: &[], crls: &[], at_s: AT_S }
+    Anchors { roots, others: &[], crls: &[], responses: &[], at_s: AT_S }
 }
 
 /// A real processor's report and its key's certificate: they come with the package of AMD's own library, which is a

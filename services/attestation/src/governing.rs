@@ -287,6 +287,8 @@ mod tests {
             ("root.pem", b""),
             ("../tpm/root.pem", b""),
             ("cisco/root.pem", b""),
+            ("tpm/root.ocsp", &[0x30, 3, 10, 1, 6]),
+            ("nvidia/ica.ocsp", &[0x30, 3, 10, 1, 0]),
             (KNOWN, b"\xff"),
         ] {
             let file = BTreeMap::from([(name.to_owned(), bytes.to_vec())]);

@@ -8,7 +8,8 @@ use distos_evidence::credential::{EPHEMERAL_BYTES, is_name_long};
 use distos_evidence::enrolment::{Kind, MAX_PINNED, Makers};
 use distos_evidence::evidence::Pcrs;
 use distos_evidence::joining::{Admitted, Expected, MAX_REQUEST_BYTES, Randomness, Request, admit};
-use distos_evidence::pki::{Certificate, Crl, Refusal};
+use distos_evidence::pki::{Certificate, Refusal};
+use distos_evidence::published::Published;
 use distos_rpc::fault_of;
 use distos_schemas::network_capnp::{network, register};
 use zeroize::Zeroizing;
@@ -104,8 +105,11 @@ impl AskedAttested {
         if has_others && makers.is_empty() {
             return Err(Fault::malformed("the makers' certificates have no root among them"));
         }
-        let lists = params.get_revoked().map_err(faulty)?;
-        makers.add_lists(each(lists, "the lists of revoked certificates", Crl::from_der)?)?;
+        let revoked = params.get_revoked().map_err(faulty)?;
+        for one in each(revoked, "what was revoked", Published::taken_back)? {
+            makers.add_lists(one.crls)?;
+            makers.add_responses(one.responses)?;
+        }
         let address = params.get_address().map_err(faulty)?.to_str();
         let address = address.map_err(|e| fault_of(&e.into()))?.parse();
         let address =

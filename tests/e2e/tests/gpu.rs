@@ -271,7 +271,7 @@ fn only_whoever_may_attest_asks_gpus_and_each_only_with_a_nonce_of_its_own() {
     let root = fs::read(maker.roots().join("synthetic-root.pem")).expect("a root");
     let roots = Certificate::several(&root).expect("a root");
     let at_s = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970").as_secs();
-    let anchors = Anchors { roots: &roots, others: &[], crls: &[], at_s };
+    let anchors = Anchors { roots: &roots, others: &[], crls: &[], responses: &[], at_s };
     machine.with_gpus(async |gpus| {
         let (one, other) = ([1u8; 32], [2u8; 32]);
         let wrong: [&[&[u8]]; 5] =

@@ -199,6 +199,22 @@ fn whoever_gives_the_wrong_files_is_told_which() {
     assert!(output.stderr.contains("holds no root"), "{}", output.stderr);
 }
 
+/// Or an auditor believes that a responder was heard whose answer could not be read.
+#[test]
+fn an_answer_of_a_responder_that_cannot_be_read_is_named_and_not_used() {
+    let Some(evidence) = real("nvidia/ls10-evidence-with-rim.json") else { return };
+    let trust = TempDir::new().unwrap();
+    fs::copy(real("nvidia/device-root.pem").unwrap(), trust.path().join("root.pem")).unwrap();
+    fs::write(trust.path().join("refused.ocsp"), [0x30, 3, 10, 1, 6]).unwrap();
+    fs::write(trust.path().join("cut.ocsp"), [0x30, 3, 10]).unwrap();
+    let report = json("nvidia", &[&evidence], &["--trust", trust.path().to_str().unwrap()]);
+    assert!(outcomes(&report, "switch-0").contains(&("revocation", "not-checked")), "{report}");
+    let notes = report["notes"].to_string();
+    for name in ["refused.ocsp is not used: an OCSP response", "cut.ocsp is not used"] {
+        assert!(notes.contains(name), "{notes}");
+    }
+}
+
 /// An auditor would take silence for a verdict: that it cannot be verified here is neither good nor bad.
 #[test]
 fn kinds_that_are_not_supported_are_named_and_say_so() {

@@ -33,6 +33,7 @@ targets!(
     device,
     snp,
     certificate,
+    ocsp,
     reference,
     policy,
     ear,

@@ -13,7 +13,7 @@ use distos_evidence::evidence::{PcrSet, extended_once};
 use distos_evidence::joining::{
     Challenge, IMAGE_PCR, MAX_REQUEST_BYTES, MAX_SEALED_BYTES, Request, Sealed,
 };
-use distos_evidence::pki::{Certificate, Crl};
+use distos_evidence::pki::Certificate;
 use distos_identity::{Bundle, Home, Identity, Invitation, MAX_INVITATION_BYTES, Peer, Usage};
 use distos_schemas::network_capnp::network;
 use serde_json::json;
@@ -40,7 +40,7 @@ pub struct InviteArgs {
     #[arg(long, value_name = "NAME", requires = "request")]
     tpm: Option<String>,
     /// Take any TPM whose certificate leads to a root in this folder, which holds the certificates of makers of hardware
-    /// TPMs, and lists of what they have revoked (PEM or DER). With --tpm, both must hold
+    /// TPMs, lists of what they have revoked (PEM or DER), and OCSP responses (DER). With --tpm, both must hold
     #[arg(long, value_name = "DIR", requires = "request")]
     tpm_roots: Option<PathBuf>,
     /// The same for software TPMs, which show nothing of the machine that they run on
@@ -236,7 +236,7 @@ async fn invite_attested(
     asked.set_ek(ek.as_deref().unwrap_or_default());
     let of = |kind| makers.certificates(kind).map(Certificate::der).collect::<Vec<_>>();
     let (hardware, software) = (of(Kind::Hardware), of(Kind::Software));
-    let revoked: Vec<&[u8]> = makers.lists().map(Crl::der).collect();
+    let revoked: Vec<&[u8]> = makers.taken_back().collect();
     write_each(asked.reborrow().init_hardware_makers(hardware.len() as u32), &hardware);
     write_each(asked.reborrow().init_software_makers(software.len() as u32), &software);
     write_each(asked.reborrow().init_revoked(revoked.len() as u32), &revoked);

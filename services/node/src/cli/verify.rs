@@ -45,7 +45,8 @@ Examples:
   distos attest verify --kind ima /sys/kernel/security/ima/ascii_runtime_measurements pcrs.yaml
   distos attest verify --kind snp report.bin vcek.der ask.pem --trust roots --policy snp.cedar
 Files are told apart by what is in them, in any order. Register values are what `tpm2_quote --pcrs_output` or `tpm2_pcrread`
-wrote, or JSON. Reference values of GPUs (RIM) and lists of revoked certificates lie in the folder of --trust.
+wrote, or JSON. Reference values of GPUs (RIM), lists of revoked certificates and OCSP responses (DER) lie in the folder of
+--trust.
 
 Exit code 0: a policy affirms it; without --policy, it is genuine, which is not to say that it is good. 30: a policy warns.
 31: nothing can be said, as something is missing, or no policy affirms it. 32: it contradicts itself, its roots or a policy.

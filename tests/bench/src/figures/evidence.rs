@@ -211,7 +211,7 @@ fn request_and_response() -> Vec<u8> {
 
 fn gpu() -> Outcome {
     let (gpu, public) = Gpu::new()?;
-    let anchors = Anchors { roots: &gpu.roots, others: &[], crls: &[], at_s: AT_S };
+    let anchors = Anchors { roots: &gpu.roots, others: &[], crls: &[], responses: &[], at_s: AT_S };
     let mut findings = Findings::default();
     let device = Device::of_chain(Architecture::Hopper, &gpu.chain, anchors, &mut findings)
         .ok_or_else(|| format!("the chain does not hold: {findings:?}"))?;

@@ -8,7 +8,8 @@ use distos_evidence::snp;
 
 use super::{identity, seed};
 
-const NOBODY: Anchors<'_> = Anchors { roots: &[], others: &[], crls: &[], at_s: 1_780_000_000 };
+const NOBODY: Anchors<'_> =
+    Anchors { roots: &[], others: &[], crls: &[], responses: &[], at_s: 1_780_000_000 };
 const SIGNATURE_BYTES: usize = 96;
 
 fn field(number: u16, value: &[u8]) -> Vec<u8> {

@@ -229,7 +229,7 @@ pub(super) fn live(bytes: &[u8]) {
     let pcrs = (0..8).collect();
     let wants = Wants { key: &key, qualifying: &qualifying, pcrs, baseline: None };
     assert!(examine(&read, wants, &mut Findings::default()).is_none());
-    let anchors = Anchors { roots: &[], others: &[], crls: &[], at_s: 1 };
+    let anchors = Anchors { roots: &[], others: &[], crls: &[], responses: &[], at_s: 1 };
     let gpus = read.gpus.as_deref().unwrap_or_default();
     if let Ok(machine) = examine_gpus(gpus, &session, &[8; 32], anchors, &[]) {
         assert_eq!(machine.devices.len(), gpus.len());

@@ -12,6 +12,7 @@ mod journal;
 mod logs;
 mod membership;
 mod noise;
+mod ocsp;
 mod plain;
 mod region;
 mod wasm;
@@ -68,6 +69,7 @@ pub const TARGETS: &[Target] = &[
         seeds: devices::certificate_seeds,
         max_bytes: 3_000,
     },
+    Target { name: "ocsp", run: ocsp::target, seeds: ocsp::seeds, max_bytes: 3_000 },
     Target {
         name: "reference",
         run: devices::manifest_target,
