@@ -248,6 +248,7 @@ impl Attestation {
         let governing = self.governing.borrow().clone();
         let mut listed = kept.listed(governing.law(0).known);
         let mut list: Option<Vec<u8>> = None;
+        let mut began: Option<Session> = None;
         for _ in 0..MAX_TRIES {
             let have = list.as_ref().map_or(0, Vec::len);
             let wanted = Wanted {
@@ -257,6 +258,12 @@ impl Attestation {
             };
             let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
             let bundle = Bundle::parse(&answer)?;
+            // Parts of the lists of two boots are no list, and no evidence against anybody.
+            if list.is_some() && began.replace(session) != Some(session) {
+                list = None;
+                continue;
+            }
+            began = Some(session);
             if listed > 0 && !is_boot_of(&kept, &bundle) {
                 // The kernel's list begins anew with each boot.
                 (listed, list) = (0, None);
@@ -273,7 +280,7 @@ impl Attestation {
             // What is long comes without the TPM's doing, and the rest with the next quote.
             let list = list.get_or_insert_default();
             let _reading = self.place_in(&self.reading, watched).await;
-            let read = self.read_on(watched.node, listed, have_now, list);
+            let read = self.read_on(session, listed, have_now, list);
             // What comes later than that answers no challenge any more.
             let late =
                 |_| Err(Fault::unavailable(5_000, "the list of measured files comes too slowly"));
@@ -294,17 +301,20 @@ impl Attestation {
         if self.is_own(watched) { None } else { places.acquire().await.ok() }
     }
 
-    /// Reads on in the kernel's list of a node, as far as it goes now.
+    /// Reads on in the kernel's list of a node, as far as it goes now, while it is the same boot's.
     async fn read_on(
         &self,
-        node: NodeId,
+        session: Session,
         listed: u64,
         mut have: usize,
         list: &mut Vec<u8>,
     ) -> Result<(), Fault> {
         for _ in 0..MAX_PARTS {
             let from = listed.saturating_add(have as u64);
-            let (part, _) = self.ask(node, Question::Measured(from)).await?;
+            let (part, of) = self.ask(session.node, Question::Measured(from)).await?;
+            if of != session {
+                return Err(Fault::unavailable(1_000, "the node was started anew meanwhile"));
+            }
             if part.is_empty() {
                 return Ok(());
             }

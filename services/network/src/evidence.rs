@@ -130,7 +130,9 @@ impl NetworkService {
     /// over a new connection: the one there is may be from before it changed its key, or was started.
     pub(crate) fn note_bound(&self, node: NodeId, by: Bound) {
         if self.state.borrow_mut().asks_again(node, by, self.now_s()) {
-            self.members.borrow_mut().remove(&node);
+            if let Some(member) = self.members.borrow_mut().remove(&node) {
+                member.end();
+            }
             self.again.send_if_modified(|again| again.insert(node));
         }
     }

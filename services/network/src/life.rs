@@ -6,12 +6,15 @@
 //! sign something shows what was hashed. What boots next cannot, and has to answer for itself first (A2).
 
 use distos_abi::{Fault, HolderKey, NodeId};
+use distos_types::SecretBytes;
 use zeroize::Zeroizing;
 
 /// What a life's token is derived for: a verifier, by its number.
 const TOKEN: &str = "DistOS 2026-11-28 what a network service shows one verifier while it lives";
 /// What stands for it where anybody may read it.
 const MARK: &str = "DistOS 2026-11-28 what evidence is bound to of a network service's life";
+
+const TOKEN_BYTES: usize = 32;
 
 /// The mark of a life: public.
 pub(crate) type Mark = [u8; 32];
@@ -26,7 +29,7 @@ pub(crate) struct Bound {
 }
 
 /// The time from one start of this service to its end.
-pub(crate) struct Life(Zeroizing<[u8; 32]>);
+pub(crate) struct Life(SecretBytes);
 
 impl Life {
     /// A new one.
@@ -34,25 +37,34 @@ impl Life {
     /// # Errors
     /// [`Fault::Internal`] if the system gives no random numbers.
     pub(crate) fn begin() -> Result<Life, Fault> {
-        let mut secret = Zeroizing::new([0; 32]);
-        getrandom::fill(&mut *secret).map_err(Fault::internal)?;
-        Ok(Life(secret))
+        let secret = SecretBytes::fill(TOKEN_BYTES, getrandom::fill);
+        secret.map(Life).map_err(Fault::internal)
     }
 
     /// What this verifier is shown over an encrypted connection, and nobody else.
-    pub(crate) fn token(&self, verifier: NodeId) -> Zeroizing<[u8; 32]> {
-        let own = Zeroizing::new(blake3::derive_key(TOKEN, &*self.0));
+    pub(crate) fn token(&self, verifier: NodeId) -> Zeroizing<[u8; TOKEN_BYTES]> {
+        let own = Zeroizing::new(blake3::derive_key(TOKEN, self.0.expose()));
         Zeroizing::new(*blake3::keyed_hash(&own, &verifier.0).as_bytes())
     }
 
     /// What stands for it, for this verifier.
     pub(crate) fn mark(&self, verifier: NodeId) -> Mark {
-        mark_of(&*self.token(verifier))
+        mark(&*self.token(verifier))
     }
 }
 
 /// The mark of the life that has shown this token.
-pub(crate) fn mark_of(token: &[u8]) -> Mark {
+///
+/// # Errors
+/// [`Fault::Malformed`] if it is none.
+pub(crate) fn mark_of(token: &[u8]) -> Result<Mark, Fault> {
+    match token.len() {
+        TOKEN_BYTES => Ok(mark(token)),
+        _ => Err(Fault::malformed("a network service shows a token of 32 bytes")),
+    }
+}
+
+fn mark(token: &[u8]) -> Mark {
     blake3::derive_key(MARK, token)
 }
 
@@ -65,7 +77,8 @@ mod tests {
     fn a_token_is_for_one_verifier_and_one_life() {
         let (one, other) = (Life::begin().unwrap(), Life::begin().unwrap());
         let (near, far) = (NodeId([1; 32]), NodeId([2; 32]));
-        assert_eq!(mark_of(&*one.token(near)), one.mark(near));
+        assert_eq!(mark_of(&*one.token(near)), Ok(one.mark(near)));
+        assert!(mark_of(&[]).is_err() && mark_of(&[7; 33]).is_err());
         assert_ne!(*one.token(near), *one.token(far));
         assert_ne!(*one.token(near), *other.token(near));
         assert_ne!(one.mark(near), *one.token(near), "the mark says nothing of the token");

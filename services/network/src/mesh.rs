@@ -46,6 +46,13 @@ pub(crate) struct Member {
     _driven: Driven,
 }
 
+impl Member {
+    /// Ends it, also for whoever waits for an answer over it: the other side has another key, or was started anew.
+    pub(crate) fn end(&self) {
+        self.connection.close(0_u32.into(), b"");
+    }
+}
+
 impl NetworkService {
     /// Opens the endpoint once there is an SVID to show, and renews that, until the vat ends.
     pub(crate) async fn keep(self: Rc<Self>) {
@@ -192,7 +199,7 @@ impl NetworkService {
         for node in nodes {
             let signed = self
                 .with_member(node, async |member: member::Client| {
-                    signed_by(&member, service, key, proof, &*self.life.token(node)).await
+                    signed_by(&member, service, key, proof, &self.life.token(node)).await
                 })
                 .await;
             // What comes from another node is looked at as if nobody had signed it.
@@ -558,15 +565,15 @@ impl member::Server for MemberServer {
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let service = &self.service;
+        self.once_more(Question::Sign)?;
         let asks = Request {
             node: self.node,
-            by: Bound { key: self.by, life: mark_of(params.get_token()?) },
+            by: Bound { key: self.by, life: mark_of(params.get_token()?).map_err(fail)? },
             service: params.get_service()?.to_str()?,
             key: HolderKey::try_from(params.get_key()?).map_err(fail)?,
             proof: params.get_proof()?,
         };
         let (at, serial) = (service.vat.now_ms(), serial().map_err(fail)?);
-        self.once_more(Question::Sign)?;
         service.note_bound(self.node, asks.by);
         let signed = service.state.borrow().sign(
             &service.issuer_secret,
