@@ -35,7 +35,7 @@ use x509_ocsp::{
     ResponderId, SingleResponse,
 };
 
-use crate::pki::{
+use crate::pki::certificate::{
     Certificate, Crl, EXTENDED_KEY_USAGE, KEY_USAGE, Refusal, elements, is_current, signed_part,
 };
 

@@ -1,7 +1,7 @@
 //! What makers publish of their certificates, in one file: told apart by what is in it, whatever it is called.
 
 use crate::ocsp::Response;
-use crate::pki::{Certificate, Crl, Refusal};
+use crate::pki::certificate::{Certificate, Crl, Refusal};
 
 /// What was in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
