@@ -247,10 +247,9 @@ impl Attestation {
         }
         let governing = self.governing.borrow().clone();
         let mut listed = kept.listed(governing.law(0).known);
-        let mut list: Option<Vec<u8>> = None;
-        let mut began: Option<Session> = None;
+        let mut parts = Parts::default();
         for _ in 0..MAX_TRIES {
-            let have = list.as_ref().map_or(0, Vec::len);
+            let have = parts.list.as_ref().map_or(0, Vec::len);
             let wanted = Wanted {
                 nonce: *nonce,
                 pcrs: self.settings.asked(),
@@ -258,27 +257,24 @@ impl Attestation {
             };
             let (answer, session) = self.ask(watched.node, Question::Evidence(wanted)).await?;
             let bundle = Bundle::parse(&answer)?;
-            // Parts of the lists of two boots are no list, and no evidence against anybody.
-            if list.is_some() && began.replace(session) != Some(session) {
-                list = None;
+            if !parts.go_on(session) {
                 continue;
             }
-            began = Some(session);
             if listed > 0 && !is_boot_of(&kept, &bundle) {
                 // The kernel's list begins anew with each boot.
-                (listed, list) = (0, None);
+                (listed, parts) = (0, Parts::default());
                 continue;
             }
             let have_now = match &bundle.list {
-                Some(part) => add_part(list.get_or_insert_default(), part)?,
+                Some(part) => add_part(parts.list.get_or_insert_default(), part)?,
                 None => 0,
             };
             if !bundle.more {
-                let shown = Shown { session, nonce: *nonce, bundle, list };
+                let shown = Shown { session, nonce: *nonce, bundle, list: parts.list };
                 return self.examine(watched, kept, governing, shown).await;
             }
             // What is long comes without the TPM's doing, and the rest with the next quote.
-            let list = list.get_or_insert_default();
+            let list = parts.list.get_or_insert_default();
             let _reading = self.place_in(&self.reading, watched).await;
             let read = self.read_on(session, listed, have_now, list);
             // What comes later than that answers no challenge any more.
@@ -411,6 +407,23 @@ struct Shown {
     list: Option<Vec<u8>>,
 }
 
+/// The kernel's list of measured files, as it comes in parts.
+#[derive(Default)]
+struct Parts {
+    /// Who has shown the last one.
+    of: Option<Session>,
+    list: Option<Vec<u8>>,
+}
+
+impl Parts {
+    /// Whether what comes in this session goes on where the last part ended. Parts of the lists of two boots are no list, and
+    /// no evidence against anybody: what came in another is forgotten, and is asked for anew.
+    fn go_on(&mut self, session: Session) -> bool {
+        let is_other = self.of.replace(session).is_some_and(|of| of != session);
+        !(is_other && self.list.take().is_some())
+    }
+}
+
 /// What came of asking a node.
 enum Answered {
     /// It is not known by its keys, and why not.
@@ -500,5 +513,31 @@ fn describe(judged: &Judged<Evidence>, label: &str) -> String {
         }
         Judged::Absent(why) => format!("not shown: {why}; {label}"),
         Judged::Bad(why) => format!("refused: {why}; {label}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use distos_abi::HolderKey;
+
+    use super::*;
+
+    /// Or a node that is rebooted while its list is read has failed, by evidence that it never gave.
+    #[test]
+    fn parts_of_the_lists_of_two_boots_are_not_put_together() {
+        let (verifier, node) = (NodeId([1; 32]), NodeId([2; 32]));
+        let one = Session { verifier, node, key: HolderKey([3; 32]), life: [4; 32] };
+        let mut parts = Parts::default();
+        assert!(parts.go_on(one) && parts.go_on(one), "nothing has come yet");
+        parts.list = Some(vec![5]);
+        assert!(parts.go_on(one));
+        assert_eq!(parts.list, Some(vec![5]));
+        for other in [Session { life: [6; 32], ..one }, Session { key: HolderKey([7; 32]), ..one }]
+        {
+            parts.list = Some(vec![5]);
+            assert!(!parts.go_on(other), "it begins where another ended");
+            assert_eq!(parts.list, None);
+            assert!(parts.go_on(other), "from the beginning");
+        }
     }
 }

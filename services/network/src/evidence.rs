@@ -158,9 +158,6 @@ impl NetworkService {
         if !judged.out.is_empty() || !judged.turned.is_empty() {
             self.tell();
         }
-        for (node, epoch) in judged.turned.iter().filter(|(node, _)| *node != self.vat.node()) {
-            tracing::debug!(target: TRACE, at = self.vat.now_ms(), %node, epoch, "raise");
-        }
         self.tell_standings();
         for (node, why) in &judged.out {
             self.report(format!("node/{node} is no longer let in: its evidence has failed: {why}"));
@@ -169,6 +166,10 @@ impl NetworkService {
         if judged.is_new {
             self.is_unsaved.set(true);
             self.save_if_not()?;
+        }
+        // Of what was not kept this service knows nothing after its end, and would say it again.
+        for (node, epoch) in judged.turned.iter().filter(|(node, _)| *node != self.vat.node()) {
+            tracing::debug!(target: TRACE, at = self.vat.now_ms(), %node, epoch, "raise");
         }
         if let Some(fault) = judged.wrong {
             tracing::warn!(%fault, "a judgement does not count");
